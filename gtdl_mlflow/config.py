@@ -5,11 +5,38 @@ Nothing here imports MLflow or a framework: a mistake on the command line is ans
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import difflib
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from enum import Enum
-from typing import Any
+from pathlib import Path
+from typing import Any, get_type_hints
 
-from omegaconf import MISSING
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+from .worker import inputs, network
+from .worker.job import Training
+
+__all__ = ["CONF", "Config", "ConfigError", "Dataset", "Framework", "compose", "explain", "load"]
+
+_HERE = Path(__file__).parent
+CONF = _HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parent / "conf"
+"""``conf/``: beside the package in a checkout, inside it when installed."""
+
+
+class ConfigError(ValueError):
+    """What the user asked for cannot be; the message is one line with the key, the value and the choices."""
 
 
 class Tuning(str, Enum):
@@ -17,13 +44,6 @@ class Tuning(str, Enum):
 
     plain = "plain"
     best = "best"
-
-
-class Order(str, Enum):
-    """``sequential``: the data set's own order, over and over; ``shuffled``: a new order every epoch."""
-
-    sequential = "sequential"
-    shuffled = "shuffled"
 
 
 @dataclass
@@ -75,6 +95,8 @@ class Framework:
     version: str = MISSING
     adapter: str = MISSING
     """``module:Class``, imported in the worker only."""
+    numpy: str = ""
+    """NumPy's version in the framework's environment, for use in the recipes."""
     python: Python = field(default_factory=Python)
     devices: dict[str, Device] = field(default_factory=dict)
     tuning: dict[str, Settings] = field(default_factory=dict)
@@ -100,3 +122,280 @@ class Dataset:
     """Where the data set is described."""
     terms: str = MISSING
     """Licence or terms of use."""
+
+
+@dataclass
+class Model:
+    """A network, as data; ``worker/network.py`` has the vocabulary."""
+
+    name: str = MISSING
+    layers: dict[str, Any] = field(default_factory=dict)
+    """Layer name to ``{type: ..., ...}``, in their order."""
+    weights: dict[str, Any] = field(default_factory=dict)
+    """Starting distribution that layers refer to as ``${model.weights}``."""
+    biases: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Hardware:
+    """Where the worker runs."""
+
+    name: str = MISSING
+    device: str = MISSING
+    """``cpu`` or ``gpu``."""
+    threads: int | None = None
+    """Threads the framework may use; None: one for each of ``cores``."""
+    cores: list[int] | None = None
+    """CPUs the worker is pinned to; None: those this process may use."""
+
+    def usable_cores(self) -> list[int]:
+        """The CPUs a worker has."""
+        return self.cores if self.cores is not None else sorted(os.sched_getaffinity(0))
+
+
+@dataclass
+class Tracking:
+    """Where MLflow keeps the run."""
+
+    uri: str = MISSING
+    experiment: str = "gtdl"
+    """Used unless MLflow was told an experiment itself (``mlflow run``, MLFLOW_EXPERIMENT_NAME or _ID)."""
+    model: bool = True
+    """Whether to log the trained model."""
+    system_metrics_interval_s: float = 1.0
+    """Between two samples of MLflow's system metrics; 0: none. MLflow's own 10 s would miss a short run."""
+
+
+@dataclass
+class Limits:
+    """When to give up."""
+
+    run_timeout_s: float = 86400.0
+    """A worker that has not finished by then is killed and its run fails."""
+
+
+@dataclass
+class Config:
+    """One run."""
+
+    framework: Framework = field(default_factory=Framework)
+    dataset: Dataset = field(default_factory=Dataset)
+    model: Model = field(default_factory=Model)
+    training: Training = field(default_factory=Training)
+    hardware: Hardware = field(default_factory=Hardware)
+    tracking: Tracking = field(default_factory=Tracking)
+    limits: Limits = field(default_factory=Limits)
+    seed: int = 0
+    """Of the initial weights, the order of the images and dropout."""
+    budget: float = 1.0
+    """Share of the training's iterations to run, above 0 and at most 1; the schedule is compressed with them."""
+    tuning: Tuning = Tuning.best
+
+    @property
+    def settings(self) -> Settings:
+        """The framework's speed settings that ``tuning`` chose."""
+        return self.framework.tuning[self.tuning.value]
+
+    @property
+    def network(self) -> network.Network:
+        """The network of ``model`` on this data set, after the input treatment."""
+        height, width, channels = self.dataset.image_shape
+        shape = inputs.Treatment(self.training.inputs).shape((height, width, channels))
+        return network.build(self.model.layers, shape, self.dataset.classes)
+
+    @property
+    def threads(self) -> int:
+        return self.hardware.threads or len(self.hardware.usable_cores())
+
+    def plain(self) -> dict[str, Any]:
+        """All of it as plain types, for a file or a hash."""
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return plain
+
+    def hash(self) -> str:
+        """Of everything that can change a result: all but where it is tracked and when it is given up."""
+        plain = self.plain()
+        del plain["tracking"], plain["limits"]
+        return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _family(dataset: str) -> str:
+    """``family`` in the data set's yaml; the name itself if there is none, so that Hydra says what is wrong."""
+    path = CONF / "dataset" / f"{dataset}.yaml"
+    return str(OmegaConf.select(OmegaConf.load(path), "family")) if path.is_file() else dataset
+
+
+OmegaConf.register_new_resolver("dataset_family", _family, replace=True)
+ConfigStore.instance().store(name="schema", node=Config)
+
+
+def compose(overrides: list[str]) -> Config:
+    """The configuration of a command line.
+
+    Raises:
+        ConfigError: it is wrong; the message is one line.
+    """
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3", job_name="gtdl"):
+            return load(hydra_compose("config", overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(explain(error)) from error
+
+
+def load(composed: Any) -> Config:
+    """A composed ``DictConfig``, typed and checked.
+
+    Raises:
+        ConfigError: a value that cannot be.
+    """
+    _unknown_keys(composed)
+    config = OmegaConf.to_object(composed)
+    assert isinstance(config, Config)
+    _check(config)
+    return config
+
+
+def _check(config: Config) -> None:
+    training, hardware = config.training, config.hardware
+    at_least = [
+        ("training.batch_size", training.batch_size, 1),
+        ("training.test_batch_size", training.test_batch_size, 1),
+        ("training.iterations", training.iterations, 1),
+        ("training.evaluate_every", training.evaluate_every, 0),
+        ("training.weight_decay", training.weight_decay, 0),
+        ("training.validation.images", training.validation.images, 0),
+        ("training.schedule.gamma", training.schedule.gamma, 0),
+        ("hardware.threads", hardware.threads, 1),
+        ("tracking.system_metrics_interval_s", config.tracking.system_metrics_interval_s, 0),
+    ]
+    for key, value, least in at_least:
+        if value is not None and not value >= least:
+            raise ConfigError(f"{key}={value}: must be at least {least}")
+    above_zero = [
+        ("training.epochs", training.epochs),
+        ("training.learning_rate", training.learning_rate),
+        ("training.bias_rate", training.bias_rate),
+        ("training.epsilon", training.epsilon),
+        ("limits.run_timeout_s", config.limits.run_timeout_s),
+    ]
+    for key, value in above_zero:
+        if value is not None and not value > 0:
+            raise ConfigError(f"{key}={value}: must be above 0")
+    if not 0 < config.budget <= 1:
+        raise ConfigError(f"budget={config.budget}: must be above 0 and at most 1 (0.1 runs a tenth of the iterations)")
+    for key, value in (("momentum", training.momentum), ("beta1", training.beta1), ("beta2", training.beta2)):
+        if not 0 <= value < 1:
+            raise ConfigError(f"training.{key}={value}: must be at least 0 and below 1")
+    if not 0 <= config.seed < 2**32:
+        raise ConfigError(f"seed={config.seed}: must be at least 0 and below 2**32")
+    if training.epochs is None and training.iterations is None:
+        raise ConfigError("training.epochs=null: set training.epochs or training.iterations, nothing says when to stop")
+    validation = training.validation
+    if validation.images >= validation.out_of:
+        raise ConfigError(
+            f"training.validation.images={validation.images}: must be below training.validation.out_of="
+            f"{validation.out_of}, or nothing is left to train on"
+        )
+    try:
+        built = config.network
+    except (network.NetworkError, inputs.InputError) as error:
+        raise ConfigError(f"model={config.model.name} on dataset={config.dataset.name}: {error}") from error
+    del built
+    images = config.dataset.train_images - validation.count(config.dataset.train_images)
+    if training.batch_size > images:
+        raise ConfigError(f"training.batch_size={training.batch_size}: there are only {images} training images")
+    _check_device(config)
+
+
+def _check_device(config: Config) -> None:
+    framework, hardware = config.framework, config.hardware
+    if hardware.device not in framework.devices:
+        raise ConfigError(f"hardware.device={hardware.device}: expected one of {', '.join(sorted(framework.devices))}")
+    if reason := framework.devices[hardware.device].unavailable:
+        usable = ", ".join(name for name, device in sorted(framework.devices.items()) if not device.unavailable)
+        raise ConfigError(f"hardware.device={hardware.device}: framework={framework.name} runs on {usable}: {reason}")
+    if hardware.device == "gpu" and not _has_gpu():
+        raise ConfigError("hardware.device=gpu: no NVIDIA GPU on this machine; hardware=cpu uses its CPU")
+    own = sorted(os.sched_getaffinity(0))
+    if hardware.cores is not None and not (hardware.cores and set(hardware.cores) <= set(own)):
+        raise ConfigError(f"hardware.cores={hardware.cores}: expected some of {own}, the cores this process may use")
+    if hardware.threads is not None and hardware.threads > len(hardware.usable_cores()):
+        raise ConfigError(f"hardware.threads={hardware.threads}: there are {len(hardware.usable_cores())} cores to use")
+
+
+def _has_gpu() -> bool:
+    """Whether NVIDIA's driver lists a GPU; asked without any framework."""
+    tool = shutil.which("nvidia-smi")
+    return tool is not None and subprocess.run([tool, "-L"], capture_output=True, timeout=30).stdout.startswith(b"GPU")
+
+
+def explain(error: Exception) -> str:
+    """Hydra's or OmegaConf's complaint in one line: the key, the value, the choices."""
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        return f"{group}={name}: expected one of {', '.join(error.options or [])}{_similar(name, error.options or [])}"
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OmegaConfBaseException) and cause.full_key:
+            if isinstance(cause, (ConfigKeyError, ConfigAttributeError)):
+                there = [str(key) for key in cause.parent_node] if isinstance(cause.parent_node, DictConfig) else []
+                return _unknown_key(str(cause.full_key), there)
+            return _wrong_value(str(cause.full_key), _first_line(cause))
+        cause = cause.__cause__
+    message = _first_line(error)
+    if ambiguous := re.search(r"Ambiguous value for argument '(.*)'", message):
+        return f"{ambiguous[1]}: several values make a sweep, which needs -m"
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: expected key=value ({message})"
+    return message
+
+
+def _unknown_key(key: str, there: list[str]) -> str:
+    parent, _, leaf = key.rpartition(".")
+    elsewhere = [name for name in _keys(Config) if name.rpartition(".")[2] == leaf]
+    if not parent:
+        there = [name for name in there if name != "hydra"] + ["setting"]
+    hint = f" (did you mean {elsewhere[0]}?)" if elsewhere else _similar(leaf, there)
+    return f"{key}: no such key; {f'{parent} has' if parent else 'there are'} {', '.join(there) or 'none'}{hint}"
+
+
+def _wrong_value(key: str, message: str) -> str:
+    if found := re.match(r"Value '(.*)' of type '\w+' could not be converted to (\w+)", message):
+        kind = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}.get(found[2], found[2])
+        return f"{key}={found[1]}: expected {kind}"
+    if found := re.match(r"Invalid value '(.*)', expected one of \[(.*)\]", message):
+        return f"{key}={found[1]}: expected one of {found[2]}"
+    return f"{key}: {message}"
+
+
+def _unknown_keys(composed: Any) -> None:
+    """Hydra's ``+key=value`` adds to any node; a key that the schema does not know would be read by nobody."""
+    kind = OmegaConf.get_type(composed)
+    if not is_dataclass(kind):
+        return
+    known = [item.name for item in fields(kind)]
+    for key in composed:
+        full = str(composed._get_full_key(key))
+        if key not in known:
+            raise ConfigError(_unknown_key(full, known))
+        if not OmegaConf.is_missing(composed, key):
+            _unknown_keys(composed[key])
+
+
+def _keys(schema: type, prefix: str = "") -> list[str]:
+    """Every key of the schema, dotted."""
+    found = []
+    for name, kind in get_type_hints(schema).items():
+        found.append(prefix + name)
+        if is_dataclass(kind):
+            found += _keys(kind, f"{prefix}{name}.")  # type: ignore[arg-type]
+    return found
+
+
+def _similar(given: str, choices: Sequence[str]) -> str:
+    close = difflib.get_close_matches(given, choices, 1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0]

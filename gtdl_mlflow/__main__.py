@@ -1,0 +1,94 @@
+"""``python -m gtdl_mlflow [key=value ...]``: one run, or with ``-m`` a sweep. The Hydra application."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from .config import CONF, Config, ConfigError, explain, load
+from .sweep import SweepRun
+
+FLAGS = {
+    "--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun",
+    "--shell-completion", "--config-path", "--config-name", "--config-dir", "--experimental-rerun", "--info",
+}  # fmt: skip
+"""Hydra's own; every other ``--key value`` is one of MLflow's extra parameters."""
+
+
+def main() -> None:
+    """Run the command line; exit with 0, 1 if a run failed, 2 if it was asked for wrongly, 130 at Ctrl-C."""
+    sys.argv[1:] = overrides(sys.argv[1:])
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # hand errors to us instead of printing them at length
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        application()
+    except (HydraException, OmegaConfBaseException, ConfigError) as error:
+        print(f"gtdl_mlflow: {error if isinstance(error, ConfigError) else explain(error)}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        if SweepRun.open is not None:
+            SweepRun.open.close(killed=True)
+        print("gtdl_mlflow: stopped", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(1 if failed or SweepRun.failures else 0)
+
+
+def overrides(arguments: list[str]) -> list[str]:
+    """Hydra's arguments, with MLflow's ``--key value`` and ``--key=value`` turned into ``key=value``."""
+    turned, rest = [], iter(arguments)
+    for argument in rest:
+        key, given, value = argument.partition("=")
+        if not argument.startswith("--") or key in FLAGS:
+            turned.append(argument)
+        else:
+            turned.append(f"{key[2:]}={value if given else next(rest, '')}")
+    return turned
+
+
+failed: list[str] = []
+"""The reasons of the runs of this process that failed."""
+
+
+@hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
+def application(composed: Any) -> float | None:
+    """One job: the accuracy in percent, or nothing if the run failed."""
+    config = load(composed)
+    # Only now: MLflow takes two seconds to import, a mistake on the command line should not.
+    from . import benchmark, tracking
+
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    print(f"{benchmark.label(config)}, on the {config.hardware.device}", flush=True)
+    try:
+        outcome = benchmark.run(config, folder)
+    except (*benchmark.FAILURES, tracking.TrackingFailed) as error:
+        failed.append(str(error))
+        print(f"gtdl_mlflow: {error}", file=sys.stderr)
+        return None
+    print(summary(config, outcome.metrics))
+    print(f"MLflow run {outcome.run_id}; to look at it: mlflow ui --backend-store-uri {config.tracking.uri}")
+    return outcome.metrics["accuracy_percent"]
+
+
+def summary(config: Config, metrics: dict[str, float]) -> str:
+    """The three headline figures."""
+    return (
+        f"accuracy {metrics['accuracy_percent']:.2f} %, training {metrics['training_time_s']:.2f} s, "
+        f"testing {metrics['testing_time_s']:.3f} s (budget {config.budget:g}, seed {config.seed})"
+    )
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    main()

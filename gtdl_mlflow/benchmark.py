@@ -1,0 +1,74 @@
+"""One run, top to bottom."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import datasets, environments, tracking
+from .config import Config
+from .launch import WorkerFailed, launch
+from .progress import ProgressLine
+from .worker.job import Job
+
+FAILURES = (WorkerFailed, environments.EnvironmentFailed, datasets.DatasetError)
+"""What can go wrong with a run that was asked for rightly: it is then a FAILED run, with the reason."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished run: where it is tracked, and the last value of every metric."""
+
+    run_id: str
+    experiment_id: str
+    metrics: dict[str, float]
+
+
+def run(config: Config, folder: Path) -> Outcome:
+    """Train and test one network in one framework, tracked in MLflow; files of the run go to ``folder``.
+
+    Raises:
+        WorkerFailed, EnvironmentFailed, DatasetError: the MLflow run is FAILED, with the reason.
+    """
+    with tracking.Run(config, folder) as tracked, ProgressLine(label(config)) as line:
+        data = datasets.prepare(config.dataset)
+        environment = environments.ensure(config.framework, config.hardware.device)
+        tracked.uses(environment, data)
+        job = job_of(config, data.folder, folder)
+        worker = launch(job, environment.python, config.settings.environment, folder, config.limits.run_timeout_s)
+        for event in worker:
+            tracked.add(event)
+            line.show(event)
+        if config.tracking.model:
+            tracked.log_model(Path(job.folder))
+    # MLflow has it now.
+    shutil.rmtree(job.folder)
+    return Outcome(tracked.run_id, tracked.experiment_id, tracked.results)
+
+
+def job_of(config: Config, data: Path, folder: Path) -> Job:
+    """What the worker is asked to do."""
+    return Job(
+        adapter=config.framework.adapter,
+        options=config.settings.options,
+        layers=config.model.layers,
+        image_shape=config.dataset.image_shape,
+        classes=config.dataset.classes,
+        data=str(data),
+        training=config.training,
+        budget=config.budget,
+        seed=config.seed,
+        device=config.hardware.device,
+        threads=config.threads,
+        cores=config.hardware.cores,
+        folder=str(folder / "model"),
+    )
+
+
+def label(config: Config) -> str:
+    """The run in a few words, for a person."""
+    share = "" if config.budget == 1 else f" ({config.budget:.0%} of it)"
+    return (
+        f"{config.framework.name} {config.framework.version}, {config.training.name}{share}, on {config.dataset.name}"
+    )

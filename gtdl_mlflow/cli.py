@@ -1,0 +1,113 @@
+"""``gtdl``: the verbs beside a run. ``gtdl env list|create|remove`` keeps the frameworks' environments.
+
+Exit status: 0 done, 1 it could not be done, 2 it was asked wrongly. An error is one line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+# What a verb needs is imported inside it: `gtdl --help` must not wait for Hydra, and no verb for another's libraries.
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command ``gtdl``; returns its exit status."""
+    parser = argparse.ArgumentParser(prog="gtdl", description="Environments of the gtdl benchmark's frameworks.")
+    subjects = parser.add_subparsers(required=True, metavar="SUBJECT")
+    _add_env(subjects)
+    # The data sets' verbs are added here.
+    arguments = parser.parse_args(argv)
+    try:
+        status: int = arguments.verb(arguments)
+    except KeyboardInterrupt:
+        return _fail("interrupted", status=130)
+    return status
+
+
+def _fail(reason: str, *, status: int = 1) -> int:
+    print(f"gtdl: {reason}", file=sys.stderr)
+    return status
+
+
+def _add_env(subjects: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    env = subjects.add_parser("env", help="the frameworks' virtual environments")
+    verbs = env.add_subparsers(required=True, metavar="VERB")
+
+    listing = verbs.add_parser("list", help="what has been made, and where")
+    listing.set_defaults(verb=_env_list)
+
+    creation = verbs.add_parser("create", help="make a framework's environment now, before a run needs it")
+    creation.add_argument("framework")
+    creation.add_argument(
+        "overrides", nargs="*", metavar="OVERRIDE", help="as for a run: framework.version=..., hardware=gpu"
+    )
+    creation.set_defaults(verb=_env_create)
+
+    removal = verbs.add_parser("remove", help="delete all environments of a framework")
+    removal.add_argument("framework")
+    removal.set_defaults(verb=_env_remove)
+
+
+def _env_list(arguments: argparse.Namespace) -> int:
+    from . import environments
+    from .home import home
+
+    rows = [("FRAMEWORK", "VERSION", "DEVICE", "PYTHON", "SIZE", "FOLDER")]
+    for made in environments.existing():
+        assert made.folder is not None  # only what is on disk is listed
+        size = f"{_size_bytes(made.folder) / 1e6:.0f} MB"
+        rows.append((made.framework, made.version, made.device, made.python_version, size, made.folder.name))
+    if len(rows) > 1:
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        for row in rows:
+            print("  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip())
+    else:
+        print("no environment has been made yet")
+    print(f"in {home() / 'environments'} (GTDL_HOME={home()})")
+    return 0
+
+
+def _size_bytes(folder: Path) -> int:
+    # Links are not followed: the interpreter itself belongs to the machine.
+    return sum((Path(place) / name).lstat().st_size for place, _, names in os.walk(folder) for name in names)
+
+
+def _env_create(arguments: argparse.Namespace) -> int:
+    from . import config, environments
+
+    try:
+        composed = config.compose([f"framework={arguments.framework}", *arguments.overrides])
+    except config.ConfigError as error:
+        return _fail(str(error), status=2)
+    try:
+        made = environments.ensure(composed.framework, composed.hardware.device)
+    except environments.EnvironmentFailed as error:
+        return _fail(str(error))
+    if made.folder is None:
+        print(f"{made.framework} needs no environment: it runs in {made.python}")
+    else:
+        print(f"{made.framework} {made.version} ({made.device}, Python {made.python_version}): {made.folder}")
+    return 0
+
+
+def _env_remove(arguments: argparse.Namespace) -> int:
+    from . import environments
+
+    try:
+        gone = environments.remove(arguments.framework)
+    except environments.EnvironmentFailed as error:
+        return _fail(str(error))
+    if not gone:
+        there = ", ".join(sorted({made.framework for made in environments.existing()})) or "none at all"
+        return _fail(f"no environment of {arguments.framework} to remove; there are environments of: {there}")
+    for folder in gone:
+        print(f"removed {folder}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

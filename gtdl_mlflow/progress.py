@@ -1,0 +1,54 @@
+"""One line that moves while a worker trains; nothing where nobody watches."""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+
+from .worker.events import Event, Metrics, Progress
+
+
+class ProgressLine:
+    """Shows epoch, speed, loss and the time left on standard error, if that is a terminal."""
+
+    def __init__(self, label: str) -> None:
+        self._label = label
+        self._shown = sys.stderr.isatty()
+
+    def __enter__(self) -> ProgressLine:
+        return self
+
+    def show(self, event: Event) -> None:
+        """Take note of an event."""
+        if not self._shown:
+            return
+        if isinstance(event, Progress):
+            self._write(line(self._label, event))
+        elif isinstance(event, Metrics) and "testing_time_s" in event.values:
+            self._write(f"{self._label}: tested, saving")
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._shown:
+            self._write("")
+
+    def _write(self, text: str) -> None:
+        sys.stderr.write(f"\r\x1b[K{text}")
+        sys.stderr.flush()
+
+
+def line(label: str, event: Progress) -> str:
+    """``torch on mnist_5k: epoch 3.2, 41 %, 1,234 images/s, loss 0.1234, 12 s left``."""
+    share = event.iteration / event.iterations
+    left = (event.iterations - event.iteration) * event.batch_size / event.images_per_s
+    return (
+        f"{label}: epoch {event.epoch:.1f}, {share:.0%}, {event.images_per_s:,.0f} images/s, "
+        f"loss {event.loss:.4f}, {_duration(left)} left"
+    )
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -1,0 +1,56 @@
+"""``python -m gtdl_mlflow.worker JOB.json [EVENTS_FD]``: do one job, in the interpreter of its framework.
+
+Events go to the descriptor EVENTS_FD, or to standard output if none is given; all that a framework prints goes to
+standard error, whichever stream it chose.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+if not __package__:
+    # Started by its path, in isolated mode: make this one package importable without putting its neighbours, which
+    # are the driver's site-packages, on the framework's path.
+    import importlib.util
+
+    root = Path(__file__).parents[1]
+    spec = importlib.util.spec_from_file_location(
+        "gtdl_mlflow", root / "__init__.py", submodule_search_locations=[str(root)]
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    sys.modules["gtdl_mlflow"] = package = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(package)
+    __package__ = "gtdl_mlflow.worker"
+
+
+def main(arguments: list[str]) -> int:
+    if len(arguments) not in (1, 2):
+        print(__doc__, file=sys.stderr)
+        return 2
+    descriptor = int(arguments[1]) if len(arguments) == 2 else os.dup(1)
+    # Frameworks print to descriptor 1 from C, so it is moved before any of them is imported.
+    os.dup2(2, 1)
+    # A process that a framework starts must not hold the stream open after this one is gone.
+    os.set_inheritable(descriptor, False)
+
+    from . import events, experiment
+    from .job import Job
+
+    job = Job.read(Path(arguments[0]))
+    if job.cores is not None:
+        os.sched_setaffinity(0, job.cores)
+    with os.fdopen(descriptor, "w") as stream:
+        try:
+            experiment.run(job, lambda event: events.write(stream, event))
+        except BrokenPipeError:
+            # The driver is gone. Nobody will read the result, and the device is wanted by others.
+            print("the driver is gone, stopping", file=sys.stderr)
+            os._exit(1)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,82 @@
+"""What a worker can say: one JSON object a line, on a descriptor of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import time
+from dataclasses import dataclass, field
+from typing import IO, Any
+
+
+@dataclass(frozen=True)
+class Described:
+    """What the framework says of itself and of the job: facts, as text or numbers."""
+
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where training stands; for a person watching."""
+
+    iteration: int
+    iterations: int
+    batch_size: int
+    epoch: float
+    loss: float
+    images_per_s: float
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Measured values, at a training iteration."""
+
+    values: dict[str, float]
+    step: int = 0
+    time: float = field(default_factory=time.time)
+    """Seconds since 1970."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The worker did all it was asked; nothing follows."""
+
+
+Event = Described | Progress | Metrics | Finished
+_TYPES: dict[str, type] = {kind.__name__.lower(): kind for kind in (Described, Progress, Metrics, Finished)}
+
+
+def write(stream: IO[str], event: Event) -> None:
+    """One line, flushed. Numbers that JSON does not know (a loss of NaN) travel as text."""
+    fields = {key: _encode(value) for key, value in dataclasses.asdict(event).items()}
+    stream.write(json.dumps({"event": type(event).__name__.lower(), **fields}, allow_nan=False) + "\n")
+    stream.flush()
+
+
+def parse(line: str) -> Event:
+    """The event of one line.
+
+    Raises:
+        ValueError: the line is not an event.
+    """
+    try:
+        fields = json.loads(line)
+        kind = _TYPES[fields.pop("event")]
+        event: Event = kind(**{key: _decode(value) for key, value in fields.items()})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"not an event: {line.strip()[:200]!r}") from error
+    return event
+
+
+def _encode(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _encode(item) for key, item in value.items()}
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _decode(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _decode(item) for key, item in value.items()}
+    return float(value) if value in ("nan", "inf", "-inf") else value

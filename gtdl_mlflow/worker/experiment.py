@@ -1,0 +1,279 @@
+"""The procedure of one run: build, train, test, save. The only clock and the only accuracy there are."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import itertools
+import json
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import initial
+from .events import Described, Event, Finished, Metrics, Progress
+from .frameworks.base import Adapter, Setup
+from .inputs import Treatment, batches, split, test_batches
+from .job import Job
+from .network import Network, build
+
+Emit = Callable[[Event], None]
+
+WARM_UP_STEPS = 10
+"""Steps left out of the steady speed, though never out of the training time."""
+
+CHUNK_S = 0.5
+"""About how long a stretch of steps between two reports takes: short for a live line, long beside a report's cost."""
+
+EVALUATION_BATCH = 500
+"""Images at a time while the clock is stopped; how they are batched does not change what they are classified as."""
+
+
+class Clock:
+    """Seconds, on a monotonic clock of nanoseconds; it can be stopped and started."""
+
+    def __init__(self, now: Callable[[], int] = time.perf_counter_ns):
+        self._now = now
+        self._sum = 0
+        self._since: int | None = None
+
+    def start(self) -> None:
+        self._since = self._now()
+
+    def stop(self) -> float:
+        """The seconds it has run so far."""
+        assert self._since is not None
+        self._sum += self._now() - self._since
+        self._since = None
+        return self.seconds
+
+    @property
+    def seconds(self) -> float:
+        running = 0 if self._since is None else self._now() - self._since
+        return (self._sum + running) / 1e9
+
+
+def run(job: Job, emit: Emit) -> None:
+    """Train and test the job's network, telling ``emit`` what happens as it happens.
+
+    Boundaries of the times: ``setup/import_s`` the adapter and its framework; ``setup/build_s`` initial weights and
+    network; ``setup/data_s`` mapping and treating the images; ``training_time_s`` from before the first batch to after
+    the device finished the last step, evaluation left out; ``testing_time_s`` one pass over the test set, batching and
+    transfer included, after one batch outside the clock.
+    """
+    wall = Clock()
+    wall.start()
+    with _measured(emit, "setup/import_s"):
+        adapter_class = adapter(job.adapter)
+    with _measured(emit, "setup/build_s"):
+        treatment, model, network = assemble(job, adapter_class)
+    with _measured(emit, "setup/data_s"):
+        data = Data(job, treatment, model)
+    facts = {f"framework_{key}" if key == "version" else key: value for key, value in model.describe().items()}
+    emit(Described({**facts, "python": platform.python_version(), "numpy": np.__version__,
+                    "parameters": network.parameter_count, "flops_per_image": network.flops_per_image,
+                    "train_images": len(data.train_images), "test_images": len(data.test_images)}))  # fmt: skip
+    train(job, model, data, emit)
+    emit(Described({"weights_sha256": digest(model.weights())}))
+    test(job, model, data, emit)
+    with _measured(emit, "setup/save_s"):
+        save(job, model, treatment, Path(job.folder))
+    emit(Metrics({"worker/wall_s": wall.stop()}))
+    emit(Finished())
+
+
+def adapter(path: str) -> type[Adapter]:
+    """The class at ``module:Class``; importing it imports the framework."""
+    module, _, name = path.partition(":")
+    found: type[Adapter] = getattr(importlib.import_module(module), name)
+    return found
+
+
+def assemble(job: Job, adapter_class: type[Adapter]) -> tuple[Treatment, Adapter, Network]:
+    """Treatment and network of a job, with its initial weights."""
+    treatment = Treatment(job.training.inputs)
+    height, width, channels = job.image_shape
+    network = build(job.layers, treatment.shape((height, width, channels)), job.classes)
+    setup = Setup(
+        network, initial.weights(network, job.seed), initial.masks(network, job.seed), job.training,
+        job.device, job.threads, job.seed, job.options,
+    )  # fmt: skip
+    return treatment, adapter_class(setup), network
+
+
+class Data:
+    """The treated images: float32 in the adapter's layout."""
+
+    def __init__(self, job: Job, treatment: Treatment, model: Adapter) -> None:
+        arrays = {
+            name: np.load(Path(job.data) / f"{name}.npy", mmap_mode="r")
+            for name in ("train_images", "train_labels", "test_images", "test_labels")
+        }
+        trained = split(len(arrays["train_images"]), job.training)
+        self.train_images = treatment.apply("train", arrays["train_images"][trained], model.layout)
+        self.train_labels = arrays["train_labels"][trained].astype(model.label_type)
+        self.test_images = treatment.apply("test", arrays["test_images"], model.layout)
+        self.test_labels = np.asarray(arrays["test_labels"])
+
+
+def train(job: Job, model: Adapter, data: Data, emit: Emit) -> None:
+    """All training steps, in stretches between which progress is reported and, with the clock stopped, evaluated."""
+    training, count = job.training, len(data.train_images)
+    steps = training.steps(count, job.budget)
+    steps_per_epoch = count / training.batch_size
+    feed = batches(data.train_images, data.train_labels, training.batch_size, training.order, job.seed)
+    looks = evaluations(steps, steps_per_epoch, training.evaluate_every)
+
+    clock, evaluation, steady, losses = Clock(), Clock(), Steady(), Mean()
+    clock.start()
+    step, length = 0, 1
+    for look in [*looks, steps]:
+        while step < look:
+            stop = min(step + length, look)
+            before = clock.seconds
+            stretch = model.train(feed, training.rates(step, stop, job.budget))
+            seconds = clock.seconds - before
+            steady.add(step, stop, seconds)
+            losses.add(stretch)
+            length = max(1, min(2 * length, int((stop - step) * CHUNK_S / max(seconds, 1e-9))))
+            step = stop
+            rate = training.batch_size * steady.steps_per_s
+            emit(Progress(step, steps, training.batch_size, step / steps_per_epoch, float(stretch[-1]), rate))
+        if look < steps:
+            elapsed = clock.stop()
+            evaluation.start()
+            right = evaluate(model, data) == data.test_labels
+            evaluation.stop()
+            emit(Metrics({"eval/accuracy_percent": 100 * float(right.mean()), "train/loss": losses.take(),
+                          "train/epoch": step / steps_per_epoch, "train/elapsed_s": elapsed}, step))  # fmt: skip
+            clock.start()
+    training_s = clock.stop()
+    values = {
+        "training_time_s": training_s,
+        "train/images_per_s": training.batch_size * steps / training_s,
+        "train/steady_images_per_s": training.batch_size * steady.steps_per_s,
+        "train/first_step_s": steady.first_s,
+        "train/evaluation_s": evaluation.seconds,
+        "train/iterations": steps,
+        "train/loss": losses.take(),
+        "train/epoch": steps / steps_per_epoch,
+        "train/elapsed_s": training_s,
+    }
+    emit(Metrics(values, steps))
+
+
+def evaluations(steps: int, steps_per_epoch: float, every: int) -> list[int]:
+    """The steps after which the test accuracy is looked at: every so many epochs, but the last step left to testing."""
+    if not every:
+        return []
+    looks = (round(number * every * steps_per_epoch) for number in itertools.count(1))
+    return list(itertools.takewhile(lambda look: look < steps, (look for look in looks if look > 0)))
+
+
+def evaluate(model: Adapter, data: Data) -> np.ndarray:
+    classes: np.ndarray = model.predict(test_batches(data.test_images, EVALUATION_BATCH)).argmax(axis=1)
+    return classes
+
+
+def test(job: Job, model: Adapter, data: Data, emit: Emit) -> None:
+    """Classify the whole test set once, after one batch that is not timed."""
+    size = job.training.test_batch_size
+    model.predict(itertools.islice(test_batches(data.test_images, size), 1))
+    clock = Clock()
+    clock.start()
+    logits = model.predict(test_batches(data.test_images, size))
+    seconds = clock.stop()
+    right = logits.argmax(axis=1) == data.test_labels
+    best = np.argsort(-logits, axis=1)[:, :5]
+    emit(
+        Metrics(
+            {
+                "testing_time_s": seconds,
+                "accuracy_percent": 100 * float(right.mean()),
+                "test/top5_accuracy_percent": 100 * float((best == data.test_labels[:, None]).any(axis=1).mean()),
+                "test/loss": cross_entropy(logits, data.test_labels),
+                "test/images_per_s": len(right) / seconds,
+            }
+        )
+    )
+
+
+def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Mean softmax cross-entropy in nats, in float64."""
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    return float(np.mean(np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(labels)), labels]))
+
+
+def save(job: Job, model: Adapter, treatment: Treatment, folder: Path) -> None:
+    """The native model, and what is needed beside it to classify raw images again."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save(folder)
+    replace(job, data="", folder="", cores=None).write(folder / "job.json")  # the model may move to another machine
+    (folder / "treatment.json").write_text(json.dumps(treatment.statistics))
+
+
+def digest(weights: initial.Weights) -> str:
+    """SHA-256 of all canonical values: equal only if two runs ended with the same weights to the last bit."""
+    total = hashlib.sha256()
+    for name, values in sorted(weights.items()):
+        total.update(name.encode())
+        total.update(np.ascontiguousarray(values, np.float32).tobytes())
+    return total.hexdigest()
+
+
+class Steady:
+    """The pace of training after its warm-up."""
+
+    def __init__(self) -> None:
+        self.first_s = 0.0
+        self._all = (0, 0.0)
+        self._warm = (0, 0.0)
+
+    def add(self, start: int, stop: int, seconds: float) -> None:
+        """The steps ``start`` to ``stop`` took ``seconds``."""
+        if start == 0:
+            self.first_s = seconds / stop
+        self._all = (self._all[0] + stop - start, self._all[1] + seconds)
+        if start >= WARM_UP_STEPS:
+            self._warm = (self._warm[0] + stop - start, self._warm[1] + seconds)
+
+    @property
+    def steps_per_s(self) -> float:
+        """Of the warm steps; of all, as long as none is warm."""
+        steps, seconds = self._warm if self._warm[0] else self._all
+        return steps / seconds
+
+
+class Mean:
+    """The mean of the losses since it was last taken."""
+
+    def __init__(self) -> None:
+        self._parts: list[np.ndarray] = []
+
+    def add(self, losses: np.ndarray) -> None:
+        self._parts.append(losses)
+
+    def take(self) -> float:
+        mean = float(np.concatenate(self._parts).mean(dtype=np.float64))
+        self._parts = []
+        return mean
+
+
+class _measured:
+    """Reports how long its block took."""
+
+    def __init__(self, emit: Emit, name: str) -> None:
+        self._emit, self._name = emit, name
+        self._clock = Clock()
+
+    def __enter__(self) -> None:
+        self._clock.start()
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        if kind is None:
+            self._emit(Metrics({self._name: self._clock.stop()}))

@@ -1,0 +1,1 @@
+"""One adapter per file, one interface: ``base.Adapter``."""

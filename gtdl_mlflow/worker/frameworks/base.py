@@ -1,0 +1,80 @@
+"""The interface between the shared procedure and one framework."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..initial import Weights
+from ..inputs import Batch
+from ..job import Training
+from ..network import Network
+
+
+@dataclass(frozen=True)
+class Setup:
+    """All that an adapter is given."""
+
+    network: Network
+    weights: Weights
+    """Canonical starting values, float32: convolution (out, in, height, width), dense (in, out)."""
+    masks: Weights
+    """0/1 masks (out, in, 1, 1) of convolutions that read only some maps, by the name of their weights."""
+    training: Training
+    device: str
+    """``cpu`` or ``gpu``."""
+    threads: int
+    seed: int
+    """For what only the framework draws (dropout)."""
+    options: dict[str, Any]
+    """The framework's speed options, ``conf/framework/X.yaml``."""
+
+
+class Adapter(ABC):
+    """One network in one framework.
+
+    ``train`` and ``predict`` run under the clock: they do nothing but what the framework needs to train and classify,
+    in its own fastest idiom, and return when the device is done. No adapter shuffles, scores, times or logs.
+    """
+
+    layout: str = "NCHW"
+    """Memory layout of the images it wants: NCHW or NHWC. May be set in ``__init__``."""
+    label_type: str = "int64"
+    """NumPy type of the labels it wants."""
+
+    @abstractmethod
+    def __init__(self, setup: Setup) -> None:
+        """Build the network on the device.
+
+        Raises:
+            NotImplementedError: the framework cannot run this network; the message names the layer.
+        """
+
+    @abstractmethod
+    def train(self, batches: Iterable[Batch], rates: list[float]) -> np.ndarray:
+        """One step per learning rate on as many batches; the loss of each step, before its update, float32."""
+
+    @abstractmethod
+    def predict(self, batches: Iterable[np.ndarray]) -> np.ndarray:
+        """Logits of all images of all batches, (images, classes), float32; dropout off."""
+
+    @abstractmethod
+    def weights(self) -> Weights:
+        """The present values in canonical layout: a copy."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write the model in the framework's native format."""
+
+    @abstractmethod
+    def load(self, folder: Path) -> None:
+        """Take over what ``save`` wrote."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """What the framework reports of itself: ``version``, ``device``, ``threads``, ``precision``, build."""

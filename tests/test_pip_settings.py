@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gtdl_mlflow import pip_settings
+from gtdl_mlflow.pip_settings import parse, translate, without_credentials
+
+
+def test_later_sections_win_and_empty_values_do_not_count() -> None:
+    listing = r"""
+:env:.find-links='/env'
+:env:.index-url=''
+:env:.default-timeout='180'
+download.index-url='https://download'
+global.find-links='/global'
+global.index-url='https://global'
+install.index-url='https://install'
+global.extra-index-url='https://one\nhttps://two  https://three'
+a line of nobody
+"""
+    assert parse(listing) == {
+        "find-links": "/env",
+        "index-url": "https://install",
+        "timeout": "180",
+        "extra-index-url": "https://one\nhttps://two  https://three",
+    }
+
+
+def test_every_setting_in_uvs_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("wheels", "more"):
+        (tmp_path / name).mkdir()
+    told = translate(
+        {
+            "index-url": "https://ann:pw@index/simple",
+            "extra-index-url": "https://one\nhttps://two",
+            "find-links": f"{tmp_path}/wheels ~/more {tmp_path}/absent https://page",
+            "constraint": "~/c.txt d.txt",
+            "trusted-host": "one two:8080",
+            "cert": "~/ca.pem",
+            "client-cert": "/me.pem",
+            "proxy": "http://proxy:3128",
+            "timeout": "15.0",
+            "no-index": "true",
+            "quiet": "1",
+        },
+        {},
+    )
+    assert told.environment == {
+        "UV_DEFAULT_INDEX": "https://ann:pw@index/simple",
+        "UV_INDEX": "https://one https://two",
+        "UV_INDEX_STRATEGY": "unsafe-best-match",
+        "UV_FIND_LINKS": f"{tmp_path}/wheels,{tmp_path}/more,https://page",
+        "UV_CONSTRAINT": f"{tmp_path}/c.txt d.txt",
+        "UV_INSECURE_HOST": "one two:8080",
+        "SSL_CERT_FILE": f"{tmp_path}/ca.pem",
+        "SSL_CLIENT_CERT": "/me.pem",
+        "ALL_PROXY": "http://proxy:3128",
+        "UV_HTTP_TIMEOUT": "15",
+    }
+    assert told.arguments == ["--no-index"]
+
+
+def test_nothing_set_says_nothing() -> None:
+    assert translate({"no-index": "false"}, {}) == ({}, [])
+
+
+@pytest.mark.parametrize(
+    ("option", "variable"),
+    [
+        ("index-url", "UV_DEFAULT_INDEX"),
+        ("index-url", "UV_INDEX_URL"),
+        ("extra-index-url", "UV_INDEX"),
+        ("extra-index-url", "UV_EXTRA_INDEX_URL"),
+        ("find-links", "UV_FIND_LINKS"),
+        ("constraint", "UV_CONSTRAINT"),
+        ("trusted-host", "UV_INSECURE_HOST"),
+        ("timeout", "UV_HTTP_TIMEOUT"),
+        ("cert", "SSL_CERT_FILE"),
+        ("proxy", "ALL_PROXY"),
+    ],
+)
+def test_what_uv_was_told_itself_stays(option: str, variable: str) -> None:
+    assert translate({option: "https://pip"}, {}).environment
+    assert translate({option: "https://pip"}, {variable: "uv's own"}).environment == {}
+
+
+def test_pips_real_configuration_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "pip.conf").write_text("[global]\nextra-index-url =\n    https://one\n    https://two\n")
+    for variable in ("UV_INDEX", "UV_EXTRA_INDEX_URL", "PIP_EXTRA_INDEX_URL", "UV_DEFAULT_INDEX", "UV_INDEX_URL"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "pip.conf"))
+    monkeypatch.setenv("PIP_INDEX_URL", "https://index")
+    told = pip_settings.for_uv().environment
+    assert told["UV_INDEX"] == "https://one https://two"
+    assert told["UV_DEFAULT_INDEX"] == "https://index"
+
+
+def test_a_broken_configuration_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "pip.conf").write_text("no section\n")
+    monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "pip.conf"))
+    with pytest.raises(pip_settings.SettingsUnreadable, match="pip config list") as failed:
+        pip_settings.for_uv()
+    assert "\n" not in str(failed.value)
+
+
+def test_credentials_are_blotted_out() -> None:
+    told = without_credentials("see https://ann:p@ss@host/simple and http://TOKEN@other, not https://plain/@scope")
+    assert told == "see https://****@host/simple and http://****@other, not https://plain/@scope"
