@@ -82,7 +82,7 @@ def summary(config: Config, metrics: dict[str, float]) -> str:
     """The three headline figures."""
     return (
         f"accuracy {metrics['accuracy_percent']:.2f} %, training {metrics['training_time_s']:.2f} s, "
-        f"testing {metrics['testing_time_s']:.3f} s (budget {config.budget:g}, seed {config.seed})"
+        f"testing {metrics['testing_time_s']:.3g} s (budget {config.budget:g}, seed {config.seed})"
     )
 
 

@@ -224,6 +224,7 @@ def save_pyfunc(path: Path, data: Path, config: Config, environment: Environment
                 Schema([TensorSpec(np.dtype(np.uint8), (-1, *shape))]),
                 Schema([TensorSpec(np.dtype(np.float32), (-1, classes))]),
             ),
+            input_example=np.zeros((1, *shape), np.uint8),
         )
     # MLflow writes down this process's Python; the model wants its framework's.
     environment_file = path / "python_env.yaml"
