@@ -14,7 +14,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from .config import CONF, Config, ConfigError, explain, load
+from .config import CONF, Config, ConfigError, load
+from .explain import explain
 from .sweep import SweepRun
 
 FLAGS = {
@@ -32,7 +33,7 @@ def main() -> None:
     try:
         application()
     except (HydraException, OmegaConfBaseException, ConfigError) as error:
-        print(f"gtdl_mlflow: {error if isinstance(error, ConfigError) else explain(error)}", file=sys.stderr)
+        print(f"gtdl_mlflow: {error if isinstance(error, ConfigError) else explain(error, Config)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         if SweepRun.open is not None:
@@ -74,7 +75,8 @@ def application(composed: Any) -> float | None:
         print(f"gtdl_mlflow: {error}", file=sys.stderr)
         return None
     print(summary(config, outcome.metrics))
-    print(f"MLflow run {outcome.run_id}; to look at it: mlflow ui --backend-store-uri {config.tracking.uri}")
+    store = tracking.redacted(config.tracking.uri)
+    print(f"MLflow run {outcome.run_id}; to look at it: mlflow ui --backend-store-uri {store}")
     return outcome.metrics["accuracy_percent"]
 
 

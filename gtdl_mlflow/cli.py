@@ -1,4 +1,4 @@
-"""``gtdl``: the verbs beside a run. ``gtdl env list|create|remove`` keeps the frameworks' environments.
+"""``gtdl``: the verbs beside a run. ``gtdl env`` keeps the frameworks' environments, ``gtdl data`` the data sets.
 
 Exit status: 0 done, 1 it could not be done, 2 it was asked wrongly. An error is one line.
 """
@@ -16,10 +16,10 @@ from pathlib import Path
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command ``gtdl``; returns its exit status."""
-    parser = argparse.ArgumentParser(prog="gtdl", description="Environments of the gtdl benchmark's frameworks.")
+    parser = argparse.ArgumentParser(prog="gtdl", description="What the gtdl benchmark's runs need.")
     subjects = parser.add_subparsers(required=True, metavar="SUBJECT")
     _add_env(subjects)
-    # The data sets' verbs are added here.
+    _add_data(subjects)
     arguments = parser.parse_args(argv)
     try:
         status: int = arguments.verb(arguments)
@@ -106,6 +106,43 @@ def _env_remove(arguments: argparse.Namespace) -> int:
         return _fail(f"no environment of {arguments.framework} to remove; there are environments of: {there}")
     for folder in gone:
         print(f"removed {folder}")
+    return 0
+
+
+def _add_data(subjects: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    data = subjects.add_parser("data", help="the data sets")
+    verbs = data.add_subparsers(required=True, metavar="VERB")
+
+    listing = verbs.add_parser("list", help="which there are, and which are at hand")
+    listing.set_defaults(verb=_data_list)
+
+    verification = verbs.add_parser("verify", help="check a data set's files and its prepared form, every byte")
+    verification.add_argument("dataset")
+    verification.set_defaults(verb=_data_verify)
+
+
+def _data_list(arguments: argparse.Namespace) -> int:
+    from . import config, datasets
+    from .home import data_home
+
+    names = sorted(path.stem for path in (config.CONF / "dataset").glob("*.yaml"))
+    for name in names:
+        dataset = config.compose([f"dataset={name}"]).dataset
+        images = f"{dataset.train_images:,} + {dataset.test_images:,} images"
+        print(f"{name.ljust(max(map(len, names)))}  {images.ljust(24)}  {datasets.locate(dataset)}")
+    print(f"published files are looked for in {data_home()} (GTDL_DATA)")
+    return 0
+
+
+def _data_verify(arguments: argparse.Namespace) -> int:
+    from . import config, datasets
+
+    try:
+        print(datasets.verify(config.compose([f"dataset={arguments.dataset}"]).dataset))
+    except config.ConfigError as error:
+        return _fail(str(error), status=2)
+    except datasets.DatasetError as error:
+        return _fail(str(error))
     return 0
 
 

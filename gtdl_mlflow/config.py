@@ -5,30 +5,26 @@ Nothing here imports MLflow or a framework: a mistake on the command line is ans
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import os
-import re
 import shutil
 import subprocess
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from hydra.errors import HydraException
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
+from .explain import explain, unknown_key
 from .worker import inputs, network
 from .worker.job import Training
-
-__all__ = ["CONF", "Config", "ConfigError", "Dataset", "Framework", "compose", "explain", "load"]
 
 _HERE = Path(__file__).parent
 CONF = _HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parent / "conf"
@@ -239,7 +235,7 @@ def compose(overrides: list[str]) -> Config:
         with initialize_config_dir(str(CONF), version_base="1.3", job_name="gtdl"):
             return load(hydra_compose("config", overrides))
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(explain(error)) from error
+        raise ConfigError(explain(error, Config)) from error
 
 
 def load(composed: Any) -> Config:
@@ -248,7 +244,8 @@ def load(composed: Any) -> Config:
     Raises:
         ConfigError: a value that cannot be.
     """
-    _unknown_keys(composed)
+    if complaint := unknown_key(composed):
+        raise ConfigError(complaint)
     config = OmegaConf.to_object(composed)
     assert isinstance(config, Config)
     _check(config)
@@ -327,75 +324,3 @@ def _has_gpu() -> bool:
     """Whether NVIDIA's driver lists a GPU; asked without any framework."""
     tool = shutil.which("nvidia-smi")
     return tool is not None and subprocess.run([tool, "-L"], capture_output=True, timeout=30).stdout.startswith(b"GPU")
-
-
-def explain(error: Exception) -> str:
-    """Hydra's or OmegaConf's complaint in one line: the key, the value, the choices."""
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        group, _, name = error.missing_cfg_file.rpartition("/")
-        return f"{group}={name}: expected one of {', '.join(error.options or [])}{_similar(name, error.options or [])}"
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OmegaConfBaseException) and cause.full_key:
-            if isinstance(cause, (ConfigKeyError, ConfigAttributeError)):
-                there = [str(key) for key in cause.parent_node] if isinstance(cause.parent_node, DictConfig) else []
-                return _unknown_key(str(cause.full_key), there)
-            return _wrong_value(str(cause.full_key), _first_line(cause))
-        cause = cause.__cause__
-    message = _first_line(error)
-    if ambiguous := re.search(r"Ambiguous value for argument '(.*)'", message):
-        return f"{ambiguous[1]}: several values make a sweep, which needs -m"
-    if isinstance(error, OverrideParseException):
-        return f"{error.override}: expected key=value ({message})"
-    return message
-
-
-def _unknown_key(key: str, there: list[str]) -> str:
-    parent, _, leaf = key.rpartition(".")
-    elsewhere = [name for name in _keys(Config) if name.rpartition(".")[2] == leaf]
-    if not parent:
-        there = [name for name in there if name != "hydra"] + ["setting"]
-    hint = f" (did you mean {elsewhere[0]}?)" if elsewhere else _similar(leaf, there)
-    return f"{key}: no such key; {f'{parent} has' if parent else 'there are'} {', '.join(there) or 'none'}{hint}"
-
-
-def _wrong_value(key: str, message: str) -> str:
-    if found := re.match(r"Value '(.*)' of type '\w+' could not be converted to (\w+)", message):
-        kind = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}.get(found[2], found[2])
-        return f"{key}={found[1]}: expected {kind}"
-    if found := re.match(r"Invalid value '(.*)', expected one of \[(.*)\]", message):
-        return f"{key}={found[1]}: expected one of {found[2]}"
-    return f"{key}: {message}"
-
-
-def _unknown_keys(composed: Any) -> None:
-    """Hydra's ``+key=value`` adds to any node; a key that the schema does not know would be read by nobody."""
-    kind = OmegaConf.get_type(composed)
-    if not is_dataclass(kind):
-        return
-    known = [item.name for item in fields(kind)]
-    for key in composed:
-        full = str(composed._get_full_key(key))
-        if key not in known:
-            raise ConfigError(_unknown_key(full, known))
-        if not OmegaConf.is_missing(composed, key):
-            _unknown_keys(composed[key])
-
-
-def _keys(schema: type, prefix: str = "") -> list[str]:
-    """Every key of the schema, dotted."""
-    found = []
-    for name, kind in get_type_hints(schema).items():
-        found.append(prefix + name)
-        if is_dataclass(kind):
-            found += _keys(kind, f"{prefix}{name}.")  # type: ignore[arg-type]
-    return found
-
-
-def _similar(given: str, choices: Sequence[str]) -> str:
-    close = difflib.get_close_matches(given, choices, 1)
-    return f" (did you mean {close[0]}?)" if close else ""
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0]

@@ -6,10 +6,9 @@ import json
 import logging
 import os
 import re
-import shutil
-import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
@@ -17,23 +16,22 @@ from typing import Any
 
 # Before MLflow's import, which sets its loggers up: the one line a run prints must not drown in migrations.
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
-import mlflow.pyfunc
+import mlflow
 import numpy as np
 import yaml
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
-from mlflow.models import ModelSignature
-from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
-from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
-from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
 from mlflow.tracking import MlflowClient
 from mlflow.tracking.context.registry import resolve_tags
 from mlflow.types import Schema, TensorSpec
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
+from sqlalchemy.exc import SQLAlchemyError
 
 from . import __version__, machine
 from .config import Config
 from .datasets import Prepared
 from .environments import Environment
+from .pyfunc import save_model
+from .system_metrics import Sampler
 from .worker.events import Described, Event, Metrics
 
 logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -43,6 +41,10 @@ PARENT_VARIABLE = "GTDL_PARENT_RUN_ID"
 
 BATCH = 100
 """Params or tags in one request, MLflow's limit; of metrics it takes ten times as many."""
+
+
+ARTIFACTS = ("config.yaml", "environment.txt", "job.json", "events.jsonl", "worker.log")
+"""Files of a run's folder that are kept with it, as far as it came to them."""
 
 
 class TrackingFailed(Exception):
@@ -63,10 +65,11 @@ class Run:
 
     def __enter__(self) -> Run:
         config = self._config
-        self.run_id, self.experiment_id = open_run(self._client, _name(config), config.tracking.experiment)
-        logged = self._client.get_run(self.run_id).data.params  # those of `mlflow run -P`, which cannot change
-        params = {key: value for key, value in _params(config).items() if key not in logged}
-        self._log(params=params, tags=_tags(config))
+        with reaching(config.tracking.uri, "nothing was run"):
+            self.run_id, self.experiment_id = open_run(self._client, _name(config), config.tracking.experiment)
+            logged = self._client.get_run(self.run_id).data.params  # those of `mlflow run -P`, which cannot change
+            params = {key: value for key, value in _params(config).items() if key not in logged}
+            self._log(params=params, tags=_tags(config))
         (self._folder / "config.yaml").write_text(yaml.safe_dump(config.plain(), sort_keys=False))
         return self
 
@@ -94,8 +97,9 @@ class Run:
     def log_model(self, folder: Path) -> None:
         """The worker's saved model, as a pyfunc model that loads in the framework's environment."""
         assert self._environment is not None
-        with TemporaryDirectory() as staging:
-            save_pyfunc(Path(staging) / "model", folder, self._config, self._environment, str(self._facts["numpy"]))
+        kept = f"what was measured is in {self._folder}"
+        with reaching(self._config.tracking.uri, kept), TemporaryDirectory() as staging:
+            save_model(Path(staging) / "model", folder, self._config, self._environment, str(self._facts["numpy"]))
             self._client.log_artifacts(self.run_id, str(Path(staging) / "model"), "model")
 
     def __exit__(
@@ -115,11 +119,12 @@ class Run:
             reason = str(error) if issubclass(kind, Exception) else "stopped by the user"
             tags |= {"gtdl.failure": reason[:5000], MLFLOW_RUN_NOTE: f"{status}: {reason}"[:5000]}
         facts = {f"worker.{key}": value for key, value in self._facts.items()}
-        self._log(params=facts, tags=tags, metrics=self._metrics)
-        for path in sorted(self._folder.glob("*")):
-            if path.name in ("config.yaml", "environment.txt", "events.jsonl", "worker.log", "job.json"):
-                self._client.log_artifact(self.run_id, str(path))
-        self._client.set_terminated(self.run_id, status)
+        with reaching(self._config.tracking.uri, f"what was measured is in {self._folder}"):
+            self._log(params=facts, tags=tags, metrics=self._metrics)
+            for name in ARTIFACTS:
+                if (self._folder / name).exists():
+                    self._client.log_artifact(self.run_id, str(self._folder / name))
+            self._client.set_terminated(self.run_id, status)
 
     def _log(
         self,
@@ -135,43 +140,19 @@ class Run:
             self._client.log_batch(self.run_id, metrics=part)
 
 
-class Sampler:
-    """MLflow's own system metrics, kept until the run is over: its monitor asks the tracker at every sample."""
+@contextmanager
+def reaching(uri: str, kept: str) -> Iterator[None]:
+    """Turn whatever the tracker fails with into one line; ``kept`` says what became of the run."""
+    try:
+        yield
+    except (mlflow.MlflowException, SQLAlchemyError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise TrackingFailed(f"MLflow at {redacted(uri)} failed ({redacted(reason)}); {kept}") from error
 
-    def __init__(self, interval_s: float) -> None:
-        self._interval_s = interval_s
-        self._stopped = threading.Event()
-        self._metrics: list[Metric] = []
-        self._thread: threading.Thread | None = None
 
-    def start(self) -> None:
-        if self._interval_s:
-            self._thread = threading.Thread(target=self._sample, name="system metrics", daemon=True)
-            self._thread.start()
-
-    def stop(self) -> list[Metric]:
-        """The samples; a last one is taken now, so that the shortest run has one."""
-        self._stopped.set()
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        return self._metrics
-
-    def _sample(self) -> None:
-        # Made here: they count from their construction on.
-        monitors = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
-        monitors[0].collect_metrics()  # psutil's first answer is always 0 %
-        monitors[0].clear_metrics()
-        step, stopped = 0, False
-        while not stopped:
-            stopped = self._stopped.wait(self._interval_s)
-            at = round(time.time() * 1000)
-            for monitor in monitors:
-                monitor.collect_metrics()
-                values = monitor.aggregate_metrics()
-                monitor.clear_metrics()
-                self._metrics += [Metric(f"system/{key}", value, at, step) for key, value in values.items()]
-            step += 1
+def redacted(text: str) -> str:
+    """``text`` without the user names and passwords of any address in it."""
+    return re.sub(r"(\w://)[^/@\s]+@", r"\1", text)
 
 
 def open_run(client: MlflowClient, name: str, experiment: str) -> tuple[str, str]:
@@ -201,35 +182,6 @@ def _experiment(client: MlflowClient, name: str) -> str:
         if found is None:
             raise
         return str(found.experiment_id)
-
-
-def save_pyfunc(path: Path, data: Path, config: Config, environment: Environment, numpy_version: str) -> None:
-    """Write an MLflow model whose environment is the framework's own, though this process lacks the framework."""
-    requirements = environment.requirements or [f"numpy=={numpy_version}"]
-    classes, shape = config.dataset.classes, config.dataset.image_shape
-    with TemporaryDirectory() as staging:
-        # The worker's half of the package is all that the model needs.
-        package = Path(staging) / "gtdl_mlflow"
-        here = Path(__file__).parent
-        shutil.copytree(here / "worker", package / "worker", ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copy(here / "__init__.py", package)
-        mlflow.pyfunc.save_model(
-            path,
-            loader_module="gtdl_mlflow.worker.model",
-            data_path=str(data),
-            code_paths=[str(package)],
-            # A local version (+cpu) is known to this machine only.
-            pip_requirements=[re.sub(r"\+[\w.]+", "", requirement) for requirement in requirements],
-            signature=ModelSignature(
-                Schema([TensorSpec(np.dtype(np.uint8), (-1, *shape))]),
-                Schema([TensorSpec(np.dtype(np.float32), (-1, classes))]),
-            ),
-            input_example=np.zeros((1, *shape), np.uint8),
-        )
-    # MLflow writes down this process's Python; the model wants its framework's.
-    environment_file = path / "python_env.yaml"
-    described = yaml.safe_load(environment_file.read_text())
-    environment_file.write_text(yaml.safe_dump({**described, "python": environment.python_version}))
 
 
 def quality(metrics: Iterable[Metric], classes: int) -> str:
