@@ -14,9 +14,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from .config import CONF, Config, ConfigError, load
+from .callbacks import SweepRun
+from .config import CONF, Config, ConfigError, typed
 from .explain import explain
-from .sweep import SweepRun
 
 FLAGS = {
     "--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun",
@@ -27,17 +27,19 @@ FLAGS = {
 
 def main() -> None:
     """Run the command line; exit with 0, 1 if a run failed, 2 if it was asked for wrongly, 130 at Ctrl-C."""
-    sys.argv[1:] = overrides(sys.argv[1:])
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hand errors to us instead of printing them at length
     signal.signal(signal.SIGTERM, _interrupt)
     try:
+        sys.argv[1:] = overrides(sys.argv[1:])
         application()
     except (HydraException, OmegaConfBaseException, ConfigError) as error:
         print(f"gtdl_mlflow: {error if isinstance(error, ConfigError) else explain(error, Config)}", file=sys.stderr)
+        if SweepRun.open is not None:
+            SweepRun.open.close("FAILED")
         sys.exit(2)
     except KeyboardInterrupt:
         if SweepRun.open is not None:
-            SweepRun.open.close(killed=True)
+            SweepRun.open.close("KILLED")
         print("gtdl_mlflow: stopped", file=sys.stderr)
         sys.exit(130)
     sys.exit(1 if failed or SweepRun.failures else 0)
@@ -48,6 +50,8 @@ def overrides(arguments: list[str]) -> list[str]:
     turned, rest = [], iter(arguments)
     for argument in rest:
         key, given, value = argument.partition("=")
+        if not key:
+            raise ConfigError(f"{argument}: expected key=value")
         if not argument.startswith("--") or key in FLAGS:
             turned.append(argument)
         else:
@@ -62,7 +66,7 @@ failed: list[str] = []
 @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
 def application(composed: Any) -> float | None:
     """One job: the accuracy in percent, or nothing if the run failed."""
-    config = load(composed)
+    config = typed(composed)
     # Only now: MLflow takes two seconds to import, a mistake on the command line should not.
     from . import benchmark, tracking
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import datasets, environments, tracking
-from .config import Config
+from .config import Config, ConfigError, check
 from .launch import WorkerFailed, launch
 from .progress import ProgressLine
 from .worker.job import Job
 
-FAILURES = (WorkerFailed, environments.EnvironmentFailed, datasets.DatasetError)
+FAILURES = (ConfigError, WorkerFailed, environments.EnvironmentFailed, datasets.DatasetError)
 """What can go wrong with a run that was asked for rightly: it is then a FAILED run, with the reason."""
 
 
@@ -29,9 +29,10 @@ def run(config: Config, folder: Path) -> Outcome:
     """Train and test one network in one framework, tracked in MLflow; files of the run go to ``folder``.
 
     Raises:
-        WorkerFailed, EnvironmentFailed, DatasetError: the MLflow run is FAILED, with the reason.
+        ConfigError, WorkerFailed, EnvironmentFailed, DatasetError: the MLflow run is FAILED, with the reason.
     """
     with tracking.Run(config, folder) as tracked, ProgressLine(label(config)) as line:
+        check(config)  # a combination in a sweep may be impossible though each of its values is not
         data = datasets.prepare(config.dataset)
         environment = environments.ensure(config.framework, config.hardware.device)
         tracked.uses(environment, data)

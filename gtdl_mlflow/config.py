@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import subprocess
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -231,8 +233,11 @@ def compose(overrides: list[str]) -> Config:
     Raises:
         ConfigError: it is wrong; the message is one line.
     """
+    # Inside a running Hydra application there is one to ask already.
+    running = GlobalHydra.instance().is_initialized()
+    start = nullcontext() if running else initialize_config_dir(str(CONF), version_base="1.3", job_name="gtdl")
     try:
-        with initialize_config_dir(str(CONF), version_base="1.3", job_name="gtdl"):
+        with start:
             return load(hydra_compose("config", overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(explain(error, Config)) from error
@@ -244,15 +249,30 @@ def load(composed: Any) -> Config:
     Raises:
         ConfigError: a value that cannot be.
     """
+    config = typed(composed)
+    check(config)
+    return config
+
+
+def typed(composed: Any) -> Config:
+    """A composed ``DictConfig`` as dataclasses; what its values are is not looked at.
+
+    Raises:
+        ConfigError: a key that the schema does not know.
+    """
     if complaint := unknown_key(composed):
         raise ConfigError(complaint)
     config = OmegaConf.to_object(composed)
     assert isinstance(config, Config)
-    _check(config)
     return config
 
 
-def _check(config: Config) -> None:
+def check(config: Config) -> None:
+    """Refuse what cannot be run.
+
+    Raises:
+        ConfigError: a value that cannot be, with what can.
+    """
     training, hardware = config.training, config.hardware
     at_least = [
         ("training.batch_size", training.batch_size, 1),

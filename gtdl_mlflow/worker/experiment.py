@@ -81,7 +81,7 @@ def run(job: Job, emit: Emit) -> None:
     train(job, model, data, emit)
     emit(Described({"weights_sha256": digest(model.weights())}))
     test(job, model, data, emit)
-    with _measured(emit, "setup/save_s"):
+    with _measured(emit, "save/model_s"):
         save(job, model, treatment, Path(job.folder))
     emit(Metrics({"worker/wall_s": wall.stop()}))
     emit(Finished())

@@ -32,13 +32,15 @@ def weights(network: Network, seed: int) -> Weights:
 def masks(network: Network, seed: int) -> dict[str, np.ndarray]:
     """The 0/1 mask of each convolution that reads only some input maps, float32, shaped (out, in, 1, 1)."""
     drawn: dict[str, np.ndarray] = {}
-    for index, node in enumerate(network.nodes):
+    index = 0  # of the weights among all trainable arrays, so that a layer without any moves no mask
+    for node in network.nodes:
         if isinstance(node.layer, Convolution) and node.layer.connections is not None:
             random = np.random.RandomState([seed, index, 1])
             mask = np.zeros((node.layer.filters, node.input[0], 1, 1), np.float32)
             for row in mask:
                 row[random.permutation(node.input[0])[: node.layer.connections]] = 1
             drawn[f"{node.layer.name}/weights"] = mask
+        index += len(node.parameters)
     return drawn
 
 

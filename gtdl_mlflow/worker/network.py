@@ -204,6 +204,10 @@ class LocalResponseNormalization(Layer):
 
     def __post_init__(self) -> None:
         _positive(self, "radius")
+        for name in ("bias", "alpha", "beta"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or isinstance(value, bool):
+                raise NetworkError(f"layer {self.name}: {name}={value}: expected a number")
 
 
 TYPES: dict[str, type[Layer]] = {
@@ -291,7 +295,7 @@ def _layer(name: str, given: Mapping[str, Any], classes: int) -> Layer:
         raise NetworkError(f"layer {name}={given}: expected {{type: {'|'.join(TYPES)}, ...}}")
     values = dict(given)
     kind = values.pop("type", None)
-    if kind not in TYPES:
+    if not isinstance(kind, str) or kind not in TYPES:
         raise NetworkError(f"layer {name}: type={kind}: expected one of {', '.join(TYPES)}")
     fields = {field.name: field for field in dataclasses.fields(TYPES[kind]) if field.name != "name"}
     if unknown := set(values) - set(fields):
@@ -329,9 +333,10 @@ def _pads(layer: Convolution | Pool, shape: Shape, size: int, rounding: str) -> 
         before = 0 if padding == "valid" else int(padding)
         after = before
         if rounding == "ceil":
-            # Caffe, pooling_layer.cpp: round up, but no window may start beyond the image and its padding.
+            # Caffe, pooling_layer.cpp: round up, but no window may start beyond the image. (Caffe looks only where there
+            # is padding; without, a stride larger than the window would leave it a last window of no cells.)
             windows = math.ceil((length + 2 * before - size) / layer.stride) + 1
-            if before and (windows - 1) * layer.stride >= length + before:
+            if (windows - 1) * layer.stride >= length + before:
                 windows -= 1
             after = (windows - 1) * layer.stride + size - length - before
         pads.append((before, max(after, 0)))

@@ -1,0 +1,49 @@
+"""What all tests share: a clean environment, a store of their own, the real command line."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test depends on, or writes into, what the person who runs it tracks elsewhere."""
+    for name in list(os.environ):
+        if name.startswith(("MLFLOW_", "GTDL_")) and name not in ("GTDL_HOME", "GTDL_DATA", "GTDL_REQUIRE_FRAMEWORKS"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An empty MLflow store, which MLFLOW_TRACKING_URI points to; also the working directory."""
+    monkeypatch.chdir(tmp_path)
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    return uri
+
+
+@pytest.fixture
+def gtdl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
+    """``python -m gtdl_mlflow ARGUMENTS`` in an empty folder, as a user of this checkout runs it."""
+    monkeypatch.chdir(tmp_path)
+
+    def command(*arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "gtdl_mlflow", *arguments],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+
+    return command

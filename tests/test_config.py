@@ -1,0 +1,120 @@
+"""A right command line composes into what it says; a wrong one is one line with the key, the value, the choices."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+
+from gtdl_mlflow.config import CONF, ConfigError, compose
+
+FRAMEWORKS = sorted(path.stem for path in (CONF / "framework").glob("*.yaml"))
+SETTINGS = sorted(path.stem for path in (CONF / "setting").glob("*.yaml"))
+DATASETS = sorted(path.stem for path in (CONF / "dataset").glob("*.yaml"))
+
+
+@pytest.mark.parametrize(("framework", "dataset"), list(product(FRAMEWORKS, DATASETS)))
+def test_a_framework_has_a_default_setting_for_a_data_set(framework: str, dataset: str) -> None:
+    config = compose([f"framework={framework}", f"dataset={dataset}"])
+    expected = f"{framework}_{config.dataset.family}"
+    assert (config.model.name, config.training.name) == (expected, expected)
+
+
+@pytest.mark.parametrize(("setting", "dataset"), list(product(SETTINGS, DATASETS)))
+def test_every_setting_composes_on_every_data_set(setting: str, dataset: str) -> None:
+    config = compose(["framework=torch", f"setting={setting}", f"dataset={dataset}"])
+    assert (config.model.name, config.training.name) == (setting, setting)
+    assert config.network.nodes[-1].output == (config.dataset.classes,)
+
+
+@pytest.mark.parametrize("group", ["framework", "dataset", "model", "training", "hardware"])
+def test_a_file_is_called_what_it_holds(group: str) -> None:
+    for path in (CONF / group).glob("*.yaml"):
+        assert f"name: {path.stem}\n" in path.read_text()
+
+
+def test_model_and_training_move_one_by_one() -> None:
+    both = compose(["setting=caffe_mnist"])
+    assert (both.framework.name, both.model.name, both.training.name) == ("torch", "caffe_mnist", "caffe_mnist")
+    assert compose(["model=caffe_mnist"]).training.name == "torch_mnist"
+    assert compose(["training=caffe_mnist"]).model.name == "torch_mnist"
+
+
+def test_the_framework_version_is_an_axis() -> None:
+    recipes = compose(["framework.version=2.9.1"]).framework.devices["cpu"].recipes
+    assert recipes[0].requirements[0] == "torch==2.9.1+cpu"
+
+
+@pytest.mark.parametrize(
+    ("given", "changes"),
+    [
+        ([], False),
+        (["tracking.experiment=other"], False),
+        (["limits.run_timeout_s=5"], False),
+        (["seed=1"], True),
+        (["budget=0.5"], True),
+        (["tuning=plain"], True),
+        (["training.batch_size=11"], True),
+        (["framework.version=2.9.1"], True),
+    ],
+)
+def test_the_hash_is_of_what_can_change_a_result(given: list[str], changes: bool) -> None:
+    assert (compose(given).hash() != compose([]).hash()) == changes
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        ("framework=torchh", r"framework=torchh: expected one of .*torch.* \(did you mean torch\?\)"),
+        ("dataset=imagenet", r"dataset=imagenet: expected one of .*mnist"),
+        ("setting=torch_svhn", r"setting=torch_svhn: expected one of .*torch_mnist"),
+        ("hardware=tpu", r"hardware=tpu: expected one of cpu, cpu_1core, gpu"),
+        ("training.batch_siz=3", r"training\.batch_siz: no such key; training has .*\(did you mean batch_size\?\)"),
+        ("batch_size=3", r"batch_size: no such key; there are .*\(did you mean training\.batch_size\?\)"),
+        ("+batch_size=3", r"batch_size: no such key; there are .*"),
+        ("+training.foo=1", r"training\.foo: no such key; training has "),
+        ("training.batch_size=many", r"training\.batch_size=many: expected a whole number"),
+        ("training.learning_rate=fast", r"training\.learning_rate=fast: expected a number"),
+        ("training.batch_size=0", r"training\.batch_size=0: must be at least 1"),
+        ("training.batch_size=4001", r"training\.batch_size=4001: there are only 4000 training images"),
+        ("training.epochs=-1", r"training\.epochs=-1.*: must be above 0"),
+        ("training.epochs=null", r"training\.epochs=null: .*training\.iterations"),
+        ("training.epochs=nan", r"training\.epochs=nan: must be above 0"),
+        ("training.momentum=1", r"training\.momentum=1\.0: must be at least 0 and below 1"),
+        ("training.optimizer=lion", r"training\.optimizer=lion: expected one of sgd, adam"),
+        ("training.validation.images=1", r"training\.validation\.images=1: must be below .*out_of=1"),
+        ("training.inputs.pad.pixels=-1", r"training\.inputs\.pad\.pixels=-1: expected a whole number of at least 0"),
+        ("tuning=fastest", r"tuning=fastest: expected one of plain, best"),
+        ("budget=0", r"budget=0\.0: must be above 0 and at most 1"),
+        ("budget=2", r"budget=2\.0: must be above 0 and at most 1"),
+        ("seed=-1", r"seed=-1: must be at least 0"),
+        ("seed=1.5", r"seed=1\.5: expected a whole number"),
+        ("limits.run_timeout_s=0", r"limits\.run_timeout_s=0\.0: must be above 0"),
+        ("hardware.device=tpu", r"hardware\.device=tpu: expected one of cpu, gpu"),
+        ("hardware.threads=0", r"hardware\.threads=0: must be at least 1"),
+        ("hardware.threads=10000", r"hardware\.threads=10000: there are \d+ cores to use"),
+        ("hardware.cores=[9999]", r"hardware\.cores=\[9999\]: expected some of \[0"),
+        ("model.layers.conv1.filters=0", r"layer conv1: filters=0: expected a whole number of at least 1"),
+        ("model.layers.conv1.filter=3", r"model\.layers\.conv1\.filter: .*\(did you mean filters\?\)"),
+        ("model.layers.conv1.kernel=99", r"layer conv1: a window of 99 does not fit an input of 32x32"),
+        ("model.layers.dense2.units=7", r"layer dense2: gives \(7,\), but the data set has 10 classes"),
+        ("seed", r"seed: expected key=value"),
+        ("seed=[1", r"seed=\[1: expected key=value"),
+        ("framework=torch,reference", r"framework=torch,reference: several values make a sweep, which needs -m"),
+    ],
+)
+def test_a_mistake_is_answered_in_one_line(given: str, complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint) as failure:
+        compose([given])
+    assert "\n" not in str(failure.value)
+
+
+def test_a_device_that_is_not_there_is_said_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")  # no nvidia-smi
+    with pytest.raises(ConfigError, match=r"hardware\.device=gpu: no NVIDIA GPU on this machine; hardware=cpu"):
+        compose(["hardware=gpu"])
+
+
+def test_a_device_that_a_framework_cannot_use_is_said_with_the_reason() -> None:
+    with pytest.raises(ConfigError, match=r"hardware\.device=gpu: framework=reference runs on cpu: it is NumPy"):
+        compose(["framework=reference", "hardware=gpu"])

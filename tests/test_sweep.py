@@ -1,0 +1,72 @@
+"""A sweep is one parent run with one distinct run per cell below it, whoever starts it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlflow
+import pytest
+from conftest import Command
+from mlflow.entities import Run
+
+from gtdl_mlflow.callbacks import one_by_one
+
+
+def family(experiment: str = "gtdl") -> tuple[Run, list[Run]]:
+    """The parent of the only sweep in the store, and its children."""
+    runs: Any = mlflow.search_runs(experiment_names=[experiment], output_format="list")
+    (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert len(children) == len(runs) - 1
+    return parent, children
+
+
+def test_a_multirun_is_a_parent_with_its_children(gtdl: Command, store: str) -> None:
+    done = gtdl("-m", "framework=reference", "seed=1,2", "training.epochs=1")
+    assert done.returncode == 0, done.stderr
+    parent, children = family()
+    assert parent.info.status == "FINISHED"
+    assert parent.data.metrics["sweep/finished"] == 2
+    assert {run.data.tags["gtdl.seed"] for run in children} == {"1", "2"}
+    assert len({run.data.tags["gtdl.weights_sha256"] for run in children}) == 2
+    assert all(run.info.status == "FINISHED" for run in children)
+
+
+def test_under_mlflow_run_the_projects_run_is_the_parent(
+    gtdl: Command, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What `mlflow run` does before it starts the entry point.
+    client = mlflow.MlflowClient()
+    experiment_id = client.create_experiment("mine")
+    project_run = client.create_run(experiment_id).info.run_id
+    monkeypatch.setenv("MLFLOW_RUN_ID", project_run)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", experiment_id)
+    done = gtdl("--multirun", "framework=reference", "--seed", "1,2", "--training.epochs", "1")
+    assert done.returncode == 0, done.stderr
+    parent, children = family("mine")
+    assert parent.info.run_id == project_run
+    assert "training_time_s" not in parent.data.metrics
+    assert [len(run.data.metrics) > 10 for run in children] == [True, True]
+
+
+def test_a_combination_that_cannot_be_fails_alone_with_its_reason(gtdl: Command, store: str) -> None:
+    # Neither the pool nor the image is wrong by itself.
+    done = gtdl("-m", "framework=reference", "training.epochs=1", "seed=0,1,2", "+impossible=1")
+    assert done.returncode == 2
+    assert mlflow.search_runs(search_all_experiments=True, output_format="list") == []
+    done = gtdl("-m", "setting=reference_mnist,caffe_mnist", "framework=reference", "training.epochs=1")
+    assert done.returncode == 1
+    parent, children = family()
+    assert parent.info.status == "FAILED"
+    assert sorted(run.info.status for run in children) == ["FAILED", "FINISHED"]
+    (failed,) = [run for run in children if run.info.status == "FAILED"]
+    assert "cannot run layer conv1" in failed.data.tags["gtdl.failure"]
+
+
+def test_every_value_of_a_sweep_is_checked_once() -> None:
+    assert one_by_one(["a=1,2,3", "b=x", "c=range(0,2)", "d=interval(0,1)"]) == [
+        ["a=1", "b=x", "c=0"],
+        ["a=2", "b=x", "c=0"],
+        ["a=3", "b=x", "c=0"],
+        ["a=1", "b=x", "c=1"],
+    ]
