@@ -1,0 +1,92 @@
+"""A hand-written PyTorch loop of a default network, as an expert would write it: what the harness is held against.
+
+    python torch_loop.py NETWORK FOLDER_OF_PREPARED_DATA STEPS THREADS
+
+Knows nothing of gtdl_mlflow. Prints one JSON object: training and testing images/s, warm-up left out.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+WARM_UP_STEPS = 15
+
+
+def tensorflow_mnist() -> tuple[nn.Module, torch.optim.Optimizer, int, int]:
+    net = nn.Sequential(
+        nn.Conv2d(1, 32, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(32, 64, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Flatten(), nn.Linear(3136, 1024), nn.ReLU(), nn.Dropout(0.5), nn.Linear(1024, 10),
+    ).to(memory_format=torch.channels_last)  # fmt: skip
+    return net, torch.optim.Adam(net.parameters(), lr=1e-4, fused=True), 50, 28
+
+
+def caffe_mnist() -> tuple[nn.Module, torch.optim.Optimizer, int, int]:
+    net = nn.Sequential(
+        nn.Conv2d(1, 20, 5), nn.MaxPool2d(2), nn.Conv2d(20, 50, 5), nn.MaxPool2d(2),
+        nn.Flatten(), nn.Linear(800, 500), nn.ReLU(), nn.Linear(500, 10),
+    ).to(memory_format=torch.channels_last)  # fmt: skip
+    weights = [p for n, p in net.named_parameters() if n.endswith("weight")]
+    biases = [p for n, p in net.named_parameters() if n.endswith("bias")]
+    groups = [{"params": weights, "lr": 0.01}, {"params": biases, "lr": 0.02}]
+    return net, torch.optim.SGD(groups, momentum=0.9, weight_decay=5e-4, fused=True), 64, 28
+
+
+def torch_mnist() -> tuple[nn.Module, torch.optim.Optimizer, int, int]:
+    net = nn.Sequential(
+        nn.Conv2d(1, 32, 5), nn.Tanh(), nn.MaxPool2d(3, 3, 1), nn.Conv2d(32, 64, 5), nn.Tanh(), nn.MaxPool2d(2),
+        nn.Flatten(), nn.Linear(576, 200), nn.Tanh(), nn.Linear(200, 10),
+    ).to(memory_format=torch.channels_last)  # fmt: skip
+    return net, torch.optim.SGD(net.parameters(), lr=0.05, fused=True), 10, 32
+
+
+def main() -> None:
+    name, folder, steps, threads = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    net, optimizer, batch, side = globals()[name]()
+    pad = (side - 28) // 2
+
+    def images(part: str) -> torch.Tensor:
+        raw = np.load(folder / f"{part}_images.npy").astype(np.float32) / 255
+        padded = np.pad(raw, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+        return torch.from_numpy(padded).permute(0, 3, 1, 2)  # channels last already
+
+    x, y = images("train"), torch.from_numpy(np.load(folder / "train_labels.npy").astype(np.int64))
+    x_test = images("test")
+    starts = [(step * batch) % (len(x) - batch) for step in range(WARM_UP_STEPS + steps)]
+
+    def train(chosen: list[int]) -> float:
+        net.train()
+        began = time.perf_counter()
+        for start in chosen:
+            loss = F.cross_entropy(net(x[start : start + batch]), y[start : start + batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        return time.perf_counter() - began
+
+    def test() -> float:
+        net.eval()
+        began = time.perf_counter()
+        with torch.inference_mode():
+            torch.cat([net(x_test[start : start + 100]) for start in range(0, len(x_test), 100)]).argmax(1)
+        return time.perf_counter() - began
+
+    train(starts[:WARM_UP_STEPS])
+    training_s = train(starts[WARM_UP_STEPS:])
+    test()
+    testing_s = test()
+    print(json.dumps({"train": steps * batch / training_s, "test": len(x_test) / testing_s}))
+
+
+if __name__ == "__main__":
+    main()

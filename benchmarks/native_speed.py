@@ -1,0 +1,87 @@
+"""Our training and testing speed over a hand-written native loop's: same network, same data in memory, same threads.
+
+    python benchmarks/native_speed.py [--repeats 5] [--seconds 10]
+
+Both run in the framework's own environment, each in a fresh process, in turns (ours, native, native, ours, ...), so
+that a drift of the machine hits both alike. Prints, per network, the median of each and of the pairwise ratio, with
+the ratio's lowest and highest. Run it on an otherwise idle machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import tempfile
+from pathlib import Path
+
+from gtdl_mlflow import config, datasets, environments
+from gtdl_mlflow.benchmark import job_of
+from gtdl_mlflow.launch import launch, worker_environment
+from gtdl_mlflow.worker.events import Metrics
+
+NATIVE = Path(__file__).parent / "native"
+NETWORKS = {"tensorflow_mnist": 1500, "caffe_mnist": 6000, "torch_mnist": 3000}
+"""Roughly how many images a second the machine trains: only how many steps a repeat takes depends on it."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=10.0, help="of training in a repeat, roughly")
+    options = parser.parse_args()
+    for framework in sorted(path.stem.removesuffix("_loop") for path in NATIVE.glob("*_loop.py")):
+        for network, speed in NETWORKS.items():
+            composed = config.compose([f"framework={framework}", f"setting={network}", "training.evaluate_every=0",
+                                       "training.test_batch_size=100", "tracking.model=false"])  # fmt: skip
+            steps = int(options.seconds * speed / composed.training.batch_size)
+            composed.training.iterations, composed.training.epochs = steps, None
+            pairs = []
+            for repeat in range(options.repeats):
+                turns = [ours, native] if repeat % 2 == 0 else [native, ours]
+                results = {turn: turn(composed, framework, steps) for turn in turns}
+                pairs.append((results[ours], results[native]))
+            for phase in ("train", "test"):
+                show(f"{framework} {network} {phase}", [(mine[phase], theirs[phase]) for mine, theirs in pairs])
+
+
+def ours(composed: config.Config, framework: str, steps: int) -> dict[str, float]:
+    """One run of the worker, without the tracker."""
+    environment = environments.ensure(composed.framework, composed.hardware.device)
+    with tempfile.TemporaryDirectory() as folder:
+        job = job_of(composed, datasets.prepare(composed.dataset).folder, Path(folder))
+        values: dict[str, float] = {}
+        for event in launch(job, environment.python, composed.settings.environment, Path(folder), 3600):
+            if isinstance(event, Metrics):
+                values |= event.values
+    return {"train": values["train/steady_images_per_s"], "test": values["test/images_per_s"]}
+
+
+def native(composed: config.Config, framework: str, steps: int) -> dict[str, float]:
+    """One run of the native loop, with the same environment variables."""
+    environment = environments.ensure(composed.framework, composed.hardware.device)
+    script, data = NATIVE / f"{framework}_loop.py", datasets.prepare(composed.dataset).folder
+    answer = subprocess.run(
+        [environment.python, "-I", script, composed.model.name, data, str(steps), str(composed.threads)],
+        env=worker_environment(composed.threads, composed.settings.environment),
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    ).stdout
+    values: dict[str, float] = json.loads(answer.splitlines()[-1])
+    return values
+
+
+def show(what: str, pairs: list[tuple[float, float]]) -> None:
+    ratios = [mine / theirs for mine, theirs in pairs]
+    mine, theirs = (statistics.median(side) for side in zip(*pairs, strict=True))
+    print(
+        f"{what:32} ours {mine:8,.0f}  native {theirs:8,.0f} images/s  "
+        f"ratio {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f}, n = {len(pairs)})",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    main()

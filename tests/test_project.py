@@ -1,0 +1,186 @@
+"""The project as MLflow and a newcomer meet it: MLproject, README, the packages, PyTorch from end to end."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pytest
+import yaml
+from conftest import ROOT, Command
+from test_command_line import worker_of
+
+from gtdl_mlflow import config, datasets, environments, pip_settings
+
+
+@pytest.fixture
+def torch_environment() -> None:
+    """PyTorch at hand, or the reason why not."""
+    try:
+        environments.ensure(config.compose([]).framework, "cpu")
+    except environments.EnvironmentFailed as error:
+        if os.environ.get("GTDL_REQUIRE_FRAMEWORKS"):
+            raise
+        pytest.skip(str(error))
+
+
+def mlflow_run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "mlflow", "run", str(ROOT), *arguments],
+        env={**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+def only_run(experiment: str = "gtdl") -> Any:
+    (run,) = mlflow.search_runs(experiment_names=[experiment], output_format="list")
+    return run
+
+
+def test_mlflow_run_puts_everything_into_its_own_run(store: str, tmp_path: Path) -> None:
+    client = mlflow.MlflowClient()
+    client.create_experiment("gtdl", artifact_location=str(tmp_path / "artifacts"))
+    done = mlflow_run("--env-manager", "local", "--experiment-name", "gtdl", "-P", "framework=reference",
+                      "-P", "seed=5", "-P", "budget=.1", "-P", "training.epochs=2.0")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    run = only_run()
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["mlflow.project.entryPoint"] == "main"
+    assert run.data.tags["gtdl.seed"] == "5"
+    assert run.data.params["budget"] == ".1"  # as MLflow noted it before we could
+    assert run.data.metrics["train/iterations"] == 16
+
+
+def test_mlflow_run_sweeps(store: str, tmp_path: Path) -> None:
+    mlflow.MlflowClient().create_experiment("gtdl", artifact_location=str(tmp_path / "artifacts"))
+    done = mlflow_run("-e", "sweep", "--env-manager", "local", "--experiment-name", "gtdl",
+                      "-P", "framework=reference", "-P", "seed=1,2", "-P", "budget=0.1",
+                      "-P", f"hydra.sweep.dir={tmp_path / 'multirun'}")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    runs: Any = mlflow.search_runs(experiment_names=["gtdl"], output_format="list")
+    parents = [run for run in runs if run.data.tags.get("mlflow.project.entryPoint") == "sweep"]
+    children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parents[0].info.run_id]
+    assert (len(parents), len(children), len(runs)) == (1, 2, 3)
+
+
+def test_mlflow_makes_the_drivers_environment_with_uv(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mlflow.MlflowClient().create_experiment("gtdl", artifact_location=str(tmp_path / "artifacts"))
+    # MLflow's own folder of environments is shared with the rest of this machine's runs; this one is thrown away.
+    monkeypatch.setenv("MLFLOW_ENV_ROOT", str(tmp_path / "environments"))
+    done = mlflow_run("--env-manager", "uv", "--experiment-name", "gtdl", "-P", "framework=reference")
+    assert done.returncode == 0, done.stderr
+    assert only_run().info.status == "FINISHED"
+
+
+def test_pytorch_trains_and_its_model_serves(
+    gtdl: Command, store: str, tmp_path: Path, torch_environment: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = gtdl("framework=torch", "setting=caffe_mnist", "training.iterations=60")
+    assert done.returncode == 0, done.stderr
+    run = only_run()
+    assert run.data.metrics["accuracy_percent"] > 60
+    assert run.data.params["worker.device"] == "cpu"
+    assert run.data.params["worker.threads"] == run.data.params["hardware.threads"]
+    assert run.data.params["worker.parameters"] == "431080"
+    assert run.data.tags["gtdl.framework_version"].split("+")[0] == config.compose([]).framework.version
+
+    # MLflow installs the model's environment with uv, which does not read pip's settings by itself.
+    for name, value in pip_settings.for_uv().environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MLFLOW_ENV_ROOT", str(tmp_path / "environments"))
+    folder = datasets.prepare(config.compose([]).dataset).folder
+    images, labels = np.load(folder / "test_images.npy"), np.load(folder / "test_labels.npy")
+    (tmp_path / "images.json").write_text(json.dumps({"inputs": images.tolist()}))
+    served = subprocess.run(
+        [sys.executable, "-m", "mlflow", "models", "predict", "--env-manager", "uv",
+         "-m", f"runs:/{run.info.run_id}/model",
+         "-i", str(tmp_path / "images.json"), "-t", "json", "-o", str(tmp_path / "answer.json")],
+        env={**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )  # fmt: skip
+    assert served.returncode == 0, served.stderr
+    answer = np.array(json.loads((tmp_path / "answer.json").read_text())["predictions"])
+    assert 100 * (answer.argmax(axis=1) == labels).mean() == pytest.approx(run.data.metrics["accuracy_percent"])
+
+
+def test_a_worker_killed_while_it_trains_fails_its_run_and_nothing_else(
+    gtdl: Command, store: str, torch_environment: None
+) -> None:
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "gtdl_mlflow", "training.epochs=1000"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    worker = worker_of(driver.pid)
+    time.sleep(random.random())
+    os.kill(worker, signal.SIGKILL)
+    _, said = driver.communicate(timeout=60)
+    assert driver.returncode == 1
+    assert len(said.splitlines()) == 1
+    assert "was killed by SIGKILL (out of memory?)" in said
+    run = only_run()
+    assert run.info.status == "FAILED"
+    assert "SIGKILL" in run.data.tags["gtdl.failure"]
+    assert run.data.metrics["setup/import_s"] > 0
+    assert run.data.params["worker.device"] == "cpu"
+    assert gtdl("framework=reference", "training.epochs=1").returncode == 0
+
+
+def test_the_drivers_two_lists_of_packages_are_one() -> None:
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.11 is the first with tomllib")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    listed = yaml.safe_load((ROOT / "python_env.yaml").read_text())
+    assert listed["dependencies"] == project["dependencies"]
+    assert "python" not in listed
+
+
+def test_mlprojects_defaults_are_the_configurations() -> None:
+    for entry_point in yaml.safe_load((ROOT / "MLproject").read_text())["entry_points"].values():
+        assert entry_point["parameters"]["framework"]["default"] == config.compose([]).framework.name
+
+
+def test_every_choice_that_readme_types_composes() -> None:
+    typed = re.findall(r"^(?:mlflow run|python -m gtdl_mlflow).*$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert len(typed) >= 3
+    for line in typed:
+        words = [word for word in line.split("#")[0].split() if "=" in word and not word.startswith("--")]
+        config.compose([word.split(",")[0] for word in words])
+
+
+def test_an_installed_package_brings_its_configurations(tmp_path: Path) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "--no-deps", "--quiet", "-w", tmp_path, ROOT],
+        check=True,
+        capture_output=True,
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    # A wheel can be imported from; -P keeps this checkout out of the way, where this Python knows it.
+    subprocess.run([sys.executable, "-m", "zipfile", "-e", wheel, tmp_path / "site"], check=True)
+    code = "import gtdl_mlflow.config as c; print(c.CONF, c.compose(['setting=caffe_mnist']).model.name)"
+    told = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "site")},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    assert told == [str(tmp_path / "site" / "gtdl_mlflow" / "conf"), "caffe_mnist"]
