@@ -79,8 +79,7 @@ def application(composed: Any) -> float | None:
         print(f"gtdl_mlflow: {error}", file=sys.stderr)
         return None
     print(summary(config, outcome.metrics))
-    store = tracking.redacted(config.tracking.uri)
-    print(f"MLflow run {outcome.run_id}; to look at it: mlflow ui --backend-store-uri {store}")
+    print(f"MLflow run {outcome.run_id}; to look at it: {outcome.where}")
     return outcome.metrics["accuracy_percent"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,8 @@ class Outcome:
     """A finished run: where it is tracked, and the last value of every metric."""
 
     run_id: str
-    experiment_id: str
+    where: str
+    """What to type or open to look at it."""
     metrics: dict[str, float]
 
 
@@ -37,15 +39,17 @@ def run(config: Config, folder: Path) -> Outcome:
         environment = environments.ensure(config.framework, config.hardware.device)
         tracked.uses(environment, data)
         job = job_of(config, data.folder, folder)
-        worker = launch(job, environment.python, config.settings.environment, folder, config.limits.run_timeout_s)
-        for event in worker:
-            tracked.add(event)
-            line.show(event)
+        settings, limit_s = config.settings.environment, config.limits.run_timeout_s
+        # Closed at once if anything is raised in here, and the worker with it; not when the generator is collected.
+        with closing(launch(job, environment.python, settings, folder, limit_s)) as events:
+            for event in events:
+                tracked.add(event)
+                line.show(event)
         if config.tracking.model:
             tracked.log_model(Path(job.folder))
     # MLflow has it now.
     shutil.rmtree(job.folder)
-    return Outcome(tracked.run_id, tracked.experiment_id, tracked.results)
+    return Outcome(tracked.run_id, tracked.where, tracked.results)
 
 
 def job_of(config: Config, data: Path, folder: Path) -> Job:

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 from .worker import events
@@ -32,7 +32,7 @@ class WorkerFailed(Exception):
 
 def launch(
     job: Job, python: Path, environment: dict[str, str], folder: Path, timeout_s: float
-) -> Iterator[events.Event]:
+) -> Generator[events.Event, None, None]:
     """Run ``job`` under the interpreter ``python`` and yield its events.
 
     ``folder`` gets ``job.json``, ``events.jsonl`` and ``worker.log``. However the generator is left, by its end, an
@@ -68,7 +68,7 @@ def launch(
             timed_out.set()
             _kill(process)
 
-        timer = threading.Timer(timeout_s, give_up)
+        timer = threading.Timer(min(timeout_s, threading.TIMEOUT_MAX), give_up)
         timer.daemon = True
         timer.start()
         finished = False

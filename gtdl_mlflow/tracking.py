@@ -65,7 +65,7 @@ class Run:
 
     def __enter__(self) -> Run:
         config = self._config
-        with reaching(config.tracking.uri, "nothing was run"):
+        with reaching(config.tracking.uri, "nothing was run"), impatient():
             self.run_id, self.experiment_id = open_run(self._client, _name(config), config.tracking.experiment)
             logged = self._client.get_run(self.run_id).data.params  # those of `mlflow run -P`, which cannot change
             params = {key: value for key, value in _params(config).items() if key not in logged}
@@ -93,6 +93,14 @@ class Run:
     def results(self) -> dict[str, float]:
         """The last value of every metric so far."""
         return {metric.key: metric.value for metric in self._metrics}
+
+    @property
+    def where(self) -> str:
+        """What to type, or which page to open, to look at the run."""
+        uri = redacted(self._config.tracking.uri)
+        if uri.startswith("http"):
+            return f"{uri.rstrip('/')}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
+        return f"mlflow ui --backend-store-uri {uri}"
 
     def log_model(self, folder: Path) -> None:
         """The worker's saved model, as a pyfunc model that loads in the framework's environment."""
@@ -148,6 +156,20 @@ def reaching(uri: str, kept: str) -> Iterator[None]:
     except (mlflow.MlflowException, SQLAlchemyError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise TrackingFailed(f"MLflow at {redacted(uri)} failed ({redacted(reason)}); {kept}") from error
+
+
+@contextmanager
+def impatient() -> Iterator[None]:
+    """MLflow tries a server that does not answer for four minutes; too long to wait before anything was run."""
+    name = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = "2"
+    try:
+        yield
+    finally:
+        del os.environ[name]
 
 
 def redacted(text: str) -> str:

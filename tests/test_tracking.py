@@ -171,11 +171,11 @@ def server(tmp_path: Path) -> Iterator[str]:
 def test_a_server_gets_the_same_run(gtdl: Command, server: str) -> None:
     done = gtdl("framework=reference", "training.epochs=1", "tracking=server", f"tracking.uri={server}")
     assert done.returncode == 0, done.stderr
-    assert server in done.stdout
     client = mlflow.MlflowClient(server)
     experiment = client.get_experiment_by_name("gtdl")
     assert experiment is not None
     (run,) = client.search_runs([experiment.experiment_id])
+    assert f"{server}/#/experiments/{experiment.experiment_id}/runs/{run.info.run_id}" in done.stdout
     assert run.info.status == "FINISHED"
     assert run.data.metrics["accuracy_percent"] > 80
     assert "model" in {item.path for item in client.list_artifacts(run.info.run_id)}

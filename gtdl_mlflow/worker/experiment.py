@@ -171,8 +171,9 @@ def evaluations(steps: int, steps_per_epoch: float, every: int) -> list[int]:
     """The steps after which the test accuracy is looked at: every so many epochs, but the last step left to testing."""
     if not every:
         return []
-    looks = (round(number * every * steps_per_epoch) for number in itertools.count(1))
-    return list(itertools.takewhile(lambda look: look < steps, (look for look in looks if look > 0)))
+    rounded = (round(number * every * steps_per_epoch) for number in itertools.count(1))
+    looks = (look for look, _ in itertools.groupby(rounded) if look > 0)
+    return list(itertools.takewhile(lambda look: look < steps, looks))
 
 
 def evaluate(model: Adapter, data: Data) -> np.ndarray:

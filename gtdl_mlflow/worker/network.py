@@ -333,8 +333,8 @@ def _pads(layer: Convolution | Pool, shape: Shape, size: int, rounding: str) -> 
         before = 0 if padding == "valid" else int(padding)
         after = before
         if rounding == "ceil":
-            # Caffe, pooling_layer.cpp: round up, but no window may start beyond the image. (Caffe looks only where there
-            # is padding; without, a stride larger than the window would leave it a last window of no cells.)
+            # Caffe, pooling_layer.cpp: round up, but no window may start beyond the image. (Caffe looks only where
+            # there is padding; without, a stride larger than the window could leave it a last window of no cells.)
             windows = math.ceil((length + 2 * before - size) / layer.stride) + 1
             if (windows - 1) * layer.stride >= length + before:
                 windows -= 1

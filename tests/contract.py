@@ -1,0 +1,109 @@
+"""``PYTHON -I contract.py REQUEST.json``: do what ``test_frameworks.py`` asks, in the interpreter of a framework.
+
+The request names cases; each is one network in the framework and what is to be done with it, in order. Its arrays lie
+beside it in ``arrays.npz``; the answers go to ``answers.npz`` and ``answers.json`` in the same folder.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+# As worker/__main__.py does it: this one package, without the driver's site-packages.
+root = Path(__file__).parents[1] / "gtdl_mlflow"
+spec = importlib.util.spec_from_file_location(
+    "gtdl_mlflow", root / "__init__.py", submodule_search_locations=[str(root)]
+)
+assert spec is not None
+assert spec.loader is not None
+sys.modules["gtdl_mlflow"] = package = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(package)
+
+from gtdl_mlflow.worker import experiment  # noqa: E402
+from gtdl_mlflow.worker.inputs import batches, test_batches  # noqa: E402
+from gtdl_mlflow.worker.job import Job, Order, training  # noqa: E402
+from gtdl_mlflow.worker.model import Model  # noqa: E402
+
+
+class Counted:
+    """An iterator that counts what was taken from it."""
+
+    def __init__(self, items: Iterator[Any]) -> None:
+        self._items = items
+        self.taken = 0
+
+    def __iter__(self) -> Counted:
+        return self
+
+    def __next__(self) -> Any:
+        self.taken += 1
+        return next(self._items)
+
+
+def answer(case: dict[str, Any], images: np.ndarray, labels: np.ndarray, folder: Path) -> list[Any]:
+    """What each of the case's steps gave: arrays, or plain data."""
+    values = case["job"]
+    job = Job(**{**values, "training": training(values["training"])})
+    treatment, model, _ = experiment.assemble(job, experiment.adapter(job.adapter))
+    # Copied, as the transposed view would be read-only on some versions.
+    arranged = np.ascontiguousarray(images if model.layout == "NCHW" else images.transpose(0, 2, 3, 1))
+    feed = Counted(batches(arranged, labels.astype(model.label_type), job.training.batch_size, Order.sequential, 0))
+    given: list[Any] = []
+    for action, *arguments in case["steps"]:
+        if action == "weights":
+            given.append(model.weights())
+        elif action == "predict":
+            given.append(model.predict(test_batches(arranged, arguments[0])))
+        elif action == "train":
+            before = feed.taken
+            losses = model.train(feed, arguments[0])
+            assert feed.taken - before == len(arguments[0]), f"took {feed.taken - before} batches"
+            given.append(losses)
+        elif action == "save":
+            experiment.save(job, model, treatment, folder / arguments[0])
+            given.append({})
+        elif action == "load":
+            model.load(Path(arguments[0]))
+            given.append({})
+        elif action == "pyfunc":
+            given.append(Model(Path(arguments[0])).predict(np.rint(images.transpose(0, 2, 3, 1) * 255).astype("uint8")))
+        elif action == "describe":
+            given.append({"facts": model.describe()})
+        else:
+            raise ValueError(f"no such step: {action}")
+    return given
+
+
+def main(request: Path) -> None:
+    folder = request.parent
+    arrays: dict[str, np.ndarray] = {}
+    plain: dict[str, Any] = {}
+    with np.load(folder / "arrays.npz") as given:
+        for case in json.loads(request.read_text()):
+            name = case["name"]
+            print(name, file=sys.stderr, flush=True)  # the last one says where a crash was
+            try:
+                steps = answer(case, given[f"{case['data']}/images"], given[f"{case['data']}/labels"], folder)
+            except NotImplementedError as error:
+                plain[name] = {"refused": str(error)}
+                continue
+            plain[name] = {}
+            for index, result in enumerate(steps):
+                if isinstance(result, np.ndarray):
+                    arrays[f"{name}|{index}"] = result
+                elif result and "facts" not in result:
+                    arrays.update({f"{name}|{index}|{key}": value for key, value in result.items()})
+                else:
+                    plain[name][str(index)] = result
+    np.savez(folder / "answers.npz", **arrays)
+    (folder / "answers.json").write_text(json.dumps(plain))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,222 @@
+"""Every layer of ``worker/network.py``, its loss, gradients and optimizers: slow, obvious, in float64.
+
+What the frameworks are held against, so it shares no code with the adapters and works out for itself where windows lie.
+Images are (images, channels, height, width); weights are canonical.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from gtdl_mlflow.worker import network as vocabulary
+from gtdl_mlflow.worker.job import Optimizer, Training
+from gtdl_mlflow.worker.network import Network, Node
+
+Arrays = dict[str, np.ndarray]
+Backward = Callable[[np.ndarray], tuple[np.ndarray, Arrays]]
+"""From the gradient of what a layer gave to that of what it was given, and of its parameters."""
+
+
+def logits(network: Network, weights: Arrays, images: np.ndarray, masks: Arrays | None = None) -> np.ndarray:
+    """What the network says of ``images``, without dropout."""
+    return _forward(network, weights, images, masks or {})[0]
+
+
+def gradients(
+    network: Network, weights: Arrays, images: np.ndarray, labels: np.ndarray, masks: Arrays | None = None
+) -> tuple[float, Arrays]:
+    """The mean cross-entropy, without dropout, and its gradient by every parameter."""
+    said, backwards = _forward(network, weights, images, masks or {})
+    said = said - said.max(axis=1, keepdims=True)
+    probabilities = np.exp(said) / np.exp(said).sum(axis=1, keepdims=True)
+    wanted = np.eye(said.shape[1])[labels]
+    loss = -np.mean(np.log((probabilities * wanted).sum(axis=1)))
+    gradient, found = (probabilities - wanted) / len(labels), {}
+    for node, backward in reversed(backwards):
+        gradient, parameters = backward(gradient)
+        found.update({f"{node.layer.name}/{name}": value for name, value in parameters.items()})
+    return float(loss), found
+
+
+def train(
+    network: Network, weights: Arrays, feed: list[Any], rates: list[float], training: Training, masks: Arrays
+) -> tuple[list[float], Arrays]:
+    """The loss of each step and the weights after the last, one step per batch of ``feed`` and rate of ``rates``."""
+    weights = {name: value.astype(np.float64) for name, value in weights.items()}
+    zeros = {name: np.zeros_like(value) for name, value in weights.items()}
+    first, second, losses = dict(zeros), dict(zeros), []
+    for step, ((images, labels), rate) in enumerate(zip(feed, rates, strict=True), 1):
+        loss, gradient = gradients(network, weights, images, labels, masks)
+        losses.append(loss)
+        for name, value in weights.items():
+            own_rate = rate * (training.bias_rate if name.endswith("/biases") else 1)
+            slope = gradient[name] + training.weight_decay * value
+            if training.optimizer is Optimizer.sgd:  # Caffe's: the rate inside the velocity
+                first[name] = training.momentum * first[name] + own_rate * slope
+                weights[name] = value - first[name]
+            else:  # Kingma and Ba, algorithm 1
+                first[name] = training.beta1 * first[name] + (1 - training.beta1) * slope
+                second[name] = training.beta2 * second[name] + (1 - training.beta2) * slope**2
+                mean = first[name] / (1 - training.beta1**step)
+                variance = second[name] / (1 - training.beta2**step)
+                weights[name] = value - own_rate * mean / (np.sqrt(variance) + training.epsilon)
+    return losses, weights
+
+
+def window_starts(length: int, size: int, stride: int, padding: int | str, rounding: str = "floor") -> list[int]:
+    """Where each window begins, in the image's own coordinates: below 0 if it begins in the padding."""
+    if padding == "same":
+        count = math.ceil(length / stride)
+        missing = max((count - 1) * stride + size - length, 0)
+        return [number * stride - missing // 2 for number in range(count)]
+    before = 0 if padding == "valid" else int(padding)
+    starts, start, covered = [], -before, -before
+    while start + size <= length + before:
+        starts.append(start)
+        covered = start + size
+        start += stride
+    if rounding == "ceil" and covered < length + before and start < length:
+        starts.append(start)
+    return starts
+
+
+def _forward(
+    network: Network, weights: Arrays, images: np.ndarray, masks: Arrays
+) -> tuple[np.ndarray, list[tuple[Node, Backward]]]:
+    value, backwards = images.astype(np.float64), []
+    for node in network.nodes:
+        own = {name: weights[f"{node.layer.name}/{name}"].astype(np.float64) for name in node.parameters}
+        value, backward = _layer(node, own, value, masks.get(f"{node.layer.name}/weights"))
+        assert value.shape[1:] == node.output, f"{node.layer.name} gives {value.shape[1:]}, not {node.output}"
+        backwards.append((node, backward))
+    return value, backwards
+
+
+def _layer(node: Node, own: Arrays, value: np.ndarray, mask: np.ndarray | None) -> tuple[np.ndarray, Backward]:
+    layer = node.layer
+    if isinstance(layer, vocabulary.Convolution):
+        return _convolution(layer, own, value, mask)
+    if isinstance(layer, vocabulary.MaxPool):
+        return _max_pool(layer, value)
+    if isinstance(layer, vocabulary.AveragePool):
+        return _average_pool(layer, value)
+    if isinstance(layer, vocabulary.LocalResponseNormalization):
+        return _local_response_normalization(layer, value)
+    if isinstance(layer, vocabulary.Dense):
+        return _dense(own, value)
+    if isinstance(layer, vocabulary.Relu):
+        return np.maximum(value, 0), lambda gradient: (gradient * (value > 0), {})
+    if isinstance(layer, vocabulary.Tanh):
+        return np.tanh(value), lambda gradient: (gradient * (1 - np.tanh(value) ** 2), {})
+    assert isinstance(layer, vocabulary.Dropout)
+    return value, lambda gradient: (gradient, {})
+
+
+def _dense(own: Arrays, value: np.ndarray) -> tuple[np.ndarray, Backward]:
+    flat = value.reshape(len(value), -1)
+
+    def backward(gradient: np.ndarray) -> tuple[np.ndarray, Arrays]:
+        parameters = {"weights": flat.T @ gradient, "biases": gradient.sum(axis=0)}
+        return (gradient @ own["weights"].T).reshape(value.shape), parameters
+
+    return flat @ own["weights"] + own["biases"], backward
+
+
+def _convolution(layer: Any, own: Arrays, value: np.ndarray, mask: np.ndarray | None) -> tuple[np.ndarray, Backward]:
+    weights = own["weights"] if mask is None else own["weights"] * mask
+    images, channels, height, width = value.shape
+    tops = window_starts(height, layer.kernel, layer.stride, layer.padding)
+    lefts = window_starts(width, layer.kernel, layer.stride, layer.padding)
+    # The image in a frame of zeros wide enough for every window.
+    above, before = max(-tops[0], 0), max(-lefts[0], 0)
+    frame = np.pad(value, ((0, 0), (0, 0), (above, layer.kernel), (before, layer.kernel)))
+    cells = [(row, column) for row in range(layer.kernel) for column in range(layer.kernel)]
+
+    def under(row: int, column: int) -> Any:
+        """What the kernel's cell (row, column) lies on, for every window."""
+        rows = [top + above + row for top in tops]
+        columns = [left + before + column for left in lefts]
+        return np.ix_(range(images), range(channels), rows, columns)
+
+    result = np.zeros((images, layer.filters, len(tops), len(lefts))) + own["biases"][:, None, None]
+    for row, column in cells:
+        result += np.einsum("nchw,fc->nfhw", frame[under(row, column)], weights[:, :, row, column], optimize=True)
+
+    def backward(gradient: np.ndarray) -> tuple[np.ndarray, Arrays]:
+        slope, spread = np.zeros_like(weights), np.zeros_like(frame)
+        for row, column in cells:
+            at = under(row, column)
+            slope[:, :, row, column] = np.einsum("nfhw,nchw->fc", gradient, frame[at], optimize=True)
+            spread[at] += np.einsum("nfhw,fc->nchw", gradient, weights[:, :, row, column], optimize=True)
+        inside = spread[:, :, above : above + height, before : before + width]
+        slope = slope if mask is None else slope * mask
+        return inside, {"weights": slope, "biases": gradient.sum(axis=(0, 2, 3))}
+
+    return result, backward
+
+
+def _windows(layer: Any, value: np.ndarray) -> list[tuple[int, int, slice, slice]]:
+    """Row and column of each output, and the cells inside the image that it pools."""
+    height, width = value.shape[2:]
+
+    def clipped(length: int) -> list[slice]:
+        starts = window_starts(length, layer.size, layer.stride, layer.padding, layer.rounding)
+        return [slice(max(start, 0), min(start + layer.size, length)) for start in starts]
+
+    return [
+        (row, column, rows, columns)
+        for row, rows in enumerate(clipped(height))
+        for column, columns in enumerate(clipped(width))
+    ]
+
+
+def _max_pool(layer: Any, value: np.ndarray) -> tuple[np.ndarray, Backward]:
+    windows = _windows(layer, value)
+    result = np.zeros((*value.shape[:2], windows[-1][0] + 1, windows[-1][1] + 1))
+    for row, column, rows, columns in windows:
+        result[:, :, row, column] = value[:, :, rows, columns].max(axis=(2, 3))
+
+    def backward(gradient: np.ndarray) -> tuple[np.ndarray, Arrays]:
+        spread = np.zeros_like(value)
+        for row, column, rows, columns in windows:
+            largest = value[:, :, rows, columns] == result[:, :, row : row + 1, column : column + 1]
+            spread[:, :, rows, columns] += largest * gradient[:, :, row : row + 1, column : column + 1]
+        return spread, {}
+
+    return result, backward
+
+
+def _average_pool(layer: Any, value: np.ndarray) -> tuple[np.ndarray, Backward]:
+    windows = _windows(layer, value)
+    result = np.zeros((*value.shape[:2], windows[-1][0] + 1, windows[-1][1] + 1))
+    for row, column, rows, columns in windows:
+        result[:, :, row, column] = value[:, :, rows, columns].mean(axis=(2, 3))
+
+    def backward(gradient: np.ndarray) -> tuple[np.ndarray, Arrays]:
+        spread = np.zeros_like(value)
+        for row, column, rows, columns in windows:
+            cells = (rows.stop - rows.start) * (columns.stop - columns.start)
+            spread[:, :, rows, columns] += gradient[:, :, row : row + 1, column : column + 1] / cells
+        return spread, {}
+
+    return result, backward
+
+
+def _local_response_normalization(layer: Any, value: np.ndarray) -> tuple[np.ndarray, Backward]:
+    channels = range(value.shape[1])
+    near = [[other for other in channels if abs(other - channel) <= layer.radius] for channel in channels]
+    sums = np.stack([layer.bias + layer.alpha * (value[:, near[c]] ** 2).sum(axis=1) for c in channels], axis=1)
+
+    def backward(gradient: np.ndarray) -> tuple[np.ndarray, Arrays]:
+        spread = gradient * sums**-layer.beta
+        for channel in channels:
+            by_sum = -layer.beta * gradient[:, channel] * value[:, channel] * sums[:, channel] ** (-layer.beta - 1)
+            for other in near[channel]:
+                spread[:, other] += by_sum * layer.alpha * 2 * value[:, other]
+        return spread, {}
+
+    return value * sums**-layer.beta, backward

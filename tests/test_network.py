@@ -1,0 +1,256 @@
+"""Shapes, counts and paddings, worked by hand from the originals, and what is said of a network that cannot be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy_network
+import pytest
+from omegaconf import OmegaConf
+
+from gtdl_mlflow.worker import initial
+from gtdl_mlflow.worker.network import AveragePool, Convolution, Initial, MaxPool, Network, NetworkError, build
+
+CONF = Path(__file__).parents[1] / "conf"
+ZERO = {"distribution": "constant", "value": 0}
+SPREAD = {"distribution": "uniform_fan_in", "gain": 6}
+
+
+def conf_layers(model: str) -> Any:
+    loaded = OmegaConf.create({"model": OmegaConf.load(CONF / "model" / f"{model}.yaml")})
+    return OmegaConf.to_container(loaded, resolve=True)["model"]["layers"]  # type: ignore[index,call-overload]
+
+
+def convolution(filters: int, kernel: int = 5, **more: Any) -> dict[str, Any]:
+    return {"type": "convolution", "filters": filters, "kernel": kernel, "weights": SPREAD, "biases": ZERO, **more}
+
+
+def dense(units: int | str = "classes") -> dict[str, Any]:
+    return {"type": "dense", "units": units, "weights": SPREAD, "biases": ZERO}
+
+
+def maximum(size: int, stride: int, **more: Any) -> dict[str, Any]:
+    return {"type": "max_pool", "size": size, "stride": stride, **more}
+
+
+def average(size: int, stride: int, **more: Any) -> dict[str, Any]:
+    return {**maximum(size, stride, **more), "type": "average_pool"}
+
+
+def numbered(*layers: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {f"{layer['type']}{number}": layer for number, layer in enumerate(layers)}
+
+
+RELU, TANH = {"type": "relu"}, {"type": "tanh"}
+NORMALIZE = {"type": "local_response_normalization", "radius": 4, "bias": 1.0, "alpha": 0.001 / 9, "beta": 0.75}
+
+LENET = numbered(convolution(20), TANH, maximum(2, 2), convolution(50), TANH, maximum(2, 2), dense(500), TANH, dense())
+TENSORFLOW_CIFAR10 = numbered(
+    convolution(64, padding="same"), RELU, maximum(3, 2, padding="same"), NORMALIZE,
+    convolution(64, padding="same"), RELU, NORMALIZE, maximum(3, 2, padding="same"),
+    dense(384), RELU, dense(192), RELU, dense(),
+)  # fmt: skip
+CAFFE_CIFAR10 = numbered(
+    convolution(32, padding=2), maximum(3, 2, rounding="ceil"), RELU,
+    convolution(32, padding=2), RELU, average(3, 2, rounding="ceil"),
+    convolution(64, padding=2), RELU, average(3, 2, rounding="ceil"), dense(64), dense(),
+)  # fmt: skip
+TORCH_CIFAR10 = numbered(
+    convolution(16, connections=1), TANH, maximum(2, 2), convolution(256, connections=4), TANH, maximum(2, 2),
+    dense(128), TANH, dense(),
+)  # fmt: skip
+THEANO_CIFAR10 = numbered(
+    convolution(4, 3), RELU, maximum(3, 3), convolution(8, 3), RELU, maximum(2, 2), dense(100), RELU, dense()
+)
+
+
+@pytest.mark.parametrize(
+    ("layers", "shape", "count"),
+    [
+        pytest.param(conf_layers("tensorflow_mnist"), (1, 28, 28), 3_274_634, id="tensorflow_mnist"),
+        pytest.param(conf_layers("caffe_mnist"), (1, 28, 28), 431_080, id="caffe_mnist"),
+        pytest.param(conf_layers("torch_mnist"), (1, 32, 32), 169_506, id="torch_mnist"),
+        pytest.param(conf_layers("reference_mnist"), (1, 28, 28), 7_850, id="reference_mnist"),
+        pytest.param(LENET, (1, 28, 28), 431_080, id="theano_mnist, mxnet_mnist"),
+        pytest.param(TENSORFLOW_CIFAR10, (3, 24, 24), 1_068_298, id="tensorflow_cifar10"),
+        pytest.param(CAFFE_CIFAR10, (3, 32, 32), 145_578, id="caffe_cifar10"),
+        pytest.param(TORCH_CIFAR10, (3, 32, 32), 846_890, id="torch_cifar10"),
+        pytest.param(THEANO_CIFAR10, (3, 32, 32), 14_318, id="theano_cifar10"),
+    ],
+)
+def test_originals_have_their_parameters(layers: Any, shape: tuple[int, ...], count: int) -> None:
+    assert build(layers, shape, 10).parameter_count == count
+
+
+def sides(network: Network) -> list[int]:
+    """Heights on the way, where they change."""
+    heights = [node.output[1] for node in network.nodes if len(node.output) == 3]
+    return [height for height, before in zip(heights, [0, *heights], strict=False) if height != before]
+
+
+def test_sides_on_the_way_are_the_originals() -> None:
+    assert sides(build(conf_layers("torch_mnist"), (1, 32, 32), 10)) == [28, 10, 6, 3]
+    assert sides(build(conf_layers("caffe_mnist"), (1, 28, 28), 10)) == [24, 12, 8, 4]
+    assert sides(build(conf_layers("tensorflow_mnist"), (1, 28, 28), 10)) == [28, 14, 7]
+    assert sides(build(TENSORFLOW_CIFAR10, (3, 24, 24), 10)) == [24, 12, 6]
+    assert sides(build(CAFFE_CIFAR10, (3, 32, 32), 10)) == [32, 16, 8, 4]
+    assert sides(build(TORCH_CIFAR10, (3, 32, 32), 10)) == [28, 14, 10, 5]
+    assert sides(build(THEANO_CIFAR10, (3, 32, 32), 10)) == [30, 10, 8, 4]
+
+
+def test_flops_are_products_and_sums() -> None:
+    network = build(conf_layers("caffe_mnist"), (1, 28, 28), 10)
+    products = 24 * 24 * 20 * 25 + 8 * 8 * 50 * 20 * 25 + 800 * 500 + 500 * 10
+    assert network.flops_per_image == 2 * products
+
+
+def test_flops_leave_out_unconnected_maps() -> None:
+    network = build(numbered(convolution(4, 3, connections=1), dense()), (3, 5, 5), 10)
+    assert network.flops_per_image == 2 * (3 * 3 * 4 * 9 + 36 * 10)
+
+
+# (layer, sides in, sides out, ((top, bottom), (left, right))), each worked out on paper.
+PADDINGS = [
+    # TensorFlow's SAME: ceil(5 / 2) = 3 windows need 2 * 2 + 3 = 7 cells.
+    (convolution(1, 3, stride=2, padding="same"), (5, 5), (3, 3), ((1, 1), (1, 1))),
+    # An even number of cells: 3 windows need 7, one too many: it goes after.
+    (convolution(1, 3, stride=2, padding="same"), (6, 6), (3, 3), ((0, 1), (0, 1))),
+    (convolution(1, 4, padding="same"), (8, 8), (8, 8), ((1, 2), (1, 2))),
+    (convolution(1, 1, stride=3, padding="same"), (7, 8), (3, 3), ((0, 0), (0, 0))),
+    (convolution(1, 3, padding=2), (4, 6), (6, 8), ((2, 2), (2, 2))),
+    (convolution(1, 3, stride=2), (8, 9), (3, 4), ((0, 0), (0, 0))),
+    (maximum(3, 2, padding="same"), (24, 25), (12, 13), ((0, 1), (1, 1))),
+    (maximum(2, 2, padding="same"), (7, 8), (4, 4), ((0, 1), (0, 0))),
+    # Torch7: 28 with one cell around is 30, ten windows of three.
+    (maximum(3, 3, padding=1), (28, 28), (10, 10), ((1, 1), (1, 1))),
+    # Caffe: ceil((32 - 3) / 2) + 1 = 16 windows need 33.
+    (maximum(3, 2, rounding="ceil"), (32, 16), (16, 8), ((0, 1), (0, 1))),
+    (maximum(2, 2, rounding="ceil"), (7, 8), (4, 4), ((0, 1), (0, 0))),
+    # ceil((6 + 2 - 3) / 2) + 1 = 4 windows from -1 to 8: one overhangs by two.
+    (average(3, 2, padding=1, rounding="ceil"), (6, 7), (4, 4), ((1, 2), (1, 1))),
+    # ceil((4 + 2 - 2) / 2) + 1 = 3: the third begins at cell 3, the last one.
+    (average(2, 2, padding=1, rounding="ceil"), (4, 5), (3, 3), ((1, 1), (1, 0))),
+    # ceil((3 + 2 - 2) / 3) + 1 = 2: the second begins at 2, the last cell. With 2 cells it would begin in the padding.
+    (maximum(2, 3, padding=1, rounding="ceil"), (3, 2), (2, 1), ((1, 1), (1, 0))),
+    # A stride that jumps over the end: a third window would begin at cell 8 of 7.
+    (maximum(2, 4, rounding="ceil"), (7, 6), (2, 2), ((0, 0), (0, 0))),
+    # Larger than the image: one window, clipped.
+    (maximum(3, 2, rounding="ceil"), (2, 3), (1, 1), ((0, 1), (0, 0))),
+    (maximum(2, 2), (7, 8), (3, 4), ((0, 0), (0, 0))),
+]
+
+
+@pytest.mark.parametrize(("layer", "given", "wanted", "pads"), PADDINGS)
+def test_paddings_are_those_worked_by_hand(layer: Any, given: Any, wanted: Any, pads: Any) -> None:
+    node = build({"layer": layer, "dense": dense()}, (3, *given), 10).nodes[0]
+    assert isinstance(node.layer, (Convolution, MaxPool, AveragePool))
+    assert node.output[1:] == wanted
+    size = node.layer.kernel if isinstance(node.layer, Convolution) else node.layer.size
+    for (before, after), length, windows in zip(node.pads, given, wanted, strict=True):
+        assert (length + before + after - size) // node.layer.stride + 1 == windows
+    assert [before for before, _ in node.pads] == [before for before, _ in pads]
+    assert node.pads == pads
+
+
+@pytest.mark.parametrize("padding", ["valid", "same", 0, 1, 2])
+@pytest.mark.parametrize("rounding", ["floor", "ceil"])
+def test_windows_are_those_of_the_definition(padding: int | str, rounding: str) -> None:
+    for size in range(1 if padding in ("valid", "same") else int(padding) + 1, 5):
+        for stride in range(1, 6):
+            for length in range(5, 14):
+                layer = MaxPool("pool", size, stride, padding, rounding)
+                starts = numpy_network.window_starts(length, size, stride, padding, rounding)
+                case = f"{length} cells, {layer}"
+                assert layer.output((1, length, length)) == (1, len(starts), len(starts)), case
+                before, after = layer.pads((1, length, length))[0]
+                assert before == -min(starts[0], 0), case
+                assert after >= starts[-1] + size - length, case
+                assert all(start < length and start + size > 0 for start in starts), f"{case}: an empty window"
+
+
+def test_slow_network_has_the_gradients_of_its_loss() -> None:
+    layers = numbered(
+        convolution(4, 3, padding="same", stride=2), TANH, {**NORMALIZE, "radius": 1, "alpha": 0.5},
+        maximum(2, 2, padding=1, rounding="ceil"), convolution(3, 2, connections=2, padding=1), RELU,
+        average(3, 2, padding=1, rounding="ceil"), dense(5), TANH, dense(),
+    )  # fmt: skip
+    network = build(layers, (2, 9, 8), 3)
+    random = np.random.RandomState(0)
+    images, labels = random.standard_normal((2, 2, 9, 8)), np.array([2, 0])
+    weights = {name: value.astype(np.float64) for name, value in initial.weights(network, 1).items()}
+    masks = initial.masks(network, 1)
+    _, found = numpy_network.gradients(network, weights, images, labels, masks)
+    for name, value in weights.items():
+        for place in random.permutation(value.size)[:4]:
+            losses = []
+            for change in (1e-5, -1e-5):
+                moved = value.copy()
+                moved.flat[place] += change
+                losses.append(numpy_network.gradients(network, {**weights, name: moved}, images, labels, masks)[0])
+            assert found[name].flat[place] == pytest.approx((losses[0] - losses[1]) / 2e-5, rel=1e-5, abs=1e-8), name
+
+
+def wrong(message: str, *layers: Any, shape: tuple[int, ...] = (1, 8, 8)) -> Any:
+    named = {f"layer{number}": layer for number, layer in enumerate(layers, 1)}
+    return pytest.param(named, shape, message, id=message)
+
+
+@pytest.mark.parametrize(
+    ("layers", "shape", "message"),
+    [
+        wrong("layer layer1: type=conv: expected one of convolution, max_pool,", {"type": "conv"}, dense()),
+        wrong("layer layer1: type=None: expected one of convolution", {"units": 3}),
+        wrong("layer layer1: type=['relu']: expected one of convolution", {"type": ["relu"]}),
+        wrong("layer layer1=relu: expected {type: convolution|", "relu"),
+        wrong("layer layer1: convolution has no kernels; it takes filters, kernel,", convolution(3, kernels=5)),
+        wrong("layer layer1: relu has no units; it takes ", {"type": "relu", "units": 3}),
+        wrong("layer layer1: max_pool needs stride", {"type": "max_pool", "size": 2}),
+        wrong("layer layer1: dense needs biases, weights", {"type": "dense", "units": 3}),
+        wrong("layer layer1: filters=0: expected a whole number of at least 1", convolution(0)),
+        wrong("layer layer1: kernel=2.5: expected a whole number", {**convolution(3), "kernel": 2.5}),
+        wrong("layer layer1: stride=True: expected a whole number", convolution(3, stride=True)),
+        wrong("layer layer1: units=many: expected a whole number", dense("many")),
+        wrong("layer layer1: padding=full: expected valid, same, or a whole number", convolution(3, padding="full")),
+        wrong("layer layer1: padding=-1: expected valid, same, or a whole number", convolution(3, padding=-1)),
+        wrong("layer layer1: padding=1.5: expected valid, same, or a whole number", maximum(2, 2, padding=1.5)),
+        wrong("layer layer1: padding=2: must be smaller than size=2", maximum(2, 2, padding=2)),
+        wrong("layer layer1: rounding=up: expected floor or ceil", maximum(2, 2, rounding="up")),
+        wrong("layer layer1: keep=0: expected a probability above 0, at most 1", {"type": "dropout", "keep": 0}),
+        wrong("layer layer1: keep=50%: expected a probability", {"type": "dropout", "keep": "50%"}),
+        wrong("layer layer1: radius=0: expected a whole number", {**NORMALIZE, "radius": 0}),
+        wrong("layer layer1: alpha=small: expected a number", {**NORMALIZE, "alpha": "small"}),
+        wrong("layer layer1: weights=0.1: expected {distribution: constant|", {**dense(), "weights": 0.1}),
+        wrong("layer layer1: weights={'distribution': 'xavier'}: expected {distribution: constant|",
+              {**dense(), "weights": {"distribution": "xavier"}}),
+        wrong("layer layer1: weights={'distribution': 'normal', 'value': 1}: distribution normal takes stddev and nothing",
+              {**dense(), "weights": {"distribution": "normal", "value": 1}}),
+        wrong("layer layer1: weights.stddev=0: expected a positive number",
+              {**dense(), "weights": {"distribution": "normal", "stddev": 0}}),
+        wrong("layer layer1: biases.value=no: expected a number",
+              {**dense(), "biases": {"distribution": "constant", "value": "no"}}),
+        wrong("layer layer1: connections=2, but only 1 maps come in", convolution(3, connections=2), dense()),
+        wrong("layer layer2: a window of 5 does not fit an input of 4x4 (padding valid)", maximum(2, 2), convolution(3)),
+        wrong("layer layer2: a convolution cannot follow a dense layer", dense(), convolution(3)),
+        wrong("layer layer2: a max_pool cannot follow a dense layer", dense(), maximum(2, 2)),
+        wrong("layer layer1: gives (3,), but the data set has 10 classes", dense(3)),
+        wrong("layer layer1: gives (1, 8, 8), but the data set has 10 classes", RELU),
+        wrong("a network needs at least one layer"),
+    ],
+)  # fmt: skip
+def test_impossible_network_is_one_line_with_the_layer(layers: Any, shape: tuple[int, ...], message: str) -> None:
+    with pytest.raises(NetworkError) as caught:
+        build(layers, shape, 10)
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+def test_padding_that_cannot_be_compared_is_one_line() -> None:
+    with pytest.raises(NetworkError, match="padding=\\[1, 2\\]"):
+        build({"pool": maximum(2, 2, padding=[1, 2]), "dense": dense()}, (1, 8, 8), 10)
+
+
+def test_initial_reads_what_its_distribution_uses() -> None:
+    assert Initial.parse("here", {"distribution": "normal", "stddev": 0.1}) == Initial("normal", stddev=0.1)
+    assert Initial.parse("here", {"distribution": "constant", "value": -1}) == Initial("constant", value=-1.0)
