@@ -144,14 +144,14 @@ def _convolution(layer: Any, own: Arrays, value: np.ndarray, mask: np.ndarray | 
 
     result = np.zeros((images, layer.filters, len(tops), len(lefts))) + own["biases"][:, None, None]
     for row, column in cells:
-        result += np.einsum("nchw,fc->nfhw", frame[under(row, column)], weights[:, :, row, column], optimize=True)
+        result += np.moveaxis(np.tensordot(weights[:, :, row, column], frame[under(row, column)], (1, 1)), 0, 1)
 
     def backward(gradient: np.ndarray) -> tuple[np.ndarray, Arrays]:
         slope, spread = np.zeros_like(weights), np.zeros_like(frame)
         for row, column in cells:
             at = under(row, column)
-            slope[:, :, row, column] = np.einsum("nfhw,nchw->fc", gradient, frame[at], optimize=True)
-            spread[at] += np.einsum("nfhw,fc->nchw", gradient, weights[:, :, row, column], optimize=True)
+            slope[:, :, row, column] = np.tensordot(gradient, frame[at], ((0, 2, 3), (0, 2, 3)))
+            spread[at] += np.moveaxis(np.tensordot(weights[:, :, row, column], gradient, (0, 1)), 0, 1)
         inside = spread[:, :, above : above + height, before : before + width]
         slope = slope if mask is None else slope * mask
         return inside, {"weights": slope, "biases": gradient.sum(axis=(0, 2, 3))}

@@ -80,8 +80,10 @@ def test_budget_takes_a_share_of_the_steps() -> None:
     assert training(iterations=10).steps(4, 0.001) == 1  # never none at all
 
 
-@pytest.mark.parametrize("schedule", [LearningRateSchedule(Schedule.inverse, 1e-4, 0.75),
-                                      LearningRateSchedule(Schedule.inverse, 5e-7, 1), LearningRateSchedule()])  # fmt: skip
+CAFFE, TORCH = LearningRateSchedule(Schedule.inverse, 1e-4, 0.75), LearningRateSchedule(Schedule.inverse, 5e-7, 1)
+
+
+@pytest.mark.parametrize("schedule", [CAFFE, TORCH, LearningRateSchedule()])
 def test_budget_compresses_the_schedule(schedule: LearningRateSchedule) -> None:
     made = training(iterations=10_000, learning_rate=0.01, schedule=schedule)
     full, tenth = made.steps(64, 1), made.steps(64, 0.1)
@@ -92,9 +94,9 @@ def test_budget_compresses_the_schedule(schedule: LearningRateSchedule) -> None:
 
 
 def test_rates_are_the_originals() -> None:
-    caffe = training(learning_rate=0.01, schedule=LearningRateSchedule(Schedule.inverse, 1e-4, 0.75))
+    caffe = training(learning_rate=0.01, schedule=CAFFE)
     assert caffe.rates(0, 10_000, 1)[9_999] == pytest.approx(0.01 * 1.9999**-0.75, rel=1e-12)
-    torch = training(learning_rate=0.05, schedule=LearningRateSchedule(Schedule.inverse, 5e-7, 1))
+    torch = training(learning_rate=0.05, schedule=TORCH)
     assert torch.rates(120_000, 120_001, 1) == pytest.approx([0.05 / 1.06], rel=1e-12)
     assert training().rates(3, 6, 1) == [0.1, 0.1, 0.1]
 
@@ -137,7 +139,9 @@ def test_steady_speed_leaves_out_the_warm_up() -> None:
 def test_cross_entropy_is_the_definition() -> None:
     logits = np.array([[1.0, 2, 3], [-1, 0, 0.5], [4, 4, 4]], np.float32)
     labels = np.array([2, 0, 1])
-    each = [-math.log(math.exp(row[label]) / sum(map(math.exp, row))) for row, label in zip(logits, labels, strict=True)]
+    each = [
+        -math.log(math.exp(row[label]) / sum(map(math.exp, row))) for row, label in zip(logits, labels, strict=True)
+    ]
     assert cross_entropy(logits, labels) == pytest.approx(sum(each) / 3, rel=1e-12)
 
 
@@ -330,7 +334,7 @@ def test_described_says_what_ran(job: Job, run: Run) -> None:
 
 def test_training_time_is_that_of_the_steps_alone(job: Job, run: Run) -> None:
     adapter, said = run(job)
-    # 20 steps of a second, 5 a epoch; three looks at 12 images in between, and everything before and after is elsewhere.
+    # 20 steps of a second, 5 in an epoch, with three looks at 12 images between; all else is before and after.
     assert metric(said, "training_time_s") == [20 * STEP_S]
     assert metric(said, "train/evaluation_s") == [3 * TEST_IMAGES * IMAGE_S]
     assert metric(said, "train/elapsed_s") == [5, 10, 15, 20]

@@ -81,9 +81,15 @@ def test_values_are_float32_in_canonical_shapes() -> None:
 @pytest.mark.parametrize(
     ("distribution", "sha256"),
     [
-        ({"distribution": "uniform_fan_in", "gain": 3}, "aab72253f448985446c4eda135e7e9a2c075ba64a6c1a4c2572c287591eb7643"),
+        (
+            {"distribution": "uniform_fan_in", "gain": 3},
+            "aab72253f448985446c4eda135e7e9a2c075ba64a6c1a4c2572c287591eb7643",
+        ),
         ({"distribution": "normal", "stddev": 0.1}, "7a8ff45fdbdb1a51ddee18676c75443d32459e8dfb48790456838c1104574e9c"),
-        ({"distribution": "truncated_normal", "stddev": 0.1}, "7ccdea02fd5174d9516854ddecb423978fd7da7b0c8870bc2eb687ccd66024cf"),
+        (
+            {"distribution": "truncated_normal", "stddev": 0.1},
+            "7ccdea02fd5174d9516854ddecb423978fd7da7b0c8870bc2eb687ccd66024cf",
+        ),
     ],
 )
 def test_a_seed_gives_the_same_bytes_with_every_numpy(distribution: dict[str, Any], sha256: str) -> None:

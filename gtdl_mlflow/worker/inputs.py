@@ -133,7 +133,9 @@ def batches(
                     permutations[needed] = _permutation(count, order, seed, needed)
             for done in [key for key in permutations if key < epoch]:
                 del permutations[done]
-            drawn = np.concatenate([permutations[key] for key in range(epoch, last + 1)])[at : at + size]
+            # Joined only where an epoch ends within the batch: a copy of 60,000 indices takes longer than the batch.
+            whole = [permutations[key] for key in range(epoch, last + 1)]
+            drawn = (whole[0] if epoch == last else np.concatenate(whole))[at : at + size]
             yield images[drawn], labels[drawn]
         step += 1
 

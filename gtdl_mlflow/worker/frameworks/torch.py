@@ -45,8 +45,7 @@ class Torch(Adapter):
         module, optimizer = self._module.train(), self._optimizer
         losses = []
         for rate, (images, labels) in zip(rates, batches, strict=False):
-            if rate != self._last_rate:
-                self._set_rate(rate)
+            self._set_rate(rate)
             loss = F.cross_entropy(module(self._images(images)), self._tensor(labels))
             optimizer.zero_grad()
             loss.backward()
@@ -113,7 +112,8 @@ class Torch(Adapter):
             group["lr"] = rate * group["rate_factor"]
             if self._training.momentum:
                 # torch's velocity is the classical one divided by the rate, so it must shrink as the rate does:
-                # V = rate * b turns V' = momentum V + rate' g into b' = (momentum rate / rate') b + g.
+                # V = rate * b turns V' = momentum V + rate' g into b' = (momentum rate / rate') b + g. Set at every
+                # step: at the second one of a new rate it is the plain momentum again.
                 group["momentum"] = self._training.momentum * (self._last_rate / rate if self._last_rate else 1.0)
         self._last_rate = rate
 
