@@ -192,7 +192,8 @@ def test_a_loss_that_is_not_a_number_arrives() -> None:
     [
         "", "\n", "Segmentation fault", "3", "null", "[]", '["event"]', "{}", '{"event": "no such"}', '{"event": []}',
         '{"event": "metrics"}', '{"event": "finished", "more": 1}', '{"event": "metrics", "values": {"a": 1}',
-        '{"event": "progress", "iteration": 1}',
+        '{"event": "progress", "iteration": 1}', '{"event": "metrics", "values": 3}',
+        '{"event": "metrics", "values": {"a": "fast"}}',
     ],
 )  # fmt: skip
 def test_what_is_no_event_is_refused(line: str) -> None:

@@ -254,3 +254,8 @@ def test_padding_that_cannot_be_compared_is_one_line() -> None:
 def test_initial_reads_what_its_distribution_uses() -> None:
     assert Initial.parse("here", {"distribution": "normal", "stddev": 0.1}) == Initial("normal", stddev=0.1)
     assert Initial.parse("here", {"distribution": "constant", "value": -1}) == Initial("constant", value=-1.0)
+
+
+def test_a_layer_is_called_what_every_framework_can_call_it() -> None:
+    with pytest.raises(NetworkError, match=r"layer conv\.1: a name is letters, digits and _"):
+        build({"conv.1": dense()}, (1, 8, 8), 4)

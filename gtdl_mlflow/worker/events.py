@@ -65,6 +65,8 @@ def parse(line: str) -> Event:
         fields = json.loads(line)
         kind = _TYPES[fields.pop("event")]
         event: Event = kind(**{key: _decode(value) for key, value in fields.items()})
+        if isinstance(event, Metrics) and not all(isinstance(value, (int, float)) for value in event.values.values()):
+            raise ValueError("a metric is a number")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"not an event: {line.strip()[:200]!r}") from error
     return event

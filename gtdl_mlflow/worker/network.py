@@ -291,6 +291,10 @@ def build(layers: Mapping[str, Mapping[str, Any]], shape: Shape, classes: int) -
 
 
 def _layer(name: str, given: Mapping[str, Any], classes: int) -> Layer:
+    if not name.isidentifier():
+        raise NetworkError(
+            f"layer {name}: a name is letters, digits and _, no digit first: frameworks use it as theirs"
+        )
     if not isinstance(given, Mapping):
         raise NetworkError(f"layer {name}={given}: expected {{type: {'|'.join(TYPES)}, ...}}")
     values = dict(given)
