@@ -12,7 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import open_dict
 
-from .config import ConfigError, Tracking, compose, load
+from .config import ConfigError, compose, load
 
 
 class CheckFirst(Callback):
@@ -59,10 +59,10 @@ def one_by_one(overrides: list[str]) -> list[list[str]]:
     return lines
 
 
-def refuse(error: ConfigError) -> NoReturn:
-    """Say what is wrong and exit with status 2; Hydra turns no SystemExit of a callback into a warning."""
+def refuse(error: Exception, status: int = 2) -> NoReturn:
+    """Say what is wrong and exit: of a callback's exceptions, Hydra turns all but SystemExit into mere warnings."""
     print(f"gtdl_mlflow: {error}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(status)
 
 
 class SweepRun(Callback):
@@ -83,10 +83,14 @@ class SweepRun(Callback):
 
         from . import tracking
 
-        self._client = MlflowClient(config.tracking.uri)
-        experiment = config.tracking.get("experiment", Tracking.experiment)
-        self._run_id, self._experiment_id = tracking.open_run(self._client, "sweep", experiment)
-        self._client.set_tag(self._run_id, "gtdl.sweep", " ".join(config.hydra.overrides.task))
+        uri, overrides = config.tracking.uri, " ".join(config.hydra.overrides.task)
+        try:
+            with tracking.reaching(uri, "nothing was run"), tracking.impatient():
+                self._client = MlflowClient(uri)
+                self._run_id, self._experiment_id = tracking.open_run(self._client, "sweep", config.tracking.experiment)
+                self._client.set_tag(self._run_id, "gtdl.sweep", overrides)
+        except tracking.TrackingFailed as error:
+            refuse(error, status=1)
         os.environ.pop("MLFLOW_RUN_ID", None)
         os.environ["MLFLOW_EXPERIMENT_ID"] = self._experiment_id
         os.environ[tracking.PARENT_VARIABLE] = self._run_id

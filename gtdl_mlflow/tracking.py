@@ -42,7 +42,6 @@ PARENT_VARIABLE = "GTDL_PARENT_RUN_ID"
 BATCH = 100
 """Params or tags in one request, MLflow's limit; of metrics it takes ten times as many."""
 
-
 ARTIFACTS = ("config.yaml", "environment.txt", "job.json", "events.jsonl", "worker.log")
 """Files of a run's folder that are kept with it, as far as it came to them."""
 
@@ -56,7 +55,7 @@ class Run:
 
     def __init__(self, config: Config, folder: Path) -> None:
         self._config, self._folder = config, folder
-        self._client = MlflowClient(config.tracking.uri)
+        self._client: MlflowClient
         self._metrics: list[Metric] = []
         self._facts: dict[str, Any] = {}
         self._sampler = Sampler(config.tracking.system_metrics_interval_s)
@@ -66,6 +65,7 @@ class Run:
     def __enter__(self) -> Run:
         config = self._config
         with reaching(config.tracking.uri, "nothing was run"), impatient():
+            self._client = MlflowClient(config.tracking.uri)
             self.run_id, self.experiment_id = open_run(self._client, _name(config), config.tracking.experiment)
             logged = self._client.get_run(self.run_id).data.params  # those of `mlflow run -P`, which cannot change
             params = {key: value for key, value in _params(config).items() if key not in logged}
@@ -77,8 +77,9 @@ class Run:
         """What the run runs in and on."""
         self._environment = environment
         (self._folder / "environment.txt").write_text("\n".join(environment.packages) + "\n")
-        self._log(tags={"gtdl.data_digest": data.digest, "gtdl.environment": environment.key})
-        self._client.log_inputs(self.run_id, [_dataset_input(self._config, data)])
+        with reaching(self._config.tracking.uri, "nothing was run"):
+            self._log(tags={"gtdl.data_digest": data.digest, "gtdl.environment": environment.key})
+            self._client.log_inputs(self.run_id, [_dataset_input(self._config, data)])
         self._sampler.start()
 
     def add(self, event: Event) -> None:

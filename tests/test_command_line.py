@@ -116,12 +116,23 @@ def test_missing_data_names_the_files_and_the_folder(
     assert str(tmp_path / "data" / "mnist") in done.stderr
 
 
-def test_an_unreachable_tracker_is_one_line(gtdl: Command) -> None:
-    done = gtdl("framework=reference", "tracking.uri=http://user:secret@127.0.0.1:9")
+@pytest.mark.parametrize("sweep", [[], ["-m"]])
+@pytest.mark.parametrize(
+    ("uri", "said"),
+    [
+        ("http://user:secret@127.0.0.1:9", "MLflow at http://127.0.0.1:9 failed"),
+        ("sqlite:////dev/null/mlflow.db", "MLflow at sqlite:////dev/null/mlflow.db failed"),
+        ("carrier://user:secret@pigeon", "MLflow at carrier://pigeon failed"),
+    ],
+)
+def test_a_tracker_that_cannot_be_had_is_one_line(gtdl: Command, uri: str, said: str, sweep: list[str]) -> None:
+    done = gtdl(*sweep, "framework=reference", f"tracking.uri='{uri}'")
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
-    assert "MLflow at http://127.0.0.1:9 failed" in done.stderr
-    assert "secret" not in done.stdout + done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stdout
+    if "://user:" in uri:
+        assert "secret" not in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

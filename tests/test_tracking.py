@@ -192,8 +192,9 @@ def test_the_tracker_is_left_alone_while_a_worker_runs(store: str, tmp_path: Pat
             calls.append(name)
             return getattr(client, name)
 
-    client, run._client = run._client, Watched()  # type: ignore[assignment]
+    client = mlflow.MlflowClient(store)
     with run:
+        run._client = Watched()  # type: ignore[assignment]
         environment = Environment("reference", "1", "cpu", None, Path("python"), "3.11.7", [], [], "key")
         run.uses(environment, datasets.prepare(composed.dataset))
         before = list(calls)

@@ -74,17 +74,17 @@ def main() -> None:
             optimizer.step()
         return time.perf_counter() - began
 
-    def test() -> float:
+    def test(images: torch.Tensor) -> float:
         net.eval()
         began = time.perf_counter()
         with torch.inference_mode():
-            torch.cat([net(x_test[start : start + 100]) for start in range(0, len(x_test), 100)]).argmax(1)
+            torch.cat([net(images[start : start + 100]) for start in range(0, len(images), 100)])
         return time.perf_counter() - began
 
     train(starts[:WARM_UP_STEPS])
     training_s = train(starts[WARM_UP_STEPS:])
-    test()
-    testing_s = test()
+    test(x_test[:100])  # one batch outside the clock, as the harness has it
+    testing_s = test(x_test)
     print(json.dumps({"train": steps * batch / training_s, "test": len(x_test) / testing_s}))
 
 
