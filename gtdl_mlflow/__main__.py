@@ -68,13 +68,13 @@ def application(composed: Any) -> float | None:
     """One job: the accuracy in percent, or nothing if the run failed."""
     config = typed(composed)
     # Only now: MLflow takes two seconds to import, a mistake on the command line should not.
-    from . import benchmark, tracking
+    from . import benchmark
 
     folder = Path(HydraConfig.get().runtime.output_dir)
     print(f"{benchmark.label(config)}, on the {config.hardware.device}", flush=True)
     try:
         outcome = benchmark.run(config, folder)
-    except (*benchmark.FAILURES, tracking.TrackingFailed) as error:
+    except benchmark.FAILURES as error:
         failed.append(str(error))
         print(f"gtdl_mlflow: {error}", file=sys.stderr)
         return None

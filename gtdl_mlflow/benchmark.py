@@ -13,8 +13,8 @@ from .launch import WorkerFailed, launch
 from .progress import ProgressLine
 from .worker.job import Job
 
-FAILURES = (ConfigError, WorkerFailed, environments.EnvironmentFailed, datasets.DatasetError)
-"""What can go wrong with a run that was asked for rightly: it is then a FAILED run, with the reason."""
+FAILURES = (ConfigError, WorkerFailed, environments.EnvironmentFailed, datasets.DatasetError, tracking.TrackingFailed)
+"""What can go wrong with a run that was asked for rightly: it is then a FAILED run, if the tracker can be told."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ def run(config: Config, folder: Path) -> Outcome:
     """Train and test one network in one framework, tracked in MLflow; files of the run go to ``folder``.
 
     Raises:
-        ConfigError, WorkerFailed, EnvironmentFailed, DatasetError: the MLflow run is FAILED, with the reason.
+        Exception: one of ``FAILURES``; the MLflow run is FAILED, with the reason.
     """
     with tracking.Run(config, folder) as tracked, ProgressLine(label(config)) as line:
         check(config)  # a combination in a sweep may be impossible though each of its values is not

@@ -314,10 +314,9 @@ def check(config: Config) -> None:
             f"{validation.out_of}, or nothing is left to train on"
         )
     try:
-        built = config.network
+        _ = config.network
     except (network.NetworkError, inputs.InputError) as error:
         raise ConfigError(f"model={config.model.name} on dataset={config.dataset.name}: {error}") from error
-    del built
     images = config.dataset.train_images - validation.count(config.dataset.train_images)
     if training.batch_size > images:
         raise ConfigError(f"training.batch_size={training.batch_size}: there are only {images} training images")
