@@ -15,7 +15,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from .callbacks import SweepRun
-from .config import CONF, Config, ConfigError, typed
+from .config import CONF, Config, ConfigError, Unavailable, typed
 from .explain import explain
 
 FLAGS = {
@@ -75,7 +75,8 @@ def application(composed: Any) -> float | None:
     try:
         outcome = benchmark.run(config, folder)
     except benchmark.FAILURES as error:
-        failed.append(str(error))
+        if not isinstance(error, Unavailable):
+            failed.append(str(error))
         print(f"gtdl_mlflow: {error}", file=sys.stderr)
         return None
     print(summary(config, outcome.metrics))
@@ -84,11 +85,15 @@ def application(composed: Any) -> float | None:
 
 
 def summary(config: Config, metrics: dict[str, float]) -> str:
-    """The three headline figures."""
-    return (
+    """The three headline figures, and the proof of parity if there is one."""
+    figures = (
         f"accuracy {metrics['accuracy_percent']:.2f} %, training {metrics['training_time_s']:.2f} s, "
         f"testing {metrics['testing_time_s']:.3g} s (budget {config.budget:g}, seed {config.seed})"
     )
+    if not config.parity:
+        return figures
+    differences = (f"{key} {metrics[f'parity/{key}_difference']:.1e}" for key in ("logits", "gradient", "loss"))
+    return f"parity: differs from float64 by: {', '.join(differences)}; {figures}"
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -68,6 +68,7 @@ def job_of(config: Config, data: Path, folder: Path) -> Job:
         threads=config.threads,
         cores=config.hardware.cores,
         folder=str(folder / "model"),
+        parity=config.parity,
     )
 
 

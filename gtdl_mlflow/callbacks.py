@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import sys
+from contextlib import suppress
 from typing import Any, NoReturn
 
 from hydra.core.global_hydra import GlobalHydra
@@ -12,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import open_dict
 
-from .config import ConfigError, compose, load
+from .config import ConfigError, Unavailable, compose, load
 
 
 class CheckFirst(Callback):
@@ -33,10 +34,19 @@ class CheckFirst(Callback):
 
     def on_multirun_start(self, config: Any, **_: Any) -> None:
         try:
-            for overrides in one_by_one(list(config.hydra.overrides.task)):
-                compose(overrides)
+            for overrides in one_by_one(asked(config.hydra)):
+                with suppress(Unavailable):  # a run of its own will say so, and the sweep goes on
+                    compose(overrides)
         except ConfigError as error:
             refuse(error)
+
+
+def asked(hydra: Any) -> list[str]:
+    """The overrides of a sweep: those of an experiment's ``hydra.sweeper.params``, unless typed, and those typed."""
+    typed = list(hydra.overrides.task)
+    keys = {override.partition("=")[0] for override in typed}
+    params = hydra.sweeper.get("params") or {}
+    return [*(f"{key}={value}" for key, value in params.items() if key not in keys), *typed]
 
 
 def one_by_one(overrides: list[str]) -> list[list[str]]:
@@ -76,14 +86,14 @@ class SweepRun(Callback):
     """The one in progress, so that a Ctrl-C can close it: Hydra calls nothing then."""
 
     failures: int = 0
-    """Runs that had not finished when the last sweep ended."""
+    """Runs of the last sweep that did not finish though they could have."""
 
     def on_multirun_start(self, config: Any, **_: Any) -> None:
         from mlflow.tracking import MlflowClient
 
         from . import tracking
 
-        uri, overrides = config.tracking.uri, " ".join(config.hydra.overrides.task)
+        uri, overrides = config.tracking.uri, " ".join(asked(config.hydra))
         try:
             with tracking.reaching(uri, "nothing was run"), tracking.impatient():
                 self._client = MlflowClient(uri)
@@ -100,12 +110,20 @@ class SweepRun(Callback):
         SweepRun.failures = self.close()
 
     def close(self, status: str | None = None) -> int:
-        """End the parent, FAILED if any of its runs is not FINISHED unless told otherwise; how many those are."""
+        """End the parent, unless told otherwise FAILED if any of its runs failed; how many those are.
+
+        A run that is unavailable here has not failed.
+        """
+        from . import tracking
+
         SweepRun.open = None
         family = f"tags.`mlflow.parentRunId` = '{self._run_id}'"
         children = self._client.search_runs([self._experiment_id], family, max_results=10000)
-        failures: int = sum(run.info.status != "FINISHED" for run in children)
-        self._client.log_metric(self._run_id, "sweep/finished", len(children) - failures)
-        self._client.log_metric(self._run_id, "sweep/failed", failures)
+        unavailable = sum(tracking.UNAVAILABLE in run.data.tags for run in children)
+        finished = sum(run.info.status == "FINISHED" for run in children)
+        failures: int = len(children) - finished - unavailable
+        counts = {"finished": finished, "failed": failures, "unavailable": unavailable}
+        for name, count in counts.items():
+            self._client.log_metric(self._run_id, f"sweep/{name}", count)
         self._client.set_terminated(self._run_id, status or ("FAILED" if failures else "FINISHED"))
         return failures

@@ -6,6 +6,7 @@ Nothing here imports MLflow or a framework: a mistake on the command line is ans
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -26,7 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from .explain import explain, unknown_key
 from .worker import inputs, network
-from .worker.job import Training
+from .worker.job import LearningRateSchedule, Schedule, Training
 
 _HERE = Path(__file__).parent
 CONF = _HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parent / "conf"
@@ -35,6 +36,10 @@ CONF = _HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parent / "conf"
 
 class ConfigError(ValueError):
     """What the user asked for cannot be; the message is one line with the key, the value and the choices."""
+
+
+class Unavailable(ConfigError):
+    """It could be elsewhere: this framework cannot use that device here."""
 
 
 class Tuning(str, Enum):
@@ -55,12 +60,50 @@ class Python:
 
 
 @dataclass
+class SystemPackage:
+    """What a recipe needs of one package of the operating system, which the user installs."""
+
+    tools: list[str] = field(default_factory=list)
+    """Programs on the PATH that answer ``--version``."""
+    headers: list[str] = field(default_factory=list)
+    """As in ``#include <...>``."""
+    libraries: list[str] = field(default_factory=list)
+    """As in the linker's ``-l``; see ``Build`` for the words that are filled in."""
+    include: str = ""
+    """Where its headers are, if the compiler does not look there by itself."""
+
+
+@dataclass
+class Build:
+    """A source package that CMake compiles for an environment once its requirements are in it.
+
+    In options and libraries, ``{environment}`` is its folder, ``{python}`` its version (3.11), ``{python_tag}`` 311.
+    """
+
+    source: str = MISSING
+    """``NAME==VERSION``, on the package index."""
+    sha256: str = MISSING
+    """Of the source package."""
+    target: str = MISSING
+    """Of CMake: what to build."""
+    package: str = MISSING
+    """The folder of what CMake installs that becomes an importable package in the environment."""
+    options: list[str] = field(default_factory=list)
+    """Arguments of ``cmake``."""
+    aliases: dict[str, str] = field(default_factory=dict)
+    """Libraries by the names that the sources use, to those they have in ``Recipe.system``."""
+
+
+@dataclass
 class Recipe:
     """One way to fill an environment."""
 
     requirements: list[str] = field(default_factory=list)
     options: list[str] = field(default_factory=list)
     """Further arguments of ``uv pip install``."""
+    system: dict[str, SystemPackage] = field(default_factory=dict)
+    """What has to be installed beforehand, by the names of Debian's packages."""
+    build: Build | None = None
     note: str = ""
     """Said to the user when this way is the one taken."""
 
@@ -188,6 +231,8 @@ class Config:
     budget: float = 1.0
     """Share of the training's iterations to run, above 0 and at most 1; the schedule is compressed with them."""
     tuning: Tuning = Tuning.best
+    parity: bool = False
+    """Whether to prove, before training, that the framework computes what the float64 NumPy network does."""
 
     @property
     def settings(self) -> Settings:
@@ -271,6 +316,7 @@ def check(config: Config) -> None:
     """Refuse what cannot be run.
 
     Raises:
+        Unavailable: all else is right, but this framework cannot use that device here.
         ConfigError: a value that cannot be, with what can.
     """
     training, hardware = config.training, config.hardware
@@ -300,6 +346,9 @@ def check(config: Config) -> None:
             raise ConfigError(f"{key}={value}: must be above 0")
     if not 0 < config.budget <= 1:
         raise ConfigError(f"budget={config.budget}: must be above 0 and at most 1 (0.1 runs a tenth of the iterations)")
+    if training.average is not None and not 0 < training.average < 1:
+        raise ConfigError(f"training.average={training.average}: must be above 0 and below 1, or null for no averaging")
+    _check_schedule(training.schedule)
     for key, value in (("momentum", training.momentum), ("beta1", training.beta1), ("beta2", training.beta2)):
         if not 0 <= value < 1:
             raise ConfigError(f"training.{key}={value}: must be at least 0 and below 1")
@@ -323,15 +372,30 @@ def check(config: Config) -> None:
     _check_device(config)
 
 
+def _check_schedule(schedule: LearningRateSchedule) -> None:
+    stepped = schedule.type in (Schedule.step, Schedule.multistep)
+    if stepped and not schedule.gamma > 0:
+        raise ConfigError(f"training.schedule.gamma={schedule.gamma}: must be above 0, the rate is multiplied by it")
+    if schedule.type is Schedule.step and not schedule.every > 0:
+        raise ConfigError(
+            f"training.schedule.every={schedule.every}: must be above 0, the iterations between two steps"
+        )
+    rising = all(before < after for before, after in itertools.pairwise([0, *schedule.boundaries]))
+    if schedule.type is Schedule.multistep and not (schedule.boundaries and rising):
+        raise ConfigError(
+            f"training.schedule.boundaries={schedule.boundaries}: expected rising iterations above 0, as [4000, 4500]"
+        )
+
+
 def _check_device(config: Config) -> None:
     framework, hardware = config.framework, config.hardware
     if hardware.device not in framework.devices:
         raise ConfigError(f"hardware.device={hardware.device}: expected one of {', '.join(sorted(framework.devices))}")
     if reason := framework.devices[hardware.device].unavailable:
         usable = ", ".join(name for name, device in sorted(framework.devices.items()) if not device.unavailable)
-        raise ConfigError(f"hardware.device={hardware.device}: framework={framework.name} runs on {usable}: {reason}")
+        raise Unavailable(f"hardware.device={hardware.device}: framework={framework.name} runs on {usable}: {reason}")
     if hardware.device == "gpu" and not _has_gpu():
-        raise ConfigError("hardware.device=gpu: no NVIDIA GPU on this machine; hardware=cpu uses its CPU")
+        raise Unavailable("hardware.device=gpu: no NVIDIA GPU on this machine; hardware=cpu uses its CPU")
     own = sorted(os.sched_getaffinity(0))
     if hardware.cores is not None and not (hardware.cores and set(hardware.cores) <= set(own)):
         raise ConfigError(f"hardware.cores={hardware.cores}: expected some of {own}, the cores this process may use")

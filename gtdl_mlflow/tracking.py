@@ -27,7 +27,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 from sqlalchemy.exc import SQLAlchemyError
 
 from . import __version__, machine
-from .config import Config
+from .config import Config, Unavailable
 from .datasets import Prepared
 from .environments import Environment
 from .pyfunc import save_model
@@ -38,6 +38,9 @@ logging.getLogger("alembic").setLevel(logging.WARNING)
 
 PARENT_VARIABLE = "GTDL_PARENT_RUN_ID"
 """Environment variable that tells the jobs of a sweep, in whatever process, whose children they are."""
+
+UNAVAILABLE = "gtdl.unavailable"
+"""Tag of a run that this machine cannot do: the reason."""
 
 BATCH = 100
 """Params or tags in one request, MLflow's limit; of metrics it takes ten times as many."""
@@ -51,7 +54,10 @@ class TrackingFailed(Exception):
 
 
 class Run:
-    """A context: entered RUNNING; left FINISHED, FAILED with the reason, or KILLED, with all that was reported."""
+    """A context: entered RUNNING; left FINISHED, FAILED with the reason, or KILLED, with all that was reported.
+
+    A run that cannot be here is FAILED too, as MLflow has no other word for it, with the tag ``UNAVAILABLE``.
+    """
 
     def __init__(self, config: Config, folder: Path) -> None:
         self._config, self._folder = config, folder
@@ -126,7 +132,10 @@ class Run:
         else:
             status = "FAILED" if issubclass(kind, Exception) else "KILLED"
             reason = str(error) if issubclass(kind, Exception) else "stopped by the user"
-            tags |= {"gtdl.failure": reason[:5000], MLFLOW_RUN_NOTE: f"{status}: {reason}"[:5000]}
+            unavailable = issubclass(kind, Unavailable)
+            word = "unavailable" if unavailable else status
+            tags |= {UNAVAILABLE if unavailable else "gtdl.failure": reason[:5000],
+                     MLFLOW_RUN_NOTE: f"{word}: {reason}"[:5000]}  # fmt: skip
         facts = {f"worker.{key}": value for key, value in self._facts.items()}
         with reaching(self._config.tracking.uri, f"what was measured is in {self._folder}"):
             self._log(params=facts, tags=tags, metrics=self._metrics)

@@ -25,7 +25,7 @@ assert spec.loader is not None
 sys.modules["gtdl_mlflow"] = package = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(package)
 
-from gtdl_mlflow.worker import experiment  # noqa: E402
+from gtdl_mlflow.worker import assembly, experiment  # noqa: E402
 from gtdl_mlflow.worker.inputs import batches, test_batches  # noqa: E402
 from gtdl_mlflow.worker.job import Job, Order, training  # noqa: E402
 from gtdl_mlflow.worker.model import Model  # noqa: E402
@@ -50,7 +50,7 @@ def answer(case: dict[str, Any], images: np.ndarray, labels: np.ndarray, folder:
     """What each of the case's steps gave: arrays, or plain data."""
     values = case["job"]
     job = Job(**{**values, "training": training(values["training"])})
-    treatment, model, _ = experiment.assemble(job, experiment.adapter(job.adapter))
+    treatment, model, _ = assembly.assemble(job, assembly.adapter(job.adapter))
     # Copied, as the transposed view would be read-only on some versions.
     arranged = np.ascontiguousarray(images if model.layout == "NCHW" else images.transpose(0, 2, 3, 1))
     feed = Counted(batches(arranged, labels.astype(model.label_type), job.training.batch_size, Order.sequential, 0))

@@ -81,6 +81,9 @@ def test_the_hash_is_of_what_can_change_a_result(given: list[str], changes: bool
         ("training.epochs=null", r"training\.epochs=null: .*training\.iterations"),
         ("training.epochs=nan", r"training\.epochs=nan: must be above 0"),
         ("training.momentum=1", r"training\.momentum=1\.0: must be at least 0 and below 1"),
+        ("training.average=1", r"training\.average=1\.0: must be above 0 and below 1"),
+        ("training.decayed=biases", r"training\.decayed=biases: expected one of all, weights, hidden_dense_weights"),
+        ("training.schedule.type=cosine", r"training\.schedule\.type=cosine: expected one of .*multistep"),
         ("training.optimizer=lion", r"training\.optimizer=lion: expected one of sgd, adam"),
         ("training.validation.images=1", r"training\.validation\.images=1: must be below .*out_of=1"),
         ("training.inputs.pad.pixels=-1", r"training\.inputs\.pad\.pixels=-1: expected a whole number of at least 0"),
@@ -107,6 +110,20 @@ def test_a_mistake_is_answered_in_one_line(given: str, complaint: str) -> None:
     with pytest.raises(ConfigError, match=complaint) as failure:
         compose([given])
     assert "\n" not in str(failure.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        (["type=step", "gamma=0.1"], r"training\.schedule\.every=0\.0: must be above 0"),
+        (["type=step", "gamma=0", "every=10"], r"training\.schedule\.gamma=0\.0: must be above 0"),
+        (["type=multistep", "gamma=0.1"], r"training\.schedule\.boundaries=\[\]: expected rising iterations"),
+        (["type=multistep", "gamma=0.1", "boundaries=[20,10]"], r"boundaries=\[20\.0, 10\.0\]: expected rising"),
+    ],
+)
+def test_a_schedule_that_cannot_be_is_answered_in_one_line(given: list[str], complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        compose([f"training.schedule.{item}" for item in given])
 
 
 def test_a_device_that_is_not_there_is_said_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:

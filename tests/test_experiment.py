@@ -83,7 +83,13 @@ def test_budget_takes_a_share_of_the_steps() -> None:
 CAFFE, TORCH = LearningRateSchedule(Schedule.inverse, 1e-4, 0.75), LearningRateSchedule(Schedule.inverse, 5e-7, 1)
 
 
-@pytest.mark.parametrize("schedule", [CAFFE, TORCH, LearningRateSchedule()])
+STEP = LearningRateSchedule(
+    Schedule.step, 0.1, every=136_718.75
+)  # TensorFlow's: 350 epochs of 50,000 in batches of 128
+MULTISTEP = LearningRateSchedule(Schedule.multistep, 0.1, boundaries=[4000, 6000])
+
+
+@pytest.mark.parametrize("schedule", [CAFFE, TORCH, LearningRateSchedule(), STEP, MULTISTEP])
 def test_budget_compresses_the_schedule(schedule: LearningRateSchedule) -> None:
     made = training(iterations=10_000, learning_rate=0.01, schedule=schedule)
     full, tenth = made.steps(64, 1), made.steps(64, 0.1)
@@ -99,6 +105,22 @@ def test_rates_are_the_originals() -> None:
     torch = training(learning_rate=0.05, schedule=TORCH)
     assert torch.rates(120_000, 120_001, 1) == pytest.approx([0.05 / 1.06], rel=1e-12)
     assert training().rates(3, 6, 1) == [0.1, 0.1, 0.1]
+
+
+def test_rates_that_step_are_the_originals() -> None:
+    made = training(learning_rate=0.001, schedule=MULTISTEP)
+    assert made.rates(3999, 4001, 1.0) == pytest.approx([0.001, 0.0001])
+    assert made.rates(5999, 6001, 1.0) == pytest.approx([0.0001, 0.00001])
+    made = training(learning_rate=0.1, schedule=STEP)
+    assert made.rates(136_718, 136_720, 1.0) == pytest.approx([0.1, 0.01])
+    assert made.rates(273_437, 273_439, 1.0) == pytest.approx([0.01, 0.001])
+    assert made.rates(1367, 1369, 0.01) == pytest.approx([0.1, 0.01])  # a budget moves the steps
+
+
+def test_the_average_starts_short_and_grows_long() -> None:
+    made = training(average=0.9999)
+    assert [made.average_decay(step) for step in (1, 2, 91)] == pytest.approx([2 / 11, 3 / 12, 92 / 101])
+    assert made.average_decay(10**6) == 0.9999
 
 
 def test_stretches_of_rates_join() -> None:
@@ -204,7 +226,7 @@ def test_what_is_no_event_is_refused(line: str) -> None:
 # A whole run, with an adapter that does nothing but remember.
 
 TIME = Time()
-STEP_S, IMAGE_S, PREPARE_S = 1.0, 0.25, 1000.0
+STEP_S, IMAGE_S, PREPARE_S, COMPILE_S = 1.0, 0.25, 1000.0, 30.0
 
 
 class Recorder(Adapter):
@@ -221,6 +243,10 @@ class Recorder(Adapter):
         self.predicted: list[list[np.ndarray]] = []
         self.calls: list[str] = []
         MADE.append(self)
+
+    def compile(self) -> None:
+        self.calls.append("compile")
+        TIME.pass_(COMPILE_S)
 
     def train(self, batches: Iterable[Any], rates: list[float]) -> np.ndarray:
         assert rates
@@ -319,7 +345,8 @@ def test_events_come_in_their_order(job: Job, run: Run) -> None:
         else:
             words.append(type(event).__name__.lower())
     assert [word for word, before in zip(words, ["", *words], strict=False) if word != before] == [
-        "setup/import_s", "setup/build_s", "setup/data_s", "described", "progress", "eval/accuracy_percent", "progress",
+        "setup/import_s", "setup/build_s", "setup/compile_s", "setup/data_s", "described", "progress",
+        "eval/accuracy_percent", "progress",
         "training_time_s", "weights", "testing_time_s", "save/model_s", "worker/wall_s", "finished",
     ]  # fmt: skip
 
@@ -344,6 +371,7 @@ def test_training_time_is_that_of_the_steps_alone(job: Job, run: Run) -> None:
     assert metric(said, "train/first_step_s") == [STEP_S]
     assert metric(said, "train/epoch") == [1, 2, 3, 4]
     assert metric(said, "setup/build_s") == [PREPARE_S]
+    assert metric(said, "setup/compile_s") == [COMPILE_S]
     assert metric(said, "save/model_s") == [PREPARE_S]
     assert len(adapter.trained) == 20
 

@@ -18,15 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy_network
 import pytest
 from omegaconf import OmegaConf
 from test_network import NORMALIZE, SPREAD, TANH, average, conf_layers, convolution, dense, maximum, numbered
 
 from gtdl_mlflow import config, environments, launch
-from gtdl_mlflow.worker import initial
+from gtdl_mlflow.worker import initial, numpy_network
 from gtdl_mlflow.worker.inputs import Treatment
-from gtdl_mlflow.worker.job import Job, Optimizer, Order, Training
+from gtdl_mlflow.worker.job import Decayed, Job, Optimizer, Order, Training
 from gtdl_mlflow.worker.network import Network, build
 
 ROOT = Path(__file__).parents[1]
@@ -104,7 +103,8 @@ def model(name: str) -> tuple[dict[str, dict[str, Any]], tuple[int, ...]]:
     inputs: dict[str, Any] = {}
     if (path := ROOT / "conf" / "training" / f"{name}.yaml").exists():
         inputs = OmegaConf.to_container(OmegaConf.load(path))["inputs"]  # type: ignore[index,call-overload,assignment]
-    return layers, Treatment(inputs).shape((28, 28, 1) if name.endswith("mnist") else (32, 32, 3))
+    side = 24 if name == "tensorflow_cifar10" else 32  # its tutorial crops the images
+    return layers, Treatment(inputs).shape((28, 28, 1) if name.endswith("mnist") else (side, side, 3))
 
 
 def layered(*layers: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -168,7 +168,11 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "sgd": {},
     "momentum": {"momentum": 0.9},
     "weight decay": {"weight_decay": 0.3},
+    "weight decay on weights": {"weight_decay": 0.3, "decayed": Decayed.weights},
+    "weight decay on hidden dense weights": {"weight_decay": 0.3, "decayed": Decayed.hidden_dense_weights},
     "bias rate": {"bias_rate": 2.0},
+    "average": {"average": 0.5},
+    "average, slow": {"average": 0.9999, "momentum": 0.9},
     "caffe": {"momentum": 0.9, "weight_decay": 0.1, "bias_rate": 2.0},
     "adam": {"optimizer": Optimizer.adam},
     "adam, all of it": {"optimizer": Optimizer.adam, "beta1": 0.8, "beta2": 0.9, "epsilon": 0.1, "weight_decay": 0.1,
@@ -176,7 +180,7 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 # Falling, resting, dropping to a third and resting, rising.
 RATES = [0.1, 0.1, 0.09, 0.08, 0.08, 0.025, 0.025, 0.025, 0.03, 0.03]
-SMALL = layered(TANH, convolution(6, 3, connections=2), TANH)
+SMALL = layered(TANH, convolution(6, 3, connections=2), TANH, dense(7), TANH)
 TWO = numbered({"type": "dropout", "keep": 0.25}, {**dense(), "weights": {"distribution": "constant", "value": 0}})
 LITTLE = 1e-4  # a rate that leaves the softmax of 2,000 ones undecided
 DROPPED: list[list[Any]] = [

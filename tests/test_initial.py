@@ -64,6 +64,21 @@ def test_truncated_normal_is_redrawn_beyond_two_deviations() -> None:
     assert values.std() == pytest.approx(0.08796, rel=0.005)
 
 
+def test_deviation_by_fan_in() -> None:
+    drawn = initial.weights(network({"distribution": "normal_fan_in", "gain": 2}), seed=1)
+    assert drawn["dense/weights"].std() == pytest.approx(math.sqrt(2 / 2880), rel=0.005)
+    assert drawn["conv/weights"].std() == pytest.approx(math.sqrt(2 / 75), rel=0.05)
+
+
+def test_uniform_by_both_fans() -> None:
+    drawn = initial.weights(network({"distribution": "uniform_fan_in_out", "gain": 6}), seed=1)
+    for name, fans in (("conv", 75 + 20 * 25), ("dense", 2880 + 500), ("last", 500 + 10)):
+        assert 0.98 * math.sqrt(6 / fans) < abs(drawn[f"{name}/weights"]).max() <= math.sqrt(6 / fans) * (1 + 1e-6)
+    pooled = initial.weights(network({"distribution": "uniform_fan_in_out", "gain": 6, "pool": 2}), seed=1)
+    limit = math.sqrt(6 / (75 + 20 * 25 / 4))  # Theano's LeNet tutorial
+    assert 0.98 * limit < abs(pooled["conv/weights"]).max() <= limit * (1 + 1e-6)
+
+
 def test_constant_is_constant() -> None:
     drawn = initial.weights(network({"distribution": "constant", "value": 0.1}), seed=1)
     assert all((values == (np.float32(0.1) if name.endswith("weights") else 0)).all() for name, values in drawn.items())

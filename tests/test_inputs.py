@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from typing import Any
 
 import numpy as np
@@ -165,6 +166,16 @@ def test_each_set_has_its_own_statistics() -> None:
         assert abs(result.mean()) < 1e-6
     statistics = treatment.statistics
     assert statistics["test"]["standardize"]["mean"] < 0.6 * statistics["train"]["standardize"]["mean"]
+
+
+def test_the_mean_image_is_that_of_the_training_set() -> None:
+    treatment = Treatment({"subtract_mean": {}})
+    mean = RAW.astype(np.float64).mean(axis=0)
+    assert treatment.apply("train", RAW, "NHWC") == pytest.approx(RAW - mean, abs=1e-4)
+    other = 255 - RAW
+    assert treatment.apply("test", other, "NHWC") == pytest.approx(other - mean, abs=1e-4)
+    again = Treatment({"subtract_mean": {}}, json.loads(json.dumps(treatment.statistics)))
+    assert (again.apply("test", other, "NCHW") == treatment.apply("test", other, "NCHW")).all()
 
 
 def test_a_single_image_is_treated_as_its_set_was() -> None:

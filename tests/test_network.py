@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy_network
 import pytest
 from omegaconf import OmegaConf
 
-from gtdl_mlflow.worker import initial
+from gtdl_mlflow.worker import initial, numpy_network
 from gtdl_mlflow.worker.network import AveragePool, Convolution, Initial, MaxPool, Network, NetworkError, build
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -46,25 +45,6 @@ def numbered(*layers: dict[str, Any]) -> dict[str, dict[str, Any]]:
 RELU, TANH = {"type": "relu"}, {"type": "tanh"}
 NORMALIZE = {"type": "local_response_normalization", "radius": 4, "bias": 1.0, "alpha": 0.001 / 9, "beta": 0.75}
 
-LENET = numbered(convolution(20), TANH, maximum(2, 2), convolution(50), TANH, maximum(2, 2), dense(500), TANH, dense())
-TENSORFLOW_CIFAR10 = numbered(
-    convolution(64, padding="same"), RELU, maximum(3, 2, padding="same"), NORMALIZE,
-    convolution(64, padding="same"), RELU, NORMALIZE, maximum(3, 2, padding="same"),
-    dense(384), RELU, dense(192), RELU, dense(),
-)  # fmt: skip
-CAFFE_CIFAR10 = numbered(
-    convolution(32, padding=2), maximum(3, 2, rounding="ceil"), RELU,
-    convolution(32, padding=2), RELU, average(3, 2, rounding="ceil"),
-    convolution(64, padding=2), RELU, average(3, 2, rounding="ceil"), dense(64), dense(),
-)  # fmt: skip
-TORCH_CIFAR10 = numbered(
-    convolution(16, connections=1), TANH, maximum(2, 2), convolution(256, connections=4), TANH, maximum(2, 2),
-    dense(128), TANH, dense(),
-)  # fmt: skip
-THEANO_CIFAR10 = numbered(
-    convolution(4, 3), RELU, maximum(3, 3), convolution(8, 3), RELU, maximum(2, 2), dense(100), RELU, dense()
-)
-
 
 @pytest.mark.parametrize(
     ("layers", "shape", "count"),
@@ -73,11 +53,12 @@ THEANO_CIFAR10 = numbered(
         pytest.param(conf_layers("caffe_mnist"), (1, 28, 28), 431_080, id="caffe_mnist"),
         pytest.param(conf_layers("torch_mnist"), (1, 32, 32), 169_506, id="torch_mnist"),
         pytest.param(conf_layers("reference_mnist"), (1, 28, 28), 7_850, id="reference_mnist"),
-        pytest.param(LENET, (1, 28, 28), 431_080, id="theano_mnist, mxnet_mnist"),
-        pytest.param(TENSORFLOW_CIFAR10, (3, 24, 24), 1_068_298, id="tensorflow_cifar10"),
-        pytest.param(CAFFE_CIFAR10, (3, 32, 32), 145_578, id="caffe_cifar10"),
-        pytest.param(TORCH_CIFAR10, (3, 32, 32), 846_890, id="torch_cifar10"),
-        pytest.param(THEANO_CIFAR10, (3, 32, 32), 14_318, id="theano_cifar10"),
+        pytest.param(conf_layers("theano_mnist"), (1, 28, 28), 431_080, id="theano_mnist"),
+        pytest.param(conf_layers("mxnet_mnist"), (1, 28, 28), 431_080, id="mxnet_mnist"),
+        pytest.param(conf_layers("tensorflow_cifar10"), (3, 24, 24), 1_068_298, id="tensorflow_cifar10"),
+        pytest.param(conf_layers("caffe_cifar10"), (3, 32, 32), 145_578, id="caffe_cifar10"),
+        pytest.param(conf_layers("torch_cifar10"), (3, 32, 32), 846_890, id="torch_cifar10"),
+        pytest.param(conf_layers("theano_cifar10"), (3, 32, 32), 14_318, id="theano_cifar10"),
     ],
 )
 def test_originals_have_their_parameters(layers: Any, shape: tuple[int, ...], count: int) -> None:
@@ -94,10 +75,10 @@ def test_sides_on_the_way_are_the_originals() -> None:
     assert sides(build(conf_layers("torch_mnist"), (1, 32, 32), 10)) == [28, 10, 6, 3]
     assert sides(build(conf_layers("caffe_mnist"), (1, 28, 28), 10)) == [24, 12, 8, 4]
     assert sides(build(conf_layers("tensorflow_mnist"), (1, 28, 28), 10)) == [28, 14, 7]
-    assert sides(build(TENSORFLOW_CIFAR10, (3, 24, 24), 10)) == [24, 12, 6]
-    assert sides(build(CAFFE_CIFAR10, (3, 32, 32), 10)) == [32, 16, 8, 4]
-    assert sides(build(TORCH_CIFAR10, (3, 32, 32), 10)) == [28, 14, 10, 5]
-    assert sides(build(THEANO_CIFAR10, (3, 32, 32), 10)) == [30, 10, 8, 4]
+    assert sides(build(conf_layers("tensorflow_cifar10"), (3, 24, 24), 10)) == [24, 12, 6]
+    assert sides(build(conf_layers("caffe_cifar10"), (3, 32, 32), 10)) == [32, 16, 8, 4]
+    assert sides(build(conf_layers("torch_cifar10"), (3, 32, 32), 10)) == [28, 14, 10, 5]
+    assert sides(build(conf_layers("theano_cifar10"), (3, 32, 32), 10)) == [30, 10, 8, 4]
 
 
 def test_flops_are_products_and_sums() -> None:

@@ -8,8 +8,9 @@ import mlflow
 import pytest
 from conftest import Command
 from mlflow.entities import Run
+from omegaconf import OmegaConf
 
-from gtdl_mlflow.callbacks import one_by_one
+from gtdl_mlflow.callbacks import asked, one_by_one
 
 
 def family(experiment: str = "gtdl") -> tuple[Run, list[Run]]:
@@ -70,3 +71,22 @@ def test_every_value_of_a_sweep_is_checked_once() -> None:
         ["a=3", "b=x", "c=0"],
         ["a=1", "b=x", "c=1"],
     ]
+
+
+def test_what_cannot_run_here_is_a_run_with_the_reason_and_no_failure(gtdl: Command, store: str) -> None:
+    done = gtdl("-m", "framework=reference", "hardware=gpu,cpu", "training.epochs=1")
+    assert done.returncode == 0, done.stderr
+    parent, children = family()
+    assert parent.info.status == "FINISHED"
+    assert [parent.data.metrics[f"sweep/{word}"] for word in ("finished", "failed", "unavailable")] == [1, 0, 1]
+    (unavailable,) = [run for run in children if "gtdl.unavailable" in run.data.tags]
+    assert "framework=reference runs on cpu: it is NumPy" in unavailable.data.tags["gtdl.unavailable"]
+    assert unavailable.info.status == "FAILED"
+    assert "gtdl.failure" not in unavailable.data.tags
+
+
+def test_an_experiments_own_sweep_is_checked_and_yields_to_what_is_typed() -> None:
+    hydra: Any = OmegaConf.create(
+        {"overrides": {"task": ["experiment=x", "seed=1"]}, "sweeper": {"params": {"seed": "1,2", "budget": "0.5,1"}}}
+    )
+    assert asked(hydra) == ["budget=0.5,1", "experiment=x", "seed=1"]

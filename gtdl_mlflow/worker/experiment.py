@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import itertools
 import json
 import platform
@@ -15,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from . import initial
+from . import initial, parity
+from .assembly import adapter, assemble
 from .events import Described, Event, Finished, Metrics, Progress
-from .frameworks.base import Adapter, Setup
+from .frameworks.base import Adapter
 from .inputs import Treatment, batches, split, test_batches
 from .job import Job
-from .network import Network, build
 
 Emit = Callable[[Event], None]
 
@@ -62,16 +61,21 @@ def run(job: Job, emit: Emit) -> None:
     """Train and test the job's network, telling ``emit`` what happens as it happens.
 
     Boundaries of the times: ``setup/import_s`` the adapter and its framework; ``setup/build_s`` initial weights and
-    network; ``setup/data_s`` mapping and treating the images; ``training_time_s`` from before the first batch to after
-    the device finished the last step, evaluation left out; ``testing_time_s`` one pass over the test set, batching and
-    transfer included, after one batch outside the clock.
+    network; ``setup/compile_s`` what the framework compiles ahead of the first batch; ``setup/data_s`` mapping and
+    treating the images; ``training_time_s`` from before the first batch to after the device finished the last step,
+    evaluation left out; ``testing_time_s`` one pass over the test set, batching and transfer included, after one batch
+    outside the clock.
     """
     wall = Clock()
     wall.start()
     with _measured(emit, "setup/import_s"):
         adapter_class = adapter(job.adapter)
+    if job.parity:
+        prove(job, adapter_class, emit)
     with _measured(emit, "setup/build_s"):
         treatment, model, network = assemble(job, adapter_class)
+    with _measured(emit, "setup/compile_s"):
+        model.compile()
     with _measured(emit, "setup/data_s"):
         data = Data(job, treatment, model)
     facts = {f"framework_{key}" if key == "version" else key: value for key, value in model.describe().items()}
@@ -87,23 +91,16 @@ def run(job: Job, emit: Emit) -> None:
     emit(Finished())
 
 
-def adapter(path: str) -> type[Adapter]:
-    """The class at ``module:Class``; importing it imports the framework."""
-    module, _, name = path.partition(":")
-    found: type[Adapter] = getattr(importlib.import_module(module), name)
-    return found
+def prove(job: Job, adapter_class: type[Adapter], emit: Emit) -> None:
+    """Hold the framework against the float64 NumPy network, on a model of its own.
 
-
-def assemble(job: Job, adapter_class: type[Adapter]) -> tuple[Treatment, Adapter, Network]:
-    """Treatment and network of a job, with its initial weights."""
-    treatment = Treatment(job.training.inputs)
-    height, width, channels = job.image_shape
-    network = build(job.layers, treatment.shape((height, width, channels)), job.classes)
-    setup = Setup(
-        network, initial.weights(network, job.seed), initial.masks(network, job.seed), job.training,
-        job.device, job.threads, job.seed, job.options,
-    )  # fmt: skip
-    return treatment, adapter_class(setup), network
+    Raises:
+        ParityBroken: it computes something else.
+    """
+    with _measured(emit, "setup/parity_s"):
+        differences = parity.check(job, adapter_class)
+    emit(Metrics(differences))
+    parity.require(differences)
 
 
 class Data:

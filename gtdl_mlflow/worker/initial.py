@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from .network import Convolution, Initial, Network
+from .network import Convolution, Initial, Network, Node
 
 Weights = dict[str, np.ndarray]
 """Canonical float32 arrays, by ``layer/array``."""
@@ -23,7 +23,7 @@ def weights(network: Network, seed: int) -> Weights:
         for name, shape in node.parameters.items():
             how: Initial = getattr(node.layer, name)
             random = np.random.RandomState([seed, len(drawn)])
-            drawn[f"{node.layer.name}/{name}"] = _draw(how, shape, node.layer.fan_in(node.input), random)
+            drawn[f"{node.layer.name}/{name}"] = _draw(how, shape, node, random)
     for name, mask in masks(network, seed).items():
         drawn[name] *= mask
     return drawn
@@ -44,14 +44,16 @@ def masks(network: Network, seed: int) -> dict[str, np.ndarray]:
     return drawn
 
 
-def _draw(how: Initial, shape: tuple[int, ...], fan_in: int, random: np.random.RandomState) -> np.ndarray:
+def _draw(how: Initial, shape: tuple[int, ...], node: Node, random: np.random.RandomState) -> np.ndarray:
+    fan_in, fan_out = node.layer.fan_in(node.input), node.layer.fan_out(node.input) / how.pool**2
     if how.distribution == "constant":
         return np.full(shape, how.value, np.float32)
-    if how.distribution == "uniform_fan_in":
-        limit = math.sqrt(how.gain / fan_in)
+    if how.distribution.startswith("uniform"):
+        limit = math.sqrt(how.gain / (fan_in if how.distribution == "uniform_fan_in" else fan_in + fan_out))
         return random.uniform(-limit, limit, shape).astype(np.float32)
     values = random.standard_normal(shape)
     if how.distribution == "truncated_normal":
         while (beyond := np.abs(values) > 2).any():
             values[beyond] = random.standard_normal(int(beyond.sum()))
-    return (how.stddev * values).astype(np.float32)
+    stddev = math.sqrt(how.gain / fan_in) if how.distribution == "normal_fan_in" else how.stddev
+    return (stddev * values).astype(np.float32)

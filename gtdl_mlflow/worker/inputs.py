@@ -17,22 +17,34 @@ class InputError(ValueError):
     """A treatment that does not exist or cannot be; the message names it."""
 
 
-def _scale(images: np.ndarray, statistics: dict[str, float], factor: float) -> np.ndarray:
+Statistics = dict[str, Any]
+"""What a treatment took of a set of images: numbers and lists of numbers, by name."""
+
+
+def _scale(images: np.ndarray, own: Statistics, train: Statistics, factor: float) -> np.ndarray:
     images *= np.float32(factor)
     return images
 
 
-def _pad(images: np.ndarray, statistics: dict[str, float], pixels: int) -> np.ndarray:
+def _pad(images: np.ndarray, own: Statistics, train: Statistics, pixels: int) -> np.ndarray:
     return np.pad(images, ((0, 0), (pixels, pixels), (pixels, pixels), (0, 0)))
 
 
-def _standardize(images: np.ndarray, statistics: dict[str, float]) -> np.ndarray:
+def _standardize(images: np.ndarray, own: Statistics, train: Statistics) -> np.ndarray:
     # One mean and one standard deviation over all pixels of the set, as Torch7's demo does for each of its two sets.
-    if not statistics:
+    if not own:
         mean = _sum(images) / images.size
-        statistics.update(mean=mean, std=float(np.sqrt(_sum(images, about=mean) / images.size)))
-    images -= np.float32(statistics["mean"])
-    images /= np.float32(statistics["std"])
+        own.update(mean=mean, std=float(np.sqrt(_sum(images, about=mean) / images.size)))
+    images -= np.float32(own["mean"])
+    images /= np.float32(own["std"])
+    return images
+
+
+def _subtract_mean(images: np.ndarray, own: Statistics, train: Statistics) -> np.ndarray:
+    # The mean image of the training set, from the test images as well, as Caffe's compute_image_mean has it.
+    if not train:
+        train["mean"] = images.mean(axis=0, dtype=np.float64).astype(np.float32).tolist()
+    images -= np.array(train["mean"], np.float32)
     return images
 
 
@@ -51,23 +63,28 @@ TREATMENTS: dict[str, tuple[Callable[..., np.ndarray], dict[str, type]]] = {
     "scale": (_scale, {"factor": float}),
     "pad": (_pad, {"pixels": int}),
     "standardize": (_standardize, {}),
+    "subtract_mean": (_subtract_mean, {}),
 }
-"""Name to function (float32 images N, H, W, C, which it may overwrite) and the options it takes."""
+"""Name to function and the options it takes.
+
+A function gets float32 images (N, H, W, C), which it may overwrite, the statistics of the set they are from, and those
+of the training set; statistics that are empty are its to fill.
+"""
 
 
 class Treatment:
     """The treatments of ``training.inputs`` in their order, with the statistics they took of each set of images.
 
     Statistics are taken once, from the whole set, and kept by its name: the saved model treats a single image as the
-    test set was treated.
+    test set was treated. The set ``train`` is treated first.
     """
 
     def __init__(
-        self, steps: Mapping[str, Mapping[str, Any]], statistics: dict[str, dict[str, dict[str, float]]] | None = None
+        self, steps: Mapping[str, Mapping[str, Any]], statistics: dict[str, dict[str, Statistics]] | None = None
     ) -> None:
         check(steps)
         self._steps = {name: dict(options) for name, options in steps.items()}
-        self.statistics: dict[str, dict[str, dict[str, float]]] = statistics or {}
+        self.statistics: dict[str, dict[str, Statistics]] = statistics or {}
 
     def shape(self, image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
         """(channels, height, width) that leave, for (height, width, channels) that enter."""
@@ -77,10 +94,10 @@ class Treatment:
 
     def apply(self, part: str, images: np.ndarray, layout: str) -> np.ndarray:
         """uint8 images (N, H, W, C) of the set ``part``, treated: float32, contiguous, ``layout`` NHWC or NCHW."""
-        statistics = self.statistics.setdefault(part, {})
         treated = images.astype(np.float32)
         for name, options in self._steps.items():
-            treated = TREATMENTS[name][0](treated, statistics.setdefault(name, {}), **options)
+            own, train = (self.statistics.setdefault(key, {}).setdefault(name, {}) for key in (part, "train"))
+            treated = TREATMENTS[name][0](treated, own, train, **options)
         if layout == "NCHW":
             treated = treated.transpose(0, 3, 1, 2)
         return np.ascontiguousarray(treated)

@@ -28,10 +28,24 @@ class Optimizer(str, Enum):
 
 
 class Schedule(str, Enum):
-    """How the learning rate moves: ``constant``, or ``inverse``: rate (1 + gamma iteration)^-power."""
+    """How the learning rate moves.
+
+    ``constant``; ``inverse``: rate (1 + gamma iteration)^-power (Caffe's "inv"); ``step``: rate gamma^(iteration //
+    every), a staircase; ``multistep``: rate gamma^(how many of ``boundaries`` the iteration has reached).
+    """
 
     constant = "constant"
     inverse = "inverse"
+    step = "step"
+    multistep = "multistep"
+
+
+class Decayed(str, Enum):
+    """What weight decay acts on: every parameter, all but biases, or the weights of dense layers but the last."""
+
+    all = "all"
+    weights = "weights"
+    hidden_dense_weights = "hidden_dense_weights"
 
 
 class Take(str, Enum):
@@ -48,12 +62,20 @@ class LearningRateSchedule:
     type: Schedule = Schedule.constant
     gamma: float = 0.0
     power: float = 1.0
+    every: float = 0.0
+    """Iterations between two steps of ``step``."""
+    boundaries: list[float] = field(default_factory=list)
+    """Iterations, rising, at which ``multistep`` steps."""
 
     def factor(self, iteration: float) -> float:
         """``iteration`` counts from 0 and is stretched by the budget, so it may be a fraction."""
         if self.type is Schedule.constant:
             return 1.0
-        return float((1.0 + self.gamma * iteration) ** -self.power)
+        if self.type is Schedule.inverse:
+            return float((1.0 + self.gamma * iteration) ** -self.power)
+        if self.type is Schedule.step:
+            return float(self.gamma ** (iteration // self.every))
+        return float(self.gamma ** sum(iteration >= boundary for boundary in self.boundaries))
 
 
 @dataclass
@@ -89,11 +111,14 @@ class Training:
     bias_rate: float = 1.0
     """Biases learn at this multiple of the learning rate."""
     weight_decay: float = 0.0
-    """Added to every gradient, those of biases too: weight_decay times the value."""
+    """Added to the gradient of what is ``decayed``: weight_decay times the value. Not part of the loss reported."""
+    decayed: Decayed = Decayed.all
     momentum: float = 0.0
     beta1: float = 0.9
     beta2: float = 0.999
     epsilon: float = 1e-8
+    average: float | None = None
+    """Decay of an exponential moving average of all parameters, which then is the model that is tested and saved."""
     evaluate_every: int = 1
     """Epochs between two looks at the test accuracy, with the clock stopped; 0: none before the end."""
 
@@ -107,6 +132,14 @@ class Training:
     def rates(self, start: int, stop: int, budget: float) -> list[float]:
         """Learning rates of the steps ``start`` to ``stop``, the schedule compressed into the ``budget``."""
         return [self.learning_rate * self.schedule.factor(step / budget) for step in range(start, stop)]
+
+    def average_decay(self, step: int) -> float:
+        """What the average keeps of itself after the ``step``-th step, counted from 1: A <- d A + (1 - d) W.
+
+        TensorFlow's ``ExponentialMovingAverage`` with ``num_updates``: shorter while there is little to average.
+        """
+        assert self.average is not None
+        return min(self.average, (1 + step) / (10 + step))
 
 
 @dataclass
@@ -132,6 +165,8 @@ class Job:
     """CPUs this process is pinned to; None: all."""
     folder: str
     """Where the trained model goes."""
+    parity: bool = False
+    """Whether to prove first that the framework computes the network."""
 
     def write(self, path: Path) -> None:
         path.write_text(json.dumps(dataclasses.asdict(self), indent=1))
@@ -150,6 +185,7 @@ def training(values: dict[str, Any]) -> Training:
             **values,
             "order": Order(values["order"]),
             "optimizer": Optimizer(values["optimizer"]),
+            "decayed": Decayed(values["decayed"]),
             "schedule": LearningRateSchedule(**{**schedule, "type": Schedule(schedule["type"])}),
             "validation": Validation(**{**validation, "take": Take(validation["take"])}),
         }

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from .experiment import EVALUATION_BATCH, adapter, assemble
+from .assembly import adapter, assemble
+from .experiment import EVALUATION_BATCH
 from .inputs import Treatment, test_batches
 from .job import Job
 

@@ -27,18 +27,24 @@ class Initial:
 
     ``constant``: ``value``. ``normal``: mean 0, ``stddev``. ``truncated_normal``: the same, redrawn beyond 2 of it.
     ``uniform_fan_in``: uniform in +-sqrt(``gain`` / fan_in); gain 3 is Caffe's "xavier", gain 1 Torch7's reset().
+    ``uniform_fan_in_out``: uniform in +-sqrt(``gain`` / (fan_in + fan_out)); gain 6 is Glorot and Bengio's. With
+    ``pool``, the side of the pooling window that follows, fan_out is divided by its cells (Theano's LeNet tutorial).
+    ``normal_fan_in``: mean 0, standard deviation sqrt(``gain`` / fan_in); gain 2 is He's.
     """
 
     distribution: str
     value: float = 0.0
     stddev: float = 0.0
     gain: float = 0.0
+    pool: int = 1
 
     USES: ClassVar[Mapping[str, str]] = {
         "constant": "value",
         "normal": "stddev",
         "truncated_normal": "stddev",
         "uniform_fan_in": "gain",
+        "uniform_fan_in_out": "gain",
+        "normal_fan_in": "gain",
     }
 
     @classmethod
@@ -47,13 +53,17 @@ class Initial:
         uses = cls.USES.get(str(given.get("distribution"))) if isinstance(given, dict) else None
         if uses is None:
             raise NetworkError(f"{where}={given}: expected {{distribution: {'|'.join(cls.USES)}, ...}}")
-        if set(given) != {"distribution", uses}:
+        pooled = {"pool"} if given["distribution"] == "uniform_fan_in_out" else set()
+        if set(given) - pooled != {"distribution", uses}:
             raise NetworkError(f"{where}={given}: distribution {given['distribution']} takes {uses} and nothing else")
         if not isinstance(given[uses], (int, float)) or (uses != "value" and given[uses] <= 0):
             raise NetworkError(
                 f"{where}.{uses}={given[uses]}: expected a {'' if uses == 'value' else 'positive '}number"
             )
-        return cls(given["distribution"], **{uses: float(given[uses])})
+        pool = given.get("pool", 1)
+        if not isinstance(pool, int) or isinstance(pool, bool) or pool < 1:
+            raise NetworkError(f"{where}.pool={pool}: expected a whole number of at least 1")
+        return cls(given["distribution"], **{uses: float(given[uses])}, pool=pool)
 
 
 @dataclass(frozen=True)
@@ -73,6 +83,10 @@ class Layer:
     def fan_in(self, shape: Shape) -> int:
         """How many inputs one output reads."""
         return math.prod(shape)
+
+    def fan_out(self, shape: Shape) -> int:
+        """How many outputs one input reaches, borders aside."""
+        return math.prod(self.output(shape))
 
     def flops(self, shape: Shape) -> int:
         """Floating-point operations of one image's forward pass: products and sums of the matrix product."""
@@ -112,6 +126,9 @@ class Convolution(Layer):
 
     def fan_in(self, shape: Shape) -> int:
         return (self.connections or shape[0]) * self.kernel**2
+
+    def fan_out(self, shape: Shape) -> int:
+        return self.filters * self.kernel**2
 
     def flops(self, shape: Shape) -> int:
         return 2 * self.fan_in(shape) * math.prod(self.output(shape))

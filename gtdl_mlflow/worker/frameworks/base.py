@@ -12,8 +12,8 @@ import numpy as np
 
 from ..initial import Weights
 from ..inputs import Batch
-from ..job import Training
-from ..network import Network
+from ..job import Decayed, Training
+from ..network import Dense, Network
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,22 @@ class Setup:
     """For what only the framework draws (dropout)."""
     options: dict[str, Any]
     """The framework's speed options, ``conf/framework/X.yaml``."""
+
+    def rate_factor(self, name: str) -> float:
+        """The multiple of the learning rate at which the parameter ``layer/array`` learns."""
+        return self.training.bias_rate if name.endswith("/biases") else 1.0
+
+    def weight_decay(self, name: str) -> float:
+        """What times its value is added to the gradient of the parameter ``layer/array``."""
+        which = self.training.decayed
+        if which is Decayed.weights:
+            chosen = name.endswith("/weights")
+        elif which is Decayed.hidden_dense_weights:
+            dense = [node.layer.name for node in self.network.nodes if isinstance(node.layer, Dense)]
+            chosen = name in [f"{layer}/weights" for layer in dense[:-1]]
+        else:
+            chosen = True
+        return self.training.weight_decay if chosen else 0.0
 
 
 class Adapter(ABC):
@@ -55,6 +71,9 @@ class Adapter(ABC):
             NotImplementedError: the framework cannot run this network; the message names the layer.
         """
 
+    def compile(self) -> None:  # noqa: B027 (most frameworks have nothing to do here)
+        """Compile ahead of the first batch what this framework compiles ahead; timed apart (``setup/compile_s``)."""
+
     @abstractmethod
     def train(self, batches: Iterable[Batch], rates: list[float]) -> np.ndarray:
         """One step per learning rate on as many batches; the loss of each step, before its update, float32."""
@@ -65,7 +84,7 @@ class Adapter(ABC):
 
     @abstractmethod
     def weights(self) -> Weights:
-        """The present values in canonical layout: a copy."""
+        """The values that ``predict`` uses (the average, if there is one), in canonical layout: a copy."""
 
     @abstractmethod
     def save(self, folder: Path) -> None:

@@ -26,8 +26,11 @@ class Reference(Adapter):
                     f"framework=reference is softmax regression, one dense layer; it cannot run layer {node.layer.name}"
                 )
         training = setup.training
-        if training.optimizer is not Optimizer.sgd or training.momentum or training.weight_decay:
-            raise NotImplementedError("framework=reference trains by sgd without momentum and weight decay only")
+        asked = (training.momentum, training.weight_decay, training.average)
+        if training.optimizer is not Optimizer.sgd or any(asked):
+            raise NotImplementedError(
+                "framework=reference trains by sgd without momentum, weight decay and averaging only"
+            )
         self._name = setup.network.nodes[0].layer.name
         self._weights = setup.weights[f"{self._name}/weights"].copy()
         self._biases = setup.weights[f"{self._name}/biases"].copy()

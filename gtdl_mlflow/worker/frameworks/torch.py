@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from .. import network as vocabulary
 from ..initial import Weights
 from ..inputs import Batch
-from ..job import Optimizer, Training
+from ..job import Optimizer
 from ..network import Node, Pads
 from .base import Adapter, Setup
 
@@ -38,8 +39,10 @@ class Torch(Adapter):
         self._module.to(self._device, memory_format=format)
         self._set_weights(setup.weights)
         self._training = setup.training
-        self._optimizer = _optimizer(self._module, setup.training, setup.options["fused"])
+        self._optimizer = _optimizer(self._module, setup)
         self._last_rate = 0.0
+        self._steps = 0
+        self._average = None if setup.training.average is None else copy.deepcopy(self._module).requires_grad_(False)
 
     def train(self, batches: Iterable[Batch], rates: list[float]) -> np.ndarray:
         module, optimizer = self._module.train(), self._optimizer
@@ -50,25 +53,28 @@ class Torch(Adapter):
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+            if self._average is not None:
+                self._steps += 1
+                self._move_average(1 - self._training.average_decay(self._steps))
             losses.append(loss.detach())
         # Reading the losses waits for the device; one transfer, not one a step.
         return np.asarray(torch.stack(losses).cpu())
 
     def predict(self, batches: Iterable[np.ndarray]) -> np.ndarray:
-        module = self._module.eval()
+        module = self._tested.eval()
         with torch.inference_mode():
             return np.asarray(torch.cat([module(self._images(images)) for images in batches]).cpu())
 
     def weights(self) -> Weights:
-        values = {name: tensor.detach().cpu().numpy() for name, tensor in _named(self._module).items()}
+        values = {name: tensor.detach().cpu().numpy() for name, tensor in _named(self._tested).items()}
         return {name: _canonical(value).copy() for name, value in values.items()}
 
     def save(self, folder: Path) -> None:
-        torch.save(self._module.state_dict(), folder / "state_dict.pt")
+        torch.save(self._tested.state_dict(), folder / "state_dict.pt")
 
     def load(self, folder: Path) -> None:
         saved = torch.load(folder / "state_dict.pt", map_location=self._device, weights_only=True)
-        self._module.load_state_dict(saved)
+        self._tested.load_state_dict(saved)
 
     def describe(self) -> dict[str, Any]:
         parameter = next(self._module.parameters())
@@ -94,6 +100,16 @@ class Torch(Adapter):
                 "tf32": torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32,
             }
         return facts
+
+    @property
+    def _tested(self) -> nn.Sequential:
+        """The module that is tested and saved."""
+        return self._module if self._average is None else self._average
+
+    def _move_average(self, share: float) -> None:
+        assert self._average is not None
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self._average.parameters()), list(self._module.parameters()), share)
 
     def _is_channels_last(self) -> bool:
         filters = [tensor for tensor in self._module.parameters() if tensor.dim() == 4]
@@ -138,17 +154,19 @@ def _canonical(value: np.ndarray) -> np.ndarray:
     return value.T if value.ndim == 2 else value
 
 
-def _optimizer(module: nn.Module, training: Training, fused: bool) -> torch.optim.Optimizer:
-    groups = [
-        {"params": [p for n, p in module.named_parameters() if n.endswith("weight")], "rate_factor": 1.0},
-        {"params": [p for n, p in module.named_parameters() if n.endswith("bias")], "rate_factor": training.bias_rate},
+def _optimizer(module: nn.Sequential, setup: Setup) -> torch.optim.Optimizer:
+    # A group for each pair of rate and decay that occurs: a group is a kernel of its own.
+    groups: dict[tuple[float, float], list[Tensor]] = {}
+    for name, tensor in _named(module).items():
+        groups.setdefault((setup.rate_factor(name), setup.weight_decay(name)), []).append(tensor)
+    given = [
+        {"params": tensors, "rate_factor": factor, "weight_decay": decay} for (factor, decay), tensors in groups.items()
     ]
-    if training.bias_rate == 1.0:  # one group is one kernel instead of two
-        groups = [{"params": list(module.parameters()), "rate_factor": 1.0}]
-    common: dict[str, Any] = {"lr": training.learning_rate, "weight_decay": training.weight_decay, "fused": fused}
+    training, fused = setup.training, setup.options["fused"]
     if training.optimizer is Optimizer.sgd:
-        return torch.optim.SGD(groups, momentum=training.momentum, **common)
-    return torch.optim.Adam(groups, betas=(training.beta1, training.beta2), eps=training.epsilon, **common)
+        return torch.optim.SGD(given, lr=training.learning_rate, momentum=training.momentum, fused=fused)
+    betas = (training.beta1, training.beta2)
+    return torch.optim.Adam(given, lr=training.learning_rate, betas=betas, eps=training.epsilon, fused=fused)
 
 
 def _module(node: Node, masks: Weights) -> nn.Module:

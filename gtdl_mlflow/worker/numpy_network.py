@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from gtdl_mlflow.worker import network as vocabulary
-from gtdl_mlflow.worker.job import Optimizer, Training
-from gtdl_mlflow.worker.network import Network, Node
+from . import network as vocabulary
+from .job import Decayed, Optimizer, Training
+from .network import Network, Node
 
 Arrays = dict[str, np.ndarray]
 Backward = Callable[[np.ndarray], tuple[np.ndarray, Arrays]]
@@ -45,16 +45,21 @@ def gradients(
 def train(
     network: Network, weights: Arrays, feed: list[Any], rates: list[float], training: Training, masks: Arrays
 ) -> tuple[list[float], Arrays]:
-    """The loss of each step and the weights after the last, one step per batch of ``feed`` and rate of ``rates``."""
+    """The loss of each step and the weights after the last, one step per batch of ``feed`` and rate of ``rates``.
+
+    With ``training.average`` it is their average that comes back.
+    """
     weights = {name: value.astype(np.float64) for name, value in weights.items()}
     zeros = {name: np.zeros_like(value) for name, value in weights.items()}
     first, second, losses = dict(zeros), dict(zeros), []
+    average = dict(weights)
+    decayed = _decayed(network, training)
     for step, ((images, labels), rate) in enumerate(zip(feed, rates, strict=True), 1):
         loss, gradient = gradients(network, weights, images, labels, masks)
         losses.append(loss)
         for name, value in weights.items():
             own_rate = rate * (training.bias_rate if name.endswith("/biases") else 1)
-            slope = gradient[name] + training.weight_decay * value
+            slope = gradient[name] + (training.weight_decay * value if name in decayed else 0)
             if training.optimizer is Optimizer.sgd:  # Caffe's: the rate inside the velocity
                 first[name] = training.momentum * first[name] + own_rate * slope
                 weights[name] = value - first[name]
@@ -64,7 +69,20 @@ def train(
                 mean = first[name] / (1 - training.beta1**step)
                 variance = second[name] / (1 - training.beta2**step)
                 weights[name] = value - own_rate * mean / (np.sqrt(variance) + training.epsilon)
-    return losses, weights
+        if training.average is not None:  # tf.train.ExponentialMovingAverage, num_updates being the step
+            kept = min(training.average, (1 + step) / (10 + step))
+            average = {name: kept * average[name] + (1 - kept) * value for name, value in weights.items()}
+    return losses, weights if training.average is None else average
+
+
+def _decayed(network: Network, training: Training) -> set[str]:
+    names = set(network.parameters)
+    if training.decayed is Decayed.weights:
+        return {name for name in names if name.endswith("/weights")}
+    if training.decayed is Decayed.hidden_dense_weights:
+        *hidden, _ = [node.layer.name for node in network.nodes if isinstance(node.layer, vocabulary.Dense)]
+        return {f"{name}/weights" for name in hidden}
+    return names
 
 
 def window_starts(length: int, size: int, stride: int, padding: int | str, rounding: str = "floor") -> list[int]:

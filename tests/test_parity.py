@@ -1,0 +1,124 @@
+"""The proof that a framework computes what it was given holds for one that does, and for no other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import mlflow
+import numpy as np
+import pytest
+from conftest import Command
+from hydra import initialize_config_dir
+from omegaconf import OmegaConf
+from test_network import TANH, convolution, dense, maximum, numbered
+
+from gtdl_mlflow.callbacks import one_by_one
+from gtdl_mlflow.config import CONF
+from gtdl_mlflow.worker import numpy_network, parity
+from gtdl_mlflow.worker.frameworks.base import Adapter, Setup
+from gtdl_mlflow.worker.frameworks.reference import Reference
+from gtdl_mlflow.worker.job import Job, Optimizer, Order, Training
+
+LAYERS = numbered(convolution(4, 3), TANH, maximum(2, 2), {"type": "dropout", "keep": 0.5}, dense())
+
+
+def job(layers: dict[str, dict[str, Any]]) -> Job:
+    training = Training(
+        name="hers", inputs={"pad": {"pixels": 1}}, order=Order.shuffled, batch_size=64, test_batch_size=64, epochs=1,
+        optimizer=Optimizer.adam, learning_rate=3,
+    )  # fmt: skip
+    return Job(
+        adapter="", options={}, layers=layers, image_shape=[6, 5, 2], classes=3, data="", training=training, budget=1.0,
+        seed=1, device="cpu", threads=1, cores=None, folder="",
+    )  # fmt: skip
+
+
+class Exact(Adapter):
+    """The NumPy network, in float32; how it goes wrong is up to the class below."""
+
+    rate_error, bias_error = 1.0, 0.0
+
+    def __init__(self, setup: Setup) -> None:
+        self._setup, self._weights = setup, setup.weights
+
+    def train(self, batches: Iterable[Any], rates: list[float]) -> np.ndarray:
+        feed = [batch for _, batch in zip(rates, batches, strict=False)]
+        rates = [rate * self.rate_error for rate in rates]
+        losses, weights = numpy_network.train(
+            self._setup.network, self._weights, feed, rates, self._setup.training, self._setup.masks
+        )
+        self._weights = {name: value.astype(np.float32) for name, value in weights.items()}
+        return np.array(losses, np.float32)
+
+    def predict(self, batches: Iterable[np.ndarray]) -> np.ndarray:
+        parts = [numpy_network.logits(self._setup.network, self._weights, images) for images in batches]
+        return np.concatenate(parts).astype(np.float32) + np.float32(self.bias_error)
+
+    def weights(self) -> dict[str, np.ndarray]:
+        return dict(self._weights)
+
+    def save(self, folder: Any) -> None:
+        raise NotImplementedError
+
+    def load(self, folder: Any) -> None:
+        raise NotImplementedError
+
+    def describe(self) -> dict[str, Any]:
+        return {}
+
+
+class TooFast(Exact):
+    rate_error = 1.01
+
+
+class Biased(Exact):
+    bias_error = 0.01
+
+
+def test_a_framework_that_computes_the_network_is_proved() -> None:
+    for layers, adapter in ((LAYERS, Exact), ({"dense": dense()}, Reference)):
+        differences = parity.check(job(layers), adapter)
+        assert differences.keys() == parity.BOUNDS.keys()
+        assert all(0 <= value < parity.BOUNDS[name] for name, value in differences.items())
+        parity.require(differences)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "words"),
+    [(TooFast, "parity/gradient_difference=0.01 .at most 0.0001."), (Biased, "parity/logits_difference=0.00")],
+)
+def test_a_framework_that_computes_another_is_not(adapter: type[Adapter], words: str) -> None:
+    with pytest.raises(parity.ParityBroken, match=words):
+        parity.require(parity.check(job(LAYERS), adapter))
+
+
+def test_no_number_is_no_proof() -> None:
+    with pytest.raises(parity.ParityBroken, match="loss_difference=nan"):
+        parity.require({**dict.fromkeys(parity.BOUNDS, 0.0), "parity/loss_difference": float("nan")})
+
+
+def test_the_experiment_proves_and_shows_each_framework(gtdl: Command, store: str) -> None:
+    done = gtdl("experiment=parity", "framework=reference", "setting=reference_mnist")
+    assert done.returncode == 0, done.stderr
+    assert "parity: differs from float64 by: logits " in done.stdout
+    runs: Any = mlflow.search_runs(experiment_names=["gtdl"], output_format="list")
+    (run,) = [run for run in runs if "mlflow.parentRunId" in run.data.tags]
+    assert run.info.status == "FINISHED"
+    assert {name: run.data.metrics[name] < bound for name, bound in parity.BOUNDS.items()} == dict.fromkeys(
+        parity.BOUNDS, True
+    )
+
+
+def test_the_experiment_is_of_every_framework_and_every_default(gtdl: Command, store: str) -> None:
+    done = gtdl("experiment=parity", "--cfg", "hydra")
+    assert done.returncode == 0, done.stderr
+    composed = OmegaConf.create(done.stdout)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        given = one_by_one([f"{key}={value}" for key, value in composed.hydra.sweeper.params.items()])
+    for group in ("framework", "setting"):
+        found = {word.removeprefix(f"{group}=") for words in given for word in words if word.startswith(f"{group}=")}
+        assert found == {path.stem for path in (CONF / group).glob("*.yaml")} - {
+            "reference",
+            "reference_mnist",
+        }
