@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -48,15 +49,32 @@ def torch_mnist() -> tuple[nn.Module, torch.optim.Optimizer, int, int]:
     return net, torch.optim.SGD(net.parameters(), lr=0.05, fused=True), 10, 32
 
 
+def caffe_cifar10() -> tuple[nn.Module, torch.optim.Optimizer, int, int]:
+    average = partial(nn.AvgPool2d, 3, 2, ceil_mode=True, count_include_pad=False)
+    net = nn.Sequential(
+        nn.Conv2d(3, 32, 5, padding=2), nn.MaxPool2d(3, 2, ceil_mode=True), nn.ReLU(inplace=True),
+        nn.Conv2d(32, 32, 5, padding=2), nn.ReLU(inplace=True), average(),
+        nn.Conv2d(32, 64, 5, padding=2), nn.ReLU(inplace=True), average(),
+        nn.Flatten(), nn.Linear(1024, 64), nn.Linear(64, 10),
+    ).to(memory_format=torch.channels_last)  # fmt: skip
+    for layer, deviation in zip((net[0], net[3], net[6], net[10], net[11]), (1e-4, 0.01, 0.01, 0.1, 0.1), strict=True):
+        nn.init.normal_(layer.weight, std=deviation)
+        nn.init.zeros_(layer.bias)
+    weights = [p for n, p in net.named_parameters() if n.endswith("weight")]
+    biases = [p for n, p in net.named_parameters() if n.endswith("bias")]
+    groups = [{"params": weights, "lr": 0.001}, {"params": biases, "lr": 0.002}]
+    return net, torch.optim.SGD(groups, momentum=0.9, weight_decay=0.004, fused=True), 100, 32
+
+
 def main() -> None:
     name, folder, steps, threads = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     net, optimizer, batch, side = globals()[name]()
-    pad = (side - 28) // 2
 
     def images(part: str) -> torch.Tensor:
         raw = np.load(folder / f"{part}_images.npy").astype(np.float32) / 255
+        pad = (side - raw.shape[1]) // 2
         padded = np.pad(raw, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
         return torch.from_numpy(padded).permute(0, 3, 1, 2)  # channels last already
 
