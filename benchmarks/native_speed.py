@@ -4,8 +4,7 @@
 
 Both run in the framework's own environment, each in a fresh process, in turns (ours, native, native, ours, ...), so
 that a drift of the machine hits both alike, on random images. Prints, per network, the median of each and of the
-pairwise ratio, with
-its lowest and highest. Run it on an otherwise idle machine.
+pairwise ratio, with its lowest and highest. Run it on an otherwise idle machine.
 """
 
 from __future__ import annotations

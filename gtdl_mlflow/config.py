@@ -26,7 +26,7 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from .explain import explain, unknown_key
-from .worker import inputs, network
+from .worker import inputs, network, treatments
 from .worker.job import LearningRateSchedule, Schedule, Training
 
 _HERE = Path(__file__).parent
@@ -364,7 +364,7 @@ def check(config: Config) -> None:
         )
     try:
         _ = config.network
-    except (network.NetworkError, inputs.InputError) as error:
+    except (network.NetworkError, treatments.InputError) as error:
         raise ConfigError(f"model={config.model.name} on dataset={config.dataset.name}: {error}") from error
     images = config.dataset.train_images - validation.count(config.dataset.train_images)
     if training.batch_size > images:

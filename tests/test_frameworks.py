@@ -103,8 +103,7 @@ def model(name: str) -> tuple[dict[str, dict[str, Any]], tuple[int, ...]]:
     inputs: dict[str, Any] = {}
     if (path := ROOT / "conf" / "training" / f"{name}.yaml").exists():
         inputs = OmegaConf.to_container(OmegaConf.load(path))["inputs"]  # type: ignore[index,call-overload,assignment]
-    side = 24 if name == "tensorflow_cifar10" else 32  # its tutorial crops the images
-    return layers, Treatment(inputs).shape((28, 28, 1) if name.endswith("mnist") else (side, side, 3))
+    return layers, Treatment(inputs).shape((28, 28, 1) if name.endswith("mnist") else (32, 32, 3))
 
 
 def layered(*layers: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
 from gtdl_mlflow.worker import inputs
-from gtdl_mlflow.worker.inputs import InputError, Treatment, batches, check, split
+from gtdl_mlflow.worker.inputs import Treatment, ahead, batches, drawn, split
 from gtdl_mlflow.worker.job import Order, Take, Training, Validation
+from gtdl_mlflow.worker.treatments import InputError, check
 
 
 def numbers(count: int, size: int, order: Order, steps: int, seed: int = 0, start: int = 0) -> list[list[int]]:
@@ -187,6 +191,157 @@ def test_a_single_image_is_treated_as_its_set_was() -> None:
     assert (treatment.apply("test", RAW[2:3], "NCHW") == whole[2:3]).all()
 
 
+def draw_one(steps: dict[str, dict[str, Any]], images: np.ndarray = RAW, seed: int = 3) -> np.ndarray:
+    """A training batch, treated anew."""
+    treatment = Treatment(steps)
+    before = treatment.apply("train", images, "NHWC")
+    kept = before.copy()
+    result = treatment.draw(before, np.random.RandomState(seed), "NHWC")
+    assert (before == kept).all()  # the data set itself is never touched
+    assert result.dtype == np.float32
+    return result
+
+
+def test_each_image_is_standardised_by_itself() -> None:
+    flat = np.full((1, 5, 4, 3), 7, np.uint8)
+    result = treated({"standardize_image": {}}, np.concatenate([RAW, flat]))
+    for image, raw in zip(result, RAW.astype(np.float64), strict=False):
+        assert image == pytest.approx((raw - raw.mean()) / raw.std(), abs=1e-5)
+    assert (result[-1] == 0).all()
+    # A deviation of less than 1 / sqrt(values) is taken for that, as tf.image.per_image_standardization has it.
+    nearly = flat.copy()
+    nearly[0, 0, 0, 0] = 8
+    deviation = nearly.astype(np.float64).std()
+    assert deviation == pytest.approx(np.sqrt(1 / 60 * 59 / 60))
+    assert deviation < 1 / np.sqrt(60)
+    assert treated({"standardize_image": {}}, nearly)[0, 0, 0, 0] == pytest.approx(59 / 60 * np.sqrt(60), rel=1e-5)
+
+
+def test_the_central_crop_is_in_the_middle() -> None:
+    assert (treated({"central_crop": {"pixels": 2}}) == RAW[:, 1:3, 1:3]).all()
+    # When testing, a random crop is the central one.
+    assert (Treatment({"random_crop": {"pixels": 2}}).apply("test", RAW, "NHWC") == RAW[:, 1:3, 1:3]).all()
+
+
+def test_random_crops_are_somewhere_in_the_image_and_everywhere() -> None:
+    images = np.repeat(RAW[:1], 600, axis=0)
+    result = draw_one({"random_crop": {"pixels": 3}}, images)
+    assert result.shape == (600, 3, 3, 3)
+    places = {(top, left): RAW[0, top : top + 3, left : left + 3] for top in range(3) for left in range(2)}
+    found = [[place for place, crop in places.items() if (crop == image).all()] for image in result]
+    assert all(len(each) == 1 for each in found)
+    counts = [sum(each == [place] for each in found) for place in places]
+    assert min(counts) > 60  # 100 expected, 9 of deviation
+
+
+def test_half_of_the_images_are_flipped() -> None:
+    images = np.repeat(RAW[:1], 400, axis=0)
+    result = draw_one({"random_flip": {}}, images)
+    flipped = (result == RAW[0, :, ::-1]).all(axis=(1, 2, 3))
+    assert ((result == RAW[0]).all(axis=(1, 2, 3)) != flipped).all()
+    assert 150 < flipped.sum() < 250
+    assert (Treatment({"random_flip": {}}).apply("test", images, "NHWC") == images).all()
+
+
+def test_brightness_moves_each_image_as_a_whole() -> None:
+    images = np.repeat(RAW[:1], 2000, axis=0)
+    moved = draw_one({"random_brightness": {"delta": 63}}, images) - RAW[0]
+    assert np.ptp(moved, axis=(1, 2, 3)).max() < 1e-4
+    values = moved[:, 0, 0, 0]
+    assert -63 <= values.min() < -62 < 62 < values.max() <= 63
+    assert values.std() == pytest.approx(63 / np.sqrt(3), rel=0.05)
+
+
+def test_contrast_stretches_each_channel_about_its_mean() -> None:
+    images = np.repeat(RAW[:1], 2000, axis=0)
+    result = draw_one({"random_contrast": {"lower": 0.2, "upper": 1.8}}, images).astype(np.float64)
+    means = RAW[0].mean(axis=(0, 1))
+    factors = (result[:, 0, 0, 0] - means[0]) / (RAW[0, 0, 0, 0] - means[0])
+    assert result == pytest.approx(means + factors[:, None, None, None] * (RAW[0] - means), abs=1e-3)
+    assert 0.2 - 1e-5 <= factors.min() < 0.21 < 1.79 < factors.max() <= 1.8 + 1e-5
+
+
+def test_a_batch_is_drawn_from_the_seed_and_its_iteration() -> None:
+    treatment = Treatment({"random_crop": {"pixels": 3}, "scale": {"factor": 0.5}})
+    images = np.repeat(RAW, 20, axis=0)
+    feed = [(images, np.arange(120))] * 3
+    once, again = (list(drawn(feed, treatment, "NCHW", 1)) for _ in range(2))
+    assert all((one[0] == other[0]).all() for one, other in zip(once, again, strict=True))
+    assert (next(iter(drawn(feed[2:], treatment, "NCHW", 1, start=2)))[0] == once[2][0]).all()
+    assert (once[0][0] != once[1][0]).any()
+    assert (next(iter(drawn(feed, treatment, "NCHW", 2)))[0] != once[0][0]).any()
+    assert once[0][0].shape == (120, 3, 3, 3)
+    assert once[0][0].max() <= 127.5
+
+
+def test_batches_made_ahead_are_the_same_and_leave_no_thread() -> None:
+    before = threading.active_count()
+    feed = batches(np.arange(10.0), np.arange(10), 3, Order.sequential, 0)
+    wanted = [labels.tolist() for _, labels in itertools.islice(feed, 50)]
+    early = ahead(batches(np.arange(10.0), np.arange(10), 3, Order.sequential, 0))
+    assert [labels.tolist() for _, labels in itertools.islice(early, 50)] == wanted
+    assert threading.active_count() == before + 1
+    early.close()
+    assert threading.active_count() == before
+
+
+def test_a_fault_in_the_thread_reaches_who_asks() -> None:
+    def broken() -> Iterator[Any]:
+        yield "first"
+        raise MemoryError("no room")
+
+    early = ahead(broken())
+    assert next(early) == "first"
+    with pytest.raises(MemoryError, match="no room"):
+        next(early)
+
+
+def test_yuv_is_torch7s() -> None:
+    result = treated({"yuv": {}})
+    for image, row, column in np.ndindex(RAW.shape[:3]):
+        red, green, blue = (float(value) for value in RAW[image, row, column])
+        y, u, v = result[image, row, column]
+        assert y == pytest.approx(0.299 * red + 0.587 * green + 0.114 * blue, abs=1e-3)
+        assert u == pytest.approx(0.492 * (blue - y), abs=0.1)
+        assert v == pytest.approx(0.877 * (red - y), abs=0.1)
+    assert (treated({"yuv": {}}, RAW[..., :1]) == RAW[..., :1]).all()
+
+
+def test_y_is_normalised_by_its_neighbourhood_and_u_and_v_by_the_training_set() -> None:
+    images = np.random.RandomState(4).randint(0, 256, (3, 9, 8, 3)).astype(np.uint8)
+    treatment = Treatment({"contrastive_normalization": {}})
+    result = treatment.apply("train", images, "NHWC")
+    weights = {(i, j): math.exp(-((i / 1.75) ** 2) / 2) * math.exp(-((j / 1.75) ** 2) / 2)
+               for i in range(-3, 4) for j in range(-3, 4)}  # fmt: skip
+
+    def near(plane: np.ndarray, row: int, column: int) -> tuple[float, float]:
+        """The weighted sum of what lies around a place, and the weights that lie inside."""
+        inside = [(weight, plane[row + i, column + j]) for (i, j), weight in weights.items()
+                  if 0 <= row + i < 9 and 0 <= column + j < 8]  # fmt: skip
+        whole = sum(weights.values())
+        return sum(w * value for w, value in inside) / whole, sum(w for w, _ in inside) / whole
+
+    for image in range(3):
+        plane = images[image, :, :, 0].astype(np.float64)
+        centred, wanted = np.zeros_like(plane), np.zeros_like(plane)
+        for row, column in np.ndindex(plane.shape):
+            total, share = near(plane, row, column)
+            centred[row, column] = plane[row, column] - total / share
+        for row, column in np.ndindex(plane.shape):
+            total, share = near(centred**2, row, column)
+            wanted[row, column] = centred[row, column] / (math.sqrt(total) / share)
+        assert result[image, :, :, 0] == pytest.approx(wanted, abs=1e-3)
+    u = images[..., 1].astype(np.float64)
+    assert result[..., 1] == pytest.approx(-(u - u.mean()) / u.std(), abs=1e-4)
+    later = treatment.apply("test", images[:1] // 2, "NHWC")
+    assert later[..., 1] == pytest.approx(-(images[:1, ..., 1] // 2 - u.mean()) / u.std(), abs=1e-4)
+
+
+def test_a_plane_of_one_colour_is_not_divided_by_nothing() -> None:
+    result = treated({"contrastive_normalization": {}}, np.full((2, 9, 9, 3), 100, np.uint8))
+    assert abs(result).max() < 1
+
+
 def test_both_layouts_hold_the_same_pixels() -> None:
     steps: dict[str, dict[str, Any]] = {"pad": {"pixels": 1}, "scale": {"factor": 0.5}}
     rows, planes = treated(steps, layout="NHWC"), treated(steps, layout="NCHW")
@@ -208,6 +363,10 @@ def test_the_network_is_told_the_treated_shape() -> None:
         ({"scale": {}}, "training.inputs.scale={}: takes factor, given none"),
         ({"scale": {"by": 2}}, "training.inputs.scale={'by': 2}: takes factor, given by"),
         ({"standardize": {"mean": 0.5}}, "training.inputs.standardize={'mean': 0.5}: takes no options, given mean"),
+        (
+            {"random_flip": {}, "subtract_mean": {}},
+            "training.inputs.subtract_mean: takes statistics of the whole set, so it must stand before random_flip",
+        ),
         ({"pad": {"pixels": 1.5}}, "training.inputs.pad.pixels=1.5: expected a whole number of at least 0"),
         ({"pad": {"pixels": -1}}, "training.inputs.pad.pixels=-1: expected a whole number of at least 0"),
         ({"pad": {"pixels": True}}, "training.inputs.pad.pixels=True: expected a whole number of at least 0"),
@@ -220,3 +379,8 @@ def test_impossible_treatment_is_one_line_with_its_key(steps: dict[str, dict[str
     assert str(caught.value).startswith(message)
     with pytest.raises(InputError):
         Treatment(steps)
+
+
+def test_an_image_too_small_for_its_crop_is_said() -> None:
+    with pytest.raises(InputError, match=r"training.inputs.random_crop.pixels=24: expected 1 to 4, the images are 5x4"):
+        Treatment({"random_crop": {"pixels": 24}}).shape((5, 4, 3))

@@ -7,7 +7,8 @@ import itertools
 import json
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from . import initial, parity
 from .assembly import adapter, assemble
 from .events import Described, Event, Finished, Metrics, Progress
 from .frameworks.base import Adapter
-from .inputs import Treatment, batches, split, test_batches
+from .inputs import Batch, Treatment, ahead, batches, drawn, split, test_batches
 from .job import Job
 
 Emit = Callable[[Event], None]
@@ -104,9 +105,10 @@ def prove(job: Job, adapter_class: type[Adapter], emit: Emit) -> None:
 
 
 class Data:
-    """The treated images: float32 in the adapter's layout."""
+    """The treated images: float32 in the adapter's layout, but for training images that are drawn anew each time."""
 
     def __init__(self, job: Job, treatment: Treatment, model: Adapter) -> None:
+        self._job, self._treatment, self._layout = job, treatment, model.layout
         arrays = {
             name: np.load(Path(job.data) / f"{name}.npy", mmap_mode="r")
             for name in ("train_images", "train_labels", "test_images", "test_labels")
@@ -117,39 +119,45 @@ class Data:
         self.test_images = treatment.apply("test", arrays["test_images"], model.layout)
         self.test_labels = np.asarray(arrays["test_labels"])
 
+    def feed(self) -> Generator[Batch, None, None]:
+        """Training batches without end."""
+        training, seed = self._job.training, self._job.seed
+        feed = batches(self.train_images, self.train_labels, training.batch_size, training.order, seed)
+        return ahead(drawn(feed, self._treatment, self._layout, seed)) if self._treatment.draws else feed
+
 
 def train(job: Job, model: Adapter, data: Data, emit: Emit) -> None:
     """All training steps, in stretches between which progress is reported and, with the clock stopped, evaluated."""
     training, count = job.training, len(data.train_images)
     steps = training.steps(count, job.budget)
     steps_per_epoch = count / training.batch_size
-    feed = batches(data.train_images, data.train_labels, training.batch_size, training.order, job.seed)
     looks = evaluations(steps, steps_per_epoch, training.evaluate_every)
 
     clock, evaluation, steady, losses = Clock(), Clock(), Steady(), Mean()
-    clock.start()
-    step, length = 0, 1
-    for look in [*looks, steps]:
-        while step < look:
-            stop = min(step + length, look)
-            before = clock.seconds
-            stretch = model.train(feed, training.rates(step, stop, job.budget))
-            seconds = clock.seconds - before
-            steady.add(step, stop, seconds)
-            losses.add(stretch)
-            length = max(1, min(2 * length, int((stop - step) * CHUNK_S / max(seconds, 1e-9))))
-            step = stop
-            rate = training.batch_size * steady.steps_per_s
-            emit(Progress(step, steps, training.batch_size, step / steps_per_epoch, float(stretch[-1]), rate))
-        if look < steps:
-            elapsed = clock.stop()
-            evaluation.start()
-            right = evaluate(model, data) == data.test_labels
-            evaluation.stop()
-            emit(Metrics({"eval/accuracy_percent": 100 * float(right.mean()), "train/loss": losses.take(),
-                          "train/epoch": step / steps_per_epoch, "train/elapsed_s": elapsed}, step))  # fmt: skip
-            clock.start()
-    training_s = clock.stop()
+    with closing(data.feed()) as feed:
+        clock.start()
+        step, length = 0, 1
+        for look in [*looks, steps]:
+            while step < look:
+                stop = min(step + length, look)
+                before = clock.seconds
+                stretch = model.train(feed, training.rates(step, stop, job.budget))
+                seconds = clock.seconds - before
+                steady.add(step, stop, seconds)
+                losses.add(stretch)
+                length = max(1, min(2 * length, int((stop - step) * CHUNK_S / max(seconds, 1e-9))))
+                step = stop
+                rate = training.batch_size * steady.steps_per_s
+                emit(Progress(step, steps, training.batch_size, step / steps_per_epoch, float(stretch[-1]), rate))
+            if look < steps:
+                elapsed = clock.stop()
+                evaluation.start()
+                right = evaluate(model, data) == data.test_labels
+                evaluation.stop()
+                emit(Metrics({"eval/accuracy_percent": 100 * float(right.mean()), "train/loss": losses.take(),
+                              "train/epoch": step / steps_per_epoch, "train/elapsed_s": elapsed}, step))  # fmt: skip
+                clock.start()
+        training_s = clock.stop()
     values = {
         "training_time_s": training_s,
         "train/images_per_s": training.batch_size * steps / training_s,

@@ -2,74 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import queue
+import threading
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
 from .job import Order, Training
+from .treatments import TREATMENTS, InputError, Statistics, check
 
 Batch = tuple[np.ndarray, np.ndarray]
 """Images, float32, in the adapter's layout; labels, in the adapter's type."""
-
-
-class InputError(ValueError):
-    """A treatment that does not exist or cannot be; the message names it."""
-
-
-Statistics = dict[str, Any]
-"""What a treatment took of a set of images: numbers and lists of numbers, by name."""
-
-
-def _scale(images: np.ndarray, own: Statistics, train: Statistics, factor: float) -> np.ndarray:
-    images *= np.float32(factor)
-    return images
-
-
-def _pad(images: np.ndarray, own: Statistics, train: Statistics, pixels: int) -> np.ndarray:
-    return np.pad(images, ((0, 0), (pixels, pixels), (pixels, pixels), (0, 0)))
-
-
-def _standardize(images: np.ndarray, own: Statistics, train: Statistics) -> np.ndarray:
-    # One mean and one standard deviation over all pixels of the set, as Torch7's demo does for each of its two sets.
-    if not own:
-        mean = _sum(images) / images.size
-        own.update(mean=mean, std=float(np.sqrt(_sum(images, about=mean) / images.size)))
-    images -= np.float32(own["mean"])
-    images /= np.float32(own["std"])
-    return images
-
-
-def _subtract_mean(images: np.ndarray, own: Statistics, train: Statistics) -> np.ndarray:
-    # The mean image of the training set, from the test images as well, as Caffe's compute_image_mean has it.
-    if not train:
-        train["mean"] = images.mean(axis=0, dtype=np.float64).astype(np.float32).tolist()
-    images -= np.array(train["mean"], np.float32)
-    return images
-
-
-def _sum(images: np.ndarray, about: float | None = None) -> float:
-    """Of all values, or of their squared distances from ``about``."""
-    # In float64, and not all at once: a float32 sum of 60 million pixels is wrong in the third digit, and a float64
-    # copy of them takes half a gigabyte.
-    total = 0.0
-    for start in range(0, len(images), 1000):
-        part = images[start : start + 1000].astype(np.float64)
-        total += float(part.sum() if about is None else np.square(part - about).sum())
-    return total
-
-
-TREATMENTS: dict[str, tuple[Callable[..., np.ndarray], dict[str, type]]] = {
-    "scale": (_scale, {"factor": float}),
-    "pad": (_pad, {"pixels": int}),
-    "standardize": (_standardize, {}),
-    "subtract_mean": (_subtract_mean, {}),
-}
-"""Name to function and the options it takes.
-
-A function gets float32 images (N, H, W, C), which it may overwrite, the statistics of the set they are from, and those
-of the training set; statistics that are empty are its to fill.
-"""
 
 
 class Treatment:
@@ -84,42 +29,60 @@ class Treatment:
     ) -> None:
         check(steps)
         self._steps = {name: dict(options) for name, options in steps.items()}
+        drawn = [number for number, name in enumerate(steps) if TREATMENTS[name].random]
+        self._first_drawn = drawn[0] if drawn else len(steps)
         self.statistics: dict[str, dict[str, Statistics]] = statistics or {}
 
+    @property
+    def draws(self) -> bool:
+        """Whether training images are treated anew for each batch, by ``draw``."""
+        return self._first_drawn < len(self._steps)
+
     def shape(self, image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
-        """(channels, height, width) that leave, for (height, width, channels) that enter."""
-        height, width, channels = image_shape
-        grown = 2 * sum(options["pixels"] for name, options in self._steps.items() if name == "pad")
-        return channels, height + grown, width + grown
+        """(channels, height, width) that leave, for (height, width, channels) that enter.
+
+        Raises:
+            InputError: the images are too small for a treatment.
+        """
+        sides, channels = image_shape[:2], image_shape[2]
+        for name, options in self._steps.items():
+            try:
+                sides = TREATMENTS[name].sides(sides, **options)
+            except InputError as error:
+                raise InputError(f"training.inputs.{name}.{error}") from error
+        return channels, *sides
 
     def apply(self, part: str, images: np.ndarray, layout: str) -> np.ndarray:
-        """uint8 images (N, H, W, C) of the set ``part``, treated: float32, contiguous, ``layout`` NHWC or NCHW."""
-        treated = images.astype(np.float32)
-        for name, options in self._steps.items():
+        """uint8 images (N, H, W, C) of the set ``part``, treated: float32, contiguous, ``layout`` NHWC or NCHW.
+
+        Of training images that are drawn anew for each batch, only what comes before that is done: they stay NHWC, and
+        uint8 if nothing comes before.
+        """
+        whole = part != "train" or not self.draws
+        if not whole and self._first_drawn == 0:
+            return images
+        treated = images.astype(np.float32, subok=False)
+        for name, options in list(self._steps.items())[: None if whole else self._first_drawn]:
             own, train = (self.statistics.setdefault(key, {}).setdefault(name, {}) for key in (part, "train"))
-            treated = TREATMENTS[name][0](treated, own, train, **options)
-        if layout == "NCHW":
-            treated = treated.transpose(0, 3, 1, 2)
-        return np.ascontiguousarray(treated)
+            treated = TREATMENTS[name].fixed(treated, own, train, **options)
+        return arranged(treated, layout if whole else "NHWC")
 
-
-def check(steps: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raise InputError for an unknown treatment, a missing, unknown or impossible option."""
-    for name, given in steps.items():
-        if name not in TREATMENTS:
-            raise InputError(f"training.inputs.{name}: no such treatment; there are {', '.join(TREATMENTS)}")
-        takes = TREATMENTS[name][1]
-        if set(given) != set(takes):
-            raise InputError(
-                f"training.inputs.{name}={dict(given)}: takes {', '.join(takes) or 'no options'}"
-                f", given {', '.join(given) or 'none'}"
+    def draw(self, images: np.ndarray, random: np.random.RandomState, layout: str) -> np.ndarray:
+        """A training batch of what ``apply`` gave, with the rest of the treatments."""
+        images = images.astype(np.float32, subok=False)  # a copy: a batch may be a view of the data set
+        for name, options in list(self._steps.items())[self._first_drawn :]:
+            operation = TREATMENTS[name]
+            images = (
+                operation.random(images, random, **options)
+                if operation.random
+                else operation.fixed(images, {}, {}, **options)
             )
-        for key, kind in takes.items():
-            value = given[key]
-            what = "a number" if kind is float else "a whole number"
-            number = isinstance(value, (int, float)) if kind is float else isinstance(value, int)
-            if isinstance(value, bool) or not number or value < 0:
-                raise InputError(f"training.inputs.{name}.{key}={value}: expected {what} of at least 0")
+        return arranged(images, layout)
+
+
+def arranged(images: np.ndarray, layout: str) -> np.ndarray:
+    """Images (N, H, W, C) in ``layout``, contiguous."""
+    return np.ascontiguousarray(images.transpose(0, 3, 1, 2) if layout == "NCHW" else images)
 
 
 def split(images: int, training: Training) -> slice:
@@ -130,7 +93,7 @@ def split(images: int, training: Training) -> slice:
 
 def batches(
     images: np.ndarray, labels: np.ndarray, size: int, order: Order, seed: int, start: int = 0
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Training batches without end, the first one that of iteration ``start``.
 
     Every batch is full: one that reaches the end of the data goes on with the next epoch's first images, as Caffe's
@@ -155,6 +118,43 @@ def batches(
             drawn = (whole[0] if epoch == last else np.concatenate(whole))[at : at + size]
             yield images[drawn], labels[drawn]
         step += 1
+
+
+def drawn(
+    feed: Iterable[Batch], treatment: Treatment, layout: str, seed: int, start: int = 0
+) -> Generator[Batch, None, None]:
+    """The batches of ``feed``, from iteration ``start`` on, treated anew; each iteration has a stream of its own."""
+    for step, (images, labels) in enumerate(feed, start):
+        yield treatment.draw(images, np.random.RandomState([seed, 13, step]), layout), labels
+
+
+def ahead(feed: Iterable[Batch], depth: int = 2) -> Generator[Batch, None, None]:
+    """The batches of an endless ``feed``, made by a thread of their own while the ones before are computed on."""
+    made: queue.Queue[Batch | BaseException] = queue.Queue(depth)
+    stopped = threading.Event()
+
+    def make() -> None:
+        try:
+            for batch in feed:
+                made.put(batch)
+                if stopped.is_set():
+                    return
+        except BaseException as error:  # it belongs to whoever asks for the next batch
+            made.put(error)
+
+    thread = threading.Thread(target=make, daemon=True)
+    thread.start()
+    try:
+        while True:
+            batch = made.get()
+            if isinstance(batch, BaseException):
+                raise batch
+            yield batch
+    finally:
+        stopped.set()
+        while thread.is_alive():
+            with suppress(queue.Empty):
+                made.get(timeout=0.01)
 
 
 def _permutation(count: int, order: Order, seed: int, epoch: int) -> np.ndarray:
