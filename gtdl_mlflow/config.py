@@ -362,6 +362,15 @@ def check(config: Config) -> None:
             f"training.validation.images={validation.images}: must be below training.validation.out_of="
             f"{validation.out_of}, or nothing is left to train on"
         )
+    stopping = training.early_stopping
+    if stopping is not None:
+        if validation.count(config.dataset.train_images) < 1:
+            raise ConfigError("training.early_stopping: needs held-back images, see training.validation.images")
+        if not (stopping.patience >= 1 and stopping.increase >= 1 and 0 < stopping.improvement <= 1):
+            raise ConfigError(
+                f"training.early_stopping={asdict(stopping)}: expected patience and increase of at least 1, and an "
+                "improvement above 0, at most 1"
+            )
     try:
         _ = config.network
     except (network.NetworkError, treatments.InputError) as error:

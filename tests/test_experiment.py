@@ -15,9 +15,19 @@ import pytest
 
 from gtdl_mlflow.worker import events, experiment
 from gtdl_mlflow.worker.events import Described, Event, Finished, Metrics, Progress
-from gtdl_mlflow.worker.experiment import Clock, Steady, cross_entropy, digest, evaluations
+from gtdl_mlflow.worker.experiment import Clock, Steady, Stopping, cross_entropy, digest, evaluations
 from gtdl_mlflow.worker.frameworks.base import Adapter, Setup
-from gtdl_mlflow.worker.job import Job, LearningRateSchedule, Optimizer, Order, Schedule, Take, Training, Validation
+from gtdl_mlflow.worker.job import (
+    EarlyStopping,
+    Job,
+    LearningRateSchedule,
+    Optimizer,
+    Order,
+    Schedule,
+    Take,
+    Training,
+    Validation,
+)
 from gtdl_mlflow.worker.model import Model
 
 
@@ -142,6 +152,38 @@ def test_evaluations_never_look_twice_at_one_step() -> None:
         looks = evaluations(9, steps_per_epoch, 1)
         assert sorted(set(looks)) == looks
         assert all(0 < look < 9 for look in looks)
+
+
+def tutorial(errors: list[float], per_epoch: int, epochs: int, patience: int) -> tuple[int, int]:
+    """Steps trained and the step of the lowest error, by the loop of Theano's tutorial: iterations count from 0."""
+    lowest, best, iteration = math.inf, 0, -1
+    for epoch in range(epochs):
+        for index in range(per_epoch):
+            iteration = epoch * per_epoch + index
+            if (iteration + 1) % per_epoch == 0:
+                error = errors[epoch]
+                if error < lowest:
+                    if error < lowest * 0.995:
+                        patience = max(patience, iteration * 2)
+                    lowest, best = error, iteration + 1
+            if patience <= iteration:
+                return iteration + 1, best
+    return iteration + 1, best
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_early_stopping_is_the_tutorials(seed: int) -> None:
+    random = np.random.RandomState(seed)
+    errors = (np.maximum.accumulate(random.uniform(0, 1, 40))[::-1] + random.uniform(0, 0.02, 40)).tolist()
+    rule, step, per_epoch = Stopping(EarlyStopping(patience=25), 1.0), 0, 10
+    for error in errors:
+        step = min(step + per_epoch, rule.limit)
+        if step % per_epoch:
+            break
+        rule.improves(step, error)
+        if step == rule.limit:
+            break
+    assert (step, rule.best_step) == tutorial(errors, per_epoch, 40, 25)
 
 
 def test_steady_speed_leaves_out_the_warm_up() -> None:
@@ -274,6 +316,7 @@ class Recorder(Adapter):
         (folder / "native").write_text("weights")
 
     def load(self, folder: Path) -> None:
+        self.calls.append("load")
         assert (folder / "native").read_text() == "weights"
 
     def describe(self) -> dict[str, Any]:
@@ -387,6 +430,23 @@ def test_every_step_is_trained_once_with_its_batch_and_rate(job: Job, run: Run) 
     assert [rate for _, _, rate in adapter.trained] == made.rates(0, 15, 0.5)
     images, labels, _ = adapter.trained[0]
     assert (images.dtype, images.shape, labels.dtype) == (np.float32, (3, 3, 2, 1), np.int32)
+
+
+def test_training_ends_with_its_patience_and_the_best_model_is_tested(job: Job, run: Run) -> None:
+    # 16 images in batches of 4; the Recorder says 1 of everything, so the error never falls after the first look.
+    made = training(
+        epochs=30, validation=Validation(1, 5, Take.last), early_stopping=EarlyStopping(patience=9), evaluate_every=2
+    )
+    adapter, said = run(replace(job, training=made))
+    assert metric(said, "train/iterations") == [10]
+    assert len(adapter.trained) == 10
+    assert metric(said, "train/best_iteration") == [4]
+    # Images 16 to 19, of the classes 4, 5, 0, 1.
+    assert metric(said, "eval/validation_error_percent") == [75, 75]
+    assert [images[0].item(0) for images in adapter.predicted[0]] == [16]
+    assert adapter.calls.index("save") < adapter.calls.index("load") < len(adapter.calls) - 3
+    assert adapter.calls[-3:] == ["predict", "predict", "save"]
+    assert metric(said, "training_time_s") == [10 * STEP_S]
 
 
 def test_validation_images_are_not_trained_on(job: Job, run: Run) -> None:

@@ -88,19 +88,22 @@ def validated(images: int, out_of: int, take: Take) -> Training:
 
 def test_first_or_last_images_are_held_back() -> None:
     images = np.arange(60_000)
-    kept = images[split(60_000, validated(5_000, 60_000, Take.first))]
+    kept, held = (images[part] for part in split(60_000, validated(5_000, 60_000, Take.first)))
     assert (len(kept), kept[0], kept[-1]) == (55_000, 5_000, 59_999)
-    kept = images[split(60_000, validated(10_000, 60_000, Take.last))]
+    assert (len(held), held[0], held[-1]) == (5_000, 0, 4_999)
+    kept, held = (images[part] for part in split(60_000, validated(10_000, 60_000, Take.last)))
     assert (len(kept), kept[0], kept[-1]) == (50_000, 0, 49_999)
+    assert (len(held), held[0], held[-1]) == (10_000, 50_000, 59_999)
 
 
 def test_a_smaller_set_holds_back_the_same_share() -> None:
-    assert split(4_000, validated(5_000, 60_000, Take.first)) == slice(333, 4_000)
+    assert split(4_000, validated(5_000, 60_000, Take.first)) == (slice(333, 4_000), slice(0, 333))
 
 
 @pytest.mark.parametrize("take", list(Take))
 def test_nothing_held_back_is_everything(take: Take) -> None:
-    assert np.arange(9)[split(9, validated(0, 1, take))].tolist() == list(range(9))
+    kept, held = (np.arange(9)[part].tolist() for part in split(9, validated(0, 1, take)))
+    assert (kept, held) == (list(range(9)), [])
 
 
 RAW = np.random.RandomState(0).randint(0, 256, (6, 5, 4, 3)).astype(np.uint8)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import platform
 import time
 from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,7 @@ from .assembly import adapter, assemble
 from .events import Described, Event, Finished, Metrics, Progress
 from .frameworks.base import Adapter
 from .inputs import Batch, Treatment, ahead, batches, drawn, split, test_batches
-from .job import Job
+from .job import EarlyStopping, Job
 
 Emit = Callable[[Event], None]
 
@@ -113,9 +115,12 @@ class Data:
             name: np.load(Path(job.data) / f"{name}.npy", mmap_mode="r")
             for name in ("train_images", "train_labels", "test_images", "test_labels")
         }
-        trained = split(len(arrays["train_images"]), job.training)
+        trained, held_back = split(len(arrays["train_images"]), job.training)
         self.train_images = treatment.apply("train", arrays["train_images"][trained], model.layout)
         self.train_labels = arrays["train_labels"][trained].astype(model.label_type)
+        if job.training.early_stopping:  # nothing else looks at them
+            self.validation_images = treatment.apply("validation", arrays["train_images"][held_back], model.layout)
+            self.validation_labels = np.asarray(arrays["train_labels"][held_back])
         self.test_images = treatment.apply("test", arrays["test_images"], model.layout)
         self.test_labels = np.asarray(arrays["test_labels"])
 
@@ -132,14 +137,17 @@ def train(job: Job, model: Adapter, data: Data, emit: Emit) -> None:
     steps = training.steps(count, job.budget)
     steps_per_epoch = count / training.batch_size
     looks = evaluations(steps, steps_per_epoch, training.evaluate_every)
+    stopping = Stopping(training.early_stopping, job.budget) if training.early_stopping else None
+    validations = [*evaluations(steps, steps_per_epoch, 1), steps] if stopping else []
 
     clock, evaluation, steady, losses = Clock(), Clock(), Steady(), Mean()
-    with closing(data.feed()) as feed:
+    with closing(data.feed()) as feed, TemporaryDirectory() as best:
         clock.start()
         step, length = 0, 1
-        for look in [*looks, steps]:
-            while step < look:
-                stop = min(step + length, look)
+        for look in sorted({*looks, *validations, steps}):
+            target = min(look, stopping.limit) if stopping else look
+            while step < target:
+                stop = min(step + length, target)
                 before = clock.seconds
                 stretch = model.train(feed, training.rates(step, stop, job.budget))
                 seconds = clock.seconds - before
@@ -149,27 +157,62 @@ def train(job: Job, model: Adapter, data: Data, emit: Emit) -> None:
                 step = stop
                 rate = training.batch_size * steady.steps_per_s
                 emit(Progress(step, steps, training.batch_size, step / steps_per_epoch, float(stretch[-1]), rate))
-            if look < steps:
-                elapsed = clock.stop()
-                evaluation.start()
-                right = evaluate(model, data) == data.test_labels
-                evaluation.stop()
-                emit(Metrics({"eval/accuracy_percent": 100 * float(right.mean()), "train/loss": losses.take(),
-                              "train/epoch": step / steps_per_epoch, "train/elapsed_s": elapsed}, step))  # fmt: skip
-                clock.start()
+            if step < look:
+                break
+            elapsed = clock.stop()
+            evaluation.start()
+            values = {}
+            if stopping and look in validations:
+                wrong = classify(model, data.validation_images) != data.validation_labels
+                values["eval/validation_error_percent"] = 100 * float(wrong.mean())
+                if stopping.improves(step, float(wrong.mean())):
+                    model.save(Path(best))
+            if look in looks:
+                right = classify(model, data.test_images) == data.test_labels
+                values["eval/accuracy_percent"] = 100 * float(right.mean())
+                values |= {"train/loss": losses.take(), "train/epoch": step / steps_per_epoch}
+                values["train/elapsed_s"] = elapsed
+            evaluation.stop()
+            if values:
+                emit(Metrics(values, step))
+            clock.start()
         training_s = clock.stop()
+        if stopping:
+            model.load(Path(best))
+            emit(Metrics({"train/best_iteration": stopping.best_step}, step))
     values = {
         "training_time_s": training_s,
-        "train/images_per_s": training.batch_size * steps / training_s,
+        "train/images_per_s": training.batch_size * step / training_s,
         "train/steady_images_per_s": training.batch_size * steady.steps_per_s,
         "train/first_step_s": steady.first_s,
         "train/evaluation_s": evaluation.seconds,
-        "train/iterations": steps,
-        "train/loss": losses.take(),
-        "train/epoch": steps / steps_per_epoch,
+        "train/iterations": step,
+        "train/epoch": step / steps_per_epoch,
         "train/elapsed_s": training_s,
     }
-    emit(Metrics(values, steps))
+    if losses.any:  # none since the last look if that is where the patience ended
+        values["train/loss"] = losses.take()
+    emit(Metrics(values, step))
+
+
+class Stopping:
+    """How far training may go by the errors on the held-back images, and where they were lowest."""
+
+    def __init__(self, rule: EarlyStopping, budget: float) -> None:
+        self._rule = rule
+        # The tutorial counts iterations from 0 and stops in the one that reaches the patience.
+        self.limit = round(rule.patience * budget) + 1
+        """Steps that may be trained."""
+        self.best_step, self._lowest = 0, math.inf
+
+    def improves(self, step: int, error: float) -> bool:
+        """Whether ``error``, the share of wrong classes after ``step`` steps, is the lowest so far."""
+        if error >= self._lowest:
+            return False
+        if error < self._rule.improvement * self._lowest:
+            self.limit = max(self.limit, round(self._rule.increase * (step - 1)) + 1)
+        self.best_step, self._lowest = step, error
+        return True
 
 
 def evaluations(steps: int, steps_per_epoch: float, every: int) -> list[int]:
@@ -181,8 +224,9 @@ def evaluations(steps: int, steps_per_epoch: float, every: int) -> list[int]:
     return list(itertools.takewhile(lambda look: look < steps, looks))
 
 
-def evaluate(model: Adapter, data: Data) -> np.ndarray:
-    classes: np.ndarray = model.predict(test_batches(data.test_images, EVALUATION_BATCH)).argmax(axis=1)
+def classify(model: Adapter, images: np.ndarray) -> np.ndarray:
+    """The class of each image."""
+    classes: np.ndarray = model.predict(test_batches(images, EVALUATION_BATCH)).argmax(axis=1)
     return classes
 
 
@@ -263,6 +307,10 @@ class Mean:
 
     def add(self, losses: np.ndarray) -> None:
         self._parts.append(losses)
+
+    @property
+    def any(self) -> bool:
+        return bool(self._parts)
 
     def take(self) -> float:
         mean = float(np.concatenate(self._parts).mean(dtype=np.float64))

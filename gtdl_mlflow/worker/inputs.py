@@ -85,10 +85,12 @@ def arranged(images: np.ndarray, layout: str) -> np.ndarray:
     return np.ascontiguousarray(images.transpose(0, 3, 1, 2) if layout == "NCHW" else images)
 
 
-def split(images: int, training: Training) -> slice:
-    """The training images that are trained on; the rest is held back for validation."""
+def split(images: int, training: Training) -> tuple[slice, slice]:
+    """The training images that are trained on, and those held back for validation."""
     held = training.validation.count(images)
-    return slice(held, images) if training.validation.take == "first" else slice(0, images - held)
+    if training.validation.take == "first":
+        return slice(held, images), slice(0, held)
+    return slice(0, images - held), slice(images - held, images)
 
 
 def batches(

@@ -92,6 +92,20 @@ class Validation:
 
 
 @dataclass
+class EarlyStopping:
+    """Stop when the error on the held-back images no longer falls, and keep the model with the lowest.
+
+    The rule of Theano's deep-learning tutorial: once an epoch, the iteration times ``increase`` becomes the new
+    ``patience`` if the error is below ``improvement`` times the lowest so far; training ends when it has run out.
+    """
+
+    patience: int = MISSING
+    """Iterations to run in any case."""
+    increase: float = 2.0
+    improvement: float = 0.995
+
+
+@dataclass
 class Training:
     """Hyper-parameters, and the treatment of the input that goes with them."""
 
@@ -117,6 +131,7 @@ class Training:
     beta1: float = 0.9
     beta2: float = 0.999
     epsilon: float = 1e-8
+    early_stopping: EarlyStopping | None = None
     average: float | None = None
     """Decay of an exponential moving average of all parameters, which then is the model that is tested and saved."""
     evaluate_every: int = 1
@@ -179,7 +194,7 @@ class Job:
 
 def training(values: dict[str, Any]) -> Training:
     """``Training`` from its JSON form."""
-    schedule, validation = values["schedule"], values["validation"]
+    schedule, validation, stopping = values["schedule"], values["validation"], values["early_stopping"]
     return Training(
         **{
             **values,
@@ -187,6 +202,7 @@ def training(values: dict[str, Any]) -> Training:
             "optimizer": Optimizer(values["optimizer"]),
             "decayed": Decayed(values["decayed"]),
             "schedule": LearningRateSchedule(**{**schedule, "type": Schedule(schedule["type"])}),
+            "early_stopping": None if stopping is None else EarlyStopping(**stopping),
             "validation": Validation(**{**validation, "take": Take(validation["take"])}),
         }
     )
