@@ -47,6 +47,10 @@ def _add_env(subjects: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     )
     creation.set_defaults(verb=_env_create)
 
+    packages = verbs.add_parser("packages", help="the Debian packages that environments need, one a line")
+    packages.add_argument("framework", nargs="?", help="all, if left out")
+    packages.set_defaults(verb=_env_packages)
+
     removal = verbs.add_parser("remove", help="delete all environments of a framework")
     removal.add_argument("framework")
     removal.set_defaults(verb=_env_remove)
@@ -91,6 +95,22 @@ def _env_create(arguments: argparse.Namespace) -> int:
         print(f"{made.framework} needs no environment: it runs in {made.python}")
     else:
         print(f"{made.framework} {made.version} ({made.device}, Python {made.python_version}): {made.folder}")
+    return 0
+
+
+def _env_packages(arguments: argparse.Namespace) -> int:
+    from . import config
+
+    every = sorted(path.stem for path in (config.CONF / "framework").glob("*.yaml"))
+    needed: set[str] = set()
+    for name in [arguments.framework] if arguments.framework else every:
+        try:
+            framework = config.compose([f"framework={name}"]).framework
+        except config.ConfigError as error:
+            return _fail(str(error), status=2)
+        needed.update(*(recipe.system for device in framework.devices.values() for recipe in device.recipes))
+    for package in sorted(needed):
+        print(package)
     return 0
 
 

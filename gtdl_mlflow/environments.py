@@ -17,8 +17,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,9 +26,11 @@ import filelock
 import uv
 from packaging.specifiers import SpecifierSet
 
-from . import pip_settings
+from . import builds, pip_settings, processes
 from .home import home
+from .making import lock, only_maker, say
 from .pip_settings import without_credentials
+from .toolchain import PackagesMissing, Toolchain
 
 if TYPE_CHECKING:  # the schema brings Hydra with it
     from . import config
@@ -57,7 +58,7 @@ class Environment:
     requirements: list[str]
     """Of the recipe that was taken."""
     packages: list[str]
-    """Everything installed, as pip would freeze it."""
+    """Everything installed, as pip would freeze it; what was built here, and with what, follows in comments."""
     key: str
 
 
@@ -96,7 +97,7 @@ def remove(framework_name: str) -> list[Path]:
         if folder.name.rsplit("-", 3)[0] != framework_name:
             continue
         try:
-            with _lock(folder).acquire(timeout=0):
+            with lock(folder).acquire(timeout=0):
                 (folder / FINISHED).unlink(missing_ok=True)  # first: a kill halfway must not leave it looking finished
                 shutil.rmtree(folder)
         except filelock.Timeout as error:
@@ -156,7 +157,10 @@ def _key(offer: config.Device, python_version: str) -> str:
     """A hash of all that decides what gets installed; not of the user's index, which is only where it comes from."""
     pinned = {
         "format": FORMAT,
-        "recipes": [[recipe.requirements, recipe.options] for recipe in offer.recipes],
+        "recipes": [
+            [recipe.requirements, recipe.options, *([vars(recipe.build)] if recipe.build else [])]
+            for recipe in offer.recipes
+        ],
         "python": ["cpython", *python_version.split(".")[:2]],
         "platform": [sys.platform, platform.machine()],
     }
@@ -183,25 +187,6 @@ def _prefers(framework: config.Framework, python_version: str) -> bool:
     return f"{python_version}.".startswith(f"{framework.python.preferred}.")
 
 
-def _lock(folder: Path) -> filelock.FileLock:
-    return filelock.FileLock(folder.with_name(f"{folder.name}.lock"))
-
-
-@contextmanager
-def _only_maker(folder: Path) -> Iterator[None]:
-    """Hold the right to make ``folder``, after waiting for whoever has it now."""
-    lock = _lock(folder)
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        _say(f"waiting for another process that is making {folder}")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 # Making one.
 
 
@@ -210,13 +195,13 @@ def _make(framework: config.Framework, device: str) -> Environment:
     key = _key(framework.devices[device], python_version)
     folder = _folder(framework, device, key)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with _only_maker(folder):
+    with only_maker(folder):
         if made_meanwhile := _finished(framework, device):
             return made_meanwhile
         started = time.perf_counter()
-        _say(f"making {framework.name} {framework.version} ({device}, Python {python_version}) in {folder}")
+        say(f"making {framework.name} {framework.version} ({device}, Python {python_version}) in {folder}")
         try:
-            recipe = _install(framework, device, interpreter, folder)
+            recipe, built = _install(framework, device, interpreter, folder)
             python = folder / "bin" / "python"
             made = Environment(
                 framework=framework.name,
@@ -226,14 +211,14 @@ def _make(framework: config.Framework, device: str) -> Environment:
                 python=python,
                 python_version=_version_of(python),
                 requirements=[without_credentials(requirement) for requirement in recipe.requirements],
-                packages=_freeze(python),
+                packages=[*_freeze(python), *(f"# {line}" for line in built)],
                 key=key,
             )
             _finish(made, folder)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
-        _say(f"made {framework.name} {framework.version} in {time.perf_counter() - started:.1f} s")
+        say(f"made {framework.name} {framework.version} in {time.perf_counter() - started:.1f} s")
     return made
 
 
@@ -245,13 +230,22 @@ def _finish(made: Environment, folder: Path) -> None:
     unfinished.replace(folder / FINISHED)
 
 
-def _install(framework: config.Framework, device: str, interpreter: str, folder: Path) -> config.Recipe:
-    """Fill ``folder`` by the first recipe that works; returns that recipe."""
+def _install(
+    framework: config.Framework, device: str, interpreter: str, folder: Path
+) -> tuple[config.Recipe, list[str]]:
+    """Fill ``folder`` by the first recipe that works; returns that recipe, and an account of what was built."""
     settings = pip_settings.for_uv()
     *earlier, last = framework.devices[device].recipes
     failures = []
     for recipe in [*earlier, last]:
         _blank(framework, interpreter, folder)
+        toolchain = Toolchain(recipe.system, folder / "bin" / "python")
+        try:
+            toolchain.demand()  # before anything is downloaded
+        except PackagesMissing as error:
+            raise EnvironmentFailed(
+                f"{framework.name} {framework.version} needs what this machine lacks: {error}"
+            ) from error
         install = ["pip", "install", "--python", str(folder / "bin" / "python")]
         install += [*settings.arguments, *recipe.options, *recipe.requirements]
         # Resolving tells quickly whether everything is in reach. Downloading then has uv's usual patience: one hiccup
@@ -260,19 +254,28 @@ def _install(framework: config.Framework, device: str, interpreter: str, folder:
         attempt = _uv([*install, "--dry-run"], {**settings.environment, **hurry})
         if attempt.returncode == 0:
             if recipe.note:
-                _say(f"{framework.name}: {recipe.note}")
+                say(f"{framework.name}: {recipe.note}")
             attempt = _uv(install, settings.environment, shown=sys.stderr.isatty())
         if attempt.returncode == 0:
-            return recipe
+            return recipe, _build(framework, recipe, toolchain)
         wanted = without_credentials(" ".join([*recipe.requirements[:1], *recipe.options]))
         failures.append(f"{wanted} cannot be had ({_reason(attempt)})")
         if recipe is not last:
-            _say(textwrap.shorten(f"{failures[-1]}; trying the next way", 240, placeholder=" ..."))
+            say(textwrap.shorten(f"{failures[-1]}; trying the next way", 240, placeholder=" ..."))
     raise EnvironmentFailed(
         f"{framework.name} {framework.version} cannot be installed for {device}: {'; '.join(failures)}."
         " Check the network and the package index (pip's and uv's settings are used), then:"
         f" gtdl env create {framework.name}"
     )
+
+
+def _build(framework: config.Framework, recipe: config.Recipe, toolchain: Toolchain) -> list[str]:
+    if recipe.build is None:
+        return []
+    try:
+        return builds.install(recipe.build, toolchain, recipe.requirements)
+    except builds.BuildFailed as error:
+        raise EnvironmentFailed(f"{framework.name} {framework.version} cannot be made: {error}") from error
 
 
 def _blank(framework: config.Framework, interpreter: str, folder: Path) -> None:
@@ -327,7 +330,7 @@ def _freeze(python: Path) -> list[str]:
     return without_credentials(frozen.stdout).splitlines()
 
 
-# Talking to uv and to the user.
+# Talking to uv.
 
 
 def _hurry() -> Mapping[str, str]:
@@ -336,16 +339,6 @@ def _hurry() -> Mapping[str, str]:
     if not any(os.environ.get(name) for name in ("UV_HTTP_TIMEOUT", "UV_REQUEST_TIMEOUT", "HTTP_TIMEOUT")):
         hurry["UV_HTTP_TIMEOUT"] = "10"
     return hurry
-
-
-# Linux kills uv with us (PR_SET_PDEATHSIG, SIGKILL): an orphan would go on filling a folder that the next process makes
-# anew. Set by a process of its own that then becomes uv, as code between fork and exec is not safe with threads.
-_DIE_WITH_PARENT = """
-import ctypes, os, sys
-ctypes.CDLL(None).prctl(1, 9)
-if os.getppid() == int(sys.argv[1]):
-    os.execv(sys.argv[2], sys.argv[2:])
-"""
 
 
 def _uv(
@@ -358,16 +351,7 @@ def _uv(
         raise EnvironmentFailed(
             f"uv, which makes the environments, is not installed ({error}); pip install uv"
         ) from error
-    if sys.platform == "linux":
-        command = [sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, str(os.getpid()), *command]
-    return subprocess.run(
-        command,
-        env={**os.environ, **(environment or {})},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=None if shown else subprocess.PIPE,
-        text=True,
-    )
+    return processes.run(command, {**os.environ, **(environment or {})}, stderr=None if shown else subprocess.PIPE)
 
 
 def _reason(attempt: subprocess.CompletedProcess[str]) -> str:
@@ -378,7 +362,3 @@ def _reason(attempt: subprocess.CompletedProcess[str]) -> str:
     told = [line for line in lines if line and not line.startswith(("Using ", "Resolved ", "Prepared ", "hint: "))]
     words = ": ".join(textwrap.shorten(line, 200, placeholder=" ...") for line in [*told[:1], *told[1:][-2:]])
     return without_credentials(words).rstrip(".") or f"uv ended with status {attempt.returncode}"
-
-
-def _say(text: str) -> None:
-    print(f"gtdl: {text}", file=sys.stderr, flush=True)

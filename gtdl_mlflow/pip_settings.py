@@ -111,6 +111,24 @@ def _find_links(places: list[str]) -> list[str]:
     return found
 
 
+def for_pip(environ: Mapping[str, str]) -> dict[str, str]:
+    """What the user has told uv alone, for a pip that is run in its place."""
+    told: dict[str, str] = {}
+    for variable, option in (
+        ("UV_DEFAULT_INDEX", "PIP_INDEX_URL"),
+        ("UV_INDEX_URL", "PIP_INDEX_URL"),
+        ("UV_INDEX", "PIP_EXTRA_INDEX_URL"),
+        ("UV_EXTRA_INDEX_URL", "PIP_EXTRA_INDEX_URL"),
+        ("UV_FIND_LINKS", "PIP_FIND_LINKS"),
+        ("UV_INSECURE_HOST", "PIP_TRUSTED_HOST"),
+    ):
+        if value := environ.get(variable, "").strip():
+            words = re.split(r"[\s,]+", value) if variable == "UV_FIND_LINKS" else value.split()
+            # uv's indexes may have names: name=https://...
+            told.setdefault(option, " ".join(re.sub(r"^[\w.-]+=(?=\w+:)", "", word) for word in words))
+    return told
+
+
 def without_credentials(text: str) -> str:
     """``text`` with the user and password of every address in it blotted out."""
     return re.sub(r"://[^/\s]*@", "://****@", text)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from gtdl_mlflow import pip_settings
-from gtdl_mlflow.pip_settings import parse, translate, without_credentials
+from gtdl_mlflow.pip_settings import for_pip, parse, translate, without_credentials
 
 
 def test_later_sections_win_and_empty_values_do_not_count() -> None:
@@ -85,6 +85,24 @@ def test_nothing_set_says_nothing() -> None:
 def test_what_uv_was_told_itself_stays(option: str, variable: str) -> None:
     assert translate({option: "https://pip"}, {}).environment
     assert translate({option: "https://pip"}, {variable: "uv's own"}).environment == {}
+
+
+def test_what_only_uv_was_told_in_pips_words() -> None:
+    told = {
+        "UV_DEFAULT_INDEX": "https://index/simple",
+        "UV_INDEX_URL": "https://older/simple",
+        "UV_INDEX": "company=https://one https://two/?a=b",
+        "UV_FIND_LINKS": "/wheels,https://page",
+        "UV_INSECURE_HOST": "one two",
+        "UV_CACHE_DIR": "/cache",
+    }
+    assert for_pip(told) == {
+        "PIP_INDEX_URL": "https://index/simple",
+        "PIP_EXTRA_INDEX_URL": "https://one https://two/?a=b",
+        "PIP_FIND_LINKS": "/wheels https://page",
+        "PIP_TRUSTED_HOST": "one two",
+    }
+    assert for_pip({"UV_INDEX_URL": "", "PIP_INDEX_URL": "https://index"}) == {}
 
 
 def test_pips_real_configuration_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,50 @@
+"""Run a program to its end, so that nothing of it outlives this process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import IO
+
+# An orphan would go on filling a folder that the next process makes anew. Linux tells this guard when its parent has
+# died (PR_SET_PDEATHSIG), however that died; it then kills its whole group, the compilers below `make` included. A
+# process of its own, as code between fork and exec is not safe with threads.
+_GUARD = """
+import ctypes, os, signal, sys
+signal.signal(signal.SIGTERM, lambda *_: os.killpg(0, signal.SIGKILL))
+ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+if os.getppid() == int(sys.argv[1]):
+    status = os.spawnv(os.P_WAIT, sys.argv[2], sys.argv[2:])
+    sys.exit(status if status >= 0 else 128 - status)
+"""
+
+
+def run(
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    *,
+    stdout: IO[bytes] | int = subprocess.PIPE,
+    stderr: IO[bytes] | int | None = subprocess.PIPE,
+) -> subprocess.CompletedProcess[str]:
+    """Run ``command``, whose first word is a path; all that it started is killed where this process is interrupted."""
+    guard = [sys.executable, "-I", "-S", "-c", _GUARD, str(os.getpid())] if sys.platform == "linux" else []
+    with subprocess.Popen(
+        [*guard, *command],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=stdout,
+        stderr=stderr,
+        text=True,
+        start_new_session=True,  # a group to kill
+    ) as process:
+        try:
+            out, err = process.communicate()
+        except BaseException:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
