@@ -105,7 +105,7 @@ def show(what: str, pairs: list[tuple[float, float]]) -> None:
     ratios = [mine / theirs for mine, theirs in pairs]
     mine, theirs = (statistics.median(side) for side in zip(*pairs, strict=True))
     print(
-        f"{what:32} ours {mine:8,.0f}  native {theirs:8,.0f} images/s  "
+        f"{what:32} {mine:8,.0f} over {theirs:8,.0f} images/s  "
         f"ratio {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f}, n = {len(pairs)})",
         flush=True,
     )

@@ -28,7 +28,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from . import __version__, machine
 from .config import Config, Unavailable
-from .datasets import Prepared
+from .datasets import Prepared, contact_sheet
 from .environments import Environment
 from .pyfunc import save_model
 from .system_metrics import Sampler
@@ -45,7 +45,7 @@ UNAVAILABLE = "gtdl.unavailable"
 BATCH = 100
 """Params or tags in one request, MLflow's limit; of metrics it takes ten times as many."""
 
-ARTIFACTS = ("config.yaml", "environment.txt", "job.json", "events.jsonl", "worker.log")
+ARTIFACTS = ("config.yaml", "environment.txt", "contact_sheet.png", "job.json", "events.jsonl", "worker.log")
 """Files of a run's folder that are kept with it, as far as it came to them."""
 
 
@@ -83,6 +83,7 @@ class Run:
         """What the run runs in and on."""
         self._environment = environment
         (self._folder / "environment.txt").write_text("\n".join(environment.packages) + "\n")
+        contact_sheet.write(data, self._folder / "contact_sheet.png")
         with reaching(self._config.tracking.uri, "nothing was run"):
             self._log(tags={"gtdl.data_digest": data.digest, "gtdl.environment": environment.key})
             self._client.log_inputs(self.run_id, [_dataset_input(self._config, data)])

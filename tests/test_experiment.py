@@ -15,7 +15,7 @@ import pytest
 
 from gtdl_mlflow.worker import events, experiment
 from gtdl_mlflow.worker.events import Described, Event, Finished, Metrics, Progress
-from gtdl_mlflow.worker.experiment import Clock, Steady, Stopping, cross_entropy, digest, evaluations
+from gtdl_mlflow.worker.experiment import Clock, Steady, Stopping, cross_entropy, digest, evaluations, mean_over_classes
 from gtdl_mlflow.worker.frameworks.base import Adapter, Setup
 from gtdl_mlflow.worker.job import (
     EarlyStopping,
@@ -198,6 +198,12 @@ def test_steady_speed_leaves_out_the_warm_up() -> None:
     steady.add(112, 212, 20.0)
     assert steady.steps_per_s == 5
     assert steady.first_s == 60
+
+
+def test_every_class_counts_alike() -> None:
+    labels = np.array([0, 0, 0, 0, 2, 2, 5], np.uint8)
+    right = np.array([1, 1, 1, 0, 1, 0, 1], bool)
+    assert mean_over_classes(right, labels) == pytest.approx((3 / 4 + 1 / 2 + 1) / 3)
 
 
 def test_cross_entropy_is_the_definition() -> None:

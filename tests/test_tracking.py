@@ -98,7 +98,9 @@ def test_the_data_set_is_an_input_with_its_digest(finished: Finished) -> None:
 def test_artifacts_are_enough_to_repeat_the_run(finished: Finished, tmp_path: Path) -> None:
     run, client = finished
     there = {item.path for item in client.list_artifacts(run.info.run_id)}
-    assert there == {"config.yaml", "environment.txt", "events.jsonl", "job.json", "model", "worker.log"}
+    assert there == {
+        "config.yaml", "contact_sheet.png", "environment.txt", "events.jsonl", "job.json", "model", "worker.log",
+    }  # fmt: skip
     kept = Path(client.download_artifacts(run.info.run_id, "", str(tmp_path)))
     assert yaml.safe_load((kept / "config.yaml").read_text())["seed"] == 3
     assert any(line.startswith("numpy==") for line in (kept / "environment.txt").read_text().splitlines())

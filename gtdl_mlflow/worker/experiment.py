@@ -245,12 +245,20 @@ def test(job: Job, model: Adapter, data: Data, emit: Emit) -> None:
             {
                 "testing_time_s": seconds,
                 "accuracy_percent": 100 * float(right.mean()),
+                "test/mean_class_accuracy_percent": 100 * mean_over_classes(right, data.test_labels),
                 "test/top5_accuracy_percent": 100 * float((best == data.test_labels[:, None]).any(axis=1).mean()),
                 "test/loss": cross_entropy(logits, data.test_labels),
                 "test/images_per_s": len(right) / seconds,
             }
         )
     )
+
+
+def mean_over_classes(right: np.ndarray, labels: np.ndarray) -> float:
+    """The mean of the shares of ``right`` (N,) in each class there is in ``labels`` (N,): every class counts alike."""
+    counts = np.bincount(labels)
+    shares = np.bincount(labels, weights=right)[counts > 0] / counts[counts > 0]
+    return float(shares.mean())
 
 
 def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:

@@ -1,0 +1,29 @@
+"""The picture of a data set shows images of every class, class after class."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gtdl_mlflow.datasets import Prepared, contact_sheet
+
+
+@pytest.mark.parametrize(("classes", "channels"), [(3, 1), (40, 3)])
+def test_every_class_has_its_strip(tmp_path: Path, classes: int, channels: int) -> None:
+    labels = np.random.RandomState(0).permutation(np.arange(12 * classes) % classes).astype(np.uint8)
+    images = np.zeros((len(labels), 6, 5, channels), np.uint8) + labels[:, None, None, None]
+    np.save(tmp_path / "train_images.npy", images)
+    np.save(tmp_path / "train_labels.npy", labels)
+    data = Prepared(tmp_path, "", len(labels), 1, (6, 5, channels), classes, "")
+    contact_sheet.write(data, tmp_path / "sheet.png")
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
+    each, down = (10, 3) if classes == 3 else (4, 10)
+    pixels = {label: int((sheet == label).sum()) for label in range(classes)}
+    assert pixels == dict.fromkeys(range(classes), each * images[0].size)
+    for label in range(classes):  # down first, then across
+        rows, columns = np.nonzero((sheet if channels == 1 else sheet[..., 0]) == label)
+        assert rows.min() == label % down * 7
+        assert columns.min() == label // down * (each * 6 + 4)
