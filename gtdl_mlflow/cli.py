@@ -136,6 +136,12 @@ def _add_data(subjects: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     listing = verbs.add_parser("list", help="which there are, and which are at hand")
     listing.set_defaults(verb=_data_list)
 
+    fetching = verbs.add_parser("fetch", help="download data sets, as published, from their publishers or mirrors")
+    fetching.add_argument(
+        "words", nargs="+", metavar="NAME", help="a data set; or, with a =, as for a run: limits.fetch_timeout_s=5"
+    )
+    fetching.set_defaults(verb=_data_fetch)
+
     verification = verbs.add_parser("verify", help="check a data set's files and its prepared form, every byte")
     verification.add_argument("dataset")
     verification.set_defaults(verb=_data_verify)
@@ -148,10 +154,34 @@ def _data_list(arguments: argparse.Namespace) -> int:
     names = sorted(path.stem for path in (config.CONF / "dataset").glob("*.yaml"))
     for name in names:
         dataset = config.compose([f"dataset={name}"]).dataset
-        images = f"{dataset.train_images:,} + {dataset.test_images:,} images"
+        if dataset.train_images is not None and dataset.test_images is not None:
+            images = f"{dataset.train_images:,} + {dataset.test_images:,} images"
+        else:
+            images = f"{dataset.train_each} + {dataset.test_each} of each of {dataset.classes}"
         print(f"{name.ljust(max(map(len, names)))}  {images.ljust(24)}  {datasets.locate(dataset)}")
     print(f"published files are looked for in {data_home()} (GTDL_DATA)")
     return 0
+
+
+def _data_fetch(arguments: argparse.Namespace) -> int:
+    from . import config, datasets
+    from .datasets.fetch import fetch
+
+    names = [word for word in arguments.words if "=" not in word]
+    overrides = [word for word in arguments.words if "=" in word]
+    if not names:
+        return _fail(f"{' '.join(overrides)}: expected the name of a data set too; `gtdl data list` has them", status=2)
+    try:
+        composed = [config.compose([f"dataset={name}", *overrides]) for name in names]
+    except config.ConfigError as error:
+        return _fail(str(error), status=2)
+    status = 0
+    for each in composed:
+        try:
+            print(fetch(each.dataset, each.limits.fetch_timeout_s), flush=True)
+        except datasets.DatasetError as error:
+            status = _fail(str(error))
+    return status
 
 
 def _data_verify(arguments: argparse.Namespace) -> int:

@@ -22,7 +22,7 @@ from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
-from omegaconf import MISSING, OmegaConf
+from omegaconf import MISSING, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from .explain import explain, unknown_key
@@ -144,6 +144,30 @@ class Framework:
 
 
 @dataclass
+class Download:
+    """A file as published, and the addresses that have it."""
+
+    file: str = MISSING
+    """Its name in the data set's folder."""
+    bytes: int = MISSING
+    """Its size; without a checksum, the most that is accepted."""
+    sha256: str = ""
+    md5: str = ""
+    """Where only this was published. With neither, it is all of the data set, and the reader has to accept it."""
+    urls: list[str] = MISSING
+    """Tried in this order: the publisher's, then mirrors."""
+    instead_of: str = ""
+    """Another download of which this is another packing: needed only when that one cannot be had."""
+
+
+class Labels(str, Enum):
+    """Of CIFAR-100: the 100 classes, or the 20 superclasses that they belong to."""
+
+    fine = "fine"
+    coarse = "coarse"
+
+
+@dataclass
 class Dataset:
     """One data set, as its publisher describes it."""
 
@@ -152,17 +176,46 @@ class Dataset:
     """``mnist`` or ``cifar10``: whose default setting fits it."""
     reader: str = MISSING
     """``module:function``: given this configuration and the folder of its files, returns ``Arrays``."""
+    labels: Labels | None = None
+    """Which of the publisher's labels are learnt, where there are several; the choices are in ``label_classes``."""
+    label_classes: dict[str, int] = field(default_factory=dict)
+    """How many classes each choice of ``labels`` has."""
     classes: int = MISSING
+    image_size: Any = None
+    """What images that come in other sizes are brought to in preparation: one number, or [height, width]."""
     image_shape: list[int] = MISSING
-    """Height, width, channels."""
-    train_images: int = MISSING
-    test_images: int = MISSING
+    """Height, width, channels; where there is an ``image_size``, made of it."""
+    train_images: int | None = None
+    test_images: int | None = None
+    """None: depends on the copy of the data set, and is known when it has been prepared."""
+    split_seed: int | None = None
+    """Of the split into training and testing, where it is not the publisher's; ``datasets/splits.py`` has the rule."""
+    train_each: int | None = None
+    test_each: int | None = None
+    """Images of a class that such a split gives to training and testing, at most."""
+    train_limit: int | None = None
+    test_limit: int | None = None
+    """For quick looks: no more images than that, as many of each class as of any other."""
+    mean_per_class: bool = False
+    """Whether the accuracy is customarily the mean over the classes, because they are of different sizes."""
     files: dict[str, str] = field(default_factory=dict)
     """The publisher's files, unpacked names, with the MD5 of what is inside."""
+    archives: list[str] = field(default_factory=list)
+    """Names that the publisher's archive goes by: one of them is read, where there is nothing unpacked."""
+    unpacked: str = ""
+    """A file or folder in that archive by which it is seen that it has been unpacked."""
+    downloads: dict[str, Download] = field(default_factory=dict)
+    """What `gtdl data fetch` gets, by any short names; nothing for a data set that is built in."""
     source: str = MISSING
     """Where the data set is described."""
     terms: str = MISSING
     """Licence or terms of use."""
+
+    @property
+    def training_images(self) -> int | None:
+        """How many images there are for training, or at most; None if that is known only when they are prepared."""
+        known = [count for count in (self.train_images, self.train_limit) if count is not None]
+        return min(known, default=None)
 
 
 @dataclass
@@ -213,6 +266,8 @@ class Limits:
 
     run_timeout_s: float = 86400.0
     """A worker that has not finished by then is killed and its run fails."""
+    fetch_timeout_s: float = 30.0
+    """A server of data sets that is silent for so long is given up for this try."""
 
 
 @dataclass
@@ -256,9 +311,9 @@ class Config:
         return plain
 
     def hash(self) -> str:
-        """Of everything that can change a result: all but where it is tracked and when it is given up."""
+        """Of everything that can change a result: all but where data come from, what tracks it, when to give up."""
         plain = self.plain()
-        del plain["tracking"], plain["limits"]
+        del plain["tracking"], plain["limits"], plain["dataset"]["downloads"]
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -268,7 +323,23 @@ def _family(dataset: str) -> str:
     return str(OmegaConf.select(OmegaConf.load(path), "family")) if path.is_file() else dataset
 
 
+def _image_shape(size: Any, channels: int) -> list[int]:
+    """``dataset.image_shape`` for a ``dataset.image_size``; zeros for one that cannot be, which ``check`` refuses."""
+    return [*(_sides(size) or (0, 0)), channels]
+
+
+def _sides(size: Any) -> list[int] | None:
+    """Height and width in ``dataset.image_size``; None for what cannot be."""
+    sides = list(size) if isinstance(size, (list, ListConfig)) else [size, size]
+    possible = len(sides) == 2 and all(type(side) is int and 1 <= side <= LARGEST_SIDE for side in sides)
+    return sides if possible else None
+
+
+LARGEST_SIDE = 256
+"""Pixels of a side of ``dataset.image_size``: the prepared images have to fit into memory, and into a network."""
+
 OmegaConf.register_new_resolver("dataset_family", _family, replace=True)
+OmegaConf.register_new_resolver("image_shape", _image_shape, replace=True)
 ConfigStore.instance().store(name="schema", node=Config)
 
 
@@ -320,6 +391,7 @@ def check(config: Config) -> None:
         ConfigError: a value that cannot be, with what can.
     """
     training, hardware = config.training, config.hardware
+    _check_dataset(config.dataset)
     at_least = [
         ("training.batch_size", training.batch_size, 1),
         ("training.test_batch_size", training.test_batch_size, 1),
@@ -340,6 +412,7 @@ def check(config: Config) -> None:
         ("training.bias_rate", training.bias_rate),
         ("training.epsilon", training.epsilon),
         ("limits.run_timeout_s", config.limits.run_timeout_s),
+        ("limits.fetch_timeout_s", config.limits.fetch_timeout_s),
     ]
     for key, value in above_zero:
         if value is not None and not value > 0:
@@ -364,7 +437,8 @@ def check(config: Config) -> None:
         )
     stopping = training.early_stopping
     if stopping is not None:
-        if validation.count(config.dataset.train_images) < 1:
+        images = config.dataset.training_images
+        if validation.images < 1 or (images is not None and validation.count(images) < 1):
             raise ConfigError("training.early_stopping: needs held-back images, see training.validation.images")
         if not (stopping.patience >= 1 and stopping.increase >= 1 and 0 < stopping.improvement <= 1):
             raise ConfigError(
@@ -375,10 +449,49 @@ def check(config: Config) -> None:
         _ = config.network
     except (network.NetworkError, treatments.InputError) as error:
         raise ConfigError(f"model={config.model.name} on dataset={config.dataset.name}: {error}") from error
-    images = config.dataset.train_images - validation.count(config.dataset.train_images)
-    if training.batch_size > images:
+    available = config.dataset.training_images
+    if available is not None and training.batch_size > (images := available - validation.count(available)):
         raise ConfigError(f"training.batch_size={training.batch_size}: there are only {images} training images")
     _check_device(config)
+
+
+def _check_dataset(dataset: Dataset) -> None:
+    for key in ("train_each", "test_each", "train_limit", "test_limit"):
+        value = getattr(dataset, key)
+        if value is not None and value < 1:
+            raise ConfigError(f"dataset.{key}={value}: must be at least 1")
+    if dataset.labels is not None and dataset.labels.value not in dataset.label_classes:
+        raise ConfigError(f"dataset.labels={dataset.labels.value}: dataset={dataset.name} has one kind of labels only")
+    given = [dataset.split_seed, dataset.train_each, dataset.test_each]
+    # A data set that is published in two parts states how many images each has.
+    if given != [None] * 3 and dataset.train_images is not None:
+        raise ConfigError(
+            f"dataset.split_seed, dataset.train_each, dataset.test_each: dataset={dataset.name} has a fixed split; "
+            "dataset.train_limit and dataset.test_limit take fewer images of it"
+        )
+    if None in given and dataset.train_images is None:
+        raise ConfigError(
+            f"dataset.split_seed, dataset.train_each, dataset.test_each: dataset={dataset.name} needs all three, "
+            "it is published in one part"
+        )
+    if dataset.split_seed is not None and not 0 <= dataset.split_seed < 2**32:
+        raise ConfigError(f"dataset.split_seed={dataset.split_seed}: must be at least 0 and below 2**32")
+    _check_image_size(dataset)
+
+
+def _check_image_size(dataset: Dataset) -> None:
+    height, width, _ = dataset.image_shape
+    sides = _sides(dataset.image_size)
+    if 0 in (height, width) or (dataset.image_size is not None and sides is None):
+        raise ConfigError(
+            f"dataset.image_size={dataset.image_size}: expected a whole number from 1 to {LARGEST_SIDE}, or two of "
+            "them as [height,width]"
+        )
+    if dataset.image_size is not None and sides != [height, width]:
+        raise ConfigError(
+            f"dataset.image_size={dataset.image_size}: dataset={dataset.name} has images of {height} x {width} "
+            "(dataset.image_shape), which are not resized"
+        )
 
 
 def _check_schedule(schedule: LearningRateSchedule) -> None:

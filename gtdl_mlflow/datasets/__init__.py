@@ -1,7 +1,8 @@
 """Data sets: found as published, checked, read from the publishers' formats, kept as ``.npy`` files for the workers.
 
-``base`` is what a reader of a new format works with, ``published`` finds and unpacks publishers' files, ``prepared``
-keeps the result; every other module here is the reader of one format.
+``base`` is what a reader of a new format works with; ``published`` finds publishers' files, ``archives`` looks inside,
+``images`` decodes and resizes, ``splits`` decides what is for training; ``prepared`` keeps the result, ``fetch`` gets
+the files. Every other module here is the reader of one format.
 """
 
 from .base import Arrays, DatasetError, FilesNotFound

@@ -1,7 +1,8 @@
 """What a reader returns, and how it fails.
 
 A reader is a function ``read(dataset: config.Dataset, folder: Path) -> Arrays``, named in the data set's yaml. It finds
-its files with ``published.find``, which may lie in ``folder``, and checks everything that it takes from them.
+its files with ``published.find`` or ``published.entries``, which may lie in ``folder``, and checks everything that it
+takes from them.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
+REMEDY = "put the publisher's file in its place"
 
 
 class DatasetError(Exception):
@@ -28,3 +31,13 @@ class Arrays:
     train_labels: npt.NDArray[np.uint8]
     test_images: npt.NDArray[np.uint8]
     test_labels: npt.NDArray[np.uint8]
+    split: Split | None = None
+    """None where the publisher says what is for training and what for testing."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which of the publisher's images, by their names, are for training and which for testing, in the arrays' order."""
+
+    train: list[str]
+    test: list[str]

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..config import Dataset
-from .base import Arrays, DatasetError
-from .published import REMEDY, check_labels, check_md5, content, find
+from .base import REMEDY, Arrays, DatasetError
+from .published import check_labels, check_md5, content, counts, find
 
 UNSIGNED_BYTE = 0x08
 """The magic number is two zero bytes, the type of the values, and the number of dimensions."""
@@ -34,7 +34,7 @@ def read(dataset: Dataset, folder: Path) -> Arrays:
         check_labels(paths[name], found, dataset.classes)
         return found
 
-    train, test = dataset.train_images, dataset.test_images
+    train, test = counts(dataset)
     return Arrays(
         train_images=values("train-images-idx3-ubyte", train, height, width)[..., np.newaxis],
         train_labels=labels("train-labels-idx1-ubyte", train),

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..config import Dataset
-from .base import Arrays, DatasetError
-from .published import check_labels, check_md5, content, find
+from .base import Arrays, DatasetError, Split
+from .published import check_labels, check_md5, content, counts, find
 
 LIMIT = 16 * 2**20
 """Bytes; the csv has 9 million."""
@@ -33,7 +33,8 @@ def read(dataset: Dataset, folder: Path) -> Arrays:
     found = content(path, LIMIT)
     check_md5(path, found, dataset.files[name], REMEDY)
     table = np.loadtxt(found.decode("ascii").splitlines(), dtype=np.uint8, delimiter=",")
-    rows = dataset.train_images + dataset.test_images
+    train_count, test_count = counts(dataset)
+    rows = train_count + test_count
     if table.shape != (rows, pixels + 1):
         raise DatasetError(
             f"{path}: holds {len(table)} rows of {table.shape[1]} values, "
@@ -41,9 +42,10 @@ def read(dataset: Dataset, folder: Path) -> Arrays:
         )
     labels = table[:, -1]
     check_labels(path, labels, dataset.classes)
-    train, test = split(labels, dataset.classes, dataset.train_images // dataset.classes)
+    train, test = split(labels, dataset.classes, train_count // dataset.classes)
     images = table[:, :-1].reshape(-1, *dataset.image_shape)
-    return Arrays(images[train], labels[train], images[test], labels[test])
+    names = Split([f"row {row}" for row in train], [f"row {row}" for row in test])
+    return Arrays(images[train], labels[train], images[test], labels[test], names)
 
 
 def split(

@@ -6,7 +6,7 @@ content: another configuration, or another way of preparing, is another folder.
 
 from __future__ import annotations
 
-import dataclasses
+import csv
 import hashlib
 import json
 import shutil
@@ -21,12 +21,21 @@ import numpy.typing as npt
 from ..config import Dataset
 from ..home import data_home, home
 from . import published
-from .base import Arrays, DatasetError, FilesNotFound
+from .base import Arrays, DatasetError, FilesNotFound, Split
+from .splits import limited
 
 FORMAT = 1
 """Counted up whenever a reader, or anything here, makes other arrays of the same files."""
 
 RECORD = "dataset.json"
+
+SPLIT = "split.csv"
+"""Which of the publisher's images are where: ``set,row,label,image``; there where the split is this project's own."""
+
+ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
+
+SETTINGS = ("labels", "split_seed", "train_each", "test_each", "train_limit", "test_limit")
+"""What a user can choose about a data set's preparation, beside the size of its images, which shows in their shape."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +44,7 @@ class Prepared:
 
     folder: Path
     digest: str
-    """SHA-256 over all arrays: names, types, shapes and contents."""
+    """SHA-256 over the settings of the preparation and all arrays: names, types, shapes and contents."""
     train_images: int
     test_images: int
     image_shape: tuple[int, int, int]
@@ -43,6 +52,8 @@ class Prepared:
     classes: int
     source: str
     """What it was made from: a folder, or ``package:path``."""
+    split: str | None
+    """SHA-256 of the split's file, ``split.csv``; None where the publisher's split is used."""
 
 
 def prepare(dataset: Dataset) -> Prepared:
@@ -62,8 +73,10 @@ def verify(dataset: Dataset) -> str:
         raise DatasetError(f"{folder}: damaged; the next run makes it again")
     published_digest = None
     try:
-        published_digest = _digest(_read(dataset))
-        report = f"{dataset.name}: {len(dataset.files)} file(s) as published"
+        published_digest = _digest(dataset, read(dataset, _published(dataset)))
+        # What comes in an archive has no checksum of its contents: copies of different sizes are in use.
+        state = f"{len(dataset.files)} file(s) as published" if dataset.files else "publisher's files readable"
+        report = f"{dataset.name}: {state}"
     except FilesNotFound:
         if prepared is None:
             raise
@@ -71,10 +84,11 @@ def verify(dataset: Dataset) -> str:
     if prepared is None:
         return f"{report}, not prepared yet"
     try:
-        digest = _digest(Arrays(*(np.load(_file(folder, name)) for name in _shapes(dataset))))
+        digest = _digest(dataset, Arrays(*(np.load(_file(folder, name)) for name in ARRAYS)))
+        split = _sha256(folder / SPLIT)
     except (OSError, ValueError) as error:
         raise DatasetError(f"{folder}: damaged ({error}); delete it, and the next run makes it again") from error
-    if digest != prepared.digest or published_digest not in (None, digest):
+    if (digest, split) != (prepared.digest, prepared.split) or published_digest not in (None, digest):
         raise DatasetError(f"{folder}: not what was prepared; delete it, and the next run makes it again")
     return f"{report}, prepared form intact (SHA-256 {digest})"
 
@@ -83,10 +97,13 @@ def locate(dataset: Dataset) -> str:
     """Where the data set is, in a few words: the publisher's files, then the prepared form. Reads no contents."""
     state = "prepared" if _open(dataset, _folder(dataset)) else "not prepared"
     try:
-        published.find(dataset, _published(dataset))
+        if dataset.archives:
+            published.place(dataset, _published(dataset))
+        else:
+            published.find(dataset, _published(dataset))
     except FilesNotFound:
         return f"not in {_source(dataset)}, {state}"
-    built_in = all(":" in name for name in dataset.files)
+    built_in = not dataset.archives and all(":" in name for name in dataset.files)
     return f"{'built in' if built_in else f'in {_source(dataset)}'}, {state}"
 
 
@@ -110,7 +127,16 @@ def _facts(dataset: Dataset) -> dict[str, Any]:
         "test_images": dataset.test_images,
         "image_shape": list(dataset.image_shape),
         "classes": dataset.classes,
+        **_settings(dataset),
     }
+
+
+def _settings(dataset: Dataset) -> dict[str, Any]:
+    """Only those that are set: a setting that a data set does not have cannot change its digest."""
+    values = {name: value for name in SETTINGS if (value := getattr(dataset, name)) is not None}
+    # As it is in JSON, where an enumeration's member is a string.
+    settings: dict[str, Any] = json.loads(json.dumps(values))
+    return settings
 
 
 def _folder(dataset: Dataset) -> Path:
@@ -122,9 +148,8 @@ def _file(folder: Path, name: str) -> Path:
     return folder / f"{name}.npy"
 
 
-def _shapes(dataset: Dataset) -> dict[str, tuple[int, ...]]:
-    """Array names, in the order of ``Arrays``, to the shapes they must have."""
-    train, test = dataset.train_images, dataset.test_images
+def _shapes(dataset: Dataset, train: int, test: int) -> dict[str, tuple[int, ...]]:
+    """Array names to the shapes they must have when there are so many images."""
     return {
         "train_images": (train, *dataset.image_shape),
         "train_labels": (train,),
@@ -137,10 +162,11 @@ def _open(dataset: Dataset, folder: Path) -> Prepared | None:
     """What is prepared in ``folder``; None if nothing is, or if a file is missing, unreadable or of another size."""
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        digest, source = record.pop("digest"), record.pop("source")
-        if record != _facts(dataset):
+        made = {key: record.pop(key) for key in ("digest", "source", "split", "images")}
+        if record != _facts(dataset) or (folder / SPLIT).exists() != (made["split"] is not None):
             return None
-        for name, shape in _shapes(dataset).items():
+        train, test = made["images"]
+        for name, shape in _shapes(dataset, train, test).items():
             path = _file(folder, name)
             # Not np.load, which takes a zip or a pickle for what it says it is.
             array = np.lib.format.open_memmap(path, mode="r")
@@ -153,12 +179,13 @@ def _open(dataset: Dataset, folder: Path) -> Prepared | None:
     height, width, channels = dataset.image_shape
     return Prepared(
         folder=folder,
-        digest=digest,
-        train_images=dataset.train_images,
-        test_images=dataset.test_images,
+        digest=made["digest"],
+        train_images=train,
+        test_images=test,
         image_shape=(height, width, channels),
         classes=dataset.classes,
-        source=source,
+        source=made["source"],
+        split=made["split"],
     )
 
 
@@ -173,7 +200,7 @@ def _make(dataset: Dataset, folder: Path) -> Prepared:
             # Another process may have made it while this one waited.
             if prepared := _open(dataset, folder):
                 return prepared
-            arrays = _read(dataset)
+            arrays = read(dataset, _published(dataset))
             # Under the lock, what is there was left by a process that was killed.
             for left in (partial, folder):
                 shutil.rmtree(left, ignore_errors=True)
@@ -190,37 +217,73 @@ def _make(dataset: Dataset, folder: Path) -> Prepared:
     return prepared
 
 
-def _read(dataset: Dataset) -> Arrays:
-    """The arrays that the data set's reader makes of the publisher's files, of the shapes that its yaml promises."""
+def read(dataset: Dataset, folder: Path) -> Arrays:
+    """What the data set's reader makes of the publisher's files in ``folder``, of the shapes that its yaml promises."""
     module, _, function = dataset.reader.partition(":")
     try:
-        read = getattr(import_module(module), function)
+        reader = getattr(import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
         raise DatasetError(f"dataset.reader={dataset.reader}: expected module:function ({error})") from error
     try:
-        arrays: Arrays = read(dataset, _published(dataset))
+        arrays: Arrays = reader(dataset, folder)
     except OSError as error:
         raise DatasetError(f"{dataset.name}: cannot be read ({error})") from error
-    for name, shape in _shapes(dataset).items():
+    _check_promise(dataset, arrays)
+    return limited(arrays, dataset)
+
+
+def _check_promise(dataset: Dataset, arrays: Arrays) -> None:
+    """Raise DatasetError unless these arrays are what the data set's yaml says."""
+    train, test = dataset.train_images, dataset.test_images
+    shapes = _shapes(
+        dataset,
+        len(arrays.train_images) if train is None else train,
+        len(arrays.test_images) if test is None else test,
+    )
+    for name, shape in shapes.items():
         array = getattr(arrays, name)
         if array.shape != shape or array.dtype != np.uint8:
             raise DatasetError(
                 f"{dataset.name}: {dataset.reader} returned {name} as {array.dtype} {array.shape}, "
                 f"and the data set's yaml promises uint8 {shape}"
             )
-    return arrays
 
 
 def _save(dataset: Dataset, arrays: Arrays, folder: Path) -> None:
     folder.mkdir()
     for name, array in _contents(arrays):
         np.save(_file(folder, name), array)
-    record = {**_facts(dataset), "digest": _digest(arrays), "source": _source(dataset)}
+    if arrays.split:
+        _save_split(arrays, arrays.split, folder / SPLIT)
+    record = {
+        **_facts(dataset),
+        "digest": _digest(dataset, arrays),
+        "source": _source(dataset),
+        "split": _sha256(folder / SPLIT),
+        "images": [len(arrays.train_labels), len(arrays.test_labels)],
+    }
     (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
-def _digest(arrays: Arrays) -> str:
+def _save_split(arrays: Arrays, split: Split, path: Path) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(["set", "row", "label", "image"])
+        for row, (label, image) in enumerate(zip(arrays.train_labels, split.train, strict=True)):
+            table.writerow(["train", row, label, image])
+        for row, (label, image) in enumerate(zip(arrays.test_labels, split.test, strict=True)):
+            table.writerow(["test", row, label, image])
+
+
+def _sha256(path: Path) -> str | None:
+    """Of a small file; None if there is none."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
+
+
+def _digest(dataset: Dataset, arrays: Arrays) -> str:
     digest = hashlib.sha256(f"format {FORMAT}\n".encode())
+    if settings := _settings(dataset):
+        digest.update(f"{json.dumps(settings, sort_keys=True)}\n".encode())
     for name, array in _contents(arrays):
         digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
         digest.update(array.data.cast("B"))
@@ -229,5 +292,4 @@ def _digest(arrays: Arrays) -> str:
 
 def _contents(arrays: Arrays) -> list[tuple[str, npt.NDArray[np.uint8]]]:
     """Names and arrays, these in row-major order, as they are hashed and written."""
-    names = [field.name for field in dataclasses.fields(arrays)]
-    return [(name, np.ascontiguousarray(getattr(arrays, name))) for name in names]
+    return [(name, np.ascontiguousarray(getattr(arrays, name))) for name in ARRAYS]

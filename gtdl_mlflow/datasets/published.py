@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import re
 import zlib
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,9 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..config import Dataset
-from .base import DatasetError, FilesNotFound
-
-REMEDY = "put the publisher's file in its place"
+from . import archives
+from .base import REMEDY, DatasetError, FilesNotFound
 
 
 def find(dataset: Dataset, folder: Path) -> dict[str, Path]:
@@ -31,7 +32,8 @@ def find(dataset: Dataset, folder: Path) -> dict[str, Path]:
     if missing:
         raise FilesNotFound(
             f"{dataset.name}: {', '.join(missing)} not found in {folder}, neither as such nor as .gz: "
-            f"put the publisher's files there, or set GTDL_DATA to the folder that holds {folder.name}/"
+            f"`gtdl data fetch {dataset.name}` gets them; or put the publisher's files there, "
+            f"or set GTDL_DATA to the folder that holds {folder.name}/"
         )
     return found
 
@@ -45,6 +47,47 @@ def _path(name: str, folder: Path) -> Path | None:
     names = dict.fromkeys((inside, inside.replace("-idx", ".idx")))
     paths = (root / f"{each}{ending}" for root in roots for each in names for ending in ("", ".gz"))
     return next((path for path in paths if path.is_file()), None)
+
+
+def place(dataset: Dataset, folder: Path) -> Path:
+    """Where a data set that is published as an archive is: the folder it was unpacked into, or one of its archives."""
+    # Most archives unpack into a folder of their own. Names with a dot are downloads that are not finished.
+    roots = [folder, *sorted(path for path in folder.glob("*/") if "." not in path.name)]
+    for root in roots:
+        if (root / dataset.unpacked).exists():
+            return root
+    for root in roots:
+        for name in dataset.archives:
+            if (root / name).is_file():
+                return root / name
+    raise FilesNotFound(
+        f"{dataset.name}: {' or '.join(dataset.archives)} not found in {folder}, nor {dataset.unpacked} unpacked: "
+        f"`gtdl data fetch {dataset.name}` gets it; or put the publisher's file there, "
+        f"or set GTDL_DATA to the folder that holds {folder.name}/"
+    )
+
+
+def entries(dataset: Dataset, folder: Path, wanted: re.Pattern[str]) -> Iterator[tuple[re.Match[str], archives.Entry]]:
+    """What is called as ``wanted`` in a data set that is published as an archive; each can be read until the next one.
+
+    Raises:
+        DatasetError: two files have the same groups in ``wanted``, or the archive is damaged or hostile.
+    """
+    source = place(dataset, folder)
+    seen: set[tuple[str, ...]] = set()
+    for entry in archives.entries(source, dataset.archives):
+        if match := wanted.fullmatch(entry.name):
+            if match.groups() in seen and not entry.name.endswith("/"):
+                raise DatasetError(f"{entry.where}: is there twice; {REMEDY}")
+            seen.add(match.groups())
+            yield match, entry
+
+
+def counts(dataset: Dataset) -> tuple[int, int]:
+    """How many images for training and for testing were published, for a reader whose format does not say."""
+    if dataset.train_images is None or dataset.test_images is None:
+        raise DatasetError(f"dataset.train_images, dataset.test_images: must be given for {dataset.name}, not null")
+    return dataset.train_images, dataset.test_images
 
 
 def content(path: Path, limit: int) -> bytes:
@@ -70,7 +113,7 @@ def check_md5(path: Path, found: bytes, expected: str, remedy: str = REMEDY) -> 
         raise DatasetError(f"{path}: not the published content (MD5 {md5}, published {expected}); {remedy}")
 
 
-def check_labels(path: Path, labels: npt.NDArray[np.uint8], classes: int) -> None:
+def check_labels(path: Path | str, labels: npt.NDArray[np.uint8], classes: int) -> None:
     """Raise DatasetError unless the labels (N,) in ``path`` lie in 0 to ``classes`` - 1."""
     outside = np.flatnonzero(labels >= classes)
     if len(outside):

@@ -17,7 +17,7 @@ from .frameworks.base import Adapter
 from .inputs import batches, test_batches
 from .job import Job, Optimizer, Order, Training
 
-IMAGES, BATCH, STEPS, RATE = 8, 4, 10, 0.01
+IMAGES, BATCH, STEPS, RATE = 8, 4, 10, 0.001
 
 BOUNDS = {"parity/logits_difference": 1e-4, "parity/gradient_difference": 1e-4, "parity/loss_difference": 1e-3}
 """The largest differences at which it still is the same network, in float32."""

@@ -1,0 +1,144 @@
+"""A hand-written Caffe loop of a default network, as an expert would write it: what the harness is held against.
+
+    python caffe_loop.py NETWORK FOLDER_OF_PREPARED_DATA STEPS THREADS
+
+Knows nothing of gtdl_mlflow. Prints one JSON object: training and testing images/s, warm-up left out.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+os.environ["OPENBLAS_NUM_THREADS"] = sys.argv[4]  # read when OpenBLAS is loaded
+os.environ.setdefault("GLOG_minloglevel", "2")
+
+import caffe
+import numpy as np
+
+WARM_UP_STEPS = 15
+TEST_BATCH = 100
+
+
+def weighted(kind: str, name: str, bottom: str, own: str, deviation: float | None) -> str:
+    """A layer with weights; biases learn at twice the rate, as in Caffe's examples."""
+    filler = 'type: "xavier"' if deviation is None else f'type: "gaussian" std: {deviation}'
+    return f"""
+        layer {{ name: "{name}" type: "{kind}" bottom: "{bottom}" top: "{name}"
+          param {{ lr_mult: 1 }} param {{ lr_mult: 2 }}
+          {"convolution" if kind == "Convolution" else "inner_product"}_param {{ {own}
+            weight_filler {{ {filler} }} bias_filler {{ type: "constant" }} }} }}"""
+
+
+def convolution(name: str, bottom: str, filters: int, pad: int = 0, deviation: float | None = None) -> str:
+    own = f"num_output: {filters} kernel_size: 5" + (f" pad: {pad}" if pad else "")
+    return weighted("Convolution", name, bottom, own, deviation)
+
+
+def dense(name: str, bottom: str, units: int, deviation: float | None = None) -> str:
+    return weighted("InnerProduct", name, bottom, f"num_output: {units}", deviation)
+
+
+def pool(name: str, bottom: str, size: int, stride: int, more: str = "") -> str:
+    own = f"kernel_size: {size} stride: {stride} {more}"
+    return f'layer {{ name: "{name}" type: "Pooling" bottom: "{bottom}" top: "{name}" pooling_param {{ {own} }} }}'
+
+
+def in_place(kind: str, blob: str, more: str = "") -> str:
+    return f'layer {{ name: "{blob}_{kind}" type: "{kind}" bottom: "{blob}" top: "{blob}" {more} }}'
+
+
+def tensorflow_mnist() -> tuple[list[str], str, int, int]:
+    layers = [
+        convolution("conv1", "data", 32, pad=2), in_place("ReLU", "conv1"), pool("pool1", "conv1", 2, 2),
+        convolution("conv2", "pool1", 64, pad=2), in_place("ReLU", "conv2"), pool("pool2", "conv2", 2, 2),
+        dense("ip1", "pool2", 1024), in_place("ReLU", "ip1"), in_place("Dropout", "ip1"), dense("ip2", "ip1", 10),
+    ]  # fmt: skip
+    return layers, 'type: "Adam" base_lr: 0.0001 momentum: 0.9 lr_policy: "fixed"', 50, 28
+
+
+def caffe_mnist() -> tuple[list[str], str, int, int]:
+    layers = [
+        convolution("conv1", "data", 20), pool("pool1", "conv1", 2, 2),
+        convolution("conv2", "pool1", 50), pool("pool2", "conv2", 2, 2),
+        dense("ip1", "pool2", 500), in_place("ReLU", "ip1"), dense("ip2", "ip1", 10),
+    ]  # fmt: skip
+    solver = "base_lr: 0.01 momentum: 0.9 weight_decay: 0.0005"
+    return layers, f'{solver} lr_policy: "inv" gamma: 0.0001 power: 0.75', 64, 28
+
+
+def torch_mnist() -> tuple[list[str], str, int, int]:
+    layers = [
+        convolution("conv1", "data", 32), in_place("TanH", "conv1"), pool("pool1", "conv1", 3, 3, "pad: 1"),
+        convolution("conv2", "pool1", 64), in_place("TanH", "conv2"), pool("pool2", "conv2", 2, 2),
+        dense("ip1", "pool2", 200), in_place("TanH", "ip1"), dense("ip2", "ip1", 10),
+    ]  # fmt: skip
+    return layers, 'base_lr: 0.05 lr_policy: "inv" gamma: 0.0000005 power: 1', 10, 32
+
+
+def caffe_cifar10() -> tuple[list[str], str, int, int]:
+    layers = [
+        convolution("conv1", "data", 32, 2, 0.0001), pool("pool1", "conv1", 3, 2), in_place("ReLU", "pool1"),
+        convolution("conv2", "pool1", 32, 2, 0.01), in_place("ReLU", "conv2"),
+        pool("pool2", "conv2", 3, 2, "pool: AVE"),
+        convolution("conv3", "pool2", 64, 2, 0.01), in_place("ReLU", "conv3"),
+        pool("pool3", "conv3", 3, 2, "pool: AVE"),
+        dense("ip1", "pool3", 64, 0.1), dense("ip2", "ip1", 10, 0.1),
+    ]  # fmt: skip
+    return layers, 'base_lr: 0.001 momentum: 0.9 weight_decay: 0.004 lr_policy: "fixed"', 100, 32
+
+
+def main() -> None:
+    name, folder, steps = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+    layers, rule, batch, side = globals()[name]()
+
+    def images(part: str, size: int) -> np.ndarray:
+        """As many as make whole batches: Caffe's memory layer takes no others."""
+        raw = np.load(folder / f"{part}_images.npy").astype(np.float32) / 255
+        pad = (side - raw.shape[1]) // 2
+        padded = np.pad(raw, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+        return np.ascontiguousarray(padded[: len(raw) // size * size].transpose(0, 3, 1, 2))
+
+    x, x_test = images("train", batch), images("test", TEST_BATCH)
+    y = np.load(folder / "train_labels.npy")[: len(x)].astype(np.float32)
+
+    def source(phase: str, size: int) -> str:
+        shape = f"batch_size: {size} channels: {x.shape[1]} height: {side} width: {side}"
+        memory = f'type: "MemoryData" top: "data" top: "label" memory_data_param {{ {shape} }}'
+        return f'layer {{ name: "data" {memory} include {{ phase: {phase} }} }}'
+
+    loss = 'layer { name: "loss" type: "SoftmaxWithLoss" bottom: "ip2" bottom: "label" include { phase: TRAIN } }'
+    with tempfile.TemporaryDirectory() as place:
+        net, solver = Path(place) / "net.prototxt", Path(place) / "solver.prototxt"
+        net.write_text("\n".join([source("TRAIN", batch), source("TEST", TEST_BATCH), *layers, loss]))
+        solver.write_text(f'net: "{net}" solver_mode: CPU random_seed: 0 {rule}')
+        learner = caffe.get_solver(str(solver))
+        tester = caffe.Net(str(net), caffe.TEST)
+    tester.share_with(learner.net)
+    learner.net.set_input_arrays(x, y)
+    tester.set_input_arrays(x_test, np.zeros(len(x_test), np.float32))
+
+    def train(count: int) -> float:
+        began = time.perf_counter()
+        learner.step(count)  # the layer walks through the images by itself
+        return time.perf_counter() - began
+
+    def test(images: np.ndarray) -> float:
+        tester.set_input_arrays(images, np.zeros(len(images), np.float32))
+        began = time.perf_counter()
+        np.concatenate([tester.forward()["ip2"].copy() for _ in range(len(images) // TEST_BATCH)])
+        return time.perf_counter() - began
+
+    train(WARM_UP_STEPS)
+    training_s = train(steps)
+    test(x_test[:TEST_BATCH])  # one batch outside the clock, as the harness has it
+    testing_s = test(x_test)
+    print(json.dumps({"train": steps * batch / training_s, "test": len(x_test) / testing_s}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,258 @@
+"""MXNet: one symbol, run as Gluon runs a hybridised block, the settings of ``conf/framework/mxnet.yaml``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import mxnet as mx
+import numpy as np
+
+from .. import network as vocabulary
+from ..initial import Weights
+from ..inputs import Batch
+from ..job import Optimizer
+from ..network import Node
+from .base import Adapter, Setup
+
+TOGETHER = 4
+"""Parameters that one operator updates when several are updated together: the default of Gluon's Trainer."""
+
+
+class MXNet(Adapter):
+    """Options: ``static`` (memory and shapes of the graph planned once), ``multi_tensor`` (SGD as Gluon's Trainer)."""
+
+    label_type = "int32"
+
+    def __init__(self, setup: Setup) -> None:
+        mx.random.seed(setup.seed)
+        self._training, self._options = setup.training, setup.options
+        self._constants: dict[str, Any] = {}
+        logits = mx.sym.var("images")
+        for node in setup.network.nodes:
+            logits = self._layer(node, logits, setup.masks.get(f"{node.layer.name}/weights"))
+        picked = mx.sym.pick(mx.sym.log_softmax(logits), mx.sym.var("labels"))
+        self._parameters = {name: mx.nd.array(_native(setup.weights[name])) for name in setup.network.parameters}
+        self._weights = list(self._parameters.values())
+        self._gradients = [mx.nd.zeros_like(weight) for weight in self._weights]
+        mx.autograd.mark_variables(self._weights, self._gradients)
+        moments = {Optimizer.sgd: 1 if setup.training.momentum else 0, Optimizer.adam: 2}[setup.training.optimizer]
+        self._moments = [[mx.nd.zeros_like(weight) for _ in range(moments)] for weight in self._weights]
+        self._factors = [setup.rate_factor(name) for name in self._parameters]
+        self._decays = [setup.weight_decay(name) for name in self._parameters]
+        self._steps = 0
+        self._average = (
+            None if setup.training.average is None else {name: each.copy() for name, each in self._parameters.items()}
+        )
+        static = setup.options["static"]
+        self._loss = _Graph(-mx.sym.mean(picked, keepdims=True), {**self._parameters, **self._constants}, static)
+        self._logits = _Graph(logits, {**self._tested, **self._constants}, static)
+
+    def train(self, batches: Iterable[Batch], rates: list[float]) -> np.ndarray:
+        losses = []
+        for rate, (images, labels) in zip(rates, batches, strict=False):
+            images, labels = mx.nd.from_numpy(images), mx.nd.from_numpy(labels)
+            with mx.autograd.record():
+                loss = self._loss(images=images, labels=labels)
+            loss.backward()
+            self._steps += 1
+            self._update(rate)
+            if self._average is not None:
+                self._move_average(self._training.average_decay(self._steps))
+            losses.append(loss)
+        # MXNet only queues what it is told; this waits for all of it.
+        mx.nd.waitall()
+        return np.asarray(mx.nd.concat(*losses, dim=0).asnumpy())
+
+    def predict(self, batches: Iterable[np.ndarray]) -> np.ndarray:
+        queued = [self._logits(images=mx.nd.from_numpy(images)) for images in batches]
+        return np.concatenate([logits.asnumpy() for logits in queued])
+
+    def weights(self) -> Weights:
+        return {name: _canonical(value.asnumpy()).copy() for name, value in self._tested.items()}
+
+    def save(self, folder: Path) -> None:
+        self._logits.symbol.save(str(folder / "model-symbol.json"))
+        arrays = {**self._tested, **self._constants}
+        mx.nd.save(str(folder / "model-0000.params"), {f"arg:{name}": array for name, array in arrays.items()})
+
+    def load(self, folder: Path) -> None:
+        saved = mx.nd.load(str(folder / "model-0000.params"))
+        for name, array in self._tested.items():
+            saved[f"arg:{name}"].copyto(array)
+
+    def describe(self) -> dict[str, Any]:
+        parameter = self._weights[0]
+        features = mx.runtime.Features()
+        return {
+            "version": mx.__version__,
+            "device": parameter.context.device_type,
+            "precision": np.dtype(parameter.dtype).name,
+            "threads": mx.base._LIB.omp_get_max_threads(),  # of the OpenMP library that MXNet is linked to
+            "onednn": features.is_enabled("MKLDNN"),
+            "openblas": features.is_enabled("BLAS_OPEN"),
+            "openmp": features.is_enabled("OPENMP"),
+            **self._options,
+        }
+
+    @property
+    def _tested(self) -> dict[str, Any]:
+        """The parameters that are tested and saved."""
+        return self._parameters if self._average is None else self._average
+
+    def _update(self, rate: float) -> None:
+        training, rates = self._training, [rate * factor for factor in self._factors]
+        if training.optimizer is Optimizer.adam:
+            # MXNet adds epsilon before it corrects the bias of the second moment, so the correction goes into both.
+            second = math.sqrt(1 - training.beta2**self._steps)
+            correction, epsilon = second / (1 - training.beta1**self._steps), training.epsilon * second
+            for weight, gradient, moments, own_rate, decay in zip(
+                self._weights, self._gradients, self._moments, rates, self._decays, strict=True
+            ):
+                mx.nd.adam_update(
+                    weight, gradient, *moments, out=weight, lr=own_rate * correction, wd=decay, beta1=training.beta1,
+                    beta2=training.beta2, epsilon=epsilon,
+                )  # fmt: skip
+        elif self._options["multi_tensor"]:
+            self._update_together(rates)
+        else:
+            update, more = mx.nd.sgd_update, {}
+            if training.momentum:
+                update, more = mx.nd.sgd_mom_update, {"momentum": training.momentum}
+            for weight, gradient, moments, own_rate, decay in zip(
+                self._weights, self._gradients, self._moments, rates, self._decays, strict=True
+            ):
+                update(weight, gradient, *moments, out=weight, lr=own_rate, wd=decay, **more)
+
+    def _update_together(self, rates: list[float]) -> None:
+        update, more = mx.nd.multi_sgd_update, {}
+        if self._training.momentum:
+            update, more = mx.nd.multi_sgd_mom_update, {"momentum": self._training.momentum}
+        for start in range(0, len(rates), TOGETHER):
+            some = slice(start, start + TOGETHER)
+            weights = self._weights[some]
+            columns = zip(weights, self._gradients[some], self._moments[some], strict=True)
+            arrays = [array for weight, gradient, moments in columns for array in (weight, gradient, *moments)]
+            update(*arrays, out=weights, lrs=rates[some], wds=self._decays[some], num_weights=len(weights), **more)
+
+    def _move_average(self, kept: float) -> None:
+        assert self._average is not None
+        for average, weight in zip(self._average.values(), self._weights, strict=True):
+            # The operator for W <- W - lr (G + wd W), in one pass over memory: A <- A + (1 - kept) (W - A).
+            mx.nd.sgd_update(average, weight, out=average, lr=kept - 1, wd=-1)
+
+    # The network as a symbol.
+
+    def _layer(self, node: Node, value: Any, mask: np.ndarray | None) -> Any:
+        layer = node.layer
+        if isinstance(layer, vocabulary.Convolution):
+            weights, biases = (mx.sym.var(f"{layer.name}/{name}") for name in ("weights", "biases"))
+            if mask is not None:
+                weights = mx.sym.broadcast_mul(weights, self._constant(f"{layer.name}/mask", mask))
+            (top, bottom), (left, right) = node.pads
+            pad = (top, left)
+            if (top, left) != (bottom, right):
+                value, pad = _padded(node, value, 0.0), (0, 0)
+            return mx.sym.Convolution(
+                value, weights, biases, num_filter=layer.filters, kernel=(layer.kernel,) * 2,
+                stride=(layer.stride,) * 2, pad=pad,
+            )  # fmt: skip
+        if isinstance(layer, vocabulary.MaxPool):
+            return _pooled(node, value, float(np.finfo(np.float32).min), pool_type="max")
+        if isinstance(layer, vocabulary.AveragePool):
+            pooled = _pooled(node, value, 0.0, pool_type="avg", count_include_pad=False)
+            if _rounding(node) is not None:
+                return pooled
+            # Zeros that were padded before count as the image's, so their share is put back.
+            return mx.sym.broadcast_mul(pooled, self._constant(f"{layer.name}/share", layer.size**2 / _cells(node)))
+        if isinstance(layer, vocabulary.Dense):
+            weights, biases = (mx.sym.var(f"{layer.name}/{name}") for name in ("weights", "biases"))
+            return mx.sym.FullyConnected(value, weights, biases, num_hidden=layer.units)
+        if isinstance(layer, vocabulary.Dropout):
+            return mx.sym.Dropout(value, p=1 - layer.keep)
+        if isinstance(layer, vocabulary.LocalResponseNormalization):
+            # MXNet divides alpha by the window; the vocabulary, like TensorFlow, does not.
+            size = 2 * layer.radius + 1
+            said = mx.sym.LRN(value, alpha=layer.alpha * size, beta=layer.beta, knorm=layer.bias, nsize=size)
+            # A copy, as oneDNN's normalization misreads the gradient that a convolution after it hands back in its own
+            # blocked layout (MXNet 1.9.1: wrong by 2 %); slicing works on the plain layout only.
+            return mx.sym.slice_axis(said, axis=0, begin=0, end=None)
+        if isinstance(layer, vocabulary.Relu):
+            return mx.sym.Activation(value, act_type="relu")
+        if isinstance(layer, vocabulary.Tanh):
+            return mx.sym.Activation(value, act_type="tanh")  # oneDNN's; mx.sym.tanh is a scalar loop
+        raise NotImplementedError(f"framework=mxnet has no {type(layer).__name__} (layer {layer.name})")
+
+    def _constant(self, name: str, value: np.ndarray) -> Any:
+        self._constants[name] = mx.nd.array(value)
+        return mx.sym.var(name)
+
+
+class _Graph:
+    """A symbol as an operator of the arrays it is fed, the others given: what Gluon makes of a hybridised block."""
+
+    def __init__(self, symbol: Any, arrays: dict[str, Any], static: bool) -> None:
+        self.symbol = symbol
+        names = symbol.list_inputs()
+        self._inputs = [arrays.get(name) for name in names]
+        self._fed = {name: place for place, name in enumerate(names) if name not in arrays}
+        kept = [place for place, name in enumerate(names) if name in arrays]
+        flags = [("data_indices", list(self._fed.values())), ("param_indices", kept)]
+        self._run = mx.nd.CachedOp(symbol, [*flags, ("static_alloc", static), ("static_shape", static)])
+
+    def __call__(self, **arrays: Any) -> Any:
+        inputs = list(self._inputs)
+        for name, array in arrays.items():
+            inputs[self._fed[name]] = array
+        return self._run(*inputs)
+
+
+def _padded(node: Node, value: Any, filling: float) -> Any:
+    (top, bottom), (left, right) = node.pads
+    width = (0, 0, 0, 0, top, bottom, left, right)
+    return mx.sym.pad(value, mode="constant", pad_width=width, constant_value=filling)
+
+
+def _pooled(node: Node, value: Any, filling: float, **options: Any) -> Any:
+    layer, ((top, _), (left, _)) = node.layer, node.pads
+    assert isinstance(layer, vocabulary.Pool)
+    window = {"kernel": (layer.size,) * 2, "stride": (layer.stride,) * 2}
+    rounding = _rounding(node)
+    if rounding is None:
+        return mx.sym.Pooling(_padded(node, value, filling), **window, **options)
+    return mx.sym.Pooling(value, pad=(top, left), pooling_convention=rounding, **window, **options)
+
+
+def _rounding(node: Node) -> str | None:
+    """The convention by which MXNet's pooling makes these windows itself, the image unpadded; None if neither does."""
+    layer, pads = node.layer, node.pads
+    assert isinstance(layer, vocabulary.Pool)
+    if all(before == after for before, after in pads):
+        return "valid"
+    full = tuple(
+        math.ceil((length + 2 * before - layer.size) / layer.stride) + 1
+        for length, (before, _) in zip(node.input[1:], pads, strict=True)
+    )
+    return "full" if full == node.output[1:] else None
+
+
+def _cells(node: Node) -> np.ndarray:
+    """How many cells inside the image each window of a pool covers: (1, 1, height, width), float32."""
+    layer, pads = node.layer, node.pads
+    assert isinstance(layer, vocabulary.Pool)
+    covered = []
+    for length, (before, _), windows in zip(node.input[1:], pads, node.output[1:], strict=True):
+        starts = np.arange(windows) * layer.stride - before
+        covered.append(np.minimum(starts + layer.size, length) - np.maximum(starts, 0))
+    return np.asarray(np.multiply.outer(*covered), np.float32)[None, None]
+
+
+def _native(value: np.ndarray) -> np.ndarray:
+    """From the canonical layout to MXNet's: only a dense layer's (in, out) is turned."""
+    return np.ascontiguousarray(value.T if value.ndim == 2 else value)
+
+
+def _canonical(value: np.ndarray) -> np.ndarray:
+    return value.T if value.ndim == 2 else value

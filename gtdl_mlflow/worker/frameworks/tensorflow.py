@@ -1,0 +1,312 @@
+"""TensorFlow: one graph that loops over training steps, one that loops over batches to classify; images NHWC."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from tensorflow.python.util import _pywrap_util_port
+
+from .. import network as vocabulary
+from ..initial import Weights
+from ..inputs import Batch
+from ..job import Optimizer
+from ..network import Node, Pads
+from .base import Adapter, Setup
+
+
+class TensorFlow(Adapter):
+    """Options: ``fused`` (one kernel per parameter and update), ``bytes_per_call`` (of images handed over at once).
+
+    Handing a graph to the executor costs as much as a small step, so one call does as many steps as have
+    ``bytes_per_call`` of images, and at least one.
+    """
+
+    layout = "NHWC"
+
+    def __init__(self, setup: Setup) -> None:
+        _start(setup.device, setup.threads)
+        self._setup, self._training = setup, setup.training
+        self._nodes = {f"{node.layer.name}/{word}": node for node in setup.network.nodes for word in node.parameters}
+        self._variables = {name: tf.Variable(_native(node, setup.weights[name])) for name, node in self._nodes.items()}
+        self._average = None
+        if setup.training.average is not None:
+            self._average = {name: tf.Variable(value) for name, value in self._variables.items()}
+        # Momentum is the first; Adam needs both.
+        needed = 2 if setup.training.optimizer is Optimizer.adam else 1 if setup.training.momentum else 0
+        self._states = {
+            name: [tf.Variable(tf.zeros_like(value)) for _ in range(needed)] for name, value in self._variables.items()
+        }
+        self._steps = 0
+        channels, height, width = setup.network.nodes[0].input
+        images = tf.TensorSpec((None, None, height, width, channels), tf.float32)
+        labels, rows = tf.TensorSpec((None, None), tf.int64), tf.TensorSpec((None, 4), tf.float32)
+        self._train = tf.function(self._loop, input_signature=[images, labels, rows, tf.TensorSpec((), tf.int64)])
+        self._predict = tf.function(self._classify, input_signature=[images])
+
+    def compile(self) -> None:
+        # TensorFlow optimizes a graph when it first runs it: here over no training step, and to classify one image.
+        shape = list(self._predict.input_signature[0].shape[2:])
+        images = np.zeros((0, self._training.batch_size, *shape), np.float32)
+        self._train(images, np.zeros(images.shape[:2], np.int64), np.zeros((0, 4), np.float32), 0)
+        self._predict(np.zeros((1, 1, *shape), np.float32))
+
+    def train(self, batches: Iterable[Batch], rates: list[float]) -> np.ndarray:
+        feed, losses = iter(batches), []
+        rows = self._rows(rates)
+        place = 0
+        while place < len(rates):
+            images, labels = next(feed)
+            more = list(itertools.islice(feed, min(self._together(images), len(rates) - place) - 1))
+            together = [images, *(each for each, _ in more)], [labels, *(each for _, each in more)]
+            stop = place + len(together[0])
+            losses.append(self._train(*map(_stack, together), rows[place:stop], self._steps + place))
+            place = stop
+        self._steps += len(rates)
+        return np.concatenate([some.numpy() for some in losses])
+
+    def predict(self, batches: Iterable[np.ndarray]) -> np.ndarray:
+        logits: list[tf.Tensor] = []
+        waiting: list[np.ndarray] = []
+        for images in batches:
+            if waiting and (len(images) != len(waiting[0]) or len(waiting) == self._together(images)):
+                logits.append(self._predict(_stack(waiting)))
+                waiting = []
+            waiting.append(images)
+        logits.append(self._predict(_stack(waiting)))
+        return np.concatenate([some.numpy().reshape(-1, some.shape[-1]) for some in logits])
+
+    def weights(self) -> Weights:
+        return {name: _canonical(self._nodes[name], value.numpy()) for name, value in self._tested.items()}
+
+    def save(self, folder: Path) -> None:
+        self._checkpoint().write(str(folder / "checkpoint"))
+
+    def load(self, folder: Path) -> None:
+        self._checkpoint().read(str(folder / "checkpoint")).assert_consumed()
+
+    def describe(self) -> dict[str, Any]:
+        value = next(iter(self._variables.values()))
+        facts = {
+            "version": tf.__version__,
+            "device": tf.DeviceSpec.from_string(value.device).device_type.lower(),
+            "precision": value.dtype.name,
+            "threads": tf.config.threading.get_intra_op_parallelism_threads(),
+            "threads_between_operations": tf.config.threading.get_inter_op_parallelism_threads(),
+            "onednn": _pywrap_util_port.IsMklEnabled(),
+            **self._setup.options,
+        }
+        if facts["device"] == "gpu":
+            build = tf.sysconfig.get_build_info()
+            facts |= {
+                "gpu": tf.config.experimental.get_device_details(tf.config.list_physical_devices("GPU")[0])[
+                    "device_name"
+                ],
+                "cuda": build["cuda_version"],
+                "cudnn": build["cudnn_version"],
+                "tf32": tf.config.experimental.tensor_float_32_execution_enabled(),
+            }
+        return facts
+
+    @property
+    def _tested(self) -> dict[str, tf.Variable]:
+        """The variables that are tested and saved."""
+        return self._variables if self._average is None else self._average
+
+    def _checkpoint(self) -> tf.train.Checkpoint:
+        return tf.train.Checkpoint(**{name.replace("/", "_"): value for name, value in self._tested.items()})
+
+    def _together(self, images: np.ndarray) -> int:
+        """How many batches like this one are handed over in one call."""
+        limit: int = self._setup.options["bytes_per_call"]
+        return max(1, limit // max(images.nbytes, 1))
+
+    def _rows(self, rates: list[float]) -> np.ndarray:
+        """Of each step: the rate, the powers of Adam's betas, and what an average keeps of itself. (steps, 4)"""
+        training, first = self._training, self._steps + 1
+        return np.array(
+            [
+                (
+                    rate, training.beta1**step, training.beta2**step,
+                    1.0 if training.average is None else training.average_decay(step),
+                )
+                for step, rate in enumerate(rates, first)
+            ],
+            np.float32,
+        )  # fmt: skip
+
+    # Graphs.
+
+    def _loop(self, images: tf.Tensor, labels: tf.Tensor, rows: tf.Tensor, first: tf.Tensor) -> tf.Tensor:
+        """The losses of one training step a batch."""
+        count = tf.shape(rows)[0]
+        losses = tf.TensorArray(tf.float32, count, element_shape=())
+        for step in tf.range(count):
+            loss = self._step(images[step], labels[step], rows[step], first + tf.cast(step, tf.int64))
+            losses = losses.write(step, loss)
+        return losses.stack()
+
+    def _classify(self, images: tf.Tensor) -> tf.Tensor:
+        """The logits of each batch."""
+        count = tf.shape(images)[0]
+        classes = self._setup.network.nodes[-1].output[0]
+        logits = tf.TensorArray(tf.float32, count, element_shape=(None, classes))
+        values = {name: value.read_value() for name, value in self._tested.items()}
+        for batch in tf.range(count):
+            logits = logits.write(batch, self._logits(images[batch], values))
+        return logits.stack()
+
+    def _step(self, images: tf.Tensor, labels: tf.Tensor, row: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
+        values = {name: value.read_value() for name, value in self._variables.items()}
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(values)
+            logits = self._logits(images, values, step)
+            loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits))
+        for name, gradient in tape.gradient(loss, values).items():
+            decay = self._setup.weight_decay(name)
+            self._update(name, gradient + decay * values[name] if decay else gradient, row)
+        if self._average is not None:
+            for name, average in self._average.items():
+                average.assign_sub((1 - row[3]) * (average - self._variables[name]))
+        return loss
+
+    def _update(self, name: str, gradient: tf.Tensor, row: tf.Tensor) -> None:
+        training, variable, states = self._training, self._variables[name], self._states[name]
+        rate = row[0] * self._setup.rate_factor(name)
+        fused = self._setup.options["fused"]
+        if training.optimizer is Optimizer.adam:
+            first, second = states
+            # TensorFlow adds epsilon before it corrects the bias of the second moment, so epsilon is corrected too.
+            corrected = tf.sqrt(1 - row[2])
+            if fused:
+                tf.raw_ops.ResourceApplyAdam(
+                    var=variable.handle, m=first.handle, v=second.handle, beta1_power=row[1], beta2_power=row[2],
+                    lr=rate, beta1=training.beta1, beta2=training.beta2, epsilon=training.epsilon * corrected,
+                    grad=gradient,
+                )  # fmt: skip
+                return
+            first.assign_add((gradient - first) * (1 - training.beta1))
+            second.assign_add((tf.square(gradient) - second) * (1 - training.beta2))
+            moved = first * (rate * corrected / (1 - row[1]))
+            variable.assign_sub(moved / (tf.sqrt(second) + training.epsilon * corrected))
+        elif training.momentum:
+            [velocity] = states
+            if fused:
+                tf.raw_ops.ResourceApplyKerasMomentum(
+                    var=variable.handle, accum=velocity.handle, lr=rate, grad=gradient, momentum=training.momentum
+                )
+                return
+            velocity.assign(training.momentum * velocity - rate * gradient)
+            variable.assign_add(velocity)
+        elif fused:
+            tf.raw_ops.ResourceApplyGradientDescent(var=variable.handle, alpha=rate, delta=gradient)
+        else:
+            variable.assign_sub(rate * gradient)
+
+    def _logits(self, value: tf.Tensor, values: dict[str, tf.Tensor], step: tf.Tensor | None = None) -> tf.Tensor:
+        """Of one batch of images; dropout only where there is a training ``step``."""
+        for number, node in enumerate(self._setup.network.nodes):
+            layer = node.layer
+            if isinstance(layer, vocabulary.Convolution):
+                weights, mask = values[f"{layer.name}/weights"], self._setup.masks.get(f"{layer.name}/weights")
+                if mask is not None:
+                    weights = weights * mask.transpose(2, 3, 1, 0)
+                value = tf.nn.conv2d(value, weights, layer.stride, _native_padding(node) or _explicit(node.pads))
+                value = tf.nn.bias_add(value, values[f"{layer.name}/biases"])
+            elif isinstance(layer, vocabulary.MaxPool):
+                native = _native_padding(node)
+                if native is None:
+                    value = tf.pad(value, _explicit(node.pads), constant_values=value.dtype.min)
+                value = tf.nn.max_pool2d(value, layer.size, layer.stride, native or "VALID")
+            elif isinstance(layer, vocabulary.AveragePool):
+                native = _native_padding(node)
+                if native is not None:  # SAME leaves padding out of the mean
+                    value = tf.nn.avg_pool2d(value, layer.size, layer.stride, native)
+                else:
+                    value = tf.pad(value, _explicit(node.pads))
+                    value = tf.nn.avg_pool2d(value, layer.size, layer.stride, "VALID") * _share(node)
+            elif isinstance(layer, vocabulary.Dense):
+                value = tf.reshape(value, (-1, int(np.prod(node.input))))
+                value = tf.nn.bias_add(
+                    tf.matmul(value, values[f"{layer.name}/weights"]), values[f"{layer.name}/biases"]
+                )
+            elif isinstance(layer, vocabulary.Dropout):
+                if step is not None and layer.keep < 1:
+                    seed = tf.stack([tf.constant(self._setup.seed, tf.int64), step * 1000 + number])
+                    value = tf.nn.experimental.stateless_dropout(value, 1 - layer.keep, seed)
+            elif isinstance(layer, vocabulary.LocalResponseNormalization):
+                value = tf.nn.local_response_normalization(value, layer.radius, layer.bias, layer.alpha, layer.beta)
+            elif isinstance(layer, vocabulary.Relu):
+                value = tf.nn.relu(value)
+            elif isinstance(layer, vocabulary.Tanh):
+                value = tf.tanh(value)
+            else:
+                raise NotImplementedError(f"framework=tensorflow has no {type(layer).__name__} (layer {layer.name})")
+        return value
+
+
+def _start(device: str, threads: int) -> None:
+    """Settings of the process; TensorFlow takes the same ones again, but no others once it has computed."""
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    tf.config.threading.set_inter_op_parallelism_threads(threads)
+    tf.config.experimental.enable_tensor_float_32_execution(False)
+    if device == "cpu":
+        tf.config.set_visible_devices([], "GPU")
+    for gpu in tf.config.get_visible_devices("GPU"):
+        tf.config.experimental.set_memory_growth(gpu, True)
+
+
+def _stack(arrays: list[np.ndarray]) -> np.ndarray:
+    return arrays[0][None] if len(arrays) == 1 else np.stack(arrays)
+
+
+def _explicit(pads: Pads) -> list[list[int]]:
+    return [[0, 0], *map(list, pads), [0, 0]]
+
+
+def _native_padding(node: Node) -> str | None:
+    """TensorFlow's word for the padding of a convolution or pool, if it has one."""
+    layer = node.layer
+    assert isinstance(layer, (vocabulary.Convolution, vocabulary.Pool))
+    if not any(itertools.chain(*node.pads)):
+        return "VALID"
+    size = layer.kernel if isinstance(layer, vocabulary.Convolution) else layer.size
+    same = []
+    for length in node.input[1:]:
+        total = max((-(-length // layer.stride) - 1) * layer.stride + size - length, 0)
+        same.append((total // 2, total - total // 2))
+    return "SAME" if tuple(same) == node.pads else None
+
+
+def _share(node: Node) -> np.ndarray:
+    """Cells of a pool's window over those of them inside the image: (height, width, 1), float32."""
+    layer = node.layer
+    assert isinstance(layer, vocabulary.Pool)
+    inside = []
+    for length, (before, _), windows in zip(node.input[1:], node.pads, node.output[1:], strict=True):
+        starts = np.arange(windows) * layer.stride - before
+        inside.append(np.minimum(starts + layer.size, length) - np.maximum(starts, 0))
+    return np.asarray(layer.size**2 / np.multiply.outer(*inside), np.float32)[..., None]
+
+
+def _native(node: Node, value: np.ndarray) -> np.ndarray:
+    """From the canonical layout to TensorFlow's; a dense layer's inputs are flattened channels fastest here."""
+    if value.ndim == 4:
+        return np.ascontiguousarray(value.transpose(2, 3, 1, 0))
+    if value.ndim == 2 and len(node.input) == 3:
+        return value.reshape(*node.input, -1).transpose(1, 2, 0, 3).reshape(value.shape)
+    return value
+
+
+def _canonical(node: Node, value: np.ndarray) -> np.ndarray:
+    """The way back, and a copy."""
+    if value.ndim == 4:
+        return np.ascontiguousarray(value.transpose(3, 2, 0, 1))
+    if value.ndim == 2 and len(node.input) == 3:
+        channels, height, width = node.input
+        return value.reshape(height, width, channels, -1).transpose(2, 0, 1, 3).reshape(value.shape)
+    return value.copy()
