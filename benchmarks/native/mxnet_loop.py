@@ -84,7 +84,7 @@ class Loss(gluon.HybridBlock):
         super().__init__()
         self.net = net
 
-    def hybrid_forward(self, F, images, labels):  # noqa: N803
+    def hybrid_forward(self, F, images, labels):
         return -F.mean(F.pick(F.log_softmax(self.net(images)), labels), keepdims=True)
 
 
