@@ -1,0 +1,176 @@
+"""A hand-written TensorFlow loop of a default network, as an expert would write it: what the harness is held against.
+
+    python tensorflow_loop.py NETWORK FOLDER_OF_PREPARED_DATA STEPS THREADS
+
+Knows nothing of gtdl_mlflow. Prints one JSON object: training and testing images/s, warm-up left out.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+WARM_UP_STEPS = 15
+CALL_STEPS = 25
+"""Training steps in one call of the graph."""
+
+Forward = Callable[[tf.Tensor, bool], tf.Tensor]
+Update = Callable[[list[tf.Tensor], tf.Tensor], None]
+
+
+class Parameters(list[tf.Variable]):
+    """The variables of a network, made as it is written down."""
+
+    def new(self, *shape: int, deviation: float = 0.05) -> tf.Variable:
+        self.append(tf.Variable(tf.random.truncated_normal(shape, stddev=deviation)))
+        return self[-1]
+
+    def convolution(self, side: int, maps: int, filters: int, padding: Any, deviation: float = 0.05) -> Any:
+        weights, biases = self.new(side, side, maps, filters, deviation=deviation), self.new(filters)
+        return lambda x: tf.nn.bias_add(tf.nn.conv2d(x, weights, 1, padding), biases)
+
+    def dense(self, inputs: int, units: int) -> Any:
+        weights, biases = self.new(inputs, units), self.new(units)
+        return lambda x: tf.nn.bias_add(tf.matmul(tf.reshape(x, (-1, inputs)), weights), biases)
+
+
+def adam(parameters: Parameters, rate: float) -> Update:
+    states = [(tf.Variable(tf.zeros_like(p)), tf.Variable(tf.zeros_like(p))) for p in parameters]
+
+    def update(gradients: list[tf.Tensor], step: tf.Tensor) -> None:
+        done = tf.cast(step + 1, tf.float32)
+        for p, (m, v), g in zip(parameters, states, gradients, strict=True):
+            tf.raw_ops.ResourceApplyAdam(
+                var=p.handle, m=m.handle, v=v.handle, beta1_power=0.9**done, beta2_power=0.999**done, lr=rate,
+                beta1=0.9, beta2=0.999, epsilon=1e-8, grad=g,
+            )  # fmt: skip
+
+    return update
+
+
+def sgd(parameters: Parameters, rate: float, momentum: float = 0.0, decay: float = 0.0, biases: float = 1.0) -> Update:
+    velocities = [tf.Variable(tf.zeros_like(p)) for p in parameters]
+
+    def update(gradients: list[tf.Tensor], step: tf.Tensor) -> None:
+        for p, v, g in zip(parameters, velocities, gradients, strict=True):
+            own = rate * (biases if p.shape.rank == 1 else 1)
+            slope = g + decay * p if decay else g
+            if momentum:
+                tf.raw_ops.ResourceApplyKerasMomentum(
+                    var=p.handle, accum=v.handle, lr=own, grad=slope, momentum=momentum
+                )
+            else:
+                tf.raw_ops.ResourceApplyGradientDescent(var=p.handle, alpha=own, delta=slope)
+
+    return update
+
+
+def tensorflow_mnist(p: Parameters) -> tuple[Forward, Update, int, int]:
+    conv1, conv2 = p.convolution(5, 1, 32, "SAME"), p.convolution(5, 32, 64, "SAME")
+    dense1, dense2 = p.dense(3136, 1024), p.dense(1024, 10)
+
+    def forward(x: tf.Tensor, training: bool) -> tf.Tensor:
+        x = tf.nn.max_pool2d(tf.nn.relu(conv1(x)), 2, 2, "SAME")
+        x = tf.nn.relu(dense1(tf.nn.max_pool2d(tf.nn.relu(conv2(x)), 2, 2, "SAME")))
+        return dense2(tf.nn.dropout(x, 0.5) if training else x)
+
+    return forward, adam(p, 1e-4), 50, 28
+
+
+def caffe_mnist(p: Parameters) -> tuple[Forward, Update, int, int]:
+    conv1, conv2 = p.convolution(5, 1, 20, "VALID"), p.convolution(5, 20, 50, "VALID")
+    dense1, dense2 = p.dense(800, 500), p.dense(500, 10)
+
+    def forward(x: tf.Tensor, training: bool) -> tf.Tensor:
+        x = tf.nn.max_pool2d(conv2(tf.nn.max_pool2d(conv1(x), 2, 2, "VALID")), 2, 2, "VALID")
+        return dense2(tf.nn.relu(dense1(x)))
+
+    return forward, sgd(p, 0.01, 0.9, 5e-4, 2), 64, 28
+
+
+def torch_mnist(p: Parameters) -> tuple[Forward, Update, int, int]:
+    conv1, conv2 = p.convolution(5, 1, 32, "VALID"), p.convolution(5, 32, 64, "VALID")
+    dense1, dense2 = p.dense(576, 200), p.dense(200, 10)
+
+    def forward(x: tf.Tensor, training: bool) -> tf.Tensor:
+        x = tf.nn.max_pool2d(
+            tf.pad(tf.tanh(conv1(x)), [[0, 0], [1, 1], [1, 1], [0, 0]], constant_values=-2), 3, 3, "VALID"
+        )
+        return dense2(tf.tanh(dense1(tf.nn.max_pool2d(tf.tanh(conv2(x)), 2, 2, "VALID"))))
+
+    return forward, sgd(p, 0.05), 10, 32
+
+
+def caffe_cifar10(p: Parameters) -> tuple[Forward, Update, int, int]:
+    conv1 = p.convolution(5, 3, 32, "SAME", 1e-4)
+    conv2, conv3 = p.convolution(5, 32, 32, "SAME", 0.01), p.convolution(5, 32, 64, "SAME", 0.01)
+    dense1, dense2 = p.dense(1024, 64), p.dense(64, 10)
+
+    def forward(x: tf.Tensor, training: bool) -> tf.Tensor:
+        x = tf.nn.relu(tf.nn.max_pool2d(conv1(x), 3, 2, "SAME"))  # here the same windows as Caffe's
+        x = tf.nn.avg_pool2d(tf.nn.relu(conv2(x)), 3, 2, "SAME")
+        return dense2(dense1(tf.nn.avg_pool2d(tf.nn.relu(conv3(x)), 3, 2, "SAME")))
+
+    return forward, sgd(p, 0.001, 0.9, 0.004, 2), 100, 32
+
+
+def main() -> None:
+    name, folder, steps, threads = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    tf.config.threading.set_inter_op_parallelism_threads(threads)
+    tf.random.set_seed(0)
+    parameters = Parameters()
+    forward, update, batch, side = globals()[name](parameters)
+
+    def images(part: str) -> tf.Tensor:
+        raw = np.load(folder / f"{part}_images.npy").astype(np.float32) / 255
+        pad = (side - raw.shape[1]) // 2
+        return tf.constant(np.pad(raw, ((0, 0), (pad, pad), (pad, pad), (0, 0))))
+
+    x, y = images("train"), tf.constant(np.load(folder / "train_labels.npy").astype(np.int64))
+    x_test = images("test")
+
+    @tf.function
+    def train_steps(first: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
+        loss = tf.constant(0.0)
+        for step in tf.range(first, first + count):
+            start = step * batch % (len(x) - batch)
+            with tf.GradientTape() as tape:
+                logits = forward(x[start : start + batch], True)
+                loss = tf.reduce_mean(
+                    tf.nn.sparse_softmax_cross_entropy_with_logits(labels=y[start : start + batch], logits=logits)
+                )
+            update(tape.gradient(loss, list(parameters)), step)
+        return loss
+
+    @tf.function
+    def classify(first: tf.Tensor) -> tf.Tensor:
+        return forward(x_test[first : first + 100], False)
+
+    def train(first: int, count: int) -> float:
+        began = time.perf_counter()
+        for start in range(first, first + count, CALL_STEPS):
+            train_steps(tf.constant(start), tf.constant(min(CALL_STEPS, first + count - start))).numpy()
+        return time.perf_counter() - began
+
+    def test(count: int) -> float:
+        began = time.perf_counter()
+        tf.concat([classify(tf.constant(start)) for start in range(0, count, 100)], 0).numpy()
+        return time.perf_counter() - began
+
+    train(0, WARM_UP_STEPS)
+    training_s = train(WARM_UP_STEPS, steps)
+    test(100)  # one batch outside the clock, as the harness has it
+    testing_s = test(len(x_test))
+    print(json.dumps({"train": steps * batch / training_s, "test": len(x_test) / testing_s}))
+
+
+if __name__ == "__main__":
+    main()
