@@ -1,0 +1,200 @@
+"""A hand-written Theano loop of a default network, as an expert would write it: what the harness is held against.
+
+    python theano_loop.py NETWORK FOLDER_OF_PREPARED_DATA STEPS THREADS
+
+Knows nothing of gtdl_mlflow. Prints one JSON object: training and testing images/s, warm-up left out.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+# Theano compiles against the BLAS it is told when it is imported: here the mkl wheel's, which lies in the environment.
+MKL = next((Path(sys.prefix) / "lib").glob("libmkl_rt.so.*"))
+LINK = f"-L{MKL.parent} -l:{MKL.name}"
+os.environ["THEANO_FLAGS"] = (
+    f"{os.environ.get('THEANO_FLAGS', '')},floatX=float32,base_compiledir={sys.prefix}/theano_loop,blas__ldflags={LINK}"
+)
+
+import theano  # noqa: E402
+import theano.tensor as T  # noqa: E402
+from theano.sandbox.rng_mrg import MRG_RandomStream  # noqa: E402
+from theano.tensor.elemwise import Elemwise  # noqa: E402
+from theano.tensor.nnet import conv2d, crossentropy_softmax_1hot  # noqa: E402
+from theano.tensor.signal.pool import pool_2d  # noqa: E402
+
+WARM_UP_STEPS = 15
+
+
+def repaired(self: Any, *arguments: Any, broken: Any = Elemwise._c_all) -> Any:
+    """Theano-PyMC 1.1.2 forgot an f before an f-string of its OpenMP code."""
+    least = str(theano.config.openmp_elemwise_minsize)
+    code = broken(self, *arguments)
+    return [part.replace("{int(config.openmp_elemwise_minsize)}", least) for part in code]
+
+
+Elemwise._c_all = repaired
+
+rng = np.random.RandomState(0)
+parameters: list[Any] = []
+
+
+def parameter(shape: tuple[int, ...], deviation: float) -> Any:
+    parameters.append(theano.shared((deviation * rng.standard_normal(shape)).astype(np.float32)))
+    return parameters[-1]
+
+
+class Conv:
+    def __init__(self, inputs: int, filters: int, side: int, pad: int = 0, deviation: float = 0.1) -> None:
+        self.w, self.b = parameter((filters, inputs, 5, 5), deviation), parameter((filters,), 0)
+        self.side, self.pad, self.shape = side, pad, (filters, inputs, 5, 5)
+
+    def __call__(self, x: Any, batch: int | None) -> Any:
+        shape = (batch, self.shape[1], self.side, self.side)
+        return conv2d(x, self.w, shape, self.shape, self.pad, filter_flip=False) + self.b.dimshuffle("x", 0, "x", "x")
+
+
+class Dense:
+    def __init__(self, inputs: int, units: int, deviation: float = 0.1) -> None:
+        self.w, self.b, self.inputs = parameter((inputs, units), deviation), parameter((units,), 0), inputs
+
+    def __call__(self, x: Any, batch: int | None) -> Any:
+        return T.dot(x if x.ndim == 2 else x.reshape((-1, self.inputs)), self.w) + self.b
+
+
+class Pool:
+    def __init__(self, size: int, stride: int, pad: int = 0, ignore_border: bool = True, mode: str = "max") -> None:
+        self.arguments = (size, size), ignore_border, (stride, stride), (pad, pad), mode
+
+    def __call__(self, x: Any, batch: int | None) -> Any:
+        return pool_2d(x, *self.arguments)
+
+
+def relu(x: Any, batch: int | None) -> Any:
+    return x * (x > 0)  # faster than T.nnet.relu and than T.switch
+
+
+def tanh(x: Any, batch: int | None) -> Any:
+    return T.tanh(x)
+
+
+def dropout(x: Any, batch: int | None) -> Any:
+    if batch is None:
+        return x
+    return x * MRG_RandomStream(1).binomial((batch, 1024), p=0.5, dtype="float32") * np.float32(2)
+
+
+def adam(gradients: list[Any]) -> list[tuple[Any, Any]]:
+    one, step = np.float32(1), theano.shared(np.float32(0))
+    now = step + one
+    first, second, epsilon = np.float32(0.9), np.float32(0.999), np.float32(1e-8)
+    rate = np.float32(1e-4) * T.sqrt(one - second**now) / (one - first**now)
+    updates = [(step, now)]
+    for p, g in zip(parameters, gradients, strict=True):
+        m, v = theano.shared(p.get_value() * 0), theano.shared(p.get_value() * 0)
+        mean = first * m + (one - first) * g
+        square = second * v + (one - second) * T.sqr(g)
+        updates += [(m, mean), (v, square), (p, p - rate * mean / (T.sqrt(square) + epsilon))]
+    return updates
+
+
+def momentum(rate: float, decay: float) -> Callable[[list[Any]], list[tuple[Any, Any]]]:
+    def update(gradients: list[Any]) -> list[tuple[Any, Any]]:
+        updates = []
+        for p, g in zip(parameters, gradients, strict=True):
+            v = theano.shared(p.get_value() * 0)
+            own_rate = np.float32(2 * rate if p.ndim == 1 else rate)
+            velocity = np.float32(0.9) * v + own_rate * (g + np.float32(decay) * p)
+            updates += [(v, velocity), (p, p - velocity)]
+        return updates
+
+    return update
+
+
+def sgd(gradients: list[Any]) -> list[tuple[Any, Any]]:
+    return [(p, p - np.float32(0.05) * g) for p, g in zip(parameters, gradients, strict=True)]
+
+
+def tensorflow_mnist() -> tuple[list[Any], Any, int, int]:
+    layers = [
+        Conv(1, 32, 28, 2), relu, Pool(2, 2), Conv(32, 64, 14, 2), relu, Pool(2, 2),
+        Dense(3136, 1024), relu, dropout, Dense(1024, 10),
+    ]  # fmt: skip
+    return layers, adam, 50, 28
+
+
+def caffe_mnist() -> tuple[list[Any], Any, int, int]:
+    layers = [Conv(1, 20, 28), Pool(2, 2), Conv(20, 50, 12), Pool(2, 2), Dense(800, 500), relu, Dense(500, 10)]
+    return layers, momentum(0.01, 5e-4), 64, 28
+
+
+def torch_mnist() -> tuple[list[Any], Any, int, int]:
+    layers = [
+        Conv(1, 32, 32), tanh, Pool(3, 3, 1), Conv(32, 64, 10), tanh, Pool(2, 2),
+        Dense(576, 200), tanh, Dense(200, 10),
+    ]  # fmt: skip
+    return layers, sgd, 10, 32
+
+
+def caffe_cifar10() -> tuple[list[Any], Any, int, int]:
+    average = Pool(3, 2, ignore_border=False, mode="average_exc_pad")
+    layers = [
+        Conv(3, 32, 32, 2, 1e-4), Pool(3, 2, ignore_border=False), relu, Conv(32, 32, 16, 2, 0.01), relu, average,
+        Conv(32, 64, 8, 2, 0.01), relu, average, Dense(1024, 64), Dense(64, 10),
+    ]  # fmt: skip
+    return layers, momentum(0.001, 0.004), 100, 32
+
+
+def main() -> None:
+    name, folder, steps = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])  # the threads: OMP_NUM_THREADS
+    layers, optimizer, batch, side = globals()[name]()
+
+    def network(x: Any, size: int | None) -> Any:
+        for layer in layers:
+            x = layer(x, size)
+        return x
+
+    x, y = T.tensor4(), T.lvector()
+    loss = crossentropy_softmax_1hot(network(x, batch), y)[0].mean()
+    step = theano.function([x, y], loss, updates=optimizer(T.grad(loss, parameters)))
+    logits = theano.function([x], network(x, None))
+    step.trust_input = logits.trust_input = True
+
+    def images(part: str) -> np.ndarray:
+        raw = np.load(folder / f"{part}_images.npy").astype(np.float32) / 255
+        pad = (side - raw.shape[1]) // 2
+        padded = np.pad(raw, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+        return np.ascontiguousarray(padded.transpose(0, 3, 1, 2))
+
+    x_train, y_train = images("train"), np.load(folder / "train_labels.npy").astype(np.int64)
+    x_test = images("test")
+    starts = [(number * batch) % (len(x_train) - batch) for number in range(WARM_UP_STEPS + steps)]
+
+    def train(chosen: list[int]) -> float:
+        began = time.perf_counter()
+        for start in chosen:
+            step(x_train[start : start + batch], y_train[start : start + batch])
+        return time.perf_counter() - began
+
+    def test(shown: np.ndarray) -> float:
+        began = time.perf_counter()
+        np.concatenate([logits(shown[start : start + 100]) for start in range(0, len(shown), 100)])
+        return time.perf_counter() - began
+
+    train(starts[:WARM_UP_STEPS])
+    training_s = train(starts[WARM_UP_STEPS:])
+    test(x_test[:100])  # one batch outside the clock, as the harness has it
+    testing_s = test(x_test)
+    print(json.dumps({"train": steps * batch / training_s, "test": len(x_test) / testing_s}))
+
+
+if __name__ == "__main__":
+    main()
