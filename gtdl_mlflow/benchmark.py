@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import shutil
-from contextlib import closing
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from . import datasets, environments, tracking
+from . import datasets, environments, resuming, tracking
 from .config import Config, ConfigError, check
+from .datasets import Prepared
+from .environments import Environment
 from .launch import WorkerFailed, launch
 from .progress import ProgressLine
 from .worker.job import Job
 
-FAILURES = (ConfigError, WorkerFailed, environments.EnvironmentFailed, datasets.DatasetError, tracking.TrackingFailed)
+FAILURES = (
+    ConfigError, WorkerFailed, environments.EnvironmentFailed, datasets.DatasetError, tracking.TrackingFailed,
+    resuming.InUse,
+)  # fmt: skip
 """What can go wrong with a run that was asked for rightly: it is then a FAILED run, if the tracker can be told."""
 
 
@@ -40,16 +46,30 @@ def run(config: Config, folder: Path) -> Outcome:
         tracked.uses(environment, data)
         job = job_of(config, data.folder, folder)
         settings, limit_s = config.settings.environment, config.limits.run_timeout_s
-        # Closed at once if anything is raised in here, and the worker with it; not when the generator is collected.
-        with closing(launch(job, environment.python, settings, folder, limit_s)) as events:
-            for event in events:
-                tracked.add(event)
-                line.show(event)
+        with _checkpoints(config, environment, data, tracked) as place:
+            job = replace(job, checkpoints=place)
+            # Closed at once if anything is raised in here, and the worker with it; not when the generator is collected.
+            with closing(launch(job, environment.python, settings, folder, limit_s)) as events:
+                for event in events:
+                    tracked.add(event)
+                    line.show(event)
         if config.tracking.model:
             tracked.log_model(Path(job.folder))
     # MLflow has it now.
     shutil.rmtree(job.folder)
     return Outcome(tracked.run_id, tracked.where, tracked.results)
+
+
+@contextmanager
+def _checkpoints(config: Config, environment: Environment, data: Prepared, tracked: tracking.Run) -> Iterator[str]:
+    """Where the worker finds and leaves its checkpoints; empty where there shall be none."""
+    if not config.training.checkpoint_every:
+        yield ""
+        return
+    with resuming.checkpoints(config, environment, data, tracked.run_id) as (place, interrupted):
+        if interrupted is not None:
+            tracked.resumes(interrupted)
+        yield str(place)
 
 
 def job_of(config: Config, data: Path, folder: Path) -> Job:

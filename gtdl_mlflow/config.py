@@ -223,6 +223,8 @@ class Model:
     """A network, as data; ``worker/network.py`` has the vocabulary."""
 
     name: str = MISSING
+    depth: int | None = None
+    """Of a residual network: its layers with weights, 6 n + 2; ``layers`` refers to it."""
     layers: dict[str, Any] = field(default_factory=dict)
     """Layer name to ``{type: ..., ...}``, in their order."""
     weights: dict[str, Any] = field(default_factory=dict)
@@ -311,9 +313,9 @@ class Config:
         return plain
 
     def hash(self) -> str:
-        """Of everything that can change a result: all but where data come from, what tracks it, when to give up."""
+        """Of everything that can change a result: not where data come from, what tracks it, when to save or give up."""
         plain = self.plain()
-        del plain["tracking"], plain["limits"], plain["dataset"]["downloads"]
+        del plain["tracking"], plain["limits"], plain["dataset"]["downloads"], plain["training"]["checkpoint_every"]
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -335,10 +337,20 @@ def _sides(size: Any) -> list[int] | None:
     return sides if possible else None
 
 
+def _residual_units(depth: Any) -> int:
+    """Units of a stage after its first, in a residual network of ``depth``; 0 for one that ``check`` refuses."""
+    return (depth - 2) // 6 - 1 if _is_depth(depth) else 0
+
+
+def _is_depth(depth: Any) -> bool:
+    return type(depth) is int and depth >= 8 and (depth - 2) % 6 == 0
+
+
 LARGEST_SIDE = 256
 """Pixels of a side of ``dataset.image_size``: the prepared images have to fit into memory, and into a network."""
 
 OmegaConf.register_new_resolver("dataset_family", _family, replace=True)
+OmegaConf.register_new_resolver("residual_units", _residual_units, replace=True)
 OmegaConf.register_new_resolver("image_shape", _image_shape, replace=True)
 ConfigStore.instance().store(name="schema", node=Config)
 
@@ -392,11 +404,15 @@ def check(config: Config) -> None:
     """
     training, hardware = config.training, config.hardware
     _check_dataset(config.dataset)
+    depth = config.model.depth
+    if depth is not None and not _is_depth(depth):
+        raise ConfigError(f"model.depth={depth}: expected 6 n + 2, at least 8 (20, 32, 44, 56, 110)")
     at_least = [
         ("training.batch_size", training.batch_size, 1),
         ("training.test_batch_size", training.test_batch_size, 1),
         ("training.iterations", training.iterations, 1),
         ("training.evaluate_every", training.evaluate_every, 0),
+        ("training.checkpoint_every", training.checkpoint_every, 0),
         ("training.weight_decay", training.weight_decay, 0),
         ("training.validation.images", training.validation.images, 0),
         ("training.schedule.gamma", training.schedule.gamma, 0),

@@ -8,7 +8,7 @@ import os
 import re
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
@@ -31,6 +31,7 @@ from .config import Config, Unavailable
 from .datasets import Prepared, contact_sheet
 from .environments import Environment
 from .pyfunc import save_model
+from .resuming import Interrupted
 from .system_metrics import Sampler
 from .worker.events import Described, Event, Metrics
 
@@ -67,6 +68,7 @@ class Run:
         self._sampler = Sampler(config.tracking.system_metrics_interval_s)
         self._started = time.monotonic()
         self._environment: Environment | None = None
+        self._resumes: Interrupted | None = None
 
     def __enter__(self) -> Run:
         config = self._config
@@ -88,6 +90,18 @@ class Run:
             self._log(tags={"gtdl.data_digest": data.digest, "gtdl.environment": environment.key})
             self._client.log_inputs(self.run_id, [_dataset_input(self._config, data)])
         self._sampler.start()
+
+    def resumes(self, interrupted: Interrupted) -> None:
+        """This run goes on with another, which can say no more."""
+        self._resumes = interrupted
+        uri = self._config.tracking.uri
+        if interrupted.uri != uri:
+            return
+        with reaching(uri, "nothing was run"), suppress(mlflow.MlflowException):  # it may have been deleted
+            if self._client.get_run(interrupted.run_id).info.status == "RUNNING":
+                reason = f"it ended without a word; run {self.run_id} goes on from its last checkpoint"
+                self._client.set_tag(interrupted.run_id, "gtdl.failure", reason)
+                self._client.set_terminated(interrupted.run_id, "KILLED")
 
     def add(self, event: Event) -> None:
         """Keep an event for later: a worker's clock may be running."""
@@ -125,6 +139,10 @@ class Run:
         tags = {f"gtdl.{key}": str(self._facts[key]) for key in ("framework_version", "device") if key in self._facts}
         if "weights_sha256" in self._facts:
             tags["gtdl.weights_sha256"] = self._facts["weights_sha256"]
+        if self._resumes is not None and "resumed_from_iteration" in self._facts:
+            tags["gtdl.resumed"] = (
+                f"after iteration {self._facts['resumed_from_iteration']} of run {self._resumes.run_id}"
+            )
         if kind is None:
             status = "FINISHED"
             self._metrics.append(Metric("wall_time_s", time.monotonic() - self._started, round(time.time() * 1000), 0))

@@ -71,6 +71,18 @@ def answer(case: dict[str, Any], images: np.ndarray, labels: np.ndarray, folder:
         elif action == "load":
             model.load(Path(arguments[0]))
             given.append({})
+        elif action == "checkpoint":
+            place = folder / "being written"
+            place.mkdir()
+            model.checkpoint(place)
+            place.replace(folder / arguments[0])  # a checkpoint gets its name when it is complete
+            given.append({})
+        elif action == "restore":
+            place, taken = Path(arguments[0]), arguments[1]
+            model.restore(place, taken)
+            size = job.training.batch_size
+            feed = Counted(batches(arranged, labels.astype(model.label_type), size, Order.sequential, 0, taken))
+            given.append({})
         elif action == "pyfunc":
             given.append(Model(Path(arguments[0])).predict(np.rint(images.transpose(0, 2, 3, 1) * 255).astype("uint8")))
         elif action == "describe":

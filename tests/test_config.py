@@ -15,11 +15,6 @@ DATASETS = sorted(path.stem for path in (CONF / "dataset").glob("*.yaml"))
 
 @pytest.mark.parametrize(("framework", "dataset"), list(product(FRAMEWORKS, DATASETS)))
 def test_a_framework_has_a_default_setting_for_a_data_set(framework: str, dataset: str) -> None:
-    if framework == "mxnet" and not dataset.startswith("mnist"):
-        # A residual network with batch normalization, which the vocabulary does not have.
-        with pytest.raises(ConfigError, match=r"setting=mxnet_cifar10: expected one of .*torch_cifar10"):
-            compose([f"framework={framework}", f"dataset={dataset}"])
-        return
     config = compose([f"framework={framework}", f"dataset={dataset}"])
     expected = f"{framework}_{config.dataset.family}"
     assert (config.model.name, config.training.name) == (expected, expected)

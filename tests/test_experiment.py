@@ -14,8 +14,11 @@ import numpy as np
 import pytest
 
 from gtdl_mlflow.worker import events, experiment
+from gtdl_mlflow.worker import training as procedure
+from gtdl_mlflow.worker.checkpoints import Checkpoints
+from gtdl_mlflow.worker.clock import Clock
 from gtdl_mlflow.worker.events import Described, Event, Finished, Metrics, Progress
-from gtdl_mlflow.worker.experiment import Clock, Steady, Stopping, cross_entropy, digest, evaluations, mean_over_classes
+from gtdl_mlflow.worker.experiment import cross_entropy, digest, mean_over_classes
 from gtdl_mlflow.worker.frameworks.base import Adapter, Setup
 from gtdl_mlflow.worker.job import (
     EarlyStopping,
@@ -29,6 +32,7 @@ from gtdl_mlflow.worker.job import (
     Validation,
 )
 from gtdl_mlflow.worker.model import Model
+from gtdl_mlflow.worker.training import Steady, Stopping, evaluations
 
 
 class Time:
@@ -325,6 +329,15 @@ class Recorder(Adapter):
         self.calls.append("load")
         assert (folder / "native").read_text() == "weights"
 
+    def checkpoint(self, folder: Path) -> None:
+        self.calls.append("checkpoint")
+        TIME.pass_(PREPARE_S)
+        (folder / "taken").write_text(str(len(self.trained)))
+
+    def restore(self, folder: Path, step: int) -> None:
+        self.calls.append("restore")
+        assert (folder / "taken").read_text() == str(step)
+
     def describe(self) -> dict[str, Any]:
         return {"version": "7", "device": self.setup.device, "threads": self.setup.threads}
 
@@ -363,7 +376,8 @@ def job(tmp_path: Path) -> Job:
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch) -> Run:
-    monkeypatch.setattr(experiment, "Clock", lambda: Clock(TIME))
+    for module in (experiment, procedure):
+        monkeypatch.setattr(module, "Clock", lambda: Clock(TIME))
 
     def run(job: Job) -> tuple[Recorder, list[Event]]:
         said: list[Event] = []
@@ -453,6 +467,81 @@ def test_training_ends_with_its_patience_and_the_best_model_is_tested(job: Job, 
     assert adapter.calls.index("save") < adapter.calls.index("load") < len(adapter.calls) - 3
     assert adapter.calls[-3:] == ["predict", "predict", "save"]
     assert metric(said, "training_time_s") == [10 * STEP_S]
+
+
+class Interrupted(Exception):
+    """What becomes of a run here; elsewhere it is killed."""
+
+
+@pytest.mark.parametrize("last", range(1, 15))
+def test_an_interrupted_training_goes_on_as_if_it_had_not_been(
+    job: Job, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: int
+) -> None:
+    made = training(
+        order=Order.shuffled, epochs=6, validation=Validation(1, 5, Take.last), checkpoint_every=3 * STEP_S,
+        early_stopping=EarlyStopping(patience=14),
+    )  # fmt: skip
+    whole, said_of_whole = run(replace(job, training=made))
+    assert metric(said_of_whole, "train/iterations") == [15]
+
+    def interrupt(self: Recorder, batches: Iterable[Any], rates: list[float]) -> np.ndarray:
+        if len(self.trained) + len(rates) > last:
+            raise Interrupted
+        return untouched(self, batches, rates)
+
+    untouched = Recorder.train
+    job = replace(job, training=made, checkpoints=str(tmp_path / "checkpoints"))
+    monkeypatch.setattr(Recorder, "train", interrupt)
+    with pytest.raises(Interrupted):
+        run(job)
+    first = MADE.pop()
+    monkeypatch.setattr(Recorder, "train", untouched)
+    second, said = run(job)
+    resumed = [event.facts["resumed_from_iteration"] for event in said if isinstance(event, Described)
+               and "resumed_from_iteration" in event.facts]  # fmt: skip
+    taken = last // 3 * 3
+    assert resumed == ([taken] if taken else [])
+    assert len(first.trained) == last
+    trained = [*first.trained[:taken], *second.trained]
+    assert len(trained) == len(whole.trained)
+    for (images, labels, rate), (wanted, wanted_labels, wanted_rate) in zip(trained, whole.trained, strict=True):
+        assert (images == wanted).all()
+        assert (labels == wanted_labels).all()
+        assert rate == wanted_rate
+    for name in (
+        "training_time_s", "train/evaluation_s", "train/validation_s", "train/iterations", "train/best_iteration",
+        "train/elapsed_s", "eval/accuracy_percent", "eval/validation_error_percent", "accuracy_percent",
+    ):  # fmt: skip
+        assert metric(said, name) == metric(said_of_whole, name), name
+
+
+def test_checkpoints_are_due_by_the_clock_of_training_and_outside_it(job: Job, run: Run, tmp_path: Path) -> None:
+    job = replace(job, checkpoints=str(tmp_path / "checkpoints"))
+    adapter, said = run(replace(job, training=training(checkpoint_every=6 * STEP_S)))
+    assert adapter.calls.count("checkpoint") == 3  # after 6, 12, 18 of 20 steps of a second
+    assert metric(said, "train/checkpoint_s") == [3 * PREPARE_S]
+    assert metric(said, "training_time_s") == [20 * STEP_S]
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-18"]
+
+
+def test_a_checkpoint_is_whole_or_not_there(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path / "here")
+    assert checkpoints.newest() is None
+    checkpoints.save(9, lambda folder: (folder / "a").write_text("nine") and None)
+
+    def dies(folder: Path) -> None:
+        (folder / "a").write_text("half")
+        raise Interrupted
+
+    with pytest.raises(Interrupted):
+        checkpoints.save(10, dies)
+    newest = checkpoints.newest()
+    assert newest is not None
+    assert (newest / "a").read_text() == "nine"
+    checkpoints.save(10, lambda folder: (folder / "b").write_text("ten") and None)
+    newest = checkpoints.newest()
+    assert newest is not None
+    assert [path.name for path in newest.iterdir()] == ["b"]
 
 
 def test_validation_images_are_not_trained_on(job: Job, run: Run) -> None:

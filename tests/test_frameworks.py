@@ -20,13 +20,13 @@ from typing import Any
 import numpy as np
 import pytest
 from omegaconf import OmegaConf
-from test_network import NORMALIZE, SPREAD, TANH, average, conf_layers, convolution, dense, maximum, numbered
+from test_network import NORMAL, NORMALIZE, SPREAD, TANH, average, conf_layers, convolution, dense, maximum, numbered
 
 from gtdl_mlflow import config, environments, launch
 from gtdl_mlflow.worker import initial, numpy_network
 from gtdl_mlflow.worker.inputs import Treatment
 from gtdl_mlflow.worker.job import Decayed, Job, Optimizer, Order, Training
-from gtdl_mlflow.worker.network import Network, build
+from gtdl_mlflow.worker.network import Network, build, expanded
 
 ROOT = Path(__file__).parents[1]
 FRAMEWORKS = sorted(path.stem for path in (ROOT / "conf" / "framework").glob("*.yaml"))
@@ -96,7 +96,8 @@ LEARN: list[list[Any]] = [["weights"], ["predict", 4], ["train", [1.0]], ["weigh
 
 def model(name: str) -> tuple[dict[str, dict[str, Any]], tuple[int, ...]]:
     """The layers of ``conf/model`` without dropout and with weights of a useful size, and the shape of their images."""
-    layers = conf_layers(name)
+    # Fourteen layers have all that 110 have: a stage's first unit, and a second one.
+    layers = expanded(conf_layers(name, **({"depth": 14} if name == "mxnet_cifar10" else {})))
     for layer in layers.values():
         layer.update({"keep": 1} if layer["type"] == "dropout" else {})
         layer.update({"weights": SPREAD} if "weights" in layer else {})
@@ -160,6 +161,27 @@ ONE_LAYER = {
     "normalization, wider than the maps": layered({**NORMALIZE, "bias": 2.0, "alpha": 0.3, "beta": 0.5}),
     "normalization, the original's": layered({**NORMALIZE}),
     "kept": layered({"type": "dropout", "keep": 1}, TANH),
+    "batch normalization": layered(NORMAL, TANH),
+    "batch normalization without scale": layered({**NORMAL, "scale": False, "epsilon": 0.1}, TANH),
+    "batch normalization first": numbered({**NORMAL, "scale": False}, convolution(4, 3), TANH, dense()),
+    "convolution without biases": layered({**convolution(3, 3), "biases": None}, TANH),
+    "global average": layered(TANH, {"type": "global_average_pool"}),
+    "sum": layered({"type": "relu"}, convolution(4, 3, padding=1), {"type": "add", "to": "convolution0"}),
+    "sum of the same": layered(TANH, {"type": "add", "to": "tanh1"}),
+    "sum with what a relu took": layered(convolution(4, 1), {"type": "relu"}, {"type": "add", "to": "convolution1"}),
+    "residual blocks": {
+        "first": {**convolution(4, 3), "biases": None},
+        "block": {"type": "block", "times": 2, "layers": {
+            "normal": NORMAL, "relu": {"type": "relu"}, "conv": {**convolution(4, 3, padding=1), "biases": None},
+            "sum": {"type": "add", "to": "input"},
+        }},
+        "shrinking": {"type": "block", "layers": {
+            "normal": NORMAL, "relu": {"type": "relu"}, "conv": convolution(6, 3, padding=1, stride=2),
+            "shortcut": {**convolution(6, 1, stride=2), "input": "relu", "biases": None},
+            "sum": {"type": "add", "to": "conv"},
+        }},
+        "pool": {"type": "global_average_pool"}, "dense": dense(),
+    },
 }  # fmt: skip
 SHAPES = ((2, 7, 10), (2, 8, 9))
 
@@ -179,6 +201,21 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 # Falling, resting, dropping to a third and resting, rising.
 RATES = [0.1, 0.1, 0.09, 0.08, 0.08, 0.025, 0.025, 0.025, 0.03, 0.03]
+NETWORK_OF_ALL = numbered(
+    {**convolution(4, 3), "biases": None}, NORMAL, TANH, {"type": "dropout", "keep": 0.5}, convolution(4, 1),
+    {"type": "add", "to": "batch_normalization1"}, {**NORMAL, "scale": False}, TANH, dense(),
+)  # fmt: skip
+RESUMED: dict[str, dict[str, Any]] = {
+    "sgd": {},
+    "momentum": {"momentum": 0.9, "weight_decay": 0.1, "bias_rate": 2.0},
+    "adam": {"optimizer": Optimizer.adam},
+    "average": {"momentum": 0.9, "average": 0.5},
+}
+FOLLOWED: dict[str, dict[str, Any]] = {
+    "plain": {"weight_decay": 0.3, "decayed": Decayed.weights},
+    "average": {"momentum": 0.9, "average": 0.5},
+}
+NOT_DROPPED = {name: layer for name, layer in NETWORK_OF_ALL.items() if layer["type"] != "dropout"}
 SMALL = layered(TANH, convolution(6, 3, connections=2), TANH, dense(7), TANH)
 TWO = numbered({"type": "dropout", "keep": 0.25}, {**dense(), "weights": {"distribution": "constant", "value": 0}})
 LITTLE = 1e-4  # a rate that leaves the softmax of 2,000 ones undecided
@@ -204,6 +241,12 @@ def listed() -> dict[str, Case]:
     for name, training in OPTIMIZERS.items():
         steps: list[list[Any]] = [["train", RATES[:3]], ["train", RATES[3:6]], ["train", RATES[6:]], ["weights"]]
         cases.append(case(f"optimizer {name}", SMALL, (3, 6, 5), steps, count=10, **training))
+    for name, training in FOLLOWED.items():
+        steps = [["train", RATES[:4]], ["predict", 4], ["weights"]]
+        cases.append(case(f"followed {name}", NOT_DROPPED, (3, 6, 5), steps, count=10, **training))
+    for name, training in RESUMED.items():
+        steps = [["train", RATES[:4]], ["checkpoint", f"checkpoint {name}"], ["train", RATES[4:]], ["weights"]]
+        cases.append(case(f"resumed {name}", NETWORK_OF_ALL, (3, 6, 5), steps, count=10, **training))
     for seed in (1, 2):
         cases.append(case(f"dropout {seed}", TWO, (1, 40, 50), DROPPED, count=1, batch=1, classes=2, seed=seed))
         cases[-1].images[...] = 1
@@ -308,6 +351,10 @@ def _afresh(first: Path) -> list[Case]:
         place = str(first / f"saved {name}")
         steps: list[list[Any]] = [["load", place], ["predict", 7], ["weights"], ["pyfunc", place]]
         again.append(replace(CASES[name], steps=steps, seed=9))
+    for name in RESUMED:
+        steps = [["restore", str(first / f"checkpoint {name}"), 4], ["train", RATES[4:]], ["weights"]]
+        # Other masks and dropout would come of another seed; the weights all come from the checkpoint.
+        again.append(replace(CASES[f"resumed {name}"], steps=steps))
     return again
 
 
@@ -427,6 +474,28 @@ def test_optimizer_follows_its_formula(answers: Answers, name: str) -> None:
         assert np.abs(found[key] - value).max() <= 2e-4 * moved + 1e-6, key
         mask = CASES[name].masks.get(key, np.ones(1))
         assert (found[key] == found[key] * mask).all(), f"{key}: an unconnected weight has moved"
+
+
+@pytest.mark.parametrize("name", FOLLOWED)
+def test_running_statistics_follow_their_formula_and_classify(answers: Answers, name: str) -> None:
+    name = f"followed {name}"
+    answers.need(name)
+    made, (_, wanted) = CASES[name], expected_training(name)
+    found = answers.weights(name, 2)
+    assert set(found) == set(wanted) == {*made.network.parameters, *made.network.state}
+    for key in wanted:
+        assert found[key] == pytest.approx(wanted[key], rel=1e-4, abs=1e-5), key
+    assert away(answers.array(name, 1), numpy_network.logits(made.network, wanted, made.images)) <= 1e-4
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_training_goes_on_from_a_checkpoint_to_the_last_bit(contestant: Contestant, name: str) -> None:
+    uninterrupted, resumed = contestant.answers["plain"], contestant.afresh
+    name = f"resumed {name}"
+    assert (uninterrupted.array(name, 2) == resumed.array(name, 1)).all()
+    before, after = uninterrupted.weights(name, 3), resumed.weights(name, 2)
+    assert before.keys() == after.keys() == CASES[name].weights.keys()
+    assert [key for key in before if (before[key] != after[key]).any()] == []
 
 
 def kept(answers: Answers, name: str) -> list[np.ndarray]:

@@ -223,12 +223,14 @@ def test_each_image_is_standardised_by_itself() -> None:
 def test_the_central_crop_is_in_the_middle() -> None:
     assert (treated({"central_crop": {"pixels": 2}}) == RAW[:, 1:3, 1:3]).all()
     # When testing, a random crop is the central one.
-    assert (Treatment({"random_crop": {"pixels": 2}}).apply("test", RAW, "NHWC") == RAW[:, 1:3, 1:3]).all()
+    assert (
+        Treatment({"random_crop": {"pixels": 2, "padding": 0}}).apply("test", RAW, "NHWC") == RAW[:, 1:3, 1:3]
+    ).all()
 
 
 def test_random_crops_are_somewhere_in_the_image_and_everywhere() -> None:
     images = np.repeat(RAW[:1], 600, axis=0)
-    result = draw_one({"random_crop": {"pixels": 3}}, images)
+    result = draw_one({"random_crop": {"pixels": 3, "padding": 0}}, images)
     assert result.shape == (600, 3, 3, 3)
     places = {(top, left): RAW[0, top : top + 3, left : left + 3] for top in range(3) for left in range(2)}
     found = [[place for place, crop in places.items() if (crop == image).all()] for image in result]
@@ -265,7 +267,7 @@ def test_contrast_stretches_each_channel_about_its_mean() -> None:
 
 
 def test_a_batch_is_drawn_from_the_seed_and_its_iteration() -> None:
-    treatment = Treatment({"random_crop": {"pixels": 3}, "scale": {"factor": 0.5}})
+    treatment = Treatment({"random_crop": {"pixels": 3, "padding": 0}, "scale": {"factor": 0.5}})
     images = np.repeat(RAW, 20, axis=0)
     feed = [(images, np.arange(120))] * 3
     once, again = (list(drawn(feed, treatment, "NCHW", 1)) for _ in range(2))
@@ -386,4 +388,4 @@ def test_impossible_treatment_is_one_line_with_its_key(steps: dict[str, dict[str
 
 def test_an_image_too_small_for_its_crop_is_said() -> None:
     with pytest.raises(InputError, match=r"training.inputs.random_crop.pixels=24: expected 1 to 4, the images are 5x4"):
-        Treatment({"random_crop": {"pixels": 24}}).shape((5, 4, 3))
+        Treatment({"random_crop": {"pixels": 24, "padding": 0}}).shape((5, 4, 3))

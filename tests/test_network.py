@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
+from gtdl_mlflow import config  # noqa: F401  (registers what conf/ is written with)
 from gtdl_mlflow.worker import initial, numpy_network
 from gtdl_mlflow.worker.network import AveragePool, Convolution, Initial, MaxPool, Network, NetworkError, build
 
@@ -17,8 +18,8 @@ ZERO = {"distribution": "constant", "value": 0}
 SPREAD = {"distribution": "uniform_fan_in", "gain": 6}
 
 
-def conf_layers(model: str) -> Any:
-    loaded = OmegaConf.create({"model": OmegaConf.load(CONF / "model" / f"{model}.yaml")})
+def conf_layers(model: str, **changes: Any) -> Any:
+    loaded = OmegaConf.create({"model": {**OmegaConf.load(CONF / "model" / f"{model}.yaml"), **changes}})
     return OmegaConf.to_container(loaded, resolve=True)["model"]["layers"]  # type: ignore[index,call-overload]
 
 
@@ -42,7 +43,19 @@ def numbered(*layers: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {f"{layer['type']}{number}": layer for number, layer in enumerate(layers)}
 
 
+def residual(depth: int) -> int:
+    """Parameters of He et al.'s pre-activation network for CIFAR-10, counted from the paper's table."""
+    count, before = 3 + 3 * 16 * 9, 16  # the shifts of the images' normalization, the first convolution
+    for maps in (16, 32, 64):
+        for unit in range((depth - 2) // 6):
+            count += 2 * before + 9 * before * maps + 2 * maps + 9 * maps * maps
+            count += before * maps if unit == 0 else 0  # the projection
+            before = maps
+    return count + 2 * 64 + 64 * 10 + 10
+
+
 RELU, TANH = {"type": "relu"}, {"type": "tanh"}
+NORMAL = {"type": "batch_normalization", "momentum": 0.8, "epsilon": 0.001}
 NORMALIZE = {"type": "local_response_normalization", "radius": 4, "bias": 1.0, "alpha": 0.001 / 9, "beta": 0.75}
 
 
@@ -59,6 +72,8 @@ NORMALIZE = {"type": "local_response_normalization", "radius": 4, "bias": 1.0, "
         pytest.param(conf_layers("caffe_cifar10"), (3, 32, 32), 145_578, id="caffe_cifar10"),
         pytest.param(conf_layers("torch_cifar10"), (3, 32, 32), 846_890, id="torch_cifar10"),
         pytest.param(conf_layers("theano_cifar10"), (3, 32, 32), 14_318, id="theano_cifar10"),
+        pytest.param(conf_layers("mxnet_cifar10", depth=20), (3, 28, 28), residual(20), id="mxnet_cifar10, depth 20"),
+        pytest.param(conf_layers("mxnet_cifar10"), (3, 28, 28), residual(110), id="mxnet_cifar10"),
     ],
 )
 def test_originals_have_their_parameters(layers: Any, shape: tuple[int, ...], count: int) -> None:

@@ -64,6 +64,12 @@ class Exact(Adapter):
     def load(self, folder: Any) -> None:
         raise NotImplementedError
 
+    def checkpoint(self, folder: Any) -> None:
+        raise NotImplementedError
+
+    def restore(self, folder: Any, step: int) -> None:
+        raise NotImplementedError
+
     def describe(self) -> dict[str, Any]:
         return {}
 

@@ -13,19 +13,21 @@ import numpy as np
 from .network import Convolution, Initial, Network, Node
 
 Weights = dict[str, np.ndarray]
-"""Canonical float32 arrays, by ``layer/array``."""
+"""Canonical float32 arrays, by ``layer/array``: all that a network needs to classify."""
 
 
 def weights(network: Network, seed: int) -> Weights:
-    """Starting values of every trainable array; each has a stream of its own, so a changed layer moves no other."""
+    """Starting values of every array; each trainable one has a stream of its own, so a changed layer moves no other."""
     drawn: Weights = {}
     for node in network.nodes:
         for name, shape in node.parameters.items():
-            how: Initial = getattr(node.layer, name)
             random = np.random.RandomState([seed, len(drawn)])
-            drawn[f"{node.layer.name}/{name}"] = _draw(how, shape, node, random)
+            drawn[f"{node.layer.name}/{name}"] = _draw(node.layer.initial(name), shape, node, random)
     for name, mask in masks(network, seed).items():
         drawn[name] *= mask
+    for node in network.nodes:
+        for name, shape in node.state.items():
+            drawn[f"{node.layer.name}/{name}"] = np.full(shape, node.layer.initial(name).value, np.float32)
     return drawn
 
 

@@ -41,7 +41,7 @@ class Schedule(str, Enum):
 
 
 class Decayed(str, Enum):
-    """What weight decay acts on: every parameter, all but biases, or the weights of dense layers but the last."""
+    """What weight decay acts on: everything, all but biases and betas, or the weights of dense layers but the last."""
 
     all = "all"
     weights = "weights"
@@ -136,6 +136,8 @@ class Training:
     """Decay of an exponential moving average of all parameters, which then is the model that is tested and saved."""
     evaluate_every: int = 1
     """Epochs between two looks at the test accuracy, with the clock stopped; 0: none before the end."""
+    checkpoint_every: float = 300.0
+    """Seconds of training between two checkpoints, from which the same run goes on after a kill; 0: none."""
 
     def steps(self, images: int, budget: float) -> int:
         """Training steps on ``images`` training images (those held back not counted) at a ``budget`` in (0, 1]."""
@@ -180,6 +182,8 @@ class Job:
     """CPUs this process is pinned to; None: all."""
     folder: str
     """Where the trained model goes."""
+    checkpoints: str = ""
+    """Where checkpoints are, and go; empty: none."""
     parity: bool = False
     """Whether to prove first that the framework computes the network."""
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from .assembly import adapter, assemble
-from .experiment import EVALUATION_BATCH
 from .inputs import Treatment, test_batches
 from .job import Job
+from .training import EVALUATION_BATCH
 
 
 class Model:

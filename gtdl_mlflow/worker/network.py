@@ -2,6 +2,10 @@
 
 Shapes are (channels, height, width), or (units,) once a dense layer has flattened them (channels slowest, width
 fastest). Weights have one canonical layout, float32: convolution (out, in, height, width), dense (in, out).
+
+A layer takes what the one before it gives, or the layer that its ``input`` names. Layers can be written together as
+``{type: block, layers: {...}}``, in which ``input`` is the name of what the block takes; with ``times: N`` the block
+stands N times in a row, one after another.
 """
 
 from __future__ import annotations
@@ -11,6 +15,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
+
+import numpy as np
 
 Shape = tuple[int, ...]
 Pads = tuple[tuple[int, int], tuple[int, int]]
@@ -80,6 +86,16 @@ class Layer:
         """Canonical shapes of the trainable arrays, by name."""
         return {}
 
+    def state(self, shape: Shape) -> dict[str, Shape]:
+        """Canonical shapes of the arrays that training moves by other means than gradients, by name."""
+        return {}
+
+    def initial(self, name: str) -> Initial:
+        """How one of ``parameters`` or ``state`` starts."""
+        how = getattr(self, name)
+        assert isinstance(how, Initial)
+        return how
+
     def fan_in(self, shape: Shape) -> int:
         """How many inputs one output reads."""
         return math.prod(shape)
@@ -95,12 +111,12 @@ class Layer:
 
 @dataclass(frozen=True)
 class Convolution(Layer):
-    """Cross-correlation with a square kernel, plus a bias per output map."""
+    """Cross-correlation with a square kernel, plus a bias per output map unless ``biases`` is null."""
 
     filters: int
     kernel: int
     weights: Initial
-    biases: Initial
+    biases: Initial | None
     stride: int = 1
     padding: int | str = "valid"
     """``valid`` (none), ``same`` (TensorFlow's: output = ceil(input / stride)), or cells of zeros on every side."""
@@ -122,7 +138,8 @@ class Convolution(Layer):
     def parameters(self, shape: Shape) -> dict[str, Shape]:
         if self.connections is not None and self.connections > shape[0]:
             raise NetworkError(f"layer {self.name}: connections={self.connections}, but only {shape[0]} maps come in")
-        return {"weights": (self.filters, shape[0], self.kernel, self.kernel), "biases": (self.filters,)}
+        weights: dict[str, Shape] = {"weights": (self.filters, shape[0], self.kernel, self.kernel)}
+        return weights if self.biases is None else {**weights, "biases": (self.filters,)}
 
     def fan_in(self, shape: Shape) -> int:
         return (self.connections or shape[0]) * self.kernel**2
@@ -166,6 +183,14 @@ class MaxPool(Pool):
 @dataclass(frozen=True)
 class AveragePool(Pool):
     """The mean of the cells of each window that lie inside the image."""
+
+
+@dataclass(frozen=True)
+class GlobalAveragePool(Layer):
+    """The mean of each map, one cell."""
+
+    def output(self, shape: Shape) -> Shape:
+        return (shape[0], 1, 1)
 
 
 @dataclass(frozen=True)
@@ -223,22 +248,67 @@ class LocalResponseNormalization(Layer):
         _positive(self, "radius")
         for name in ("bias", "alpha", "beta"):
             value = getattr(self, name)
-            if not isinstance(value, (int, float)) or isinstance(value, bool):
+            if not _number(value):
                 raise NetworkError(f"layer {self.name}: {name}={value}: expected a number")
+
+
+@dataclass(frozen=True)
+class BatchNormalization(Layer):
+    """gamma * (x - mean) / sqrt(variance + epsilon) + beta, for each map (Ioffe and Szegedy, 2015).
+
+    While training, mean and (biased) variance are those of the map in this batch, and ``mean`` and ``variance`` follow
+    them: r <- ``momentum`` r + (1 - ``momentum``) of this batch's mean, or of its unbiased variance (divided by n - 1,
+    as PyTorch, TensorFlow, Caffe and Theano have it; MXNet divides by n). They start from 0 and 1, and classify.
+    """
+
+    momentum: float
+    epsilon: float
+    scale: bool = True
+    """Whether there is a gamma; else it is 1."""
+
+    def __post_init__(self) -> None:
+        if not _number(self.momentum) or not 0 < self.momentum < 1:
+            raise NetworkError(f"layer {self.name}: momentum={self.momentum}: expected a share above 0, below 1")
+        if not _number(self.epsilon) or not self.epsilon > 0:
+            raise NetworkError(f"layer {self.name}: epsilon={self.epsilon}: expected a number above 0")
+        if not isinstance(self.scale, bool):
+            raise NetworkError(f"layer {self.name}: scale={self.scale}: expected true or false")
+
+    def parameters(self, shape: Shape) -> dict[str, Shape]:
+        return {**({"gamma": shape[:1]} if self.scale else {}), "beta": shape[:1]}
+
+    def state(self, shape: Shape) -> dict[str, Shape]:
+        return {"mean": shape[:1], "variance": shape[:1]}
+
+    def initial(self, name: str) -> Initial:
+        return Initial("constant", value=1.0 if name in ("gamma", "variance") else 0.0)
+
+
+@dataclass(frozen=True)
+class Add(Layer):
+    """The sum of what it takes and what the layer ``to`` gives."""
+
+    to: str
 
 
 TYPES: dict[str, type[Layer]] = {
     "convolution": Convolution,
     "max_pool": MaxPool,
     "average_pool": AveragePool,
+    "global_average_pool": GlobalAveragePool,
     "relu": Relu,
     "tanh": Tanh,
     "dense": Dense,
     "dropout": Dropout,
     "local_response_normalization": LocalResponseNormalization,
+    "batch_normalization": BatchNormalization,
+    "add": Add,
 }
 
-SPATIAL = (Convolution, Pool, LocalResponseNormalization)
+SPATIAL = (Convolution, Pool, GlobalAveragePool, LocalResponseNormalization, BatchNormalization)
+
+IMAGES = -1
+"""In a node's ``sources``: the images themselves."""
 
 
 @dataclass(frozen=True)
@@ -249,6 +319,9 @@ class Node:
     input: Shape
     output: Shape
     parameters: Mapping[str, Shape]
+    state: Mapping[str, Shape]
+    sources: tuple[int, ...]
+    """Positions of the nodes whose outputs it takes, or ``IMAGES``: the one before it, and what an addition adds."""
 
     @property
     def pads(self) -> Pads:
@@ -256,10 +329,20 @@ class Node:
         assert isinstance(self.layer, (Convolution, Pool))
         return self.layer.pads(self.input)
 
+    @property
+    def cells(self) -> np.ndarray:
+        """How many cells inside the image each window of a pool covers: (height, width)."""
+        assert isinstance(self.layer, Pool)
+        covered = []
+        for length, (before, _), windows in zip(self.input[1:], self.pads, self.output[1:], strict=True):
+            starts = np.arange(windows) * self.layer.stride - before
+            covered.append(np.minimum(starts + self.layer.size, length) - np.maximum(starts, 0))
+        return np.outer(*covered)
+
 
 @dataclass(frozen=True)
 class Network:
-    """Layers applied in order to images of one shape."""
+    """Layers applied in order to images of one shape; the last one's output are the logits."""
 
     nodes: tuple[Node, ...]
 
@@ -267,6 +350,11 @@ class Network:
     def parameters(self) -> dict[str, Shape]:
         """Canonical shape of every trainable array, by ``layer/array``."""
         return {f"{node.layer.name}/{name}": shape for node in self.nodes for name, shape in node.parameters.items()}
+
+    @property
+    def state(self) -> dict[str, Shape]:
+        """Canonical shape of every array that training moves by other means than gradients, by ``layer/array``."""
+        return {f"{node.layer.name}/{name}": shape for node in self.nodes for name, shape in node.state.items()}
 
     @property
     def parameter_count(self) -> int:
@@ -292,19 +380,74 @@ def build(layers: Mapping[str, Mapping[str, Any]], shape: Shape, classes: int) -
     Raises:
         NetworkError: an unknown type or key, a value that cannot be, or a layer that does not fit what comes in.
     """
-    if not layers:
-        raise NetworkError("a network needs at least one layer")
     nodes: list[Node] = []
-    for name, given in layers.items():
+    places: dict[str, int] = {}
+    for name, given in expanded(layers).items():
         layer = _layer(name, given, classes)
-        if isinstance(layer, SPATIAL) and len(shape) != 3:
+        source = _place(name, "input", given["input"], places) if "input" in given else len(nodes) - 1
+        sources = (source, _place(name, "to", layer.to, places)) if isinstance(layer, Add) else (source,)
+        inputs = [nodes[source].output if source != IMAGES else shape for source in sources]
+        if isinstance(layer, SPATIAL) and len(inputs[0]) != 3:
             raise NetworkError(f"layer {name}: a {given['type']} cannot follow a dense layer")
-        node = Node(layer, shape, layer.output(shape), layer.parameters(shape))
-        nodes.append(node)
-        shape = node.output
-    if shape != (classes,):
-        raise NetworkError(f"layer {name}: gives {shape}, but the data set has {classes} classes")
+        if isinstance(layer, Add) and inputs[0] != inputs[1]:
+            raise NetworkError(f"layer {name}: cannot add {inputs[1]} (to={layer.to}) to {inputs[0]}")
+        takes_in = inputs[0]
+        output, parameters, state = layer.output(takes_in), layer.parameters(takes_in), layer.state(takes_in)
+        places[name] = len(nodes)
+        nodes.append(Node(layer, takes_in, output, parameters, state, sources))
+    if not nodes:
+        raise NetworkError("a network needs at least one layer")
+    if nodes[-1].output != (classes,):
+        raise NetworkError(
+            f"layer {nodes[-1].layer.name}: gives {nodes[-1].output}, but the data set has {classes} classes"
+        )
     return Network(tuple(nodes))
+
+
+def expanded(layers: Mapping[str, Any]) -> dict[str, Any]:
+    """``layers`` with every block replaced by its layers, called ``BLOCK_LAYER``, or ``BLOCK_NUMBER_LAYER`` from 1.
+
+    Raises:
+        NetworkError: a block that is none.
+    """
+    flat: dict[str, Any] = {}
+    for name, given in layers.items():
+        if not isinstance(given, Mapping) or given.get("type") != "block":
+            flat[name] = given
+            continue
+        times, inner = given.get("times"), given.get("layers")
+        if set(given) - {"type", "times", "layers"} or not isinstance(inner, Mapping) or not inner:
+            raise NetworkError(f"layer {name}: a block takes layers, and times if it stands there more than once")
+        if times is not None and (not isinstance(times, int) or isinstance(times, bool) or times < 0):
+            raise NetworkError(f"layer {name}: times={times}: expected a whole number of at least 0")
+        for prefix in [name] if times is None else [f"{name}_{number}" for number in range(1, times + 1)]:
+            before = next(reversed(flat), None)
+            for own, layer in inner.items():
+                flat[f"{prefix}_{own}"] = _prefixed(prefix, name, layer, set(inner), before)
+    return flat
+
+
+def _prefixed(prefix: str, block: str, layer: Any, siblings: set[str], before: str | None) -> Any:
+    """A layer of a block, the names it refers to being those they have outside."""
+    if not isinstance(layer, Mapping):
+        return layer
+    changed = dict(layer)
+    for key in ("input", "to"):
+        if key not in layer:
+            continue
+        if layer[key] == "input":
+            if before is None:
+                raise NetworkError(f"layer {block}: a block at the start of a network has no input to refer to")
+            changed[key] = before
+        elif layer[key] in siblings:
+            changed[key] = f"{prefix}_{layer[key]}"
+    return changed
+
+
+def _place(name: str, key: str, wanted: Any, places: Mapping[str, int]) -> int:
+    if not isinstance(wanted, str) or wanted not in places:
+        raise NetworkError(f"layer {name}: {key}={wanted}: expected the name of a layer before it")
+    return places[wanted]
 
 
 def _layer(name: str, given: Mapping[str, Any], classes: int) -> Layer:
@@ -314,7 +457,7 @@ def _layer(name: str, given: Mapping[str, Any], classes: int) -> Layer:
         )
     if not isinstance(given, Mapping):
         raise NetworkError(f"layer {name}={given}: expected {{type: {'|'.join(TYPES)}, ...}}")
-    values = dict(given)
+    values = {key: value for key, value in given.items() if key != "input"}
     kind = values.pop("type", None)
     if not isinstance(kind, str) or kind not in TYPES:
         raise NetworkError(f"layer {name}: type={kind}: expected one of {', '.join(TYPES)}")
@@ -325,11 +468,15 @@ def _layer(name: str, given: Mapping[str, Any], classes: int) -> Layer:
     if missing := required - set(values):
         raise NetworkError(f"layer {name}: {kind} needs {', '.join(sorted(missing))}")
     for key in ("weights", "biases"):
-        if key in values:
+        if key in values and not (kind == "convolution" and key == "biases" and values[key] is None):
             values[key] = Initial.parse(f"layer {name}: {key}", values[key])
     if values.get("units") == "classes":
         values["units"] = classes
     return TYPES[kind](name, **values)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _positive(layer: Layer, *names: str) -> None:

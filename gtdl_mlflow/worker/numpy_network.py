@@ -23,23 +23,38 @@ Backward = Callable[[np.ndarray], tuple[np.ndarray, Arrays]]
 
 def logits(network: Network, weights: Arrays, images: np.ndarray, masks: Arrays | None = None) -> np.ndarray:
     """What the network says of ``images``, without dropout."""
-    return _forward(network, weights, images, masks or {})[0]
+    return _forward(network, weights, images, masks or {}, training=False)[0]
 
 
 def gradients(
     network: Network, weights: Arrays, images: np.ndarray, labels: np.ndarray, masks: Arrays | None = None
 ) -> tuple[float, Arrays]:
     """The mean cross-entropy, without dropout, and its gradient by every parameter."""
-    said, backwards = _forward(network, weights, images, masks or {})
+    loss, found, _ = _learn(network, weights, images, labels, masks or {})
+    return loss, found
+
+
+def _learn(
+    network: Network, weights: Arrays, images: np.ndarray, labels: np.ndarray, masks: Arrays
+) -> tuple[float, Arrays, Arrays]:
+    """Loss, gradients, and what the arrays of ``network.state`` follow: this batch's statistics."""
+    said, backwards, statistics = _forward(network, weights, images, masks, training=True)
     said = said - said.max(axis=1, keepdims=True)
     probabilities = np.exp(said) / np.exp(said).sum(axis=1, keepdims=True)
     wanted = np.eye(said.shape[1])[labels]
     loss = -np.mean(np.log((probabilities * wanted).sum(axis=1)))
-    gradient, found = (probabilities - wanted) / len(labels), {}
-    for node, backward in reversed(backwards):
-        gradient, parameters = backward(gradient)
+    # What comes back to each layer's output, from all that take it.
+    back: list[Any] = [0.0] * len(network.nodes)
+    back[-1] = (probabilities - wanted) / len(labels)
+    found: Arrays = {}
+    for place in reversed(range(len(network.nodes))):
+        node = network.nodes[place]
+        gradient, parameters = backwards[place](back[place])
+        for source in node.sources:  # an addition hands the same to both
+            if source != vocabulary.IMAGES:
+                back[source] = back[source] + gradient
         found.update({f"{node.layer.name}/{name}": value for name, value in parameters.items()})
-    return float(loss), found
+    return float(loss), found, statistics
 
 
 def train(
@@ -50,14 +65,20 @@ def train(
     With ``training.average`` it is their average that comes back.
     """
     weights = {name: value.astype(np.float64) for name, value in weights.items()}
-    zeros = {name: np.zeros_like(value) for name, value in weights.items()}
+    learning = {name: weights[name] for name in network.parameters}
+    zeros = {name: np.zeros_like(value) for name, value in learning.items()}
     first, second, losses = dict(zeros), dict(zeros), []
-    average = dict(weights)
+    average = dict(learning)
+    kept_share = {f"{node.layer.name}/{name}": node.layer.momentum for node in network.nodes for name in node.state
+                  if isinstance(node.layer, vocabulary.BatchNormalization)}  # fmt: skip
     decayed = _decayed(network, training)
     for step, ((images, labels), rate) in enumerate(zip(feed, rates, strict=True), 1):
-        loss, gradient = gradients(network, weights, images, labels, masks)
+        loss, gradient, statistics = _learn(network, weights, images, labels, masks)
         losses.append(loss)
-        for name, value in weights.items():
+        for name, value in statistics.items():
+            weights[name] = kept_share[name] * weights[name] + (1 - kept_share[name]) * value
+        for name in learning:
+            value = weights[name]
             own_rate = rate * (training.bias_rate if name.endswith("/biases") else 1)
             slope = gradient[name] + (training.weight_decay * value if name in decayed else 0)
             if training.optimizer is Optimizer.sgd:  # Caffe's: the rate inside the velocity
@@ -71,14 +92,14 @@ def train(
                 weights[name] = value - own_rate * mean / (np.sqrt(variance) + training.epsilon)
         if training.average is not None:  # tf.train.ExponentialMovingAverage, num_updates being the step
             kept = min(training.average, (1 + step) / (10 + step))
-            average = {name: kept * average[name] + (1 - kept) * value for name, value in weights.items()}
-    return losses, weights if training.average is None else average
+            average = {name: kept * value + (1 - kept) * weights[name] for name, value in average.items()}
+    return losses, weights if training.average is None else {**weights, **average}
 
 
 def _decayed(network: Network, training: Training) -> set[str]:
     names = set(network.parameters)
     if training.decayed is Decayed.weights:
-        return {name for name in names if name.endswith("/weights")}
+        return {name for name in names if not name.endswith(("/biases", "/beta"))}
     if training.decayed is Decayed.hidden_dense_weights:
         *hidden, _ = [node.layer.name for node in network.nodes if isinstance(node.layer, vocabulary.Dense)]
         return {f"{name}/weights" for name in hidden}
@@ -103,25 +124,38 @@ def window_starts(length: int, size: int, stride: int, padding: int | str, round
 
 
 def _forward(
-    network: Network, weights: Arrays, images: np.ndarray, masks: Arrays
-) -> tuple[np.ndarray, list[tuple[Node, Backward]]]:
-    value, backwards = images.astype(np.float64), []
+    network: Network, weights: Arrays, images: np.ndarray, masks: Arrays, *, training: bool
+) -> tuple[np.ndarray, list[Backward], Arrays]:
+    """What comes out, the way back through each node, and the statistics of the batch."""
+    values = {vocabulary.IMAGES: images.astype(np.float64)}
+    backwards: list[Backward] = []
+    statistics: Arrays = {}
     for node in network.nodes:
-        own = {name: weights[f"{node.layer.name}/{name}"].astype(np.float64) for name in node.parameters}
-        value, backward = _layer(node, own, value, masks.get(f"{node.layer.name}/weights"))
-        assert value.shape[1:] == node.output, f"{node.layer.name} gives {value.shape[1:]}, not {node.output}"
-        backwards.append((node, backward))
-    return value, backwards
+        name = node.layer.name
+        own = {key: weights[f"{name}/{key}"].astype(np.float64) for key in [*node.parameters, *node.state]}
+        given = [values[source] for source in node.sources]
+        if isinstance(node.layer, vocabulary.BatchNormalization):
+            value, backward, seen = _batch_normalization(node.layer, own, given[0], training)
+            statistics.update({f"{name}/{key}": each for key, each in seen.items()})
+        else:
+            value, backward = _layer(node, own, given, masks.get(f"{name}/weights"))
+        assert value.shape[1:] == node.output, f"{name} gives {value.shape[1:]}, not {node.output}"
+        values[len(values) - 1] = value  # the images are one of them
+        backwards.append(backward)
+    return value, backwards, statistics
 
 
-def _layer(node: Node, own: Arrays, value: np.ndarray, mask: np.ndarray | None) -> tuple[np.ndarray, Backward]:
-    layer = node.layer
+def _layer(node: Node, own: Arrays, given: list[np.ndarray], mask: np.ndarray | None) -> tuple[np.ndarray, Backward]:
+    layer, value = node.layer, given[0]
     if isinstance(layer, vocabulary.Convolution):
         return _convolution(layer, own, value, mask)
     if isinstance(layer, vocabulary.MaxPool):
         return _max_pool(layer, value)
     if isinstance(layer, vocabulary.AveragePool):
         return _average_pool(layer, value)
+    if isinstance(layer, vocabulary.GlobalAveragePool):
+        cells = value.shape[2] * value.shape[3]
+        return value.mean(axis=(2, 3), keepdims=True), lambda gradient: (gradient / cells + 0 * value, {})
     if isinstance(layer, vocabulary.LocalResponseNormalization):
         return _local_response_normalization(layer, value)
     if isinstance(layer, vocabulary.Dense):
@@ -130,8 +164,33 @@ def _layer(node: Node, own: Arrays, value: np.ndarray, mask: np.ndarray | None) 
         return np.maximum(value, 0), lambda gradient: (gradient * (value > 0), {})
     if isinstance(layer, vocabulary.Tanh):
         return np.tanh(value), lambda gradient: (gradient * (1 - np.tanh(value) ** 2), {})
+    if isinstance(layer, vocabulary.Add):
+        return given[0] + given[1], lambda gradient: (gradient, {})
     assert isinstance(layer, vocabulary.Dropout)
     return value, lambda gradient: (gradient, {})
+
+
+def _batch_normalization(
+    layer: Any, own: Arrays, value: np.ndarray, training: bool
+) -> tuple[np.ndarray, Backward, Arrays]:
+    gamma = own.get("gamma", np.ones(value.shape[1]))[:, None, None]
+    beta = own["beta"][:, None, None]
+    over, count = (0, 2, 3), value.size // value.shape[1]
+    mean = value.mean(axis=over) if training else own["mean"]
+    variance = ((value - mean[:, None, None]) ** 2).mean(axis=over) if training else own["variance"]
+    root = np.sqrt(variance + layer.epsilon)[:, None, None]
+    normal = (value - mean[:, None, None]) / root
+
+    def backward(gradient: np.ndarray) -> tuple[np.ndarray, Arrays]:
+        by_normal = gradient * gamma
+        by_mean = by_normal.mean(axis=over)[:, None, None]
+        by_variance = (by_normal * normal).mean(axis=over)[:, None, None]
+        slopes = {"beta": gradient.sum(axis=over), "gamma": (gradient * normal).sum(axis=over)}
+        own_slopes = {name: slope for name, slope in slopes.items() if name in own}
+        return (by_normal - by_mean - normal * by_variance) / root, own_slopes
+
+    seen = {"mean": mean, "variance": variance * count / (count - 1)} if training else {}
+    return normal * gamma + beta, backward, seen
 
 
 def _dense(own: Arrays, value: np.ndarray) -> tuple[np.ndarray, Backward]:
@@ -160,7 +219,9 @@ def _convolution(layer: Any, own: Arrays, value: np.ndarray, mask: np.ndarray | 
         columns = [left + before + column for left in lefts]
         return np.ix_(range(images), range(channels), rows, columns)
 
-    result = np.zeros((images, layer.filters, len(tops), len(lefts))) + own["biases"][:, None, None]
+    result = np.zeros((images, layer.filters, len(tops), len(lefts)))
+    if "biases" in own:
+        result += own["biases"][:, None, None]
     for row, column in cells:
         result += np.moveaxis(np.tensordot(weights[:, :, row, column], frame[under(row, column)], (1, 1)), 0, 1)
 
@@ -172,7 +233,8 @@ def _convolution(layer: Any, own: Arrays, value: np.ndarray, mask: np.ndarray | 
             spread[at] += np.moveaxis(np.tensordot(weights[:, :, row, column], gradient, (0, 1)), 0, 1)
         inside = spread[:, :, above : above + height, before : before + width]
         slope = slope if mask is None else slope * mask
-        return inside, {"weights": slope, "biases": gradient.sum(axis=(0, 2, 3))}
+        slopes = {"weights": slope, "biases": gradient.sum(axis=(0, 2, 3))}
+        return inside, {name: slopes[name] for name in own}
 
     return result, backward
 

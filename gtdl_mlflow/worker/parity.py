@@ -16,6 +16,7 @@ from .assembly import assemble
 from .frameworks.base import Adapter
 from .inputs import batches, test_batches
 from .job import Job, Optimizer, Order, Training
+from .network import expanded
 
 IMAGES, BATCH, STEPS, RATE = 8, 4, 10, 0.001
 
@@ -52,8 +53,8 @@ def check(job: Job, adapter_class: type[Adapter]) -> dict[str, float]:
     _, gradients = numpy_network.gradients(network, weights, *halves[0], masks)
     steps, _ = numpy_network.train(network, weights, halves * (STEPS // 2), [RATE] * STEPS, job.training, masks)
     # The step, told by the weights before and after it, which are rounded to float32.
-    found = {name: (weights[name].astype(np.float64) - after[name]) / RATE for name in weights}
-    rounding = {name: np.spacing(np.abs(value)).astype(np.float64) / RATE for name, value in weights.items()}
+    found = {name: (weights[name].astype(np.float64) - after[name]) / RATE for name in network.parameters}
+    rounding = {name: np.spacing(np.abs(weights[name])).astype(np.float64) / RATE for name in network.parameters}
     largest = max(float(np.abs(gradient).max()) for gradient in gradients.values())
     return {
         "parity/logits_difference": float(np.abs(logits - expected).max() / np.abs(expected).max()),
@@ -72,8 +73,12 @@ def conditioned(layers: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         "biases": {"distribution": "constant", "value": 0},
     }
     return {
-        name: {**layer, **(scaled if "weights" in layer else {}), **({"keep": 1} if layer["type"] == "dropout" else {})}
-        for name, layer in layers.items()
+        name: {
+            **layer,
+            **{key: how for key, how in scaled.items() if layer.get(key) is not None},
+            **({"keep": 1} if layer["type"] == "dropout" else {}),
+        }
+        for name, layer in expanded(layers).items()
     }
 
 

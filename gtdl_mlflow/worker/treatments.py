@@ -79,12 +79,15 @@ def _standardize_image(images: np.ndarray, own: Statistics, train: Statistics) -
     return flat.reshape(images.shape)
 
 
-def _central_crop(images: np.ndarray, own: Statistics, train: Statistics, pixels: int) -> np.ndarray:
+def _central_crop(images: np.ndarray, own: Statistics, train: Statistics, pixels: int, padding: int = 0) -> np.ndarray:
+    # Padding, alike on all sides, is for random crops; it leaves the centre where it is.
     top, left = ((side - pixels) // 2 for side in images.shape[1:3])
     return images[:, top : top + pixels, left : left + pixels]
 
 
-def _random_crop(images: np.ndarray, random: np.random.RandomState, pixels: int) -> np.ndarray:
+def _random_crop(images: np.ndarray, random: np.random.RandomState, pixels: int, padding: int) -> np.ndarray:
+    if padding:
+        images = _pad(images, {}, {}, padding)
     count, height, width, channels = images.shape
     tops = random.randint(0, height - pixels + 1, count)
     lefts = random.randint(0, width - pixels + 1, count)
@@ -94,7 +97,7 @@ def _random_crop(images: np.ndarray, random: np.random.RandomState, pixels: int)
     return taken.reshape(count, pixels, pixels, channels)
 
 
-def _cropped(sides: Sides, pixels: int) -> Sides:
+def _cropped(sides: Sides, pixels: int, padding: int = 0) -> Sides:
     if not 0 < pixels <= min(sides):
         raise InputError(f"pixels={pixels}: expected 1 to {min(sides)}, the images are {sides[0]}x{sides[1]}")
     return pixels, pixels
@@ -197,7 +200,7 @@ TREATMENTS: dict[str, Operation] = {
     "subtract_mean": Operation(_subtract_mean, of_set=True),
     "standardize_image": Operation(_standardize_image),
     "central_crop": Operation(_central_crop, options=PIXELS, sides=_cropped),
-    "random_crop": Operation(_central_crop, _random_crop, PIXELS, _cropped),
+    "random_crop": Operation(_central_crop, _random_crop, {**PIXELS, "padding": int}, _cropped),
     "random_flip": Operation(_as_it_is, _random_flip),
     "random_brightness": Operation(_as_it_is, _random_brightness, {"delta": float}),
     "random_contrast": Operation(_as_it_is, _random_contrast, {"lower": float, "upper": float}),

@@ -22,7 +22,8 @@ class Setup:
 
     network: Network
     weights: Weights
-    """Canonical starting values, float32: convolution (out, in, height, width), dense (in, out)."""
+    """Canonical starting values of all parameters and state, float32: convolution (out, in, height, width), dense
+    (in, out)."""
     masks: Weights
     """0/1 masks (out, in, 1, 1) of convolutions that read only some maps, by the name of their weights."""
     training: Training
@@ -34,6 +35,10 @@ class Setup:
     options: dict[str, Any]
     """The framework's speed options, ``conf/framework/X.yaml``."""
 
+    def step_seed(self, step: int) -> int:
+        """A seed below 2**31 for each step, for frameworks whose generator cannot be kept in a checkpoint."""
+        return int(np.random.RandomState([self.seed, 17, step]).randint(2**31 - 1))
+
     def rate_factor(self, name: str) -> float:
         """The multiple of the learning rate at which the parameter ``layer/array`` learns."""
         return self.training.bias_rate if name.endswith("/biases") else 1.0
@@ -42,7 +47,7 @@ class Setup:
         """What times its value is added to the gradient of the parameter ``layer/array``."""
         which = self.training.decayed
         if which is Decayed.weights:
-            chosen = name.endswith("/weights")
+            chosen = not name.endswith(("/biases", "/beta"))
         elif which is Decayed.hidden_dense_weights:
             dense = [node.layer.name for node in self.network.nodes if isinstance(node.layer, Dense)]
             chosen = name in [f"{layer}/weights" for layer in dense[:-1]]
@@ -84,7 +89,7 @@ class Adapter(ABC):
 
     @abstractmethod
     def weights(self) -> Weights:
-        """The values that ``predict`` uses (the average, if there is one), in canonical layout: a copy."""
+        """What ``predict`` uses (the average, if there is one), and all state, in canonical layout: a copy."""
 
     @abstractmethod
     def save(self, folder: Path) -> None:
@@ -93,6 +98,14 @@ class Adapter(ABC):
     @abstractmethod
     def load(self, folder: Path) -> None:
         """Take over what ``save`` wrote."""
+
+    @abstractmethod
+    def checkpoint(self, folder: Path) -> None:
+        """Write all that the next training step depends on: parameters, state, moments, average, random numbers."""
+
+    @abstractmethod
+    def restore(self, folder: Path, step: int) -> None:
+        """Go on where ``checkpoint`` was called, after ``step`` steps, as if nothing had happened in between."""
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:

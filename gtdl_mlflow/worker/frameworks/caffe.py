@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import shutil
 import tempfile
 import weakref
 from collections.abc import Iterable
@@ -30,6 +31,9 @@ LARGEST_LOSS = -math.log(np.finfo(np.float32).tiny)
 LARGEST_BLOB = 2**31 - 1
 """Values; Caffe ends the process if there are more."""
 
+SNAPSHOT = "training"
+"""What the files of the solver's snapshots are called."""
+
 # A symbol is looked for in the library's own dependencies too: this is the BLAS that Caffe calls.
 _blas = ctypes.CDLL(caffe._caffe.__file__)
 _blas.openblas_get_config.restype = ctypes.c_char_p
@@ -55,6 +59,8 @@ class Caffe(Adapter):
         self._solver_prototxt = _solver_prototxt(setup)
         caffe.set_mode_cpu()
         _blas.openblas_set_num_threads(setup.threads)
+        self._snapshots = tempfile.TemporaryDirectory(prefix="gtdl-caffe-")
+        self._solver_prototxt.snapshot_prefix = str(Path(self._snapshots.name) / SNAPSHOT)
         with tempfile.TemporaryDirectory() as place:
             net, solver = self._write_prototxts(Path(place), Path(place) / "net.prototxt")
             self._solver = (caffe.AdamSolver if training.optimizer is Optimizer.adam else caffe.SGDSolver)(solver)
@@ -89,7 +95,7 @@ class Caffe(Adapter):
         layers = [node.layer for node in setup.network.nodes]
         self._max_pools = any(isinstance(layer, vocabulary.MaxPool) for layer in layers)
         drops = any(isinstance(layer, vocabulary.Dropout) for layer in layers)
-        self._random = np.random.RandomState(setup.seed) if drops else None
+        self._step_seed = setup.step_seed if drops else None
         self._share = 1.0
         """The learning rate, as a multiple of the solver's."""
         self._steps = 0
@@ -108,10 +114,11 @@ class Caffe(Adapter):
             if sgd:
                 # The solver's rate is fixed for good, but what the loss weighs scales all gradients at no cost.
                 self._loss_weight[...] = self._share
-            if self._random is not None:
+            if self._step_seed is not None:
                 # All nets of a process share one generator: started anew, it does not tell what the others did.
-                caffe.set_random_seed(int(self._random.randint(2**32, dtype=np.uint32)))
+                caffe.set_random_seed(self._step_seed(self._steps))
             self._solver.step(1)
+            self._steps += 1
             losses[step] = loss = self._loss[()]
             if loss * len(labels) >= LARGEST_LOSS:  # else no image can have come that far
                 losses[step] = self._cross_entropy(labels)
@@ -129,15 +136,18 @@ class Caffe(Adapter):
         return losses
 
     def predict(self, batches: Iterable[np.ndarray]) -> np.ndarray:
+        self._hand_state_over()
         most = self._prototxt.most_images
         return np.concatenate(
             [self._logits(images[start : start + most]) for images in batches for start in range(0, len(images), most)]
         )
 
     def weights(self) -> Weights:
-        return {name: _turned(blob.data).copy() for name, blob in self._prototxt.blobs(self._tested).items()}
+        values = {name: _turned(blob.data).copy() for name, blob in self._prototxt.blobs(self._tested).items()}
+        return {**values, **self._prototxt.state(self._trained)}
 
     def save(self, folder: Path) -> None:
+        self._hand_state_over()
         self._write_prototxts(folder, Path("net.prototxt"))
         self._tested.save(str(folder / "model.caffemodel"))
 
@@ -146,6 +156,26 @@ class Caffe(Adapter):
         if not path.is_file():  # Caffe itself would end the process
             raise FileNotFoundError(path)
         self._tested.copy_from(str(path))
+        self._prototxt.copy_state(self._tested, self._trained)
+
+    def checkpoint(self, folder: Path) -> None:
+        self._solver.snapshot()
+        [model] = Path(self._snapshots.name).glob("*.caffemodel")
+        [snapshot] = Path(self._snapshots.name).glob("*.solverstate")
+        state = caffe_pb2.SolverState.FromString(snapshot.read_bytes())
+        state.ClearField("learned_net")  # the path of the model, which moves
+        snapshot.unlink()
+        (folder / f"{SNAPSHOT}.solverstate").write_bytes(state.SerializeToString())
+        shutil.move(model, folder / f"{SNAPSHOT}.caffemodel")
+        if self._training.average is not None:
+            self._tested.save(str(folder / "average.caffemodel"))
+
+    def restore(self, folder: Path, step: int) -> None:
+        self._trained.copy_from(str(folder / f"{SNAPSHOT}.caffemodel"))
+        self._solver.restore(str(folder / f"{SNAPSHOT}.solverstate"))
+        if self._training.average is not None:
+            self._tested.copy_from(str(folder / "average.caffemodel"))
+        self._steps = step
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -157,6 +187,11 @@ class Caffe(Adapter):
             "blas_kernels": _blas.openblas_get_corename().decode(),
             "solver": type(self._solver).__name__,
         }
+
+    def _hand_state_over(self) -> None:
+        """To the tested net, where it does not share all with the trained one."""
+        if self._training.average is not None:
+            self._prototxt.copy_state(self._trained, self._tested)
 
     def _logits(self, images: np.ndarray) -> np.ndarray:
         if len(images) != self._batch:
@@ -185,7 +220,6 @@ class Caffe(Adapter):
             _blas.cblas_saxpy(count, 1 - self._share, update, 1, values, 1)
 
     def _move_average(self) -> None:
-        self._steps += 1
         kept = self._training.average_decay(self._steps)
         for count, values, average in self._averaged:
             _blas.cblas_saxpby(count, 1 - kept, values, 1, kept, average, 1)
@@ -215,6 +249,9 @@ def _solver_prototxt(setup: Setup) -> Any:
 # Names that no layer of a user's can have.
 IMAGES, LABELS, LOSS = "net/images", "net/labels", "net/loss"
 
+FIXED = {"lr_mult": 0.0, "decay_mult": 0.0}
+"""Of a blob that the solver shall leave alone."""
+
 
 class _Prototxt:
     """The network in Caffe's own words, and the values that these cannot say."""
@@ -228,13 +265,17 @@ class _Prototxt:
         """What inputs hold that frame images where Caffe cannot pad, by blob."""
         self._final = {IMAGES}
         """Blobs that must not be overwritten in place: backpropagation reads them."""
-        shape = setup.network.nodes[0].input
-        self._largest = (math.prod(shape), setup.network.nodes[0].layer.name)
-        top = self._input(IMAGES, shape)
-        for node in setup.network.nodes:
-            top = self._add_node(node, top)
+        nodes = setup.network.nodes
+        shape = nodes[0].input
+        self._largest = (math.prod(shape), nodes[0].layer.name)
+        tops = {vocabulary.IMAGES: self._input(IMAGES, shape)}
+        taken = [source for node in nodes for source in node.sources]
+        for place, node in enumerate(nodes):
+            tops[place] = self._add_node(node, [tops[source] for source in node.sources])
+            if taken.count(place) > 1:
+                self._final.add(tops[place])
             self._largest = max(self._largest, (math.prod(node.output), node.layer.name))
-        self.logits = top
+        top = self.logits = tops[place]
         only_training = [{"phase": "TRAIN"}]
         self._input(LABELS, (), include=only_training)
         self._add("SoftmaxWithLoss", LOSS, [top, LABELS], LOSS, include=only_training)
@@ -254,9 +295,35 @@ class _Prototxt:
             for index, word in enumerate(node.parameters)
         }
 
+    def state(self, net: Any) -> Weights:
+        """The running statistics, in true size."""
+        return {
+            f"{node.layer.name}/{word}": blob.data / net.params[_normal(node)][2].data
+            for node in self._normalized
+            for word, blob in zip(node.state, net.params[_normal(node)], strict=False)
+        }
+
+    def copy_state(self, source: Any, target: Any) -> None:
+        """From one net to another."""
+        for node in self._normalized:
+            for one, other in zip(source.params[_normal(node)], target.params[_normal(node)], strict=True):
+                other.data[...] = one.data
+
+    @property
+    def _normalized(self) -> list[Node]:
+        return [node for node in self._setup.network.nodes if node.state]
+
     def set_weights(self, net: Any, weights: Weights) -> None:
         for name, blob in self.blobs(net).items():
             blob.data[...] = _turned(weights[name])
+        for node in self._normalized:
+            assert isinstance(node.layer, vocabulary.BatchNormalization)
+            mean, variance, size = net.params[_normal(node)]
+            # Caffe keeps sums that fade, and their size, which starts from 0: from its limit on it stays there, and the
+            # sums over it are the running averages of everybody else.
+            size.data[...] = 1 / (1 - node.layer.momentum)
+            mean.data[...] = weights[f"{node.layer.name}/mean"] * size.data
+            variance.data[...] = weights[f"{node.layer.name}/variance"] * size.data
         for layer, values in self._constants.items():
             net.params[layer][0].data[...] = values
 
@@ -279,8 +346,8 @@ class _Prototxt:
         shapes = [{"dim": [self._setup.training.batch_size, *shape]}]
         return self._add("Input", name, [], name, input_param={"shape": shapes}, **parameters)
 
-    def _add_node(self, node: Node, bottom: str) -> str:
-        layer = node.layer
+    def _add_node(self, node: Node, bottoms: list[str]) -> str:
+        layer, bottom = node.layer, bottoms[0]
         if isinstance(layer, vocabulary.Convolution):
             return self._convolution(node, bottom)
         if isinstance(layer, vocabulary.Pool):
@@ -296,6 +363,13 @@ class _Prototxt:
             own = {"local_size": size, "alpha": layer.alpha * size, "beta": layer.beta, "k": layer.bias}
             self._final.add(layer.name)
             return self._add("LRN", layer.name, [bottom], layer.name, lrn_param=own)
+        if isinstance(layer, vocabulary.BatchNormalization):
+            return self._batch_normalization(node, bottom)
+        if isinstance(layer, vocabulary.GlobalAveragePool):
+            own = {"pool": "AVE", "global_pooling": True}
+            return self._add("Pooling", layer.name, [bottom], layer.name, pooling_param=own)
+        if isinstance(layer, vocabulary.Add):
+            return self._add("Eltwise", layer.name, bottoms, layer.name, eltwise_param={"operation": "SUM"})
         if isinstance(layer, vocabulary.Dropout):
             if layer.keep == 1:
                 return bottom
@@ -323,7 +397,8 @@ class _Prototxt:
     def _convolution(self, node: Node, bottom: str) -> str:
         layer = node.layer
         assert isinstance(layer, vocabulary.Convolution)
-        own: dict[str, Any] = {"num_output": layer.filters, "kernel_size": [layer.kernel], "stride": [layer.stride]}
+        own: dict[str, Any] = {"num_output": layer.filters, "kernel_size": [layer.kernel], "stride": [layer.stride],
+                               "bias_term": layer.biases is not None}  # fmt: skip
         (top, after), (left, right) = node.pads
         if (top, left) == (after, right):
             own["pad"] = [top, left]
@@ -332,6 +407,19 @@ class _Prototxt:
         return self._add(
             "Convolution", layer.name, [bottom], layer.name, convolution_param=own, param=self._rules(node)
         )
+
+    def _batch_normalization(self, node: Node, bottom: str) -> str:
+        """Caffe has it in two layers: its BatchNorm has neither gamma nor beta."""
+        layer = node.layer
+        assert isinstance(layer, vocabulary.BatchNormalization)
+        own = {"moving_average_fraction": layer.momentum, "eps": layer.epsilon}
+        # This Caffe would let weight decay at the statistics.
+        normal = self._add("BatchNorm", _normal(node), [bottom], _normal(node), batch_norm_param=own, param=[FIXED] * 3)
+        if layer.scale:
+            then: dict[str, Any] = {"type": "Scale", "scale_param": {"bias_term": True}}
+        else:
+            then = {"type": "Bias"}
+        return self._add(name=layer.name, bottoms=[normal], top=layer.name, param=self._rules(node), **then)
 
     def _pool(self, node: Node, bottom: str) -> str:
         layer = node.layer
@@ -354,8 +442,7 @@ class _Prototxt:
         # Caffe counts padding as values: each mean is put right by what it was divided by too much.
         name = f"{layer.name}/share"
         self._constants[name] = share
-        fixed = [{"lr_mult": 0.0, "decay_mult": 0.0}]
-        return self._add("Scale", name, [pooled], name, scale_param={"axis": 2, "num_axes": 2}, param=fixed)
+        return self._add("Scale", name, [pooled], name, scale_param={"axis": 2, "num_axes": 2}, param=[FIXED])
 
     def _framed(self, node: Node, bottom: str, value: float) -> str:
         """The images in a frame of ``value``: Caffe pads both sides alike, with zeros that it may count."""
@@ -375,6 +462,11 @@ class _Prototxt:
                 bottom = self._add("Concat", name, parts, name, concat_param={"axis": axis + 1})
         self._largest = max(self._largest, (math.prod(shape), node.layer.name))
         return bottom
+
+
+def _normal(node: Node) -> str:
+    """The layer that brings a map to mean 0 and variance 1."""
+    return f"{node.layer.name}/normal"
 
 
 def _pooled(node: Node, pads: tuple[int, int], ceil: bool) -> Shape:

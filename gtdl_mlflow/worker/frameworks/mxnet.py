@@ -27,14 +27,27 @@ class MXNet(Adapter):
     label_type = "int32"
 
     def __init__(self, setup: Setup) -> None:
-        mx.random.seed(setup.seed)
         self._training, self._options = setup.training, setup.options
+        drops = any(isinstance(node.layer, vocabulary.Dropout) for node in setup.network.nodes)
+        self._step_seed = setup.step_seed if drops else None
         self._constants: dict[str, Any] = {}
-        logits = mx.sym.var("images")
-        for node in setup.network.nodes:
-            logits = self._layer(node, logits, setup.masks.get(f"{node.layer.name}/weights"))
+        values = {vocabulary.IMAGES: mx.sym.var("images")}
+        for place, node in enumerate(setup.network.nodes):
+            given = [values[source] for source in node.sources]
+            values[place] = self._layer(node, given, setup.masks.get(f"{node.layer.name}/weights"))
+        logits = values[place]
         picked = mx.sym.pick(mx.sym.log_softmax(logits), mx.sym.var("labels"))
         self._parameters = {name: mx.nd.array(_native(setup.weights[name])) for name in setup.network.parameters}
+        # MXNet divides the variances that it averages by n: kept smaller by as much, they are what the others have.
+        counts = {
+            f"{node.layer.name}/variance": setup.training.batch_size * math.prod(node.input[1:])
+            for node in setup.network.nodes
+            if isinstance(node.layer, vocabulary.BatchNormalization)
+        }
+        self._unbiased = {name: count / (count - 1) for name, count in counts.items()}
+        self._state = {
+            name: mx.nd.array(setup.weights[name] / self._unbiased.get(name, 1)) for name in setup.network.state
+        }
         self._weights = list(self._parameters.values())
         self._gradients = [mx.nd.zeros_like(weight) for weight in self._weights]
         mx.autograd.mark_variables(self._weights, self._gradients)
@@ -47,13 +60,21 @@ class MXNet(Adapter):
             None if setup.training.average is None else {name: each.copy() for name, each in self._parameters.items()}
         )
         static = setup.options["static"]
-        self._loss = _Graph(-mx.sym.mean(picked, keepdims=True), {**self._parameters, **self._constants}, static)
-        self._logits = _Graph(logits, {**self._tested, **self._constants}, static)
+        self._loss = _Graph(
+            -mx.sym.mean(picked, keepdims=True), {**self._parameters, **self._state, **self._constants}, static
+        )
+        # To classify, with the state in true size: an array of its own where that is another one.
+        self._true_state = {
+            name: array.copy() if name in self._unbiased else array for name, array in self._state.items()
+        }
+        self._logits = _Graph(logits, {**self._tested, **self._true_state, **self._constants}, static)
 
     def train(self, batches: Iterable[Batch], rates: list[float]) -> np.ndarray:
         losses = []
         for rate, (images, labels) in zip(rates, batches, strict=False):
             images, labels = mx.nd.from_numpy(images), mx.nd.from_numpy(labels)
+            if self._step_seed is not None:  # its generator's state cannot be kept in a checkpoint
+                mx.random.seed(self._step_seed(self._steps))
             with mx.autograd.record():
                 loss = self._loss(images=images, labels=labels)
             loss.backward()
@@ -67,21 +88,42 @@ class MXNet(Adapter):
         return np.asarray(mx.nd.concat(*losses, dim=0).asnumpy())
 
     def predict(self, batches: Iterable[np.ndarray]) -> np.ndarray:
+        self._renew_true_state()
         queued = [self._logits(images=mx.nd.from_numpy(images)) for images in batches]
         return np.concatenate([logits.asnumpy() for logits in queued])
 
     def weights(self) -> Weights:
-        return {name: _canonical(value.asnumpy()).copy() for name, value in self._tested.items()}
+        self._renew_true_state()
+        values = {**self._tested, **self._true_state}
+        return {name: _canonical(value.asnumpy()).copy() for name, value in values.items()}
 
     def save(self, folder: Path) -> None:
         self._logits.symbol.save(str(folder / "model-symbol.json"))
-        arrays = {**self._tested, **self._constants}
-        mx.nd.save(str(folder / "model-0000.params"), {f"arg:{name}": array for name, array in arrays.items()})
+        self._renew_true_state()
+        arrays = {f"arg:{name}": array for name, array in {**self._tested, **self._constants}.items()}
+        arrays |= {f"aux:{name}": array for name, array in self._true_state.items()}
+        mx.nd.save(str(folder / "model-0000.params"), arrays)
 
     def load(self, folder: Path) -> None:
         saved = mx.nd.load(str(folder / "model-0000.params"))
         for name, array in self._tested.items():
             saved[f"arg:{name}"].copyto(array)
+        for name, array in self._state.items():
+            (saved[f"aux:{name}"] / self._unbiased.get(name, 1)).copyto(array)
+
+    def checkpoint(self, folder: Path) -> None:
+        mx.nd.save(str(folder / "training.params"), self._everything())
+
+    def restore(self, folder: Path, step: int) -> None:
+        for saved, array in zip(mx.nd.load(str(folder / "training.params")), self._everything(), strict=True):
+            saved.copyto(array)
+        self._steps = step
+
+    def _everything(self) -> list[Any]:
+        """All arrays that the next step depends on."""
+        averages = [] if self._average is None else self._average.values()
+        moments = [moment for moments in self._moments for moment in moments]
+        return [*self._weights, *moments, *self._state.values(), *averages]
 
     def describe(self) -> dict[str, Any]:
         parameter = self._weights[0]
@@ -101,6 +143,10 @@ class MXNet(Adapter):
     def _tested(self) -> dict[str, Any]:
         """The parameters that are tested and saved."""
         return self._parameters if self._average is None else self._average
+
+    def _renew_true_state(self) -> None:
+        for name, factor in self._unbiased.items():
+            mx.nd.broadcast_mul(self._state[name], mx.nd.array([factor]), out=self._true_state[name])
 
     def _update(self, rate: float) -> None:
         training, rates = self._training, [rate * factor for factor in self._factors]
@@ -145,10 +191,10 @@ class MXNet(Adapter):
 
     # The network as a symbol.
 
-    def _layer(self, node: Node, value: Any, mask: np.ndarray | None) -> Any:
-        layer = node.layer
+    def _layer(self, node: Node, given: list[Any], mask: np.ndarray | None) -> Any:
+        layer, value = node.layer, given[0]
         if isinstance(layer, vocabulary.Convolution):
-            weights, biases = (mx.sym.var(f"{layer.name}/{name}") for name in ("weights", "biases"))
+            weights, *biases = (mx.sym.var(f"{layer.name}/{name}") for name in node.parameters)
             if mask is not None:
                 weights = mx.sym.broadcast_mul(weights, self._constant(f"{layer.name}/mask", mask))
             (top, bottom), (left, right) = node.pads
@@ -156,8 +202,8 @@ class MXNet(Adapter):
             if (top, left) != (bottom, right):
                 value, pad = _padded(node, value, 0.0), (0, 0)
             return mx.sym.Convolution(
-                value, weights, biases, num_filter=layer.filters, kernel=(layer.kernel,) * 2,
-                stride=(layer.stride,) * 2, pad=pad,
+                value, weights, *biases, num_filter=layer.filters, kernel=(layer.kernel,) * 2,
+                stride=(layer.stride,) * 2, pad=pad, no_bias=not biases,
             )  # fmt: skip
         if isinstance(layer, vocabulary.MaxPool):
             return _pooled(node, value, float(np.finfo(np.float32).min), pool_type="max")
@@ -166,7 +212,10 @@ class MXNet(Adapter):
             if _rounding(node) is not None:
                 return pooled
             # Zeros that were padded before count as the image's, so their share is put back.
-            return mx.sym.broadcast_mul(pooled, self._constant(f"{layer.name}/share", layer.size**2 / _cells(node)))
+            share = (layer.size**2 / node.cells)[None, None]
+            return mx.sym.broadcast_mul(pooled, self._constant(f"{layer.name}/share", share))
+        if isinstance(layer, vocabulary.GlobalAveragePool):
+            return mx.sym.Pooling(value, global_pool=True, pool_type="avg", kernel=(1, 1))
         if isinstance(layer, vocabulary.Dense):
             weights, biases = (mx.sym.var(f"{layer.name}/{name}") for name in ("weights", "biases"))
             return mx.sym.FullyConnected(value, weights, biases, num_hidden=layer.units)
@@ -179,6 +228,17 @@ class MXNet(Adapter):
             # A copy, as oneDNN's normalization misreads the gradient that a convolution after it hands back in its own
             # blocked layout (MXNet 1.9.1: wrong by 2 %); slicing works on the plain layout only.
             return mx.sym.slice_axis(said, axis=0, begin=0, end=None)
+        if isinstance(layer, vocabulary.BatchNormalization):
+            beta, mean, variance = (mx.sym.var(f"{layer.name}/{word}") for word in ("beta", "mean", "variance"))
+            gamma = (
+                mx.sym.var(f"{layer.name}/gamma")
+                if layer.scale
+                else self._constant(f"{layer.name}/gamma", np.ones(node.input[0]))
+            )
+            options = {"eps": layer.epsilon, "momentum": layer.momentum, "fix_gamma": not layer.scale}
+            return mx.sym.BatchNorm(value, gamma, beta, mean, variance, **options)
+        if isinstance(layer, vocabulary.Add):
+            return mx.sym.elemwise_add(*given)
         if isinstance(layer, vocabulary.Relu):
             return mx.sym.Activation(value, act_type="relu")
         if isinstance(layer, vocabulary.Tanh):
@@ -236,17 +296,6 @@ def _rounding(node: Node) -> str | None:
         for length, (before, _) in zip(node.input[1:], pads, strict=True)
     )
     return "full" if full == node.output[1:] else None
-
-
-def _cells(node: Node) -> np.ndarray:
-    """How many cells inside the image each window of a pool covers: (1, 1, height, width), float32."""
-    layer, pads = node.layer, node.pads
-    assert isinstance(layer, vocabulary.Pool)
-    covered = []
-    for length, (before, _), windows in zip(node.input[1:], pads, node.output[1:], strict=True):
-        starts = np.arange(windows) * layer.stride - before
-        covered.append(np.minimum(starts + layer.size, length) - np.maximum(starts, 0))
-    return np.asarray(np.multiply.outer(*covered), np.float32)[None, None]
 
 
 def _native(value: np.ndarray) -> np.ndarray:

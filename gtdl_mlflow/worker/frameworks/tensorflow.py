@@ -31,8 +31,10 @@ class TensorFlow(Adapter):
     def __init__(self, setup: Setup) -> None:
         _start(setup.device, setup.threads)
         self._setup, self._training = setup, setup.training
-        self._nodes = {f"{node.layer.name}/{word}": node for node in setup.network.nodes for word in node.parameters}
+        nodes = setup.network.nodes
+        self._nodes = {f"{node.layer.name}/{word}": node for node in nodes for word in node.parameters}
         self._variables = {name: tf.Variable(_native(node, setup.weights[name])) for name, node in self._nodes.items()}
+        self._statistics = {name: tf.Variable(setup.weights[name]) for name in setup.network.state}
         self._average = None
         if setup.training.average is not None:
             self._average = {name: tf.Variable(value) for name, value in self._variables.items()}
@@ -42,7 +44,7 @@ class TensorFlow(Adapter):
             name: [tf.Variable(tf.zeros_like(value)) for _ in range(needed)] for name, value in self._variables.items()
         }
         self._steps = 0
-        channels, height, width = setup.network.nodes[0].input
+        channels, height, width = nodes[0].input
         images = tf.TensorSpec((None, None, height, width, channels), tf.float32)
         labels, rows = tf.TensorSpec((None, None), tf.int64), tf.TensorSpec((None, 4), tf.float32)
         self._train = tf.function(self._loop, input_signature=[images, labels, rows, tf.TensorSpec((), tf.int64)])
@@ -81,13 +83,21 @@ class TensorFlow(Adapter):
         return np.concatenate([some.numpy().reshape(-1, some.shape[-1]) for some in logits])
 
     def weights(self) -> Weights:
-        return {name: _canonical(self._nodes[name], value.numpy()) for name, value in self._tested.items()}
+        parameters = {name: _canonical(self._nodes[name], value.numpy()) for name, value in self._tested.items()}
+        return {**parameters, **{name: value.numpy() for name, value in self._statistics.items()}}
 
     def save(self, folder: Path) -> None:
-        self._checkpoint().write(str(folder / "checkpoint"))
+        self._saved().write(str(folder / "checkpoint"))
 
     def load(self, folder: Path) -> None:
-        self._checkpoint().read(str(folder / "checkpoint")).assert_consumed()
+        self._saved().read(str(folder / "checkpoint")).assert_consumed()
+
+    def checkpoint(self, folder: Path) -> None:
+        self._everything().write(str(folder / "training"))
+
+    def restore(self, folder: Path, step: int) -> None:
+        self._everything().read(str(folder / "training")).assert_consumed()
+        self._steps = step  # dropout is drawn from the step's own number
 
     def describe(self) -> dict[str, Any]:
         value = next(iter(self._variables.values()))
@@ -117,8 +127,15 @@ class TensorFlow(Adapter):
         """The variables that are tested and saved."""
         return self._variables if self._average is None else self._average
 
-    def _checkpoint(self) -> tf.train.Checkpoint:
-        return tf.train.Checkpoint(**{name.replace("/", "_"): value for name, value in self._tested.items()})
+    def _saved(self) -> tf.train.Checkpoint:
+        values = {**self._tested, **self._statistics}
+        return tf.train.Checkpoint(**{name.replace("/", "_"): value for name, value in values.items()})
+
+    def _everything(self) -> tf.train.Checkpoint:
+        of_parameters = [self._variables, *([] if self._average is None else [self._average])]
+        flat = [value for values in (*of_parameters, self._statistics) for value in values.values()]
+        flat += itertools.chain.from_iterable(self._states.values())
+        return tf.train.Checkpoint(**{f"value{place}": value for place, value in enumerate(flat)})
 
     def _together(self, images: np.ndarray) -> int:
         """How many batches like this one are handed over in one call."""
@@ -207,46 +224,76 @@ class TensorFlow(Adapter):
         else:
             variable.assign_sub(rate * gradient)
 
-    def _logits(self, value: tf.Tensor, values: dict[str, tf.Tensor], step: tf.Tensor | None = None) -> tf.Tensor:
-        """Of one batch of images; dropout only where there is a training ``step``."""
+    def _logits(self, images: tf.Tensor, values: dict[str, tf.Tensor], step: tf.Tensor | None = None) -> tf.Tensor:
+        """Of one batch of images; dropout and a batch's own statistics only where there is a training ``step``."""
+        given = {vocabulary.IMAGES: images}
         for number, node in enumerate(self._setup.network.nodes):
-            layer = node.layer
-            if isinstance(layer, vocabulary.Convolution):
-                weights, mask = values[f"{layer.name}/weights"], self._setup.masks.get(f"{layer.name}/weights")
-                if mask is not None:
-                    weights = weights * mask.transpose(2, 3, 1, 0)
-                value = tf.nn.conv2d(value, weights, layer.stride, _native_padding(node) or _explicit(node.pads))
-                value = tf.nn.bias_add(value, values[f"{layer.name}/biases"])
-            elif isinstance(layer, vocabulary.MaxPool):
-                native = _native_padding(node)
-                if native is None:
-                    value = tf.pad(value, _explicit(node.pads), constant_values=value.dtype.min)
-                value = tf.nn.max_pool2d(value, layer.size, layer.stride, native or "VALID")
-            elif isinstance(layer, vocabulary.AveragePool):
-                native = _native_padding(node)
-                if native is not None:  # SAME leaves padding out of the mean
-                    value = tf.nn.avg_pool2d(value, layer.size, layer.stride, native)
-                else:
-                    value = tf.pad(value, _explicit(node.pads))
-                    value = tf.nn.avg_pool2d(value, layer.size, layer.stride, "VALID") * _share(node)
-            elif isinstance(layer, vocabulary.Dense):
-                value = tf.reshape(value, (-1, int(np.prod(node.input))))
-                value = tf.nn.bias_add(
-                    tf.matmul(value, values[f"{layer.name}/weights"]), values[f"{layer.name}/biases"]
-                )
-            elif isinstance(layer, vocabulary.Dropout):
-                if step is not None and layer.keep < 1:
-                    seed = tf.stack([tf.constant(self._setup.seed, tf.int64), step * 1000 + number])
-                    value = tf.nn.experimental.stateless_dropout(value, 1 - layer.keep, seed)
-            elif isinstance(layer, vocabulary.LocalResponseNormalization):
-                value = tf.nn.local_response_normalization(value, layer.radius, layer.bias, layer.alpha, layer.beta)
-            elif isinstance(layer, vocabulary.Relu):
-                value = tf.nn.relu(value)
-            elif isinstance(layer, vocabulary.Tanh):
-                value = tf.tanh(value)
-            else:
-                raise NotImplementedError(f"framework=tensorflow has no {type(layer).__name__} (layer {layer.name})")
-        return value
+            given[number] = self._layer(number, node, [given[source] for source in node.sources], values, step)
+        return given[number]
+
+    def _layer(
+        self, number: int, node: Node, given: list[tf.Tensor], values: dict[str, tf.Tensor], step: tf.Tensor | None
+    ) -> tf.Tensor:
+        layer, value = node.layer, given[0]
+        if isinstance(layer, vocabulary.Convolution):
+            weights, mask = values[f"{layer.name}/weights"], self._setup.masks.get(f"{layer.name}/weights")
+            if mask is not None:
+                weights = weights * mask.transpose(2, 3, 1, 0)
+            value = tf.nn.conv2d(value, weights, layer.stride, _native_padding(node) or _explicit(node.pads))
+            return value if layer.biases is None else tf.nn.bias_add(value, values[f"{layer.name}/biases"])
+        if isinstance(layer, vocabulary.MaxPool):
+            native = _native_padding(node)
+            if native is None:
+                value = tf.pad(value, _explicit(node.pads), constant_values=value.dtype.min)
+            return tf.nn.max_pool2d(value, layer.size, layer.stride, native or "VALID")
+        if isinstance(layer, vocabulary.AveragePool):
+            native = _native_padding(node)
+            if native is not None:  # SAME leaves padding out of the mean
+                return tf.nn.avg_pool2d(value, layer.size, layer.stride, native)
+            value = tf.pad(value, _explicit(node.pads))
+            # Cells of a window over those of them inside the image.
+            share = np.asarray(layer.size**2 / node.cells, np.float32)[..., None]
+            return tf.nn.avg_pool2d(value, layer.size, layer.stride, "VALID") * share
+        if isinstance(layer, vocabulary.GlobalAveragePool):
+            return tf.reduce_mean(value, (1, 2), keepdims=True)
+        if isinstance(layer, vocabulary.Dense):
+            value = tf.reshape(value, (-1, int(np.prod(node.input))))
+            return tf.nn.bias_add(tf.matmul(value, values[f"{layer.name}/weights"]), values[f"{layer.name}/biases"])
+        if isinstance(layer, vocabulary.Dropout):
+            if step is None or layer.keep == 1:
+                return value
+            seed = tf.stack([tf.constant(self._setup.seed, tf.int64), step * 1000 + number])
+            return tf.nn.experimental.stateless_dropout(value, 1 - layer.keep, seed)
+        if isinstance(layer, vocabulary.LocalResponseNormalization):
+            return tf.nn.local_response_normalization(value, layer.radius, layer.bias, layer.alpha, layer.beta)
+        if isinstance(layer, vocabulary.BatchNormalization):
+            return self._normalized(layer, value, values, training=step is not None)
+        if isinstance(layer, vocabulary.Add):
+            return given[0] + given[1]
+        if isinstance(layer, vocabulary.Relu):
+            return tf.nn.relu(value)
+        if isinstance(layer, vocabulary.Tanh):
+            return tf.tanh(value)
+        raise NotImplementedError(f"framework=tensorflow has no {type(layer).__name__} (layer {layer.name})")
+
+    def _normalized(
+        self, layer: vocabulary.BatchNormalization, value: tf.Tensor, values: dict[str, tf.Tensor], training: bool
+    ) -> tf.Tensor:
+        beta = values[f"{layer.name}/beta"]
+        gamma = values[f"{layer.name}/gamma"] if layer.scale else tf.ones_like(beta)
+        running = [self._statistics[f"{layer.name}/{word}"] for word in ("mean", "variance")]
+        if not training:
+            return tf.raw_ops.FusedBatchNormV3(
+                x=value, scale=gamma, offset=beta, mean=running[0], variance=running[1], epsilon=layer.epsilon,
+                is_training=False,
+            ).y  # fmt: skip
+        # In training the operation gives the batch's mean and unbiased variance, and takes none.
+        done = tf.raw_ops.FusedBatchNormV3(
+            x=value, scale=gamma, offset=beta, mean=[], variance=[], epsilon=layer.epsilon, is_training=True
+        )
+        for statistic, seen in zip(running, (done.batch_mean, done.batch_variance), strict=True):
+            statistic.assign_sub((1 - layer.momentum) * (statistic - seen))
+        return done.y
 
 
 def _start(device: str, threads: int) -> None:
@@ -280,17 +327,6 @@ def _native_padding(node: Node) -> str | None:
         total = max((-(-length // layer.stride) - 1) * layer.stride + size - length, 0)
         same.append((total // 2, total - total // 2))
     return "SAME" if tuple(same) == node.pads else None
-
-
-def _share(node: Node) -> np.ndarray:
-    """Cells of a pool's window over those of them inside the image: (height, width, 1), float32."""
-    layer = node.layer
-    assert isinstance(layer, vocabulary.Pool)
-    inside = []
-    for length, (before, _), windows in zip(node.input[1:], node.pads, node.output[1:], strict=True):
-        starts = np.arange(windows) * layer.stride - before
-        inside.append(np.minimum(starts + layer.size, length) - np.maximum(starts, 0))
-    return np.asarray(layer.size**2 / np.multiply.outer(*inside), np.float32)[..., None]
 
 
 def _native(node: Node, value: np.ndarray) -> np.ndarray:

@@ -60,6 +60,7 @@ from theano.misc import pkl_utils  # noqa: E402
 from theano.sandbox.rng_mrg import MRG_RandomStream  # noqa: E402
 from theano.tensor.elemwise import Elemwise  # noqa: E402
 from theano.tensor.nnet import conv2d, crossentropy_softmax_1hot  # noqa: E402
+from theano.tensor.nnet.bn import batch_normalization_test, batch_normalization_train  # noqa: E402
 from theano.tensor.signal.pool import Pool, pool_2d  # noqa: E402
 
 
@@ -75,6 +76,9 @@ def _repaired(self: Any, *arguments: Any) -> tuple[str, ...]:
 _unrepaired = Elemwise._c_all
 Elemwise._c_all = _repaired
 
+LEAST_EPSILON = 1e-5
+"""Of batch normalization: Theano refuses a smaller one, as cuDNN did."""
+
 Symbol = Any
 """A node of Theano's graph: Theano has no types that mypy could read."""
 
@@ -84,10 +88,11 @@ class Theano(Adapter):
 
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
-        self._weights = {name: theano.shared(value, name) for name, value in setup.weights.items()}
+        self._weights = {name: theano.shared(setup.weights[name], name) for name in setup.network.parameters}
+        self._state = {name: theano.shared(setup.weights[name], name) for name in setup.network.state}
         self._average = None
         if setup.training.average is not None:
-            self._average = {name: theano.shared(value, name) for name, value in setup.weights.items()}
+            self._average = {name: theano.shared(setup.weights[name], name) for name in self._weights}
         self._steps = 0
         self._step: Any = None
         self._predictor: Any = None
@@ -100,14 +105,15 @@ class Theano(Adapter):
 
     def _compile_step(self) -> None:
         if self._step is None:
-            self._step = _step(self._setup, self._weights, self._average)
+            self._step = _step(self._setup, self._weights, self._state, self._average)
             # Types and shapes are the procedure's: no need to look at them at every step.
             self._step.trust_input = True
 
     def _compile_predictor(self) -> None:
         if self._predictor is None:
             images = tensor.tensor4("images")
-            self._predictor = theano.function([images], _logits(self._setup.network, self._tested, images))
+            logits, _ = _logits(self._setup.network, {**self._tested, **self._state}, images)
+            self._predictor = theano.function([images], logits)
             self._predictor.trust_input = True
 
     def train(self, batches: Iterable[Batch], rates: list[float]) -> np.ndarray:
@@ -122,16 +128,28 @@ class Theano(Adapter):
         return np.concatenate([self._predictor(images) for images in batches])
 
     def weights(self) -> Weights:
-        return {name: variable.get_value() for name, variable in self._tested.items()}
+        return {name: variable.get_value() for name, variable in {**self._tested, **self._state}.items()}
 
     def save(self, folder: Path) -> None:
         with (folder / "weights.zip").open("wb") as file:
-            pkl_utils.dump(list(self._tested.values()), file)
+            pkl_utils.dump([*self._tested.values(), *self._state.values()], file)
 
     def load(self, folder: Path) -> None:
+        own = {**self._tested, **self._state}
         with (folder / "weights.zip").open("rb") as file:
             for variable in pkl_utils.load(file):
-                self._tested[variable.name].set_value(variable.get_value())
+                own[variable.name].set_value(variable.get_value())
+
+    def checkpoint(self, folder: Path) -> None:
+        self._compile_step()
+        np.savez(folder / "training.npz", *[variable.get_value() for variable in self._step.get_shared()])
+
+    def restore(self, folder: Path, step: int) -> None:
+        self._compile_step()
+        with np.load(folder / "training.npz") as saved:
+            for place, variable in enumerate(self._step.get_shared()):
+                variable.set_value(saved[f"arr_{place}"])
+        self._steps = step
 
     def describe(self) -> dict[str, Any]:
         config, mkl = theano.config, ctypes.create_string_buffer(200)
@@ -170,19 +188,18 @@ class Theano(Adapter):
         return [tuple(map(np.asarray, row)) for row in np.stack(columns, axis=1).astype(np.float32)]
 
 
-def _step(setup: Setup, weights: dict[str, Symbol], average: dict[str, Symbol] | None) -> Any:
+def _step(setup: Setup, weights: dict[str, Symbol], state: dict[str, Symbol], average: dict[str, Symbol] | None) -> Any:
     """One training step: takes images, labels and the scalars of ``Theano._scalars``, gives the loss before it."""
     training = setup.training
     images, labels, rate = tensor.tensor4("images"), tensor.lvector("labels"), tensor.fscalar("rate")
     scalars = [rate]
     seeds = np.random.RandomState(setup.seed).randint(1, 2**31 - 2**18, 6)  # below both of the generator's moduli
-    logits = _logits(
-        setup.network, weights, images, MRG_RandomStream([int(seed) for seed in seeds]), training.batch_size
-    )
+    random = MRG_RandomStream([int(seed) for seed in seeds])
+    logits, followed = _logits(setup.network, {**weights, **state}, images, random, training.batch_size)
     loss = crossentropy_softmax_1hot(logits, labels)[0].mean()
     if training.optimizer is Optimizer.adam:
         scalars.append(tensor.fscalar("epsilon"))
-    updates, after = [], {}
+    updates, after = [(state[name], value) for name, value in followed.items()], {}
     for (name, variable), slope in zip(weights.items(), tensor.grad(loss, list(weights.values())), strict=True):
         if name in setup.masks:
             slope *= tensor.constant(setup.masks[name])
@@ -224,35 +241,74 @@ def _logits(
     images: Symbol,
     random: MRG_RandomStream | None = None,
     batch_size: int | None = None,
-) -> Symbol:
-    """What the network says of ``images``; with ``random``, in training: ``batch_size`` of them."""
-    value = images
-    for node in network.nodes:
-        layer = node.layer
-        if isinstance(layer, vocabulary.Convolution):
-            filters, biases = weights[f"{layer.name}/weights"], weights[f"{layer.name}/biases"]
-            value = _convolution(node, value, filters, batch_size) + biases.dimshuffle("x", 0, "x", "x")
-        elif isinstance(layer, vocabulary.MaxPool):
-            value = _max_pool(node, value)
-        elif isinstance(layer, vocabulary.AveragePool):
-            value = _average_pool(node, value)
-        elif isinstance(layer, vocabulary.Dense):
-            value = tensor.dot(_flat(node, value), weights[f"{layer.name}/weights"]) + weights[f"{layer.name}/biases"]
-        elif isinstance(layer, vocabulary.Relu):
-            # Theano's own relu, (x + |x|) / 2, has a slope of a half at 0, where the definition has none; a switch
-            # is a branch for each value, several times slower than a product.
-            value = value * (value > 0)
-        elif isinstance(layer, vocabulary.Tanh):
-            value = tensor.tanh(value)
-        elif isinstance(layer, vocabulary.LocalResponseNormalization):
-            value = _normalized(node, value)
-        elif isinstance(layer, vocabulary.Dropout):
-            if random is not None and layer.keep < 1:
-                kept = random.binomial((batch_size, *node.input), p=layer.keep, dtype="float32")
-                value = value * kept * np.float32(1 / layer.keep)
+) -> tuple[Symbol, dict[str, Symbol]]:
+    """What the network says of ``images``; with ``random``, in training: ``batch_size`` of them.
+
+    And, in training, what the network's state becomes.
+    """
+    values, followed = {vocabulary.IMAGES: images}, {}
+    for place, node in enumerate(network.nodes):
+        given = [values[source] for source in node.sources]
+        if isinstance(node.layer, vocabulary.BatchNormalization):
+            values[place], becomes = _batch_normalized(node, given[0], weights, training=random is not None)
+            followed.update(becomes)
         else:
-            raise NotImplementedError(f"framework=theano has no {type(layer).__name__} (layer {layer.name})")
-    return value
+            values[place] = _layer(node, given, weights, random, batch_size)
+    return values[place], followed
+
+
+def _layer(
+    node: Node,
+    given: list[Symbol],
+    weights: dict[str, Symbol],
+    random: MRG_RandomStream | None,
+    batch_size: int | None,
+) -> Symbol:
+    layer, value = node.layer, given[0]
+    if isinstance(layer, vocabulary.Convolution):
+        value = _convolution(node, value, weights[f"{layer.name}/weights"], batch_size)
+        return value if layer.biases is None else value + weights[f"{layer.name}/biases"].dimshuffle("x", 0, "x", "x")
+    if isinstance(layer, vocabulary.MaxPool):
+        return _max_pool(node, value)
+    if isinstance(layer, vocabulary.AveragePool):
+        return _average_pool(node, value)
+    if isinstance(layer, vocabulary.GlobalAveragePool):
+        return value.mean(axis=(2, 3), keepdims=True)
+    if isinstance(layer, vocabulary.Dense):
+        return tensor.dot(_flat(node, value), weights[f"{layer.name}/weights"]) + weights[f"{layer.name}/biases"]
+    if isinstance(layer, vocabulary.Relu):
+        # Theano's own relu, (x + |x|) / 2, has a slope of a half at 0, where the definition has none; a switch
+        # is a branch for each value, several times slower than a product.
+        return value * (value > 0)
+    if isinstance(layer, vocabulary.Tanh):
+        return tensor.tanh(value)
+    if isinstance(layer, vocabulary.LocalResponseNormalization):
+        return _normalized(node, value)
+    if isinstance(layer, vocabulary.Add):
+        return given[0] + given[1]
+    if isinstance(layer, vocabulary.Dropout):
+        if random is None or layer.keep == 1:
+            return value
+        kept = random.binomial((batch_size, *node.input), p=layer.keep, dtype="float32")
+        return value * kept * np.float32(1 / layer.keep)
+    raise NotImplementedError(f"framework=theano has no {type(layer).__name__} (layer {layer.name})")
+
+
+def _batch_normalized(
+    node: Node, value: Symbol, weights: dict[str, Symbol], training: bool
+) -> tuple[Symbol, dict[str, Symbol]]:
+    layer = node.layer
+    assert isinstance(layer, vocabulary.BatchNormalization)
+    if layer.epsilon < LEAST_EPSILON:
+        raise NotImplementedError(f"framework=theano takes an epsilon of at least {LEAST_EPSILON} (layer {layer.name})")
+    beta, mean, variance = (weights[f"{layer.name}/{word}"] for word in ("beta", "mean", "variance"))
+    gamma = weights[f"{layer.name}/gamma"] if layer.scale else tensor.ones_like(beta)
+    if not training:
+        return batch_normalization_test(value, gamma, beta, mean, variance, "spatial", layer.epsilon), {}
+    done, _, _, new_mean, new_variance = batch_normalization_train(
+        value, gamma, beta, "spatial", layer.epsilon, 1 - layer.momentum, mean, variance
+    )
+    return done, {f"{layer.name}/mean": new_mean, f"{layer.name}/variance": new_variance}
 
 
 def _flat(node: Node, value: Symbol) -> Symbol:
@@ -279,7 +335,7 @@ def _average_pool(node: Node, images: Symbol) -> Symbol:
     if how and how[-1] == (0, 0):
         return _cropped(node, pool_2d(images, *how, mode="average_exc_pad"))
     sums = _cropped(node, pool_2d(images, *how, mode="sum")) if how else _pool(node, _padded(node, images, 0), "sum")
-    return sums * tensor.constant(1 / _cells(node))
+    return sums * tensor.constant((1 / node.cells)[None, None].astype(np.float32))
 
 
 def _pooling(node: Node) -> tuple[Any, ...] | None:
@@ -316,17 +372,6 @@ def _padded(node: Node, images: Symbol, value: float) -> Symbol:
     channels, height, width = node.input
     frame = tensor.alloc(np.float32(value), images.shape[0], channels, top + height + bottom, left + width + right)
     return tensor.set_subtensor(frame[:, :, top : top + height, left : left + width], images)
-
-
-def _cells(node: Node) -> np.ndarray:
-    """How many cells of the image each window covers, (1, 1, rows, columns)."""
-    layer = node.layer
-    assert isinstance(layer, vocabulary.Pool)
-    covered = []
-    for (before, _), length, windows in zip(node.pads, node.input[1:], node.output[1:], strict=True):
-        starts = np.arange(windows) * layer.stride - before
-        covered.append(np.minimum(starts + layer.size, length) - np.maximum(starts, 0))
-    return np.outer(*covered)[None, None].astype(np.float32)
 
 
 def _normalized(node: Node, images: Symbol) -> Symbol:

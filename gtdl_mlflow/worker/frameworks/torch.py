@@ -32,9 +32,7 @@ class Torch(Adapter):
         self._device = torch.device("cuda" if setup.device == "gpu" else "cpu")
         self._channels_last = setup.options["channels_last"]
         self.layout = "NHWC" if self._channels_last else "NCHW"
-        self._module = nn.Sequential()
-        for node in setup.network.nodes:
-            self._module.add_module(node.layer.name, _module(node, setup.masks))
+        self._module = _Network(setup)
         format = torch.channels_last if self._channels_last else torch.contiguous_format
         self._module.to(self._device, memory_format=format)
         self._set_weights(setup.weights)
@@ -63,11 +61,14 @@ class Torch(Adapter):
     def predict(self, batches: Iterable[np.ndarray]) -> np.ndarray:
         module = self._tested.eval()
         with torch.inference_mode():
+            if self._average is not None:  # of parameters only: the state comes along as it is
+                for averaged, buffer in zip(self._average.buffers(), self._module.buffers(), strict=True):
+                    averaged.copy_(buffer)
             return np.asarray(torch.cat([module(self._images(images)) for images in batches]).cpu())
 
     def weights(self) -> Weights:
-        values = {name: tensor.detach().cpu().numpy() for name, tensor in _named(self._tested).items()}
-        return {name: _canonical(value).copy() for name, value in values.items()}
+        named = {**_named(self._tested.named_parameters()), **_named(_state(self._module))}
+        return {name: _canonical(tensor.detach().cpu().numpy()).copy() for name, tensor in named.items()}
 
     def save(self, folder: Path) -> None:
         torch.save(self._tested.state_dict(), folder / "state_dict.pt")
@@ -75,6 +76,30 @@ class Torch(Adapter):
     def load(self, folder: Path) -> None:
         saved = torch.load(folder / "state_dict.pt", map_location=self._device, weights_only=True)
         self._tested.load_state_dict(saved)
+
+    def checkpoint(self, folder: Path) -> None:
+        torch.save(self._all_state(), folder / "checkpoint.pt")
+
+    def restore(self, folder: Path, step: int) -> None:
+        saved = torch.load(folder / "checkpoint.pt", map_location=self._device, weights_only=True)
+        self._module.load_state_dict(saved["module"])
+        self._optimizer.load_state_dict(saved["optimizer"])
+        if self._average is not None:
+            self._average.load_state_dict(saved["average"])
+        self._last_rate, self._steps = saved["last_rate"], step
+        torch.set_rng_state(saved["random"].cpu())
+        if self._device.type == "cuda":
+            torch.cuda.set_rng_state(saved["random_of_device"].cpu())
+
+    def _all_state(self) -> dict[str, Any]:
+        return {
+            "module": self._module.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "average": None if self._average is None else self._average.state_dict(),
+            "last_rate": self._last_rate,
+            "random": torch.get_rng_state(),
+            "random_of_device": torch.cuda.get_rng_state() if self._device.type == "cuda" else None,
+        }
 
     def describe(self) -> dict[str, Any]:
         parameter = next(self._module.parameters())
@@ -102,7 +127,7 @@ class Torch(Adapter):
         return facts
 
     @property
-    def _tested(self) -> nn.Sequential:
+    def _tested(self) -> _Network:
         """The module that is tested and saved."""
         return self._module if self._average is None else self._average
 
@@ -135,18 +160,24 @@ class Torch(Adapter):
 
     def _set_weights(self, weights: Weights) -> None:
         with torch.no_grad():
-            for name, tensor in _named(self._module).items():
+            for name, tensor in _named([*self._module.named_parameters(), *_state(self._module)]).items():
                 tensor.copy_(torch.from_numpy(_canonical(weights[name])))
 
 
-def _named(module: nn.Sequential) -> dict[str, Tensor]:
-    """The module's parameters by their canonical names."""
-    words = {"weight": "weights", "bias": "biases"}
+def _named(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """Tensors of a module by their canonical names."""
+    words = {"weight": "weights", "bias": "biases", "gamma": "gamma", "beta": "beta",
+             "running_mean": "mean", "running_var": "variance"}  # fmt: skip
     found = {}
-    for name, tensor in module.named_parameters():
+    for name, tensor in tensors:
         layer, word = name.split(".")
         found[f"{layer}/{words[word]}"] = tensor
     return found
+
+
+def _state(module: nn.Module) -> list[tuple[str, Tensor]]:
+    """The running statistics among a module's buffers."""
+    return [(name, tensor) for name, tensor in module.named_buffers() if ".running_" in name]
 
 
 def _canonical(value: np.ndarray) -> np.ndarray:
@@ -154,10 +185,10 @@ def _canonical(value: np.ndarray) -> np.ndarray:
     return value.T if value.ndim == 2 else value
 
 
-def _optimizer(module: nn.Sequential, setup: Setup) -> torch.optim.Optimizer:
+def _optimizer(module: nn.Module, setup: Setup) -> torch.optim.Optimizer:
     # A group for each pair of rate and decay that occurs: a group is a kernel of its own.
     groups: dict[tuple[float, float], list[Tensor]] = {}
-    for name, tensor in _named(module).items():
+    for name, tensor in _named(module.named_parameters()).items():
         groups.setdefault((setup.rate_factor(name), setup.weight_decay(name)), []).append(tensor)
     given = [
         {"params": tensors, "rate_factor": factor, "weight_decay": decay} for (factor, decay), tensors in groups.items()
@@ -185,11 +216,73 @@ def _module(node: Node, masks: Weights) -> nn.Module:
         # torch divides alpha by the window; the vocabulary, like TensorFlow, does not.
         size = 2 * layer.radius + 1
         return nn.LocalResponseNorm(size, alpha=layer.alpha * size, beta=layer.beta, k=layer.bias)
+    if isinstance(layer, vocabulary.BatchNormalization):
+        return _BatchNormalization(node)
+    if isinstance(layer, vocabulary.GlobalAveragePool):
+        return nn.AdaptiveAvgPool2d(1)
+    if isinstance(layer, vocabulary.Add):
+        return _Add()
     if isinstance(layer, vocabulary.Relu):
         return nn.ReLU()
     if isinstance(layer, vocabulary.Tanh):
         return nn.Tanh()
     raise NotImplementedError(f"framework=torch has no {type(layer).__name__} (layer {layer.name})")
+
+
+class _Network(nn.Module):
+    """The layers by their names, and which of them takes what of which."""
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__()
+        nodes = setup.network.nodes
+        for node in nodes:
+            self.add_module(node.layer.name, _module(node, setup.masks))
+        self._chain = all(node.sources == (place - 1,) for place, node in enumerate(nodes))
+        self._sources = [node.sources for node in nodes]
+        # After which position nobody takes a value any more, so that its memory can go while classifying.
+        last = {source: place for place, sources in enumerate(self._sources) for source in sources}
+        self._done = [[source for source, after in last.items() if after == place] for place in range(len(nodes))]
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self._chain:
+            value = images
+            for module in self._modules.values():
+                value = module(value)
+            return value
+        values = {vocabulary.IMAGES: images}
+        for place, (module, sources) in enumerate(zip(self._modules.values(), self._sources, strict=True)):
+            values[place] = module(*[values[source] for source in sources])
+            for source in self._done[place]:
+                del values[source]
+        return values[len(self._sources) - 1]
+
+
+class _Add(nn.Module):
+    def forward(self, one: Tensor, other: Tensor) -> Tensor:
+        return one + other
+
+
+class _BatchNormalization(nn.Module):
+    """With a gamma only where the network has one; torch's own momentum is the share of the new batch."""
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, node: Node) -> None:
+        super().__init__()
+        layer = node.layer
+        assert isinstance(layer, vocabulary.BatchNormalization)
+        self._layer, maps = layer, node.input[0]
+        self.gamma = nn.Parameter(torch.ones(maps)) if layer.scale else None
+        self.beta = nn.Parameter(torch.zeros(maps))
+        self.register_buffer("running_mean", torch.zeros(maps))
+        self.register_buffer("running_var", torch.ones(maps))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return F.batch_norm(
+            images, self.running_mean, self.running_var, self.gamma, self.beta, self.training,
+            1 - self._layer.momentum, self._layer.epsilon,
+        )  # fmt: skip
 
 
 class _Convolution(nn.Conv2d):
@@ -199,7 +292,9 @@ class _Convolution(nn.Conv2d):
         layer = node.layer
         assert isinstance(layer, vocabulary.Convolution)
         native, self._extra = _padding(node.pads)
-        super().__init__(node.input[0], layer.filters, layer.kernel, layer.stride, native)
+        super().__init__(
+            node.input[0], layer.filters, layer.kernel, layer.stride, native, bias=layer.biases is not None
+        )
         # Not part of the saved weights: it comes from the seed.
         self.register_buffer("_mask", None if mask is None else torch.from_numpy(mask), persistent=False)
 

@@ -1,0 +1,34 @@
+"""The only clock there is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+
+class Clock:
+    """Seconds, on a monotonic clock of nanoseconds; it can be stopped and started."""
+
+    def __init__(self, now: Callable[[], int] = time.perf_counter_ns):
+        self._now = now
+        self._sum = 0
+        self._since: int | None = None
+
+    def start(self) -> None:
+        self._since = self._now()
+
+    def stop(self) -> float:
+        """The seconds it has run so far."""
+        assert self._since is not None
+        self._sum += self._now() - self._since
+        self._since = None
+        return self.seconds
+
+    def add(self, seconds: float) -> None:
+        """Count what another clock has measured before."""
+        self._sum += round(seconds * 1e9)
+
+    @property
+    def seconds(self) -> float:
+        running = 0 if self._since is None else self._now() - self._since
+        return (self._sum + running) / 1e9
