@@ -1,4 +1,7 @@
-"""``gtdl``: the verbs beside a run. ``gtdl env`` keeps the frameworks' environments, ``gtdl data`` the data sets.
+"""``gtdl``: the verbs beside a run.
+
+``gtdl env`` keeps the frameworks' environments, ``gtdl data`` the data sets; ``gtdl reproduction`` sets GTDLBench's
+figures beside those of the tracking store.
 
 Exit status: 0 done, 1 it could not be done, 2 it was asked wrongly. An error is one line.
 """
@@ -20,6 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     subjects = parser.add_subparsers(required=True, metavar="SUBJECT")
     _add_env(subjects)
     _add_data(subjects)
+    _add_reproduction(subjects)
     arguments = parser.parse_args(argv)
     try:
         status: int = arguments.verb(arguments)
@@ -193,6 +197,34 @@ def _data_verify(arguments: argparse.Namespace) -> int:
         return _fail(str(error), status=2)
     except datasets.DatasetError as error:
         return _fail(str(error))
+    return 0
+
+
+def _add_reproduction(subjects: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    report = subjects.add_parser("reproduction", help="GTDLBench's published tables beside what was measured")
+    report.add_argument("--tracking-uri", help="default: MLFLOW_TRACKING_URI, or the file mlflow.db here")
+    report.add_argument("--experiment", nargs="+", default=["gtdl"], help="MLflow experiments (default: gtdl)")
+    report.add_argument("--output", type=Path, help="a file for the Markdown; default: standard output")
+    report.set_defaults(verb=_reproduction)
+
+
+def _reproduction(arguments: argparse.Namespace) -> int:
+    from . import config, tracking
+    from .report import reproduction
+
+    try:
+        uri = arguments.tracking_uri or config.compose([]).tracking.uri
+        with tracking.reaching(uri, "nothing was written"), tracking.impatient():
+            found = reproduction.cells(uri, arguments.experiment)
+        text = reproduction.markdown(found, f"experiment {', '.join(arguments.experiment)}")
+        if arguments.output is None:
+            print(text, end="")
+        else:
+            arguments.output.write_text(text, encoding="utf-8")
+    except (config.ConfigError, tracking.TrackingFailed, reproduction.NothingFound) as error:
+        return _fail(str(error))
+    except OSError as error:
+        return _fail(f"{arguments.output}: {error.strerror}")
     return 0
 
 

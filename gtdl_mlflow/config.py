@@ -314,15 +314,40 @@ class Config:
 
     def hash(self) -> str:
         """Of everything that can change a result: not where data come from, what tracks it, when to save or give up."""
+        return _hash(self._decisive())
+
+    def cell(self) -> str:
+        """The same without the seed: runs of one cell are repeats of each other."""
+        decisive = self._decisive()
+        del decisive["seed"]
+        return _hash(decisive)
+
+    def _decisive(self) -> dict[str, Any]:
         plain = self.plain()
         del plain["tracking"], plain["limits"], plain["dataset"]["downloads"], plain["training"]["checkpoint_every"]
-        return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+        return plain
+
+
+def _hash(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _family(dataset: str) -> str:
     """``family`` in the data set's yaml; the name itself if there is none, so that Hydra says what is wrong."""
     path = CONF / "dataset" / f"{dataset}.yaml"
     return str(OmegaConf.select(OmegaConf.load(path), "family")) if path.is_file() else dataset
+
+
+def _other_family(dataset: str) -> str:
+    """The kind of data that ``dataset`` is not of."""
+    others = {_family(path.stem) for path in (CONF / "dataset").glob("*.yaml")} - {_family(dataset)}
+    return min(others)
+
+
+def _settings_for(dataset: str) -> str:
+    """The frameworks' defaults for this kind of data, as a sweep lists them; without that of ``reference``."""
+    names = sorted(path.stem for path in (CONF / "setting").glob(f"*_{_family(dataset)}.yaml"))
+    return ",".join(name for name in names if not name.startswith("reference"))
 
 
 def _image_shape(size: Any, channels: int) -> list[int]:
@@ -350,6 +375,8 @@ LARGEST_SIDE = 256
 """Pixels of a side of ``dataset.image_size``: the prepared images have to fit into memory, and into a network."""
 
 OmegaConf.register_new_resolver("dataset_family", _family, replace=True)
+OmegaConf.register_new_resolver("other_family", _other_family, replace=True)
+OmegaConf.register_new_resolver("settings_for", _settings_for, replace=True)
 OmegaConf.register_new_resolver("residual_units", _residual_units, replace=True)
 OmegaConf.register_new_resolver("image_shape", _image_shape, replace=True)
 ConfigStore.instance().store(name="schema", node=Config)

@@ -278,6 +278,7 @@ def _tags(config: Config) -> dict[str, str]:
         "gtdl.budget": f"{config.budget:g}",
         "gtdl.tuning": config.tuning.value,
         "gtdl.config_hash": config.hash(),
+        "gtdl.cell": config.cell(),
         "gtdl.machine": machine.fingerprint(),
         "gtdl.version": __version__,
     }

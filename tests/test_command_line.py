@@ -162,10 +162,15 @@ def worker_of(driver: int) -> int:
     while time.monotonic() < deadline:
         for events in Path.cwd().glob("outputs/*/*/events.jsonl"):
             if '"progress"' in events.read_text():
-                children = Path(f"/proc/{driver}/task").glob("*/children")
-                return int("".join(path.read_text() for path in children).split()[0])
+                return child_of(driver)
         time.sleep(0.1)
     raise AssertionError("the worker did not start to train")
+
+
+def child_of(driver: int) -> int:
+    """The only process that a driver has started: a worker."""
+    children = Path(f"/proc/{driver}/task").glob("*/children")
+    return int("".join(path.read_text() for path in children).split()[0])
 
 
 def test_progress_is_shown_to_a_terminal_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,1 @@
+"""What was found, side by side, read from the tracking store."""

@@ -1,0 +1,262 @@
+"""Every number of the defaults in ``conf/``, against GTDLBench's description of each, written down a second time."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+
+from gtdl_mlflow.config import CONF, compose
+from gtdl_mlflow.report import published
+from gtdl_mlflow.worker import network
+from gtdl_mlflow.worker.job import Training
+from gtdl_mlflow.worker.network import Initial, Node
+
+SETTINGS = sorted(path.stem for path in (CONF / "setting").glob("*.yaml"))
+
+
+# Layers without their weights, in order; where a layer has weights, they start as in STARTS.
+LAYERS: dict[str, list[str]] = {
+    "tensorflow_mnist": ["conv 5x5x32 same", "relu", "max 2/2 same", "conv 5x5x64 same", "relu", "max 2/2 same",
+                         "dense 1024", "relu", "keep 0.5", "dense 10"],
+    "caffe_mnist": ["conv 5x5x20", "max 2/2 ceil", "conv 5x5x50", "max 2/2 ceil", "dense 500", "relu", "dense 10"],
+    "torch_mnist": ["conv 5x5x32", "tanh", "max 3/3 pad 1", "conv 5x5x64", "tanh", "max 2/2", "dense 200", "tanh",
+                    "dense 10"],
+    # The bias and tanh after the pool, as the tutorial has it; a bias before it is the same.
+    "theano_mnist": ["conv 5x5x20", "max 2/2", "tanh", "conv 5x5x50", "max 2/2", "tanh", "dense 500", "tanh",
+                     "dense 10"],
+    "mxnet_mnist": ["conv 5x5x20", "tanh", "max 2/2", "conv 5x5x50", "tanh", "max 2/2", "dense 500", "tanh",
+                    "dense 10"],
+    "tensorflow_cifar10": ["conv 5x5x64 same", "relu", "max 3/2 same", "norm 4 1 0.001/9 0.75", "conv 5x5x64 same",
+                           "relu", "norm 4 1 0.001/9 0.75", "max 3/2 same", "dense 384", "relu", "dense 192", "relu",
+                           "dense 10"],
+    "caffe_cifar10": ["conv 5x5x32 pad 2", "max 3/2 ceil", "relu", "conv 5x5x32 pad 2", "relu", "average 3/2 ceil",
+                      "conv 5x5x64 pad 2", "relu", "average 3/2 ceil", "dense 64", "dense 10"],
+    "torch_cifar10": ["conv 5x5x16 of 1", "tanh", "max 2/2", "conv 5x5x256 of 4", "tanh", "max 2/2", "dense 128",
+                      "tanh", "dense 10"],
+    "theano_cifar10": ["conv 3x3x4", "relu", "max 3/3", "conv 3x3x8", "relu", "max 2/2", "dense 100", "relu",
+                       "dense 10"],
+    "reference_mnist": ["dense 10"],
+    "reference_cifar10": ["dense 10"],
+}  # fmt: skip
+
+
+def unit(maps: int, stride: int, first: bool) -> list[str]:
+    step = "" if stride == 1 else f" stride {stride}"
+    body = ["batch 0.9 2e-05", "relu", f"conv 3x3x{maps} pad 1{step}", "batch 0.9 2e-05", "relu",
+            f"conv 3x3x{maps} pad 1"]  # fmt: skip
+    return [*body, *([f"conv 1x1x{maps}{step} from 4 back"] if first else []), "add 1 back" if first else "add 6 back"]
+
+
+LAYERS["mxnet_cifar10"] = [
+    "batch 0.9 2e-05 unscaled", "conv 3x3x16 pad 1",
+    *(layer for maps in (16, 32, 64) for number in range(18)
+      for layer in unit(maps, 2 if maps > 16 and number == 0 else 1, number == 0)),
+    "batch 0.9 2e-05", "relu", "mean", "dense 10",
+]  # fmt: skip
+
+TRUNCATED, NORMAL, FAN_IN = "truncated_normal", "normal", "uniform_fan_in"
+# (distribution, its number) of weights and biases, in their order; the last goes for all that follow.
+STARTS: dict[str, tuple[list[Any], list[Any]]] = {
+    "tensorflow_mnist": ([(TRUNCATED, 0.1)], [0.1]),
+    "caffe_mnist": ([(FAN_IN, 3)], [0]),
+    "torch_mnist": ([(FAN_IN, 1)], [(FAN_IN, 1)]),
+    # fan_out of the convolutions divided by the four cells of the pool that follows.
+    "theano_mnist": ([("uniform_fan_in_out", 6, 2), ("uniform_fan_in_out", 6, 2), ("uniform_fan_in_out", 6), 0], [0]),
+    "mxnet_mnist": ([("normal_fan_in", 2)], [0]),
+    "tensorflow_cifar10": (
+        [(TRUNCATED, 0.05), (TRUNCATED, 0.05), (TRUNCATED, 0.04), (TRUNCATED, 0.04), (TRUNCATED, 1 / 192)],
+        [0, 0.1, 0.1, 0.1, 0],
+    ),
+    "caffe_cifar10": ([(NORMAL, 0.0001), (NORMAL, 0.01), (NORMAL, 0.01), (NORMAL, 0.1)], [0]),
+    "torch_cifar10": ([(FAN_IN, 1)], [(FAN_IN, 1)]),
+    "theano_cifar10": ([(NORMAL, 0.1)], [(NORMAL, 0.1)]),
+    "mxnet_cifar10": ([("normal_fan_in", 2)], [0]),
+    "reference_mnist": ([0], [0]),
+    "reference_cifar10": ([0], [0]),
+}
+
+UNIT = {"scale": {"factor": 1 / 255}}
+# What differs from the schema's own values, which are those of no momentum, no decay, a constant rate.
+HYPER_PARAMETERS: dict[str, dict[str, Any]] = {
+    "tensorflow_mnist": {
+        "inputs": UNIT, "order": "shuffled", "validation": {"images": 5000, "out_of": 60000, "take": "first"},
+        "batch_size": 50, "test_batch_size": 10000, "iterations": 20000, "optimizer": "adam", "learning_rate": 1e-4,
+        "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8,
+    },
+    "caffe_mnist": {
+        "inputs": {"scale": {"factor": 1 / 256}}, "order": "sequential", "batch_size": 64, "test_batch_size": 100,
+        "iterations": 10000, "optimizer": "sgd", "momentum": 0.9, "weight_decay": 0.0005, "decayed": "all",
+        "learning_rate": 0.01, "bias_rate": 2, "schedule": {"type": "inverse", "gamma": 0.0001, "power": 0.75},
+    },
+    "torch_mnist": {
+        "inputs": {"pad": {"pixels": 2}, "standardize": {}}, "order": "sequential", "batch_size": 10,
+        "test_batch_size": 10, "epochs": 20, "optimizer": "sgd", "learning_rate": 0.05,
+        "schedule": {"type": "inverse", "gamma": 5e-7, "power": 1},
+    },
+    "theano_mnist": {
+        "inputs": UNIT, "order": "sequential", "validation": {"images": 10000, "out_of": 60000, "take": "last"},
+        "early_stopping": {"patience": 10000, "increase": 2, "improvement": 0.995}, "batch_size": 500,
+        "test_batch_size": 500, "epochs": 200, "optimizer": "sgd", "learning_rate": 0.1,
+    },
+    "mxnet_mnist": {
+        "inputs": UNIT, "order": "shuffled", "batch_size": 100, "test_batch_size": 100, "epochs": 10,
+        "optimizer": "sgd", "learning_rate": 0.1,
+    },
+    "tensorflow_cifar10": {
+        "inputs": {"random_crop": {"pixels": 24, "padding": 0}, "random_flip": {}, "random_brightness": {"delta": 63},
+                   "random_contrast": {"lower": 0.2, "upper": 1.8}, "standardize_image": {}},
+        "order": "shuffled", "batch_size": 128, "test_batch_size": 128, "iterations": 1000000, "optimizer": "sgd",
+        "learning_rate": 0.1, "schedule": {"type": "step", "gamma": 0.1, "every": 350 * 50000 / 128},
+        "weight_decay": 0.004, "decayed": "hidden_dense_weights", "average": 0.9999,
+    },
+    "caffe_cifar10": {
+        "inputs": {"subtract_mean": {}}, "order": "sequential", "batch_size": 100, "test_batch_size": 100,
+        "iterations": 5000, "optimizer": "sgd", "momentum": 0.9, "weight_decay": 0.004, "decayed": "all",
+        "learning_rate": 0.001, "bias_rate": 2, "schedule": {"type": "multistep", "gamma": 0.1, "boundaries": [4000]},
+    },
+    "torch_cifar10": {
+        "inputs": {"yuv": {}, "contrastive_normalization": {}}, "order": "sequential", "batch_size": 1,
+        "test_batch_size": 1, "epochs": 45, "optimizer": "sgd", "learning_rate": 0.001,
+        "schedule": {"type": "inverse", "gamma": 5e-7, "power": 1},
+    },
+    "theano_cifar10": {
+        "inputs": UNIT, "order": "sequential", "batch_size": 50, "test_batch_size": 50, "epochs": 50,
+        "optimizer": "sgd", "momentum": 0.9, "learning_rate": 0.01,
+    },
+    "mxnet_cifar10": {
+        "inputs": {"random_crop": {"pixels": 28, "padding": 4}, "random_flip": {}}, "order": "shuffled",
+        "batch_size": 128, "test_batch_size": 128, "epochs": 300, "optimizer": "sgd", "momentum": 0.9,
+        "weight_decay": 0.0001, "decayed": "weights", "learning_rate": 0.05,
+        "schedule": {"type": "multistep", "gamma": 0.1, "boundaries": [200 * 50000 / 128, 250 * 50000 / 128]},
+    },
+    "reference_mnist": {
+        "inputs": UNIT, "order": "shuffled", "batch_size": 50, "test_batch_size": 1000, "epochs": 20,
+        "optimizer": "sgd", "learning_rate": 0.1,
+    },
+    "reference_cifar10": {
+        "inputs": UNIT, "order": "shuffled", "batch_size": 50, "test_batch_size": 1000, "epochs": 20,
+        "optimizer": "sgd", "learning_rate": 0.01,
+    },
+}  # fmt: skip
+
+
+def said(node: Node, place: int) -> str:
+    """A layer in the words of ``LAYERS``."""
+    layer = node.layer
+    words: list[Any]
+    if isinstance(layer, network.Convolution):
+        words = [f"conv {layer.kernel}x{layer.kernel}x{layer.filters}", _padding(layer.padding)]
+        words += [f"stride {layer.stride}"] if layer.stride > 1 else []
+        words += [f"of {layer.connections}"] if layer.connections else []
+    elif isinstance(layer, network.Pool):
+        kind = "max" if isinstance(layer, network.MaxPool) else "average"
+        words = [f"{kind} {layer.size}/{layer.stride}", _padding(layer.padding)]
+        words += ["ceil"] if layer.rounding == "ceil" else []
+    elif isinstance(layer, network.Dense):
+        words = [f"dense {layer.units}"]
+    elif isinstance(layer, network.Dropout):
+        words = [f"keep {layer.keep}"]
+    elif isinstance(layer, network.LocalResponseNormalization):
+        assert layer.alpha == 0.001 / 9
+        words = [f"norm {layer.radius} {layer.bias} 0.001/9 {layer.beta}"]
+    elif isinstance(layer, network.BatchNormalization):
+        words = [f"batch {layer.momentum} {layer.epsilon}", "" if layer.scale else "unscaled"]
+    elif isinstance(layer, network.Add):
+        words = [f"add {place - 1 - node.sources[1]} back"]
+    else:
+        words = [{"Relu": "relu", "Tanh": "tanh", "GlobalAveragePool": "mean"}[type(layer).__name__]]
+    if node.sources[0] != place - 1:
+        words.append(f"from {place - 1 - node.sources[0]} back")
+    return " ".join(filter(None, words))
+
+
+def _padding(padding: Any) -> str:
+    return {"valid": "", "same": "same"}.get(padding, f"pad {padding}")
+
+
+def start(given: Any) -> Initial:
+    if not isinstance(given, tuple):
+        return Initial("constant", value=given)
+    name, number, *pool = given
+    key = "gain" if "fan_in" in name else "stddev"
+    return Initial(name, **{key: number}, pool=pool[0] if pool else 1)
+
+
+def own(setting: str) -> Any:
+    return compose([f"setting={setting}", f"dataset={'mnist' if setting.endswith('mnist') else 'cifar10'}"])
+
+
+def test_no_default_is_left_out() -> None:
+    for table in (LAYERS, STARTS, HYPER_PARAMETERS):
+        assert sorted(table) == SETTINGS
+    for group in ("model", "training"):
+        assert sorted(path.stem for path in (CONF / group).glob("*.yaml")) == SETTINGS
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_networks_are_the_originals(setting: str) -> None:
+    nodes = own(setting).network.nodes
+    assert [said(node, place) for place, node in enumerate(nodes)] == LAYERS[setting]
+    for name, starts in zip(("weights", "biases"), STARTS[setting], strict=True):
+        found = [getattr(node.layer, name) for node in nodes if getattr(node.layer, name, None)]
+        wanted = [starts[min(place, len(starts) - 1)] for place in range(len(found))]
+        assert found == [start(each) for each in wanted]
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_hyper_parameters_are_the_originals(setting: str) -> None:
+    training = own(setting).training
+    found = asdict(training)
+    schema = asdict(Training(**{key: found[key] for key in ("name", "order", "batch_size", "test_batch_size",
+                                                              "optimizer", "learning_rate")}))  # fmt: skip
+    wanted = {**schema, **HYPER_PARAMETERS[setting]}
+    for key in ("schedule", "validation"):
+        wanted[key] = {**schema[key], **wanted[key]}
+    assert list(found["inputs"]) == list(wanted["inputs"])  # their order counts
+    assert found == wanted
+
+
+@pytest.mark.parametrize("group", ["model", "training"])
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_a_default_says_where_its_numbers_come_from(group: str, setting: str) -> None:
+    first = (CONF / group / f"{setting}.yaml").read_text().splitlines()[0]
+    source = setting.partition("_")[0]
+    words = {"tensorflow": "tutorial", "caffe": "examples/", "torch": "Torch7's demos", "theano": "tutorial",
+             "mxnet": "MXNet's", "reference": "Softmax regression"}  # fmt: skip
+    assert first.startswith("#")
+    assert words[source] in first
+
+
+# As in the papers' tables: training, testing (seconds), accuracy (percent); on the CPU, on the GPU.
+TABLES = {
+    "mnist": {
+        "tensorflow": [1114.34, 2.73, 99.28, 68.51, 0.26, 99.22],
+        "caffe": [512.18, 3.33, 99.03, 97.02, 0.55, 99.13],
+        "theano": [11555.43, 4.49, 99.08, 560.04, 0.19, 99.05],
+        "torch": [9647.34, 56.52, 99.24, 338.46, 1.73, 99.22],
+    },
+    "cifar10": {
+        "tensorflow": [119102.62, 2.69, 87.00, 26160.37, 5.76, 86.00],
+        "caffe": [2708.88, 16.81, 75.79, 183.49, 1.09, 75.86],
+        "torch": [46850.68, 52.10, 66.20, 2314.23, 4.80, 65.52],
+        "theano": [532.81, 1.17, 49.66, 221.17, 0.21, 56.48],
+    },
+}
+
+
+def test_published_figures_are_the_papers() -> None:
+    original = published.load()
+    assert {name: set(rows) for name, rows in original.datasets.items()} == {
+        name: set(rows) for name, rows in TABLES.items()
+    }
+    for dataset, rows in TABLES.items():
+        for framework, row in rows.items():
+            found = [original.figures(dataset, framework, device) for device in ("cpu", "gpu")]
+            assert row == [
+                number for figures in found if figures
+                for number in (figures.training_time_s, figures.testing_time_s, figures.accuracy_percent)
+            ]  # fmt: skip
+    assert original.figures("mnist", "mxnet", "cpu") is None
+    assert original.figures("att_faces", "torch", "cpu") is None
