@@ -88,6 +88,7 @@ class Caffe(Adapter):
             (blobs[name].data, np.broadcast_to(mask, blobs[name].data.shape).copy())
             for name, mask in setup.masks.items()
         ]
+        self._sizes = self._prototxt.sizes(self._trained)
         self._averaged = [
             (blob.count, blob.data.ctypes.data, average.data.ctypes.data)
             for blob, average in zip(blobs.values(), self._prototxt.blobs(self._tested).values(), strict=True)
@@ -129,6 +130,8 @@ class Caffe(Adapter):
                 )
             if not sgd and self._share != 1:
                 self._rescale_update()
+            for size, value in self._sizes:
+                size[...] = value
             for weights, mask in self._masked:
                 np.multiply(weights, mask, out=weights)
             if self._training.average is not None:
@@ -319,13 +322,19 @@ class _Prototxt:
         for node in self._normalized:
             assert isinstance(node.layer, vocabulary.BatchNormalization)
             mean, variance, size = net.params[_normal(node)]
-            # Caffe keeps sums that fade, and their size, which starts from 0: from its limit on it stays there, and the
-            # sums over it are the running averages of everybody else.
-            size.data[...] = 1 / (1 - node.layer.momentum)
+            size.data[...] = _size(node.layer)
             mean.data[...] = weights[f"{node.layer.name}/mean"] * size.data
             variance.data[...] = weights[f"{node.layer.name}/variance"] * size.data
         for layer, values in self._constants.items():
             net.params[layer][0].data[...] = values
+
+    def sizes(self, net: Any) -> list[tuple[np.ndarray, float]]:
+        """Where the sizes of the statistics' sums are, and what they are."""
+        return [
+            (net.params[_normal(node)][2].data, _size(node.layer))
+            for node in self._normalized
+            if isinstance(node.layer, vocabulary.BatchNormalization)
+        ]
 
     def set_borders(self, net: Any) -> None:
         for name, value in self._borders.items():
@@ -413,8 +422,9 @@ class _Prototxt:
         layer = node.layer
         assert isinstance(layer, vocabulary.BatchNormalization)
         own = {"moving_average_fraction": layer.momentum, "eps": layer.epsilon}
-        # This Caffe would let weight decay at the statistics.
-        normal = self._add("BatchNorm", _normal(node), [bottom], _normal(node), batch_norm_param=own, param=[FIXED] * 3)
+        # Weight decay must not get at the statistics. But where all three blobs have rules, this Caffe takes the file
+        # for one of an older version and drops them: the third, the sums' size, is put back after each step.
+        normal = self._add("BatchNorm", _normal(node), [bottom], _normal(node), batch_norm_param=own, param=[FIXED] * 2)
         if layer.scale:
             then: dict[str, Any] = {"type": "Scale", "scale_param": {"bias_term": True}}
         else:
@@ -462,6 +472,14 @@ class _Prototxt:
                 bottom = self._add("Concat", name, parts, name, concat_param={"axis": axis + 1})
         self._largest = max(self._largest, (math.prod(shape), node.layer.name))
         return bottom
+
+
+def _size(layer: vocabulary.BatchNormalization) -> float:
+    """Of the sums that Caffe keeps instead of running averages, and that fade: it grows from 0 to this, its limit.
+
+    From there on it stays, and the sums over it are the running averages of everybody else.
+    """
+    return 1 / (1 - layer.momentum)
 
 
 def _normal(node: Node) -> str:
