@@ -28,6 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 from .explain import explain, unknown_key
 from .worker import inputs, network, treatments
 from .worker.job import LearningRateSchedule, Schedule, Training
+from .worker.layers import NetworkError
 
 _HERE = Path(__file__).parent
 CONF = _HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parent / "conf"
@@ -220,7 +221,7 @@ class Dataset:
 
 @dataclass
 class Model:
-    """A network, as data; ``worker/network.py`` has the vocabulary."""
+    """A network, as data; ``worker/layers.py`` has the vocabulary."""
 
     name: str = MISSING
     depth: int | None = None
@@ -490,7 +491,7 @@ def check(config: Config) -> None:
             )
     try:
         _ = config.network
-    except (network.NetworkError, treatments.InputError) as error:
+    except (NetworkError, treatments.InputError) as error:
         raise ConfigError(f"model={config.model.name} on dataset={config.dataset.name}: {error}") from error
     available = config.dataset.training_images
     if available is not None and training.batch_size > (images := available - validation.count(available)):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from itertools import product
 
 import pytest
+from conftest import Command
+from omegaconf import OmegaConf
 
 from gtdl_mlflow.config import CONF, ConfigError, compose
 
@@ -38,6 +40,63 @@ def test_model_and_training_move_one_by_one() -> None:
     assert (both.framework.name, both.model.name, both.training.name) == ("torch", "caffe_mnist", "caffe_mnist")
     assert compose(["model=caffe_mnist"]).training.name == "torch_mnist"
     assert compose(["training=caffe_mnist"]).model.name == "torch_mnist"
+
+
+def test_the_depth_of_the_residual_network_is_a_parameter() -> None:
+    given = ["framework=mxnet", "dataset=cifar10"]
+    for depth in (8, 20, 110):
+        network = compose([*given, f"model.depth={depth}"]).network
+        weighted = [node for node in network.nodes if "weights" in node.parameters]
+        assert len(weighted) == depth + 3  # the projections are not counted
+    for depth in (2, 7, 21, 109):
+        with pytest.raises(ConfigError, match=rf"^model.depth={depth}: expected 6 n \+ 2, at least 8"):
+            compose([*given, f"model.depth={depth}"])
+
+
+EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("framework", ["torch", "mxnet"])
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_composes(experiment: str, framework: str) -> None:
+    compose([f"experiment={experiment}", f"framework={framework}"])
+
+
+@pytest.mark.parametrize(
+    ("experiment", "given", "dataset", "setting"),
+    [
+        ("gtdlbench_mnist", [], "mnist", "caffe_mnist"),
+        ("gtdlbench_cifar10", [], "cifar10", "caffe_cifar10"),
+        ("transfer_frameworks", [], "mnist", "caffe_mnist"),
+        ("transfer_frameworks", ["dataset=cifar10", "setting=torch_cifar10"], "cifar10", "torch_cifar10"),
+        ("transfer_datasets", ["dataset=mnist"], "mnist", "caffe_cifar10"),
+        ("transfer_datasets", ["dataset=cifar10"], "cifar10", "caffe_mnist"),
+        ("transfer_datasets", ["dataset=mnist_5k"], "mnist_5k", "caffe_cifar10"),
+    ],
+)
+def test_an_experiment_is_of_its_data_and_settings(
+    experiment: str, given: list[str], dataset: str, setting: str
+) -> None:
+    config = compose([f"experiment={experiment}", "framework=caffe", *given])
+    assert (config.dataset.name, config.model.name, config.training.name) == (dataset, setting, setting)
+
+
+@pytest.mark.parametrize(("dataset", "family"), [("mnist", "mnist"), ("cifar10", "cifar10"), ("caltech101", "cifar10")])
+def test_frameworks_are_transferred_to_all_defaults_of_the_kind_of_data(
+    gtdl: Command, store: str, dataset: str, family: str
+) -> None:
+    done = gtdl("experiment=transfer_frameworks", f"dataset={dataset}", "--cfg", "hydra", "--resolve")
+    assert done.returncode == 0, done.stderr
+    swept = OmegaConf.create(done.stdout).hydra.sweeper.params.setting
+    assert swept.split(",") == [f"{name}_{family}" for name in ("caffe", "mxnet", "tensorflow", "theano", "torch")]
+
+
+def test_cells_are_runs_but_for_the_seed() -> None:
+    one, other = compose(["seed=1"]), compose(["seed=2"])
+    assert one.cell() == other.cell()
+    assert one.hash() != other.hash()
+    assert one.cell() != compose(["seed=1", "budget=0.5"]).cell()
+    assert one.cell() == compose(["seed=1", "training.checkpoint_every=0"]).cell()
 
 
 def test_the_framework_version_is_an_axis() -> None:

@@ -9,9 +9,10 @@ import pytest
 
 from gtdl_mlflow.config import CONF, compose
 from gtdl_mlflow.report import published
-from gtdl_mlflow.worker import network
+from gtdl_mlflow.worker import layers
 from gtdl_mlflow.worker.job import Training
-from gtdl_mlflow.worker.network import Initial, Node
+from gtdl_mlflow.worker.layers import Initial
+from gtdl_mlflow.worker.network import Node
 
 SETTINGS = sorted(path.stem for path in (CONF / "setting").glob("*.yaml"))
 
@@ -146,24 +147,24 @@ def said(node: Node, place: int) -> str:
     """A layer in the words of ``LAYERS``."""
     layer = node.layer
     words: list[Any]
-    if isinstance(layer, network.Convolution):
+    if isinstance(layer, layers.Convolution):
         words = [f"conv {layer.kernel}x{layer.kernel}x{layer.filters}", _padding(layer.padding)]
         words += [f"stride {layer.stride}"] if layer.stride > 1 else []
         words += [f"of {layer.connections}"] if layer.connections else []
-    elif isinstance(layer, network.Pool):
-        kind = "max" if isinstance(layer, network.MaxPool) else "average"
+    elif isinstance(layer, layers.Pool):
+        kind = "max" if isinstance(layer, layers.MaxPool) else "average"
         words = [f"{kind} {layer.size}/{layer.stride}", _padding(layer.padding)]
         words += ["ceil"] if layer.rounding == "ceil" else []
-    elif isinstance(layer, network.Dense):
+    elif isinstance(layer, layers.Dense):
         words = [f"dense {layer.units}"]
-    elif isinstance(layer, network.Dropout):
+    elif isinstance(layer, layers.Dropout):
         words = [f"keep {layer.keep}"]
-    elif isinstance(layer, network.LocalResponseNormalization):
+    elif isinstance(layer, layers.LocalResponseNormalization):
         assert layer.alpha == 0.001 / 9
         words = [f"norm {layer.radius} {layer.bias} 0.001/9 {layer.beta}"]
-    elif isinstance(layer, network.BatchNormalization):
+    elif isinstance(layer, layers.BatchNormalization):
         words = [f"batch {layer.momentum} {layer.epsilon}", "" if layer.scale else "unscaled"]
-    elif isinstance(layer, network.Add):
+    elif isinstance(layer, layers.Add):
         words = [f"add {place - 1 - node.sources[1]} back"]
     else:
         words = [{"Relu": "relu", "Tanh": "tanh", "GlobalAveragePool": "mean"}[type(layer).__name__]]

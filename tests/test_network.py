@@ -11,7 +11,8 @@ from omegaconf import OmegaConf
 
 from gtdl_mlflow import config  # noqa: F401  (registers what conf/ is written with)
 from gtdl_mlflow.worker import initial, numpy_network
-from gtdl_mlflow.worker.network import AveragePool, Convolution, Initial, MaxPool, Network, NetworkError, build
+from gtdl_mlflow.worker.layers import AveragePool, Convolution, Initial, MaxPool, NetworkError
+from gtdl_mlflow.worker.network import Network, build, expanded
 
 CONF = Path(__file__).parents[1] / "conf"
 ZERO = {"distribution": "constant", "value": 0}
@@ -172,13 +173,29 @@ def test_slow_network_has_the_gradients_of_its_loss() -> None:
         maximum(2, 2, padding=1, rounding="ceil"), convolution(3, 2, connections=2, padding=1), RELU,
         average(3, 2, padding=1, rounding="ceil"), dense(5), TANH, dense(),
     )  # fmt: skip
-    network = build(layers, (2, 9, 8), 3)
+    _assert_gradients(build(layers, (2, 9, 8), 3))
+
+
+def test_slow_residual_network_has_the_gradients_of_its_loss() -> None:
+    unit = {"normal": NORMAL, "tanh": TANH, "conv": {**convolution(3, 3, padding=1), "biases": None},
+            "sum": {"type": "add", "to": "input"}}  # fmt: skip
+    layers = {
+        "first": {**NORMAL, "scale": False}, "conv": convolution(3, 3),
+        "unit": {"type": "block", "times": 2, "layers": unit}, "shortcut": {**convolution(3, 1), "input": "conv"},
+        "sum": {"type": "add", "to": "unit_2_sum"}, "pool": {"type": "global_average_pool"}, "dense": dense(),
+    }  # fmt: skip
+    _assert_gradients(build(layers, (2, 6, 5), 3))
+
+
+def _assert_gradients(network: Network) -> None:
+    """Held against differences of the loss."""
     random = np.random.RandomState(0)
-    images, labels = random.standard_normal((2, 2, 9, 8)), np.array([2, 0])
+    images, labels = random.standard_normal((2, *network.nodes[0].input)), np.array([2, 0])
     weights = {name: value.astype(np.float64) for name, value in initial.weights(network, 1).items()}
     masks = initial.masks(network, 1)
     _, found = numpy_network.gradients(network, weights, images, labels, masks)
-    for name, value in weights.items():
+    for name in network.parameters:
+        value = weights[name]
         for place in random.permutation(value.size)[:4]:
             losses = []
             for change in (1e-5, -1e-5):
@@ -186,6 +203,31 @@ def test_slow_network_has_the_gradients_of_its_loss() -> None:
                 moved.flat[place] += change
                 losses.append(numpy_network.gradients(network, {**weights, name: moved}, images, labels, masks)[0])
             assert found[name].flat[place] == pytest.approx((losses[0] - losses[1]) / 2e-5, rel=1e-5, abs=1e-8), name
+
+
+BLOCK = {
+    "conv": {**convolution(2, 1), "biases": None}, "relu": RELU, "sum": {"type": "add", "to": "conv"},
+    "skip": {"type": "add", "to": "input"},
+}  # fmt: skip
+
+
+def test_a_block_is_its_layers_under_its_name_as_often_as_it_says() -> None:
+    layers = {
+        "tanh": TANH,
+        "one": {"type": "block", "layers": BLOCK},
+        "two": {"type": "block", "times": 2, "layers": BLOCK},
+    }
+    flat = expanded({**layers, "dense": dense()})
+    assert list(flat) == [
+        "tanh", "one_conv", "one_relu", "one_sum", "one_skip", "two_1_conv", "two_1_relu", "two_1_sum", "two_1_skip",
+        "two_2_conv", "two_2_relu", "two_2_sum", "two_2_skip", "dense",
+    ]  # fmt: skip
+    assert [flat[name]["to"] for name in ("one_sum", "one_skip", "two_1_sum", "two_1_skip", "two_2_skip")] == [
+        "one_conv", "tanh", "two_1_conv", "one_skip", "two_1_skip",
+    ]  # fmt: skip
+    network = build({**layers, "dense": dense()}, (2, 4, 4), 10)
+    assert [node.sources for node in network.nodes[:5]] == [(-1,), (0,), (1,), (2, 1), (3, 0)]
+    assert list(expanded({"tanh": TANH, "none": {"type": "block", "times": 0, "layers": BLOCK}})) == ["tanh"]
 
 
 def wrong(message: str, *layers: Any, shape: tuple[int, ...] = (1, 8, 8)) -> Any:
@@ -233,6 +275,21 @@ def wrong(message: str, *layers: Any, shape: tuple[int, ...] = (1, 8, 8)) -> Any
         wrong("layer layer1: gives (3,), but the data set has 10 classes", dense(3)),
         wrong("layer layer1: gives (1, 8, 8), but the data set has 10 classes", RELU),
         wrong("a network needs at least one layer"),
+        wrong("layer layer2: to=layer3: expected the name of a layer before it", TANH, {"type": "add", "to": "layer3"}),
+        wrong("layer layer2: to=2: expected the name of a layer before it", TANH, {"type": "add", "to": 2}),
+        wrong("layer layer2: input=image: expected the name of a layer before it", TANH, {**TANH, "input": "image"}),
+        wrong("layer layer3: cannot add (1, 8, 8) (to=layer1) to (3, 8, 8)",
+              TANH, convolution(3, 1), {"type": "add", "to": "layer1"}),
+        wrong("layer layer1: a block takes layers, and times if", {"type": "block", "layers": {}}),
+        wrong("layer layer1: a block takes layers, and times if", {"type": "block", "units": 3, "layers": {"a": TANH}}),
+        wrong("layer layer1: times=many: expected a whole number", {"type": "block", "times": "many", "layers": BLOCK}),
+        wrong("layer layer1: a block at the start of a network has no input", {"type": "block", "layers": BLOCK}),
+        wrong("layer layer2_in: type=block: expected one of",
+              TANH, {"type": "block", "layers": {"in": {"type": "block", "layers": BLOCK}}}),
+        wrong("layer layer2: a batch_normalization cannot follow a dense layer", dense(), NORMAL),
+        wrong("layer layer1: momentum=1: expected a share above 0, below 1", {**NORMAL, "momentum": 1}),
+        wrong("layer layer1: epsilon=0: expected a number above 0", {**NORMAL, "epsilon": 0}),
+        wrong("layer layer1: scale=1: expected true or false", {**NORMAL, "scale": 1}),
     ],
 )  # fmt: skip
 def test_impossible_network_is_one_line_with_the_layer(layers: Any, shape: tuple[int, ...], message: str) -> None:

@@ -10,7 +10,8 @@ import math
 
 import numpy as np
 
-from .network import Convolution, Initial, Network, Node
+from .layers import Convolution, Initial
+from .network import Network, Node
 
 Weights = dict[str, np.ndarray]
 """Canonical float32 arrays, by ``layer/array``: all that a network needs to classify."""

@@ -1,4 +1,4 @@
-"""Every layer of ``worker/network.py``, its loss, gradients and optimizers: slow, obvious, in float64.
+"""Every layer of ``worker/layers.py``, its loss, gradients and optimizers: slow, obvious, in float64.
 
 What the frameworks are held against, so it shares no code with the adapters and works out for itself where windows lie.
 Images are (images, channels, height, width); weights are canonical.
@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from . import network as vocabulary
+from . import layers as vocabulary
 from .job import Decayed, Optimizer, Training
-from .network import Network, Node
+from .network import IMAGES, Network, Node
 
 Arrays = dict[str, np.ndarray]
 Backward = Callable[[np.ndarray], tuple[np.ndarray, Arrays]]
@@ -51,7 +51,7 @@ def _learn(
         node = network.nodes[place]
         gradient, parameters = backwards[place](back[place])
         for source in node.sources:  # an addition hands the same to both
-            if source != vocabulary.IMAGES:
+            if source != IMAGES:
                 back[source] = back[source] + gradient
         found.update({f"{node.layer.name}/{name}": value for name, value in parameters.items()})
     return float(loss), found, statistics
@@ -127,7 +127,7 @@ def _forward(
     network: Network, weights: Arrays, images: np.ndarray, masks: Arrays, *, training: bool
 ) -> tuple[np.ndarray, list[Backward], Arrays]:
     """What comes out, the way back through each node, and the statistics of the batch."""
-    values = {vocabulary.IMAGES: images.astype(np.float64)}
+    values = {IMAGES: images.astype(np.float64)}
     backwards: list[Backward] = []
     statistics: Arrays = {}
     for node in network.nodes:

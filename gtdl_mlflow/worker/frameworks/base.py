@@ -13,7 +13,8 @@ import numpy as np
 from ..initial import Weights
 from ..inputs import Batch
 from ..job import Decayed, Training
-from ..network import Dense, Network
+from ..layers import Dense
+from ..network import Network
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,13 @@ import caffe
 import numpy as np
 from caffe.proto import caffe_pb2
 
-from .. import network as vocabulary
+from .. import layers as vocabulary
 from ..initial import Weights
 from ..inputs import Batch
 from ..job import Optimizer
-from ..network import Network, Node, Shape
+from ..layers import Shape
+from ..network import IMAGES as THE_IMAGES
+from ..network import Network, Node
 from .base import Adapter, Setup
 
 LARGEST_EPSILON = 1e-6
@@ -271,7 +273,7 @@ class _Prototxt:
         nodes = setup.network.nodes
         shape = nodes[0].input
         self._largest = (math.prod(shape), nodes[0].layer.name)
-        tops = {vocabulary.IMAGES: self._input(IMAGES, shape)}
+        tops = {THE_IMAGES: self._input(IMAGES, shape)}
         taken = [source for node in nodes for source in node.sources]
         for place, node in enumerate(nodes):
             tops[place] = self._add_node(node, [tops[source] for source in node.sources])

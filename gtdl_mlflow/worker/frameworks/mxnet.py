@@ -10,11 +10,11 @@ from typing import Any
 import mxnet as mx
 import numpy as np
 
-from .. import network as vocabulary
+from .. import layers as vocabulary
 from ..initial import Weights
 from ..inputs import Batch
 from ..job import Optimizer
-from ..network import Node
+from ..network import IMAGES, Node
 from .base import Adapter, Setup
 
 TOGETHER = 4
@@ -31,7 +31,7 @@ class MXNet(Adapter):
         drops = any(isinstance(node.layer, vocabulary.Dropout) for node in setup.network.nodes)
         self._step_seed = setup.step_seed if drops else None
         self._constants: dict[str, Any] = {}
-        values = {vocabulary.IMAGES: mx.sym.var("images")}
+        values = {IMAGES: mx.sym.var("images")}
         for place, node in enumerate(setup.network.nodes):
             given = [values[source] for source in node.sources]
             values[place] = self._layer(node, given, setup.masks.get(f"{node.layer.name}/weights"))

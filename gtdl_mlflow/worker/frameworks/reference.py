@@ -12,7 +12,7 @@ import numpy as np
 from ..initial import Weights
 from ..inputs import Batch
 from ..job import Optimizer
-from ..network import Dense
+from ..layers import Dense
 from .base import Adapter, Setup
 
 

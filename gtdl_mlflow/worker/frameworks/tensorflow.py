@@ -11,11 +11,12 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.util import _pywrap_util_port
 
-from .. import network as vocabulary
+from .. import layers as vocabulary
 from ..initial import Weights
 from ..inputs import Batch
 from ..job import Optimizer
-from ..network import Node, Pads
+from ..layers import Pads
+from ..network import IMAGES, Node
 from .base import Adapter, Setup
 
 
@@ -226,7 +227,7 @@ class TensorFlow(Adapter):
 
     def _logits(self, images: tf.Tensor, values: dict[str, tf.Tensor], step: tf.Tensor | None = None) -> tf.Tensor:
         """Of one batch of images; dropout and a batch's own statistics only where there is a training ``step``."""
-        given = {vocabulary.IMAGES: images}
+        given = {IMAGES: images}
         for number, node in enumerate(self._setup.network.nodes):
             given[number] = self._layer(number, node, [given[source] for source in node.sources], values, step)
         return given[number]

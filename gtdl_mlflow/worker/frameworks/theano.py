@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from .. import network as vocabulary
+from .. import layers as vocabulary
 from ..initial import Weights
 from ..inputs import Batch
 from ..job import Optimizer
-from ..network import Network, Node
+from ..network import IMAGES, Network, Node
 from .base import Adapter, Setup
 
 
@@ -246,7 +246,7 @@ def _logits(
 
     And, in training, what the network's state becomes.
     """
-    values, followed = {vocabulary.IMAGES: images}, {}
+    values, followed = {IMAGES: images}, {}
     for place, node in enumerate(network.nodes):
         given = [values[source] for source in node.sources]
         if isinstance(node.layer, vocabulary.BatchNormalization):

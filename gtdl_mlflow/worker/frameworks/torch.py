@@ -13,11 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import network as vocabulary
+from .. import layers as vocabulary
 from ..initial import Weights
 from ..inputs import Batch
 from ..job import Optimizer
-from ..network import Node, Pads
+from ..layers import Pads
+from ..network import IMAGES, Node
 from .base import Adapter, Setup
 
 
@@ -249,7 +250,7 @@ class _Network(nn.Module):
             for module in self._modules.values():
                 value = module(value)
             return value
-        values = {vocabulary.IMAGES: images}
+        values = {IMAGES: images}
         for place, (module, sources) in enumerate(zip(self._modules.values(), self._sources, strict=True)):
             values[place] = module(*[values[source] for source in sources])
             for source in self._done[place]:
