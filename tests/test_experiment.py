@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -521,27 +523,40 @@ def test_checkpoints_are_due_by_the_clock_of_training_and_outside_it(job: Job, r
     assert adapter.calls.count("checkpoint") == 3  # after 6, 12, 18 of 20 steps of a second
     assert metric(said, "train/checkpoint_s") == [3 * PREPARE_S]
     assert metric(said, "training_time_s") == [20 * STEP_S]
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-18"]
+    assert [path.name for path in (tmp_path / "checkpoints").glob("*-*")] == ["step-18"]
+
+
+def test_a_worker_waits_for_the_one_before_it(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from gtdl_mlflow.worker.checkpoints import Checkpoints; "
+        "Checkpoints(Path(sys.argv[1])).__enter__(); print('has it')"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE, text=True) as other:
+        with Checkpoints(tmp_path), pytest.raises(subprocess.TimeoutExpired):
+            other.wait(timeout=5)
+        assert other.communicate(timeout=60)[0] == "has it\n"
 
 
 def test_a_checkpoint_is_whole_or_not_there(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path / "here")
-    assert checkpoints.newest() is None
-    checkpoints.save(9, lambda folder: (folder / "a").write_text("nine") and None)
-
     def dies(folder: Path) -> None:
         (folder / "a").write_text("half")
         raise Interrupted
 
-    with pytest.raises(Interrupted):
-        checkpoints.save(10, dies)
-    newest = checkpoints.newest()
-    assert newest is not None
-    assert (newest / "a").read_text() == "nine"
-    checkpoints.save(10, lambda folder: (folder / "b").write_text("ten") and None)
-    newest = checkpoints.newest()
-    assert newest is not None
-    assert [path.name for path in newest.iterdir()] == ["b"]
+    def text(checkpoints: Checkpoints) -> str:
+        newest = checkpoints.newest()
+        assert newest is not None
+        return " ".join(f"{path.name}: {path.read_text()}" for path in newest.iterdir())
+
+    with Checkpoints(tmp_path / "here") as checkpoints:
+        assert checkpoints.newest() is None
+        checkpoints.save(9, lambda folder: (folder / "a").write_text("nine") and None)
+        with pytest.raises(Interrupted):
+            checkpoints.save(10, dies)
+        assert text(checkpoints) == "a: nine"
+    with Checkpoints(tmp_path / "here") as checkpoints:
+        assert text(checkpoints) == "a: nine"
+        checkpoints.save(10, lambda folder: (folder / "b").write_text("ten") and None)
+        assert text(checkpoints) == "b: ten"
 
 
 def test_validation_images_are_not_trained_on(job: Job, run: Run) -> None:

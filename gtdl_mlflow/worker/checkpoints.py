@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 from collections.abc import Callable
@@ -9,10 +10,20 @@ from pathlib import Path
 
 
 class Checkpoints:
-    """In ``folder``, which one training alone uses; only the newest is kept."""
+    """A context: in it, this process has ``folder`` for itself; only the newest checkpoint is kept."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+
+    def __enter__(self) -> Checkpoints:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        # A worker whose driver was killed goes on until its next word; whoever follows it waits for that.
+        self._lock = (self._folder / "worker.lock").open("w")
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.close()
 
     def newest(self) -> Path | None:
         """The folder of the last checkpoint, or None if there is none."""
@@ -22,7 +33,7 @@ class Checkpoints:
         """What ``write`` puts into an empty folder becomes the checkpoint after ``step`` steps."""
         part = self._folder / "part"
         shutil.rmtree(part, ignore_errors=True)  # left by a kill
-        part.mkdir(parents=True)
+        part.mkdir()
         write(part)
         for path in [*part.rglob("*"), part]:
             _sync(path)

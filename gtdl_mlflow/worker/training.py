@@ -7,7 +7,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Generator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -101,24 +101,27 @@ def train(job: Job, model: Adapter, data: Data, emit: Emit) -> None:
 
     Where ``job.checkpoints`` has one, training goes on from there, and its clock too.
     """
-    with TemporaryDirectory() as best:
-        trainer = Trainer(job, model, data, emit, Path(best))
+    with ExitStack() as stack:
+        best = Path(stack.enter_context(TemporaryDirectory()))
+        checkpoints = stack.enter_context(Checkpoints(Path(job.checkpoints))) if job.checkpoints else None
+        trainer = Trainer(job, model, data, emit, best, checkpoints)
         trainer.resume()
-        with closing(data.feed(trainer.course.step)) as feed:
-            trainer.train(feed)
+        trainer.train(stack.enter_context(closing(data.feed(trainer.course.step))))
 
 
 class Trainer:
     """One training: what it works with, and how far it has come."""
 
-    def __init__(self, job: Job, model: Adapter, data: Data, emit: Emit, best: Path) -> None:
+    def __init__(
+        self, job: Job, model: Adapter, data: Data, emit: Emit, best: Path, checkpoints: Checkpoints | None
+    ) -> None:
         self._job, self._training, self._model, self._data, self._emit = job, job.training, model, data, emit
         self._best = best
         """The model with the lowest validation error so far."""
         count = len(data.train_images)
         self._steps, self._steps_per_epoch = job.training.steps(count, job.budget), count / job.training.batch_size
         self._looks = evaluations(self._steps, self._steps_per_epoch, job.training.evaluate_every)
-        self._checkpoints = Checkpoints(Path(job.checkpoints)) if job.checkpoints else None
+        self._checkpoints = checkpoints
         self._due_s = job.training.checkpoint_every
         self._length = 1
         self.course = Course(job)
