@@ -256,8 +256,13 @@ def listed() -> dict[str, Case]:
         cases.append(case(f"repeat {seed}", CONVOLUTIONAL, (3, 6, 5), some, seed=seed))
         softmax = {"dense": dense()}
         cases.append(case(f"repeat softmax {seed}", softmax, (3, 6, 5), some, seed=seed))
-    for name, layers in (("softmax", {"dense": dense()}), ("network", CONVOLUTIONAL)):
-        used = case(f"use {name}", layers, (3, 6, 5), USED, count=7, inputs={"scale": {"factor": 1 / 255}})
+    networks: dict[str, tuple[Any, dict[str, Any]]] = {
+        "softmax": ({"dense": dense()}, {}),
+        "network": (CONVOLUTIONAL, {}),
+        "averaged": (NOT_DROPPED, {"average": 0.5}),
+    }
+    for name, (layers, more) in networks.items():
+        used = case(f"use {name}", layers, (3, 6, 5), USED, count=7, inputs={"scale": {"factor": 1 / 255}}, **more)
         # Pixels that a saved model, which treats what it is given, can be shown.
         raw = np.random.RandomState(2).randint(0, 256, used.images.shape)
         used.images[...] = raw.astype(np.float32) * np.float32(1 / 255)
@@ -267,6 +272,7 @@ def listed() -> dict[str, Case]:
 
 
 CASES = listed()
+USES = [name for name in CASES if name.startswith("use ")]
 
 
 @functools.cache
@@ -347,7 +353,7 @@ def contestant(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 def _afresh(first: Path) -> list[Case]:
     """What a second process is asked: to do the same again, and to use what the one in ``first`` saved."""
     again = [made for name, made in CASES.items() if name.startswith("repeat")]
-    for name in ("use softmax", "use network"):
+    for name in USES:
         place = str(first / f"saved {name}")
         steps: list[list[Any]] = [["load", place], ["predict", 7], ["weights"], ["pyfunc", place]]
         again.append(replace(CASES[name], steps=steps, seed=9))
@@ -536,7 +542,7 @@ def test_a_seed_repeats_to_the_last_bit(contestant: Contestant, name: str) -> No
     assert all((once[key] != other[key]).any() for key in once)
 
 
-@pytest.mark.parametrize("name", ["use softmax", "use network"])
+@pytest.mark.parametrize("name", USES)
 def test_a_saved_model_predicts_the_same_in_a_fresh_process(contestant: Contestant, name: str) -> None:
     saved, loaded = contestant.answers["plain"], contestant.afresh
     logits = saved.array(name, 3)
@@ -547,7 +553,7 @@ def test_a_saved_model_predicts_the_same_in_a_fresh_process(contestant: Contesta
     assert away(loaded.array(name, 3), exponents / exponents.sum(axis=1, keepdims=True)) <= 1e-5
 
 
-@pytest.mark.parametrize("name", ["use softmax", "use network"])
+@pytest.mark.parametrize("name", USES)
 def test_the_batch_size_of_classifying_changes_nothing(answers: Answers, name: str) -> None:
     logits = answers.array(name, 3)
     assert logits.shape == (7, 4)

@@ -77,6 +77,9 @@ class Torch(Adapter):
     def load(self, folder: Path) -> None:
         saved = torch.load(folder / "state_dict.pt", map_location=self._device, weights_only=True)
         self._tested.load_state_dict(saved)
+        if self._average is not None:
+            own = dict(_state(self._module))
+            self._module.load_state_dict({name: saved[name] for name in own}, strict=False)
 
     def checkpoint(self, folder: Path) -> None:
         torch.save(self._all_state(), folder / "checkpoint.pt")
