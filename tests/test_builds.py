@@ -326,7 +326,7 @@ def test_stopped_in_the_middle_it_leaves_no_process_and_is_built_again(
 
 
 def test_two_processes_at_once_build_it_once(sha256: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TINY_S", "2")
+    monkeypatch.setenv("TINY_S", "15")  # longer than a busy machine takes to make the second environment
     first = start_maker(framework(sha256))
     wait_for(Path(os.environ["TINY_LOG"]))
     # Another environment, so that the two meet at the build and not before it.

@@ -60,11 +60,8 @@ class Torch(Adapter):
         return np.asarray(torch.stack(losses).cpu())
 
     def predict(self, batches: Iterable[np.ndarray]) -> np.ndarray:
-        module = self._tested.eval()
+        module = self._renewed().eval()
         with torch.inference_mode():
-            if self._average is not None:  # of parameters only: the state comes along as it is
-                for averaged, buffer in zip(self._average.buffers(), self._module.buffers(), strict=True):
-                    averaged.copy_(buffer)
             return np.asarray(torch.cat([module(self._images(images)) for images in batches]).cpu())
 
     def weights(self) -> Weights:
@@ -72,7 +69,7 @@ class Torch(Adapter):
         return {name: _canonical(tensor.detach().cpu().numpy()).copy() for name, tensor in named.items()}
 
     def save(self, folder: Path) -> None:
-        torch.save(self._tested.state_dict(), folder / "state_dict.pt")
+        torch.save(self._renewed().state_dict(), folder / "state_dict.pt")
 
     def load(self, folder: Path) -> None:
         saved = torch.load(folder / "state_dict.pt", map_location=self._device, weights_only=True)
@@ -134,6 +131,14 @@ class Torch(Adapter):
     def _tested(self) -> _Network:
         """The module that is tested and saved."""
         return self._module if self._average is None else self._average
+
+    def _renewed(self) -> _Network:
+        """The module that is tested, with the state of the trained one: an average is of parameters only."""
+        if self._average is not None:
+            with torch.no_grad():
+                for averaged, buffer in zip(self._average.buffers(), self._module.buffers(), strict=True):
+                    averaged.copy_(buffer)
+        return self._tested
 
     def _move_average(self, share: float) -> None:
         assert self._average is not None
