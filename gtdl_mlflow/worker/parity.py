@@ -23,7 +23,7 @@ IMAGES, BATCH, STEPS, RATE = 8, 4, 10, 0.001
 BOUNDS = {"parity/logits_difference": 1e-4, "parity/gradient_difference": 1e-3, "parity/loss_difference": 1e-3}
 """The largest differences at which it still is the same network, in float32.
 
-The slope of a ReLU jumps at 0: of the 400,000 activations of a small residual network about one lies so close to it that
+The slope of a ReLU jumps at 0: of the 400,000 activations of a small residual network about one lies so close that
 rounding decides, which moves gradients by up to 3e-4 of the largest.
 """
 
