@@ -16,10 +16,7 @@ from .launch import WorkerFailed, launch
 from .progress import ProgressLine
 from .worker.job import Job
 
-FAILURES = (
-    ConfigError, WorkerFailed, environments.EnvironmentFailed, datasets.DatasetError, tracking.TrackingFailed,
-    resuming.InUse,
-)  # fmt: skip
+FAILURES = (ConfigError, WorkerFailed, environments.EnvironmentFailed, datasets.DatasetError, tracking.TrackingFailed)
 """What can go wrong with a run that was asked for rightly: it is then a FAILED run, if the tracker can be told."""
 
 
@@ -69,7 +66,7 @@ def _checkpoints(config: Config, environment: Environment, data: Prepared, track
     with resuming.checkpoints(config, environment, data, tracked.run_id) as (place, interrupted):
         if interrupted is not None:
             tracked.resumes(interrupted)
-        yield str(place)
+        yield "" if place is None else str(place)
 
 
 def job_of(config: Config, data: Path, folder: Path) -> Job:

@@ -17,14 +17,10 @@ from .config import Config
 from .datasets import Prepared
 from .environments import Environment
 from .home import home
-from .making import lock
+from .making import lock, say
 
 OWNER = "run.json"
 """Says which MLflow run wrote the checkpoints."""
-
-
-class InUse(Exception):
-    """Another process trains the same configuration; one line."""
 
 
 @dataclass(frozen=True)
@@ -38,14 +34,12 @@ class Interrupted:
 @contextmanager
 def checkpoints(
     config: Config, environment: Environment, data: Prepared, run_id: str
-) -> Iterator[tuple[Path, Interrupted | None]]:
+) -> Iterator[tuple[Path | None, Interrupted | None]]:
     """The folder of the checkpoints of this configuration, and whose they are if there are any.
 
-    It is this process's alone until the block is left, and gone if the block is left without an exception. What makes
-    two runs the same: all that can change a result, in the configuration, the environment, the data and this project.
-
-    Raises:
-        InUse: another process has it.
+    It is this process's alone until the block is left, and gone if the block is left without an exception; None where
+    another process has it. What makes two runs the same: all that can change a result, in the configuration, the
+    environment, the data and this project.
     """
     same = json.dumps([config.hash(), environment.key, data.digest, __version__])
     folder = home() / "checkpoints" / f"{config.framework.name}-{hashlib.sha256(same.encode()).hexdigest()[:16]}"
@@ -54,10 +48,9 @@ def checkpoints(
     try:
         held.acquire(timeout=0)
     except filelock.Timeout:
-        raise InUse(
-            f"another process is training this very configuration, with its checkpoints in {folder}; "
-            "wait for it, or set training.checkpoint_every=0 to train without any"
-        ) from None
+        say("another process is training this very configuration: this run keeps no checkpoints")
+        yield None, None
+        return
     try:
         folder.mkdir(exist_ok=True)
         owner = folder / OWNER

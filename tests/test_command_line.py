@@ -139,7 +139,14 @@ def test_a_tracker_that_cannot_be_had_is_one_line(gtdl: Command, uri: str, said:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_ends_the_run_as_killed_and_leaves_no_process(store: str, number: int) -> None:
     driver = subprocess.Popen(
-        [sys.executable, "-m", "gtdl_mlflow", "framework=reference", "training.epochs=1000000"],
+        [
+            sys.executable,
+            "-m",
+            "gtdl_mlflow",
+            "framework=reference",
+            "training.epochs=1000000",
+            "training.checkpoint_every=0",
+        ],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

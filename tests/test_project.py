@@ -123,7 +123,7 @@ def test_a_worker_killed_while_it_trains_fails_its_run_and_nothing_else(
     gtdl: Command, store: str, torch_environment: None
 ) -> None:
     driver = subprocess.Popen(
-        [sys.executable, "-m", "gtdl_mlflow", "training.epochs=1000"],
+        [sys.executable, "-m", "gtdl_mlflow", "training.epochs=1000", "training.checkpoint_every=0"],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

@@ -91,11 +91,11 @@ def test_two_at_once_do_not_share_checkpoints(gtdl: Command, store: str, home: P
     driver = start(*LONG, "training.epochs=4000")
     try:
         wait_for_checkpoint(home)
-        done = gtdl(*LONG, "training.epochs=4000")
-        assert done.returncode == 1
-        assert len(done.stderr.splitlines()) == 1
-        assert "another process is training this very configuration" in done.stderr
-        assert gtdl(*LONG, "seed=1").returncode == 0  # another one, with its own
+        done = gtdl(*LONG, "training.epochs=4000", "limits.run_timeout_s=5")
+        said, failure = done.stderr.splitlines()
+        assert said == "gtdl: another process is training this very configuration: this run keeps no checkpoints"
+        assert "killed after limits.run_timeout_s=5" in failure  # it did train
+        assert "gtdl.resumed" not in runs()[-1].data.tags
     finally:
         driver.send_signal(signal.SIGINT)
         driver.communicate(timeout=60)
