@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf.errors import OmegaConfBaseException
 
 from .callbacks import SweepRun
@@ -28,6 +31,8 @@ FLAGS = {
 def main() -> None:
     """Run the command line; exit with 0, 1 if a run failed, 2 if it was asked for wrongly, 130 at Ctrl-C."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hand errors to us instead of printing them at length
+    # Before MLflow's import, which sets its loggers up: what a run prints must not drown in migrations.
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         sys.argv[1:] = overrides(sys.argv[1:])
@@ -42,7 +47,12 @@ def main() -> None:
             SweepRun.open.close("KILLED")
         print("gtdl_mlflow: stopped", file=sys.stderr)
         sys.exit(130)
-    sys.exit(1 if failed or SweepRun.failures else 0)
+    except Exception:  # of a launcher: the jobs' own are answered in application()
+        if SweepRun.open is not None:
+            SweepRun.open.close("FAILED")
+        raise
+    # Of a sweep, the runs' end in MLflow decides: some may have been delivered later, or by an earlier start.
+    sys.exit(1 if (failed if SweepRun.failures is None else SweepRun.failures) else 0)
 
 
 def overrides(arguments: list[str]) -> list[str]:
@@ -56,7 +66,20 @@ def overrides(arguments: list[str]) -> list[str]:
             turned.append(argument)
         else:
             turned.append(f"{key[2:]}={value if given else next(rest, '')}")
-    return turned
+    return [override for override in turned if not _hidden(override)]
+
+
+def _hidden(override: str) -> bool:
+    """Take a tracker's address with a password off the command line, which Hydra prints and writes down.
+
+    It goes to where ``conf/tracking`` finds it, and where the processes of all launchers inherit it.
+    """
+    key, _, value = override.partition("=")
+    address = value.strip("'\"")
+    if key != "tracking.uri" or not re.search(r"\w://[^/@\s]+@", address):
+        return False
+    os.environ["MLFLOW_TRACKING_URI"] = address
+    return True
 
 
 failed: list[str] = []
@@ -65,23 +88,39 @@ failed: list[str] = []
 
 @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
 def application(composed: Any) -> float | None:
-    """One job: the accuracy in percent, or nothing if the run failed."""
+    """One job: its objective, or nothing if the run failed."""
     config = typed(composed)
     # Only now: MLflow takes two seconds to import, a mistake on the command line should not.
-    from . import benchmark
+    from . import benchmark, sweeps
 
-    folder = Path(HydraConfig.get().runtime.output_dir)
+    hydra = HydraConfig.get()
+    place = sweeps.place(hydra.job.num) if hydra.mode is RunMode.MULTIRUN else None
     print(f"{benchmark.label(config)}, on the {config.hardware.device}", flush=True)
+    if place is not None and (done := benchmark.done_already(config, place)) is not None:
+        state = f"MLflow run {done.info.run_id} of this sweep did that: {done.info.status}"
+        print(f"{state} (sweep.rerun=all runs it again)")
+        return objective(config, done.data.metrics) if done.info.status == "FINISHED" else None
     try:
-        outcome = benchmark.run(config, folder)
+        outcome = benchmark.run(config, Path(hydra.runtime.output_dir), place)
     except benchmark.FAILURES as error:
         if not isinstance(error, Unavailable):
             failed.append(str(error))
         print(f"gtdl_mlflow: {error}", file=sys.stderr)
         return None
     print(summary(config, outcome.metrics))
-    print(f"MLflow run {outcome.run_id}; to look at it: {outcome.where}")
-    return outcome.metrics["accuracy_percent"]
+    if outcome.undelivered:
+        failed.append(outcome.undelivered)
+    else:
+        print(f"MLflow run {outcome.run_id}; to look at it: {outcome.where}")
+    return objective(config, outcome.metrics)
+
+
+def objective(config: Config, metrics: Mapping[str, float]) -> float | None:
+    """What a sweeper that searches is answered with: nothing where the run has no such metric, which it hears of."""
+    name = config.sweep.objective
+    if name not in metrics:
+        print(f"gtdl_mlflow: sweep.objective={name}: expected one of {', '.join(sorted(metrics))}", file=sys.stderr)
+    return metrics.get(name)
 
 
 def summary(config: Config, metrics: dict[str, float]) -> str:

@@ -8,15 +8,18 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from . import datasets, environments, resuming, tracking
+from mlflow.entities import Run
+
+from . import datasets, devices, environments, resuming, sweeps, tracking
 from .config import Config, ConfigError, check
 from .datasets import Prepared
+from .delivery import TrackingFailed
 from .environments import Environment
 from .launch import WorkerFailed, launch
 from .progress import ProgressLine
 from .worker.job import Job
 
-FAILURES = (ConfigError, WorkerFailed, environments.EnvironmentFailed, datasets.DatasetError, tracking.TrackingFailed)
+FAILURES = (ConfigError, WorkerFailed, environments.EnvironmentFailed, datasets.DatasetError, TrackingFailed)
 """What can go wrong with a run that was asked for rightly: it is then a FAILED run, if the tracker can be told."""
 
 
@@ -28,23 +31,29 @@ class Outcome:
     where: str
     """What to type or open to look at it."""
     metrics: dict[str, float]
+    undelivered: str = ""
+    """Why the tracker has not heard all of it; empty if it has."""
 
 
-def run(config: Config, folder: Path) -> Outcome:
+def run(config: Config, folder: Path, place: sweeps.Place | None = None) -> Outcome:
     """Train and test one network in one framework, tracked in MLflow; files of the run go to ``folder``.
 
     Raises:
         Exception: one of ``FAILURES``; the MLflow run is FAILED, with the reason.
     """
-    with tracking.Run(config, folder) as tracked, ProgressLine(label(config)) as line:
+    with (
+        devices.held(config.hardware) as waited_s,
+        tracking.Run(config, folder, place, waited_s) as tracked,
+        ProgressLine(label(config)) as line,
+    ):
         check(config)  # a combination in a sweep may be impossible though each of its values is not
         data = datasets.prepare(config.dataset)
         environment = environments.ensure(config.framework, config.hardware.device)
         tracked.uses(environment, data)
         job = job_of(config, data.folder, folder)
         settings, limit_s = config.settings.environment, config.limits.run_timeout_s
-        with _checkpoints(config, environment, data, tracked) as place:
-            job = replace(job, checkpoints=place)
+        with _checkpoints(config, environment, data, tracked) as checkpoints:
+            job = replace(job, checkpoints=checkpoints)
             # Closed at once if anything is raised in here, and the worker with it; not when the generator is collected.
             with closing(launch(job, environment.python, settings, folder, limit_s)) as events:
                 for event in events:
@@ -52,9 +61,25 @@ def run(config: Config, folder: Path) -> Outcome:
                     line.show(event)
         if config.tracking.model:
             tracked.log_model(Path(job.folder))
-    # MLflow has it now.
-    shutil.rmtree(job.folder)
-    return Outcome(tracked.run_id, tracked.where, tracked.results)
+        shutil.rmtree(job.folder)
+    return Outcome(tracked.record.reference, tracked.where, tracked.results, tracked.undelivered)
+
+
+def done_already(config: Config, place: sweeps.Place) -> Run | None:
+    """The run that makes this cell of a sweep needless; None where it is to be run, or where that cannot be told."""
+    try:
+        candidates = sweeps.earlier(config, place)
+        if not candidates:
+            return None
+        check(config)
+        data = datasets.prepare(config.dataset)
+        same = resuming.identity(config, environments.ensure(config.framework, config.hardware.device), data)
+        done = next((run for run in candidates if same.fits(run.data.tags)), None)
+        if done is not None:
+            sweeps.adopt(config, place, done)
+        return done
+    except FAILURES:
+        return None  # the run itself will meet it, and keep the reason
 
 
 @contextmanager
@@ -63,10 +88,12 @@ def _checkpoints(config: Config, environment: Environment, data: Prepared, track
     if not config.training.checkpoint_every:
         yield ""
         return
-    with resuming.checkpoints(config, environment, data, tracked.run_id) as (place, interrupted):
+    same = resuming.identity(config, environment, data)
+    who = config.framework.name, tracked.record.reference, config.tracking.uri
+    with resuming.checkpoints(same, *who) as (folder, interrupted):
         if interrupted is not None:
             tracked.resumes(interrupted)
-        yield "" if place is None else str(place)
+        yield "" if folder is None else str(folder)
 
 
 def job_of(config: Config, data: Path, folder: Path) -> Job:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 import sys
+import time
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, NoReturn
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.experimental.callback import Callback
-from omegaconf import open_dict
+from omegaconf import open_dict, read_write
 
-from .config import ConfigError, Unavailable, compose, load
+from .config import ConfigError, Order, Rerun, Unavailable, compose, load
+from .making import say
 
 
 class CheckFirst(Callback):
@@ -54,10 +59,8 @@ def one_by_one(overrides: list[str]) -> list[list[str]]:
 
     An override whose values only a sweeper can name (``interval(0, 1)``) is left out.
     """
-    hydra = GlobalHydra.instance().hydra
-    parser = OverridesParser.create(config_loader=hydra.config_loader if hydra else None)
     values: list[list[str]] = []
-    for item in parser.parse_overrides(overrides):
+    for item in _parsed(overrides):
         if not item.is_sweep_override():
             values.append([str(item.input_line)])
         elif item.is_discrete_sweep():
@@ -69,7 +72,13 @@ def one_by_one(overrides: list[str]) -> list[list[str]]:
     return lines
 
 
-def refuse(error: Exception, status: int = 2) -> NoReturn:
+def _parsed(overrides: list[str]) -> list[Override]:
+    hydra = GlobalHydra.instance().hydra
+    parser = OverridesParser.create(config_loader=hydra.config_loader if hydra else None)
+    return list(parser.parse_overrides(overrides))
+
+
+def refuse(error: Exception | str, status: int = 2) -> NoReturn:
     """Say what is wrong and exit: of a callback's exceptions, Hydra turns all but SystemExit into mere warnings."""
     print(f"gtdl_mlflow: {error}", file=sys.stderr)
     sys.exit(status)
@@ -78,52 +87,149 @@ def refuse(error: Exception, status: int = 2) -> NoReturn:
 class SweepRun(Callback):
     """Opens the parent of a sweep's runs before the first job and closes it after the last.
 
-    Under ``mlflow run`` the project's run is the parent. Jobs hear of it by an environment variable that is not
-    MLflow's own: with MLFLOW_RUN_ID, which launchers' processes inherit, all of them would write into one run.
+    Under ``mlflow run`` the project's run is the parent. Otherwise the same command again goes on with the parent that
+    it had. Jobs hear of it by an environment variable that Hydra sets for each, in whatever process a launcher runs it,
+    and that is not MLflow's own: with MLFLOW_RUN_ID, which launchers' processes inherit, all would write into one run.
     """
 
     open: SweepRun | None = None
     """The one in progress, so that a Ctrl-C can close it: Hydra calls nothing then."""
 
-    failures: int = 0
-    """Runs of the last sweep that did not finish though they could have."""
+    failures: int | None = None
+    """Cells of the last sweep that did not finish though they could have; None if there was no sweep."""
 
     def on_multirun_start(self, config: Any, **_: Any) -> None:
-        from mlflow.tracking import MlflowClient
+        from . import delivery, sweeps
 
-        from . import tracking
-
-        uri, overrides = config.tracking.uri, " ".join(asked(config.hydra))
+        self._started = time.monotonic()
+        self._before_s = 0.0
+        self._uri = config.tracking.uri
+        self._folder = Path(config.hydra.sweep.dir).absolute()
+        self._folder.mkdir(parents=True, exist_ok=True)
+        overrides = ordered(asked(config.hydra), config.sweep.order)
+        self._cells = count(overrides)
+        self._key = sweeps.key(overrides)
+        self._told = delivery.record(self._uri, self._folder, "sweep", config.tracking.experiment)
+        self._told.tags = {
+            sweeps.SWEEP: " ".join(overrides),
+            sweeps.SWEEP_KEY: self._key,
+            "gtdl.sweep_order": config.sweep.order.value,
+        }
         try:
-            with tracking.reaching(uri, "nothing was run"), tracking.impatient():
-                self._client = MlflowClient(uri)
-                self._run_id, self._experiment_id = tracking.open_run(self._client, "sweep", config.tracking.experiment)
-                self._client.set_tag(self._run_id, "gtdl.sweep", overrides)
-        except tracking.TrackingFailed as error:
-            refuse(error, status=1)
+            with delivery.patience(retries=2, timeout_s=10):
+                if config.sweep.rerun is not Rerun.all and not self._told.run_id:
+                    with delivery.reaching(self._uri):
+                        self._take_over(config.limits.run_timeout_s)
+                delivery.deliver(self._told, self._uri)
+                with delivery.reaching(self._uri):
+                    self._close_stale(config.limits.run_timeout_s)
+        except delivery.Away as error:
+            say(f"{error}; the sweep goes on and is delivered later")
+            delivery.keep(self._told)
+        except delivery.TrackingFailed as error:
+            refuse(f"{error}; nothing was run", status=1)
         os.environ.pop("MLFLOW_RUN_ID", None)
-        os.environ["MLFLOW_EXPERIMENT_ID"] = self._experiment_id
-        os.environ[tracking.PARENT_VARIABLE] = self._run_id
+        variables = {sweeps.VARIABLE: f"{self._told.reference}/{self._key}"}
+        if self._told.experiment_id:
+            variables["MLFLOW_EXPERIMENT_ID"] = self._told.experiment_id
+        with read_write(config), open_dict(config):
+            # All of it in one list and in the order in which a sweep is to run; Hydra itself puts params first.
+            config.hydra.overrides.task = overrides
+            if "params" in config.hydra.sweeper:
+                config.hydra.sweeper.params = None
+            config.hydra.overrides.hydra += [
+                f"+hydra.job.env_set.{name}='{value}'" for name, value in variables.items()
+            ]
         SweepRun.open = self
 
+    def _take_over(self, timeout_s: float) -> None:
+        """Go on with the parent of an earlier start of this sweep, if there is one."""
+        from mlflow.tracking import MlflowClient
+
+        from . import delivery, sweeps
+
+        client = MlflowClient(self._uri)
+        experiment = client.get_experiment_by_name(self._told.experiment)
+        if experiment is None:
+            return
+        for run in sweeps.previous(client, experiment.experiment_id, self._key):
+            process = run.data.tags.get(delivery.PROCESS, "")
+            lives = delivery.alive(process)
+            if run.info.status == "RUNNING" and lives:
+                refuse(
+                    f"this very sweep is being run by process {process.split(' ')[1]} (MLflow run {run.info.run_id}): "
+                    "wait for it, or run it beside that with sweep.rerun=all"
+                )
+            if run.info.status == "RUNNING" and lives is None and not sweeps.older(run, timeout_s):
+                say(f"this sweep may still be running elsewhere (MLflow run {run.info.run_id}); here it starts anew")
+                continue
+            self._told.run_id, self._told.experiment_id = run.info.run_id, experiment.experiment_id
+            self._told.tags |= {delivery.KEY: self._told.key, delivery.PROCESS: self._told.process}
+            self._before_s = run.data.metrics.get("sweep/time_s", 0.0)
+            client.update_run(run.info.run_id, "RUNNING")
+            return
+
+    def _close_stale(self, timeout_s: float) -> None:
+        from mlflow.tracking import MlflowClient
+
+        from . import sweeps
+
+        closed = sweeps.close_stale(MlflowClient(self._uri), self._told.experiment_id, self._key, timeout_s)
+        if closed:
+            say(f"closed {closed} {'run' if closed == 1 else 'runs'} as KILLED whose process was gone")
+
     def on_multirun_end(self, config: Any, **_: Any) -> None:
-        SweepRun.failures = self.close()
+        self.close()
 
-    def close(self, status: str | None = None) -> int:
-        """End the parent, unless told otherwise FAILED if any of its runs failed; how many those are.
+    def close(self, status: str | None = None) -> None:
+        """End the parent, unless told otherwise FAILED if any of its cells failed, and say what became of all.
 
-        A run that is unavailable here has not failed.
+        A cell that is unavailable here has not failed.
         """
-        from . import tracking
+        from mlflow.tracking import MlflowClient
+        from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
+        from . import delivery, sweeps
 
         SweepRun.open = None
-        family = f"tags.`mlflow.parentRunId` = '{self._run_id}'"
-        children = self._client.search_runs([self._experiment_id], family, max_results=10000)
-        unavailable = sum(tracking.UNAVAILABLE in run.data.tags for run in children)
-        finished = sum(run.info.status == "FINISHED" for run in children)
-        failures: int = len(children) - finished - unavailable
-        counts = {"finished": finished, "failed": failures, "unavailable": unavailable}
-        for name, count in counts.items():
-            self._client.log_metric(self._run_id, f"sweep/{name}", count)
-        self._client.set_terminated(self._run_id, status or ("FAILED" if failures else "FINISHED"))
-        return failures
+        try:
+            with delivery.patience(retries=4, timeout_s=30):
+                delivery.deliver(self._told, self._uri)
+                delivery.forget(self._told)
+                left = [each for each in delivery.replay(self._uri) if each.failure]
+                with delivery.reaching(self._uri):
+                    family = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{self._told.run_id}'"
+                    children = sweeps.runs(MlflowClient(self._uri), self._told.experiment_id, family)
+                    summary = sweeps.Summary(sweeps.cells(children), self._cells, time.monotonic() - self._started)
+                summary.write(self._folder / "summary.csv")
+                self._told.artifacts.append("summary.csv")
+                now = round(time.time() * 1000)
+                figures = {**summary.counts, "time_s": self._before_s + summary.seconds}
+                self._told.metrics = [(f"sweep/{name}", value, now, 0) for name, value in figures.items()]
+                delivery.end(self._told, status or ("FAILED" if summary.failures else "FINISHED"))
+                delivery.deliver(self._told, self._uri)
+            print(summary.text())
+            SweepRun.failures = summary.failures
+            for each in left:
+                say(f"{each.failure}; {each.told.name} is kept, `gtdl track replay` delivers it")
+        except delivery.TrackingFailed as error:
+            SweepRun.failures = 1
+            if self._told.status == "RUNNING":
+                delivery.end(self._told, status or "FAILED")
+            delivery.keep(self._told)
+            say(f"{error}; all that was measured is kept, `gtdl track replay` delivers it")
+
+
+def ordered(overrides: list[str], order: Order) -> list[str]:
+    """The overrides of a sweep in the order in which a sweeper turns them into runs: the last changes fastest."""
+    ends = ("seed", "framework") if order is Order.interleaved else ("framework", "seed")
+    place = {ends[0]: -1, ends[1]: 1}
+    return sorted(overrides, key=lambda override: place.get(override.partition("=")[0], 0))
+
+
+def count(overrides: list[str]) -> int | None:
+    """How many runs a sweep has; None where only a sweeper that searches knows."""
+    parsed = _parsed(overrides)
+    if any(item.is_sweep_override() and not item.is_discrete_sweep() for item in parsed):
+        return None
+    return math.prod(len(list(item.sweep_string_iterator())) for item in parsed if item.is_sweep_override())

@@ -1,7 +1,7 @@
 """``gtdl``: the verbs beside a run.
 
-``gtdl env`` keeps the frameworks' environments, ``gtdl data`` the data sets; ``gtdl reproduction`` sets GTDLBench's
-figures beside those of the tracking store.
+``gtdl env`` keeps the frameworks' environments, ``gtdl data`` the data sets, ``gtdl track`` what a tracker has not
+heard yet; ``gtdl reproduction`` sets GTDLBench's figures beside those of the tracking store.
 
 Exit status: 0 done, 1 it could not be done, 2 it was asked wrongly. An error is one line.
 """
@@ -23,8 +23,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     subjects = parser.add_subparsers(required=True, metavar="SUBJECT")
     _add_env(subjects)
     _add_data(subjects)
+    _add_track(subjects)
+    _add_compare(subjects)
     _add_reproduction(subjects)
     arguments = parser.parse_args(argv)
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # before its import, which sets its loggers up
     try:
         status: int = arguments.verb(arguments)
     except KeyboardInterrupt:
@@ -200,28 +203,96 @@ def _data_verify(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _add_track(subjects: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    track = subjects.add_parser("track", help="runs that their tracking server was away for")
+    verbs = track.add_subparsers(required=True, metavar="VERB")
+
+    listing = verbs.add_parser("list", help="what is kept for a server, and where")
+    listing.set_defaults(verb=_track_list)
+
+    replaying = verbs.add_parser("replay", help="deliver what is kept; what has been delivered stays as it is")
+    replaying.set_defaults(verb=_track_replay)
+
+
+def _track_list(arguments: argparse.Namespace) -> int:
+    from . import delivery
+
+    kept = delivery.kept()
+    for told in kept:
+        print(f"{told.name}: {told.status}, for {told.uri}, in {told.folder}")
+    if not kept:
+        print("nothing is kept: every run has been delivered")
+    return 0
+
+
+def _track_replay(arguments: argparse.Namespace) -> int:
+    from . import delivery
+
+    status = 0
+    with delivery.patience(retries=2, timeout_s=30):
+        for done in delivery.replay():
+            if done.failure:
+                status = _fail(f"{done.told.name}: {done.failure}; kept")
+            else:
+                print(f"{done.told.name}: delivered, run {done.told.run_id}")
+    return status
+
+
+def _add_compare(subjects: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    comparison = subjects.add_parser("compare", help="two frameworks, searches or runs, and whether they differ")
+    for name in ("first", "second"):
+        comparison.add_argument(
+            name, metavar=name.upper(), help="a framework (torch, torch=2.13.0), runs (ID,ID,...) or an MLflow search"
+        )
+    _add_store(comparison)
+    comparison.add_argument("--across-machines", action="store_true", help="compare runs of different machines")
+    comparison.set_defaults(verb=_compare)
+
+
+def _add_store(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--tracking-uri", help="default: MLFLOW_TRACKING_URI, or the file mlflow.db here")
+    parser.add_argument("--experiment", nargs="+", default=["gtdl"], help="MLflow experiments (default: gtdl)")
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from . import config, delivery
+    from .report import comparison
+    from .report.runs import NothingFound
+
+    try:
+        uri = arguments.tracking_uri or config.compose([]).tracking.uri
+        with delivery.reaching(uri), delivery.patience(retries=2, timeout_s=30):
+            found = comparison.rows(
+                uri, arguments.experiment, arguments.first, arguments.second, arguments.across_machines
+            )
+    except (config.ConfigError, delivery.TrackingFailed, NothingFound) as error:
+        return _fail(str(error))
+    print(comparison.text(found, arguments.first, arguments.second))
+    return 0
+
+
 def _add_reproduction(subjects: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     report = subjects.add_parser("reproduction", help="GTDLBench's published tables beside what was measured")
-    report.add_argument("--tracking-uri", help="default: MLFLOW_TRACKING_URI, or the file mlflow.db here")
-    report.add_argument("--experiment", nargs="+", default=["gtdl"], help="MLflow experiments (default: gtdl)")
+    _add_store(report)
     report.add_argument("--output", type=Path, help="a file for the Markdown; default: standard output")
     report.set_defaults(verb=_reproduction)
 
 
 def _reproduction(arguments: argparse.Namespace) -> int:
-    from . import config, tracking
+    from . import config, delivery
     from .report import reproduction
+    from .report.runs import NothingFound
 
     try:
         uri = arguments.tracking_uri or config.compose([]).tracking.uri
-        with tracking.reaching(uri, "nothing was written"), tracking.impatient():
+        with delivery.reaching(uri), delivery.patience(retries=2, timeout_s=30):
             found = reproduction.cells(uri, arguments.experiment)
         text = reproduction.markdown(found, f"experiment {', '.join(arguments.experiment)}")
         if arguments.output is None:
             print(text, end="")
         else:
             arguments.output.write_text(text, encoding="utf-8")
-    except (config.ConfigError, tracking.TrackingFailed, reproduction.NothingFound) as error:
+    except (config.ConfigError, delivery.TrackingFailed, NothingFound) as error:
         return _fail(str(error))
     except OSError as error:
         return _fail(f"{arguments.output}: {error.strerror}")

@@ -244,6 +244,8 @@ class Hardware:
     """Threads the framework may use; None: one for each of ``cores``."""
     cores: list[int] | None = None
     """CPUs the worker is pinned to; None: those this process may use."""
+    side_by_side: bool = False
+    """Whether others that say so too may run at the same time on other cores. They share caches, memory and power."""
 
     def usable_cores(self) -> list[int]:
         """The CPUs a worker has."""
@@ -261,6 +263,34 @@ class Tracking:
     """Whether to log the trained model."""
     system_metrics_interval_s: float = 1.0
     """Between two samples of MLflow's system metrics; 0: none. MLflow's own 10 s would miss a short run."""
+
+
+class Order(str, Enum):
+    """Of a sweep's runs: ``interleaved``, all frameworks for a seed, then the next; ``grouped``, all of a framework."""
+
+    interleaved = "interleaved"
+    grouped = "grouped"
+
+
+class Rerun(str, Enum):
+    """Which cells are run again when the same sweep is started again; see ``Sweep.rerun``."""
+
+    failed = "failed"
+    all = "all"
+    none = "none"
+
+
+@dataclass
+class Sweep:
+    """How a sweep goes about its runs."""
+
+    order: Order = Order.interleaved
+    """A drift of the machine hits all frameworks alike if they take turns."""
+    rerun: Rerun = Rerun.failed
+    """Which cells that an earlier start of the same sweep has tried are run again: those that did not finish, all of
+    them, or none; what it never came to is always run."""
+    objective: str = "accuracy_percent"
+    """The metric that a run answers a sweeper with, for those that search."""
 
 
 @dataclass
@@ -283,6 +313,7 @@ class Config:
     training: Training = field(default_factory=Training)
     hardware: Hardware = field(default_factory=Hardware)
     tracking: Tracking = field(default_factory=Tracking)
+    sweep: Sweep = field(default_factory=Sweep)
     limits: Limits = field(default_factory=Limits)
     seed: int = 0
     """Of the initial weights, the order of the images and dropout."""
@@ -325,7 +356,10 @@ class Config:
 
     def _decisive(self) -> dict[str, Any]:
         plain = self.plain()
-        del plain["tracking"], plain["limits"], plain["dataset"]["downloads"], plain["training"]["checkpoint_every"]
+        del plain["tracking"], plain["sweep"], plain["limits"]
+        del plain["dataset"]["downloads"], plain["training"]["checkpoint_every"]
+        if not self.hardware.side_by_side:
+            del plain["hardware"]["side_by_side"]  # alone is what runs were before they could be anything else
         return plain
 
 
@@ -333,7 +367,7 @@ def _hash(values: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _family(dataset: str) -> str:
+def family(dataset: str) -> str:
     """``family`` in the data set's yaml; the name itself if there is none, so that Hydra says what is wrong."""
     path = CONF / "dataset" / f"{dataset}.yaml"
     return str(OmegaConf.select(OmegaConf.load(path), "family")) if path.is_file() else dataset
@@ -341,14 +375,17 @@ def _family(dataset: str) -> str:
 
 def _other_family(dataset: str) -> str:
     """The kind of data that ``dataset`` is not of."""
-    others = {_family(path.stem) for path in (CONF / "dataset").glob("*.yaml")} - {_family(dataset)}
+    others = {family(path.stem) for path in (CONF / "dataset").glob("*.yaml")} - {family(dataset)}
     return min(others)
 
 
 def _settings_for(dataset: str) -> str:
-    """The frameworks' defaults for this kind of data, as a sweep lists them; without that of ``reference``."""
-    names = sorted(path.stem for path in (CONF / "setting").glob(f"*_{_family(dataset)}.yaml"))
-    return ",".join(name for name in names if not name.startswith("reference"))
+    """The defaults of all frameworks with an environment of their own, for this kind of data, as a sweep lists them."""
+    kind, names = family(dataset), []
+    for path in sorted((CONF / "framework").glob("*.yaml")):
+        if OmegaConf.select(OmegaConf.load(path), "devices.cpu.recipes"):
+            names.append(f"{path.stem}_{kind}")
+    return ",".join(names)
 
 
 def _image_shape(size: Any, channels: int) -> list[int]:
@@ -375,7 +412,7 @@ def _is_depth(depth: Any) -> bool:
 LARGEST_SIDE = 256
 """Pixels of a side of ``dataset.image_size``: the prepared images have to fit into memory, and into a network."""
 
-OmegaConf.register_new_resolver("dataset_family", _family, replace=True)
+OmegaConf.register_new_resolver("dataset_family", family, replace=True)
 OmegaConf.register_new_resolver("other_family", _other_family, replace=True)
 OmegaConf.register_new_resolver("settings_for", _settings_for, replace=True)
 OmegaConf.register_new_resolver("residual_units", _residual_units, replace=True)
@@ -565,6 +602,8 @@ def _check_device(config: Config) -> None:
     own = sorted(os.sched_getaffinity(0))
     if hardware.cores is not None and not (hardware.cores and set(hardware.cores) <= set(own)):
         raise ConfigError(f"hardware.cores={hardware.cores}: expected some of {own}, the cores this process may use")
+    if hardware.side_by_side and hardware.cores is None:
+        raise ConfigError(f"hardware.side_by_side=true: needs hardware.cores, some of {own}, to give each run its own")
     if hardware.threads is not None and hardware.threads > len(hardware.usable_cores()):
         raise ConfigError(f"hardware.threads={hardware.threads}: there are {len(hardware.usable_cores())} cores to use")
 

@@ -49,7 +49,7 @@ def launch(
             process = subprocess.Popen(
                 # A virtual environment's python is a symlink: resolving it would leave the environment. -I keeps
                 # PYTHONPATH and the user's site-packages out of the measurement.
-                [python, "-I", "-X", "faulthandler", WORKER, job_file, str(write_end)],
+                [python, "-I", "-X", "faulthandler", WORKER, job_file, str(write_end), str(os.getpid())],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

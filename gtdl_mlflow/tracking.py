@@ -3,82 +3,71 @@
 from __future__ import annotations
 
 import json
-import logging
-import os
-import re
+import shutil
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any
 
-# Before MLflow's import, which sets its loggers up: the one line a run prints must not drown in migrations.
-os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
-import mlflow
 import numpy as np
 import yaml
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.entities import Metric
 from mlflow.tracking import MlflowClient
-from mlflow.tracking.context.registry import resolve_tags
 from mlflow.types import Schema, TensorSpec
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
-from sqlalchemy.exc import SQLAlchemyError
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
-from . import __version__, machine
+from . import __version__, delivery, machine, resuming, sweeps
 from .config import Config, Unavailable
 from .datasets import Prepared, contact_sheet
+from .delivery import FAILURE, STAGING, UNAVAILABLE, Away, TrackingFailed, patience, reaching, redacted
 from .environments import Environment
+from .making import say
 from .pyfunc import save_model
 from .resuming import Interrupted
 from .system_metrics import Sampler
 from .worker.events import Described, Event, Metrics
 
-logging.getLogger("alembic").setLevel(logging.WARNING)
-
-PARENT_VARIABLE = "GTDL_PARENT_RUN_ID"
-"""Environment variable that tells the jobs of a sweep, in whatever process, whose children they are."""
-
-UNAVAILABLE = "gtdl.unavailable"
-"""Tag of a run that this machine cannot do: the reason."""
-
-BATCH = 100
-"""Params or tags in one request, MLflow's limit; of metrics it takes ten times as many."""
-
 ARTIFACTS = ("config.yaml", "environment.txt", "contact_sheet.png", "job.json", "events.jsonl", "worker.log")
 """Files of a run's folder that are kept with it, as far as it came to them."""
-
-
-class TrackingFailed(Exception):
-    """The tracker cannot be reached or refuses; the message says where what was measured is kept."""
 
 
 class Run:
     """A context: entered RUNNING; left FINISHED, FAILED with the reason, or KILLED, with all that was reported.
 
-    A run that cannot be here is FAILED too, as MLflow has no other word for it, with the tag ``UNAVAILABLE``.
+    A run that cannot be here is FAILED too, as MLflow has no other word for it, with the tag ``UNAVAILABLE``. A tracker
+    that is away stops nothing: ``undelivered`` says so, and what it has not heard is kept for ``delivery.replay``.
     """
 
-    def __init__(self, config: Config, folder: Path) -> None:
-        self._config, self._folder = config, folder
-        self._client: MlflowClient
+    def __init__(self, config: Config, folder: Path, place: sweeps.Place | None = None, waited_s: float = 0.0) -> None:
+        self._config, self._folder, self._place, self._waited_s = config, folder, place, waited_s
         self._metrics: list[Metric] = []
         self._facts: dict[str, Any] = {}
         self._sampler = Sampler(config.tracking.system_metrics_interval_s)
         self._started = time.monotonic()
         self._environment: Environment | None = None
         self._resumes: Interrupted | None = None
+        self.undelivered = ""
+        """Why MLflow has not heard all of the run; empty if it has."""
 
     def __enter__(self) -> Run:
-        config = self._config
-        with reaching(config.tracking.uri, "nothing was run"), impatient():
-            self._client = MlflowClient(config.tracking.uri)
-            self.run_id, self.experiment_id = open_run(self._client, _name(config), config.tracking.experiment)
-            logged = self._client.get_run(self.run_id).data.params  # those of `mlflow run -P`, which cannot change
-            params = {key: value for key, value in _params(config).items() if key not in logged}
-            self._log(params=params, tags=_tags(config))
-        (self._folder / "config.yaml").write_text(yaml.safe_dump(config.plain(), sort_keys=False))
+        """Raises TrackingFailed if the tracker refuses the run: nothing is run then."""
+        config, place = self._config, self._place
+        self.record = delivery.record(
+            config.tracking.uri, self._folder, _name(config), config.tracking.experiment, place.parent if place else ""
+        )
+        self.record.params = {key: str(value) for key, value in _params(config).items()}
+        self.record.tags = _tags(config) | (place.tags if place else {})
+        self._folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._deliver(retries=2, timeout_s=10)
+        except TrackingFailed as error:
+            raise TrackingFailed(f"{error}; nothing was run") from error
+        if self.undelivered:
+            say(f"{self.undelivered}; the run goes on and is delivered later")
+        tracked = {**config.plain(), "tracking": {**config.plain()["tracking"], "uri": redacted(config.tracking.uri)}}
+        (self._folder / "config.yaml").write_text(yaml.safe_dump(tracked, sort_keys=False))
         return self
 
     def uses(self, environment: Environment, data: Prepared) -> None:
@@ -86,22 +75,24 @@ class Run:
         self._environment = environment
         (self._folder / "environment.txt").write_text("\n".join(environment.packages) + "\n")
         contact_sheet.write(data, self._folder / "contact_sheet.png")
-        with reaching(self._config.tracking.uri, "nothing was run"):
-            self._log(tags={"gtdl.data_digest": data.digest, "gtdl.environment": environment.key})
-            self._client.log_inputs(self.run_id, [_dataset_input(self._config, data)])
+        self.record.tags |= {"gtdl.data_digest": data.digest, "gtdl.environment": environment.key}
+        self.record.inputs = [_dataset_input(self._config, data)]
+        if not self.undelivered:
+            self._deliver(retries=2, timeout_s=10)
         self._sampler.start()
 
     def resumes(self, interrupted: Interrupted) -> None:
         """This run goes on with another, which can say no more."""
         self._resumes = interrupted
         uri = self._config.tracking.uri
-        if interrupted.uri != uri:
+        if interrupted.tracker != resuming.tracker(uri) or interrupted.run.startswith(delivery.UNDELIVERED):
             return
-        with reaching(uri, "nothing was run"), suppress(mlflow.MlflowException):  # it may have been deleted
-            if self._client.get_run(interrupted.run_id).info.status == "RUNNING":
-                reason = f"it ended without a word; run {self.run_id} goes on from its last checkpoint"
-                self._client.set_tag(interrupted.run_id, "gtdl.failure", reason)
-                self._client.set_terminated(interrupted.run_id, "KILLED")
+        with suppress(TrackingFailed), reaching(uri), patience(retries=2, timeout_s=10):  # it may have been deleted
+            client = MlflowClient(uri)
+            run = client.get_run(interrupted.run)
+            if run.info.status == "RUNNING":
+                reason = f"{delivery.ENDED}; run {self.record.reference} goes on from its last checkpoint"
+                sweeps.close(client, run, reason)
 
     def add(self, event: Event) -> None:
         """Keep an event for later: a worker's clock may be running."""
@@ -121,118 +112,67 @@ class Run:
         """What to type, or which page to open, to look at the run."""
         uri = redacted(self._config.tracking.uri)
         if uri.startswith("http"):
-            return f"{uri.rstrip('/')}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
+            return f"{uri.rstrip('/')}/#/experiments/{self.record.experiment_id}/runs/{self.record.run_id}"
         return f"mlflow ui --backend-store-uri {uri}"
 
     def log_model(self, folder: Path) -> None:
         """The worker's saved model, as a pyfunc model that loads in the framework's environment."""
         assert self._environment is not None
-        kept = f"what was measured is in {self._folder}"
-        with reaching(self._config.tracking.uri, kept), TemporaryDirectory() as staging:
-            save_model(Path(staging) / "model", folder, self._config, self._environment, str(self._facts["numpy"]))
-            self._client.log_artifacts(self.run_id, str(Path(staging) / "model"), "model")
+        staged = f"{STAGING}/model"
+        save_model(self._folder / staged, folder, self._config, self._environment, str(self._facts["numpy"]))
+        self.record.artifacts.append(staged)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._metrics += self._sampler.stop()
-        tags = {f"gtdl.{key}": str(self._facts[key]) for key in ("framework_version", "device") if key in self._facts}
+        told = self.record
+        told.tags |= {
+            f"gtdl.{key}": str(self._facts[key]) for key in ("framework_version", "device") if key in self._facts
+        }
         if "weights_sha256" in self._facts:
-            tags["gtdl.weights_sha256"] = self._facts["weights_sha256"]
+            told.tags["gtdl.weights_sha256"] = self._facts["weights_sha256"]
         if self._resumes is not None and "resumed_from_iteration" in self._facts:
-            tags["gtdl.resumed"] = (
-                f"after iteration {self._facts['resumed_from_iteration']} of run {self._resumes.run_id}"
+            told.tags["gtdl.resumed"] = (
+                f"after iteration {self._facts['resumed_from_iteration']} of run {self._resumes.run}"
             )
+        now = round(time.time() * 1000)
         if kind is None:
             status = "FINISHED"
-            self._metrics.append(Metric("wall_time_s", time.monotonic() - self._started, round(time.time() * 1000), 0))
-            tags |= {"gtdl.quality": quality(self._metrics, self._config.dataset.classes)}
-            tags[MLFLOW_RUN_NOTE] = _note(self._config, self.results)
+            self._metrics.append(Metric("wall_time_s", time.monotonic() - self._started, now, 0))
+            self._metrics.append(Metric("device_wait_s", self._waited_s, now, 0))
+            told.tags |= {"gtdl.quality": quality(self._metrics, self._config.dataset.classes)}
+            told.tags[MLFLOW_RUN_NOTE] = _note(self._config, self.results)
         else:
             status = "FAILED" if issubclass(kind, Exception) else "KILLED"
             reason = str(error) if issubclass(kind, Exception) else "stopped by the user"
             unavailable = issubclass(kind, Unavailable)
             word = "unavailable" if unavailable else status
-            tags |= {UNAVAILABLE if unavailable else "gtdl.failure": reason[:5000],
-                     MLFLOW_RUN_NOTE: f"{word}: {reason}"[:5000]}  # fmt: skip
-        facts = {f"worker.{key}": value for key, value in self._facts.items()}
-        with reaching(self._config.tracking.uri, f"what was measured is in {self._folder}"):
-            self._log(params=facts, tags=tags, metrics=self._metrics)
-            for name in ARTIFACTS:
-                if (self._folder / name).exists():
-                    self._client.log_artifact(self.run_id, str(self._folder / name))
-            self._client.set_terminated(self.run_id, status)
+            told.tags |= {UNAVAILABLE if unavailable else FAILURE: reason[:5000],
+                          MLFLOW_RUN_NOTE: f"{word}: {reason}"[:5000]}  # fmt: skip
+        told.params |= {f"worker.{key}": str(value) for key, value in self._facts.items()}
+        told.metrics += [(metric.key, metric.value, metric.timestamp, metric.step) for metric in self._metrics]
+        told.artifacts += ARTIFACTS
+        delivery.end(told, status, now)
+        # A tracker that was away at the start may be back; one that was there will soon be again.
+        self._deliver(*((2, 10) if self.undelivered else (4, 30)), refusal=True)
+        if self.undelivered:
+            say(f"{self.undelivered}; all of the run is kept in {self._folder}, `gtdl track replay` delivers it")
 
-    def _log(
-        self,
-        params: dict[str, Any] | None = None,
-        tags: dict[str, str] | None = None,
-        metrics: list[Metric] | None = None,
-    ) -> None:
-        for part in _slices([Param(key, str(value)) for key, value in (params or {}).items()], BATCH):
-            self._client.log_batch(self.run_id, params=part)
-        for part in _slices([RunTag(key, value) for key, value in (tags or {}).items()], BATCH):
-            self._client.log_batch(self.run_id, tags=part)
-        for part in _slices(metrics or [], 10 * BATCH):
-            self._client.log_batch(self.run_id, metrics=part)
-
-
-@contextmanager
-def reaching(uri: str, kept: str) -> Iterator[None]:
-    """Turn whatever the tracker fails with into one line; ``kept`` says what became of the run."""
-    try:
-        yield
-    except (mlflow.MlflowException, SQLAlchemyError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise TrackingFailed(f"MLflow at {redacted(uri)} failed ({redacted(reason)}); {kept}") from error
-
-
-@contextmanager
-def impatient() -> Iterator[None]:
-    """MLflow tries a server that does not answer for four minutes; too long to wait before anything was run."""
-    name = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
-    if name in os.environ:
-        yield
-        return
-    os.environ[name] = "2"
-    try:
-        yield
-    finally:
-        del os.environ[name]
-
-
-def redacted(text: str) -> str:
-    """``text`` without the user names and passwords of any address in it."""
-    return re.sub(r"(\w://)[^/@\s]+@", r"\1", text)
-
-
-def open_run(client: MlflowClient, name: str, experiment: str) -> tuple[str, str]:
-    """(run id, experiment id) of a run in progress: the one that ``mlflow run`` started, or a new one."""
-    given = os.environ.get("MLFLOW_RUN_ID")
-    parent = os.environ.get(PARENT_VARIABLE)
-    if given and not parent:
-        run = client.get_run(given)
-        client.update_run(given, "RUNNING", name)
-        return given, str(run.info.experiment_id)
-    tags = {MLFLOW_PARENT_RUN_ID: parent} if parent else {}
-    experiment_id = os.environ.get("MLFLOW_EXPERIMENT_ID") or _experiment(
-        client, os.environ.get("MLFLOW_EXPERIMENT_NAME") or experiment
-    )
-    run = client.create_run(experiment_id, tags=resolve_tags(tags), run_name=name)
-    return str(run.info.run_id), experiment_id
-
-
-def _experiment(client: MlflowClient, name: str) -> str:
-    found = client.get_experiment_by_name(name)
-    if found is not None:
-        return str(found.experiment_id)
-    try:
-        return str(client.create_experiment(name))
-    except mlflow.MlflowException:  # another process was faster
-        found = client.get_experiment_by_name(name)
-        if found is None:
-            raise
-        return str(found.experiment_id)
+    def _deliver(self, retries: int, timeout_s: int, refusal: bool = False) -> None:
+        """Tell MLflow what it has not heard, and keep what cannot be told; a ``refusal`` is kept too, or raised."""
+        try:
+            with patience(retries, timeout_s):
+                delivery.deliver(self.record, self._config.tracking.uri)
+        except TrackingFailed as error:
+            if not (refusal or isinstance(error, Away)):
+                raise
+            self.undelivered = str(error)
+            delivery.keep(self.record)
+            return
+        self.undelivered = ""
+        delivery.forget(self.record)
+        shutil.rmtree(self._folder / STAGING, ignore_errors=True)
 
 
 def quality(metrics: Iterable[Metric], classes: int) -> str:
@@ -248,17 +188,17 @@ def quality(metrics: Iterable[Metric], classes: int) -> str:
     return "ok"
 
 
-def _dataset_input(config: Config, data: Prepared) -> DatasetInput:
+def _dataset_input(config: Config, data: Prepared) -> dict[str, str]:
+    """The fields of MLflow's ``Dataset``."""
     features = Schema([TensorSpec(np.dtype(np.uint8), (-1, *data.image_shape))])
-    entity = Dataset(
-        name=config.dataset.name,
-        digest=data.digest[:36],  # all that MLflow's column holds; the tag has the rest
-        source_type="http",
-        source=json.dumps({"url": config.dataset.source}),
-        schema=json.dumps({"mlflow_tensorspec": {"features": features.to_json()}}),
-        profile=json.dumps({"train_images": data.train_images, "test_images": data.test_images}),
-    )
-    return DatasetInput(entity, [InputTag("mlflow.data.context", "training and testing")])
+    return {
+        "name": config.dataset.name,
+        "digest": data.digest[:36],  # all that MLflow's column holds; the tag has the rest
+        "source_type": "http",
+        "source": json.dumps({"url": config.dataset.source}),
+        "schema": json.dumps({"mlflow_tensorspec": {"features": features.to_json()}}),
+        "profile": json.dumps({"train_images": data.train_images, "test_images": data.test_images}),
+    }
 
 
 def _name(config: Config) -> str:
@@ -266,7 +206,8 @@ def _name(config: Config) -> str:
 
 
 def _tags(config: Config) -> dict[str, str]:
-    return {
+    shared = {"gtdl.side_by_side": "true"} if config.hardware.side_by_side else {}
+    return shared | {
         "gtdl.framework": config.framework.name,
         "gtdl.framework_version": config.framework.version,
         "gtdl.dataset": config.dataset.name,
@@ -281,6 +222,7 @@ def _tags(config: Config) -> dict[str, str]:
         "gtdl.cell": config.cell(),
         "gtdl.machine": machine.fingerprint(),
         "gtdl.version": __version__,
+        "gtdl.code": resuming.code(),
     }
 
 
@@ -295,7 +237,7 @@ def _params(config: Config) -> dict[str, Any]:
     params |= _flat("framework.options", config.settings.options)
     params |= _flat("framework.environment", config.settings.environment)
     params |= _flat("training", {key: value for key, value in plain["training"].items() if key != "name"})
-    params |= _flat("hardware", {"device": config.hardware.device, "threads": config.threads})
+    params |= _flat("hardware", {**plain["hardware"], "threads": config.threads})
     params |= _flat("machine", machine.describe())
     return params
 
@@ -316,7 +258,3 @@ def _note(config: Config, results: dict[str, float]) -> str:
         f"**{results['accuracy_percent']:.2f} %** after {results['training_time_s']:.1f} s of training; "
         f"tested in {results['testing_time_s']:.2f} s.{share}"
     )
-
-
-def _slices(items: list[Any], size: int) -> Iterable[list[Any]]:
-    return (items[start : start + size] for start in range(0, len(items), size))

@@ -16,11 +16,13 @@ Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture(autouse=True)
-def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """No test depends on, or writes into, what the person who runs it tracks elsewhere."""
     for name in list(os.environ):
         if name.startswith(("MLFLOW_", "GTDL_")) and name not in ("GTDL_HOME", "GTDL_DATA", "GTDL_REQUIRE_FRAMEWORKS"):
             monkeypatch.delenv(name)
+    # Nor does it wait for, or stop, what is measured on this machine meanwhile.
+    monkeypatch.setenv("GTDL_LOCKS", str(tmp_path_factory.getbasetemp() / "locks"))
 
 
 @pytest.fixture

@@ -11,46 +11,11 @@ import string
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
-from mlflow.entities import Run
-from mlflow.tracking import MlflowClient
-
-from .. import config
 from . import published
 from .published import Figures
-
-
-class NothingFound(Exception):
-    """There is no run to report on; one line."""
-
-
-@dataclass(frozen=True)
-class Kind:
-    """What runs of one cell have in common."""
-
-    dataset: str
-    framework: str
-    setting: str
-    """``MODEL`` where model and training are of one default, else ``MODEL + TRAINING``; it says if anything in them was
-    changed."""
-    version: str
-    device: str
-    threads: str
-    budget: float
-    tuning: str
-    machine: str
-
-    @property
-    def is_default(self) -> bool:
-        """Whether it is the framework's own default for this data set, GTDLBench's baseline."""
-        return self.setting == f"{self.framework}_{self.dataset}"
-
-    @property
-    def place(self) -> str:
-        """Where it ran, but for the machine."""
-        return self.device if self.device == "gpu" else f"{self.device}, {self.threads} threads"
+from .runs import Kind, Measured, NothingFound, load
 
 
 @dataclass(frozen=True)
@@ -73,61 +38,25 @@ def cells(uri: str, experiments: list[str]) -> list[Cell]:
     Raises:
         NothingFound: an experiment does not exist, or has no finished run.
     """
-    client, identifiers = MlflowClient(uri), []
-    for name in experiments:
-        found = client.get_experiment_by_name(name)
-        if found is None:
-            raise NothingFound(f"experiment {name}: there is none in this tracking store")
-        identifiers.append(found.experiment_id)
-    of_kind: dict[Kind, list[Run]] = defaultdict(list)
-    token: str | None = None
-    while True:
-        page = client.search_runs(identifiers, "attributes.status = 'FINISHED'", max_results=1000, page_token=token)
-        for run in page:
-            if "accuracy_percent" in run.data.metrics and "gtdl.framework" in run.data.tags:
-                of_kind[_kind(run)].append(run)
-        token = page.token
-        if not token:
-            break
+    of_kind: dict[Kind, list[Measured]] = defaultdict(list)
+    for run in load(uri, experiments, "attributes.status = 'FINISHED'"):
+        if run.finished:
+            of_kind[run.kind].append(run)
     if not of_kind:
         raise NothingFound(f"experiment {', '.join(experiments)}: it has no finished run")
     return [_cell(kind, runs) for kind, runs in sorted(of_kind.items(), key=lambda item: _order(item[0]))]
-
-
-def _kind(run: Run) -> Kind:
-    tags, params = run.data.tags, run.data.params
-    model, training = tags["gtdl.model"], tags["gtdl.training"]
-    setting = model if model == training else f"{model} + {training}"
-    overrides = [f"{key}={tags[f'gtdl.{key}']}" for key in ("framework", "dataset", "model", "training", "hardware",
-                                                           "budget", "tuning")]  # fmt: skip
-    overrides.append(f"framework.version={params['framework.version']}")
-    if tags.get("gtdl.cell") != _cell_of(tuple(overrides)):
-        setting += f" (changed, {tags.get('gtdl.cell', 'unknown')[:4]})"
-    return Kind(
-        tags["gtdl.dataset"], tags["gtdl.framework"], setting, tags["gtdl.framework_version"], tags["gtdl.device"],
-        params["hardware.threads"], float(tags["gtdl.budget"]), tags["gtdl.tuning"], tags["gtdl.machine"],
-    )  # fmt: skip
-
-
-@cache
-def _cell_of(overrides: tuple[str, ...]) -> str:
-    """The cell of what these words mean today; empty if they mean nothing any more."""
-    try:
-        return config.compose(list(overrides)).cell()
-    except config.ConfigError:
-        return ""
 
 
 def _order(kind: Kind) -> tuple[Any, ...]:
     return kind.dataset, kind.machine, kind.place, -kind.budget, kind.framework, kind.setting, kind.version, kind.tuning
 
 
-def _cell(kind: Kind, runs: list[Run]) -> Cell:
+def _cell(kind: Kind, runs: list[Measured]) -> Cell:
     def median(name: str) -> float:
-        return statistics.median(run.data.metrics[name] for run in runs)
+        return statistics.median(run.metrics[name] for run in runs)
 
     return Cell(
-        kind, len(runs), sum("gtdl.resumed" in run.data.tags for run in runs),
+        kind, len(runs), sum("gtdl.resumed" in run.tags for run in runs),
         median("train/iterations"), median("training_time_s"), median("testing_time_s"), median("accuracy_percent"),
     )  # fmt: skip
 

@@ -1,12 +1,13 @@
-"""``python -m gtdl_mlflow.worker JOB.json [EVENTS_FD]``: do one job, in the interpreter of its framework.
+"""``python -m gtdl_mlflow.worker JOB.json [EVENTS_FD DRIVER]``: do one job, in the interpreter of its framework.
 
 Events go to the descriptor EVENTS_FD, or to standard output if none is given; all that a framework prints goes to
-standard error, whichever stream it chose.
+standard error, whichever stream it chose. DRIVER is the process that started this one, which ends with it.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -27,10 +28,12 @@ if not __package__:
 
 
 def main(arguments: list[str]) -> int:
-    if len(arguments) not in (1, 2):
+    if len(arguments) not in (1, 3):
         print(__doc__, file=sys.stderr)
         return 2
-    descriptor = int(arguments[1]) if len(arguments) == 2 else os.dup(1)
+    descriptor = int(arguments[1]) if len(arguments) == 3 else os.dup(1)
+    if len(arguments) == 3:
+        end_with(int(arguments[2]))
     # Frameworks print to descriptor 1 from C, so it is moved before any of them is imported.
     os.dup2(2, 1)
     # A process that a framework starts must not hold the stream open after this one is gone.
@@ -50,6 +53,17 @@ def main(arguments: list[str]) -> int:
             print("the driver is gone, stopping", file=sys.stderr)
             os._exit(1)
     return 0
+
+
+def end_with(driver: int) -> None:
+    """Be killed with the driver: whoever waits for the device must not have to wait for a worker that nobody hears."""
+    if sys.platform == "linux":
+        import ctypes
+
+        set_parent_death_signal = 1  # PR_SET_PDEATHSIG in linux/prctl.h
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+        if os.getppid() != driver:  # it went before it could be asked for
+            os._exit(1)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,106 @@
+"""Kill a sweep of 20 cells at random moments, ten times, go on with it each time, and count what is there at the end.
+
+    python benchmarks/kills.py [--kills 10] [--seed 0]
+
+Each kill is a SIGKILL of the driver, the worker, both, or the driver's whole process group, in turns. After the last
+one the same command runs undisturbed. Every cell must then be FINISHED exactly once, and nothing RUNNING.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import psutil
+from mlflow.tracking import MlflowClient
+
+SWEEP = ["-m", "framework=reference", "training.epochs=60", "training.checkpoint_every=0.2",
+         f"seed={','.join(map(str, range(20)))}"]  # fmt: skip
+VICTIMS = ("driver", "worker", "driver and worker", "process group")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    chance = random.Random(options.seed)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        environment = {
+            **os.environ,
+            "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",
+            "GTDL_LOCKS": str(folder / "locks"),
+            "PYTHONPATH": str(Path(__file__).parents[1]),
+        }
+        print("killed             after s  FINISHED FAILED KILLED RUNNING  (before resuming)")
+        for number in range(options.kills):
+            victim = VICTIMS[number % len(VICTIMS)]
+            seconds = kill(folder, environment, victim, chance)
+            states = Counter(run.info.status for run in cells(folder))
+            counts = [states[state] for state in ("FINISHED", "FAILED", "KILLED", "RUNNING")]
+            print(f"{victim:18} {seconds:7.1f}  {counts[0]:8} {counts[1]:6} {counts[2]:6} {counts[3]:7}", flush=True)
+        done = subprocess.run([sys.executable, "-m", "gtdl_mlflow", *SWEEP], cwd=folder, env=environment,
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # fmt: skip
+        runs = cells(folder)
+        finished = Counter(run.data.tags["gtdl.seed"] for run in runs if run.info.status == "FINISHED")
+        print(f"undisturbed at last: exit status {done.returncode}; attempts {len(runs)}; ended as",
+              dict(Counter(run.info.status for run in runs)))  # fmt: skip
+        print(f"cells FINISHED: {len(finished)} of 20, more than once: {sum(n > 1 for n in finished.values())}; "
+              f"RUNNING: {sum(run.info.status == 'RUNNING' for run in everything(folder))}; "
+              f"parents: {len(everything(folder)) - len(runs)}; "
+              f"resumed from a checkpoint: {sum('gtdl.resumed' in run.data.tags for run in runs)}")  # fmt: skip
+        if len(finished) != 20 or set(finished.values()) != {1} or done.returncode:
+            sys.exit(f"lost or doubled:\n{done.stdout}")
+
+
+def kill(folder: Path, environment: dict[str, str], victim: str, chance: random.Random) -> float:
+    """Start or go on with the sweep and kill ``victim`` at a random moment; after how many seconds that was."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gtdl_mlflow", *SWEEP],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    started, wait = time.monotonic(), chance.uniform(4, 12)
+    while time.monotonic() - started < wait or not (workers := psutil.Process(process.pid).children()):
+        if process.poll() is not None:
+            return time.monotonic() - started  # it was done before
+        time.sleep(0.01)
+    seconds = time.monotonic() - started
+    if victim == "process group":
+        os.killpg(process.pid, signal.SIGKILL)
+    if "driver" in victim:
+        process.kill()
+    if "worker" in victim:
+        for worker in workers:
+            worker.kill()
+    if victim == "worker":  # its driver goes on with the next cell: stop it as a user would, a moment later
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+    process.wait()
+    return seconds
+
+
+def everything(folder: Path) -> list:
+    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("gtdl")
+    return list(client.search_runs([experiment.experiment_id], max_results=1000)) if experiment else []
+
+
+def cells(folder: Path) -> list:
+    return [run for run in everything(folder) if "gtdl.sweep_position" in run.data.tags]
+
+
+if __name__ == "__main__":
+    main()

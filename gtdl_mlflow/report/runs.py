@@ -1,0 +1,145 @@
+"""Runs as a report sees them: what was run under which conditions, and the figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from mlflow.entities import Run
+from mlflow.tracking import MlflowClient
+
+from .. import config
+from ..delivery import FAILURE, UNAVAILABLE
+
+SQLITE = "sqlite:///"
+
+
+class NothingFound(Exception):
+    """There is no run to report on; one line."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What runs of one cell have in common."""
+
+    dataset: str
+    framework: str
+    setting: str
+    """``MODEL`` where model and training are of one default, else ``MODEL + TRAINING``; it says if anything in them was
+    changed."""
+    version: str
+    device: str
+    threads: str
+    budget: float
+    tuning: str
+    machine: str
+    side_by_side: bool = False
+    """Whether others may have run on other cores at the same time."""
+
+    @property
+    def is_default(self) -> bool:
+        """Whether it is the framework's own default for this kind of data, GTDLBench's baseline."""
+        return self.setting == f"{self.framework}_{config.family(self.dataset)}"
+
+    @property
+    def place(self) -> str:
+        """Where it ran, but for the machine."""
+        if self.device == "gpu":
+            return self.device
+        threads = f"{self.threads} {'thread' if self.threads == '1' else 'threads'}"
+        return f"{self.device}, {threads}{', others beside it' if self.side_by_side else ''}"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One run."""
+
+    run_id: str
+    experiment_id: str
+    kind: Kind
+    seed: int
+    status: str
+    reason: str
+    """Why it did not finish."""
+    unavailable: bool
+    quality: str
+    started_ms: int
+    metrics: dict[str, float]
+    tags: dict[str, str]
+
+    @property
+    def finished(self) -> bool:
+        return self.status == "FINISHED" and "accuracy_percent" in self.metrics
+
+
+def load(uri: str, experiments: Iterable[str], condition: str = "") -> list[Measured]:
+    """The runs of some experiments in the tracking store at ``uri`` that meet MLflow's search ``condition``.
+
+    Raises:
+        NothingFound: an experiment does not exist.
+    """
+    client, identifiers = connect(uri), []
+    for name in experiments:
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            raise NothingFound(f"experiment {name}: there is none in this tracking store")
+        identifiers.append(found.experiment_id)
+    runs, token = [], None
+    while True:
+        page = client.search_runs(identifiers, condition, max_results=1000, page_token=token)
+        runs += [measured(run) for run in page if "gtdl.framework" in run.data.tags]
+        token = page.token
+        if not token:
+            return runs
+
+
+def connect(uri: str) -> MlflowClient:
+    """A client of a store that exists: MLflow makes an SQLite file that does not, and then there is nothing in it.
+
+    Raises:
+        NothingFound: it does not exist.
+    """
+    if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).exists():
+        raise NothingFound(f"{uri}: there is no such file; start in the folder of mlflow.db, or say --tracking-uri")
+    return MlflowClient(uri)
+
+
+def measured(run: Run) -> Measured:
+    tags = run.data.tags
+    return Measured(
+        run.info.run_id, run.info.experiment_id, _kind(run), int(tags.get("gtdl.seed", 0)), run.info.status,
+        tags.get(FAILURE) or tags.get(UNAVAILABLE, ""), UNAVAILABLE in tags, tags.get("gtdl.quality", ""),
+        run.info.start_time, dict(run.data.metrics), dict(tags),
+    )  # fmt: skip
+
+
+def _kind(run: Run) -> Kind:
+    tags, params = run.data.tags, run.data.params
+    model, training = tags["gtdl.model"], tags["gtdl.training"]
+    setting = model if model == training else f"{model} + {training}"
+    overrides = [f"{key}={tags[f'gtdl.{key}']}" for key in ("framework", "dataset", "model", "training", "hardware",
+                                                           "budget", "tuning")]  # fmt: skip
+    overrides.append(f"framework.version={params['framework.version']}")
+    # What moves a run to another place changes no setting; of threads, params have what was used, not what was asked.
+    place = [f"hardware.{key}={params[f'hardware.{key}']}" for key in ("cores", "side_by_side")
+             if params.get(f"hardware.{key}", "None") not in ("None", "False")]  # fmt: skip
+    threads = f"hardware.threads={params['hardware.threads']}"
+    meanings = (overrides, [*overrides, *place], [*overrides, *place, threads])
+    if tags.get("gtdl.cell") not in {_cell_of(tuple(words)) for words in meanings}:
+        setting += f" (changed, {tags.get('gtdl.cell', 'unknown')[:4]})"
+    return Kind(
+        tags["gtdl.dataset"], tags["gtdl.framework"], setting, tags["gtdl.framework_version"], tags["gtdl.device"],
+        params["hardware.threads"], float(tags["gtdl.budget"]), tags["gtdl.tuning"], tags["gtdl.machine"],
+        "gtdl.side_by_side" in tags,
+    )  # fmt: skip
+
+
+@cache
+def _cell_of(overrides: tuple[str, ...]) -> str:
+    """The cell of what these words mean today; empty if they mean nothing any more."""
+    try:
+        return config.compose(list(overrides)).cell()
+    except config.ConfigError:
+        return ""

@@ -1,0 +1,99 @@
+"""A sweep gives the same through every launcher."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+import mlflow
+import pytest
+from conftest import Command
+from test_project import mlflow_run
+from test_sweep import family
+
+SWEEP = ("-m", "framework=reference", "setting=reference_mnist", "training.epochs=1", "seed=1,2")
+
+PACKAGES = {"joblib": "hydra_joblib_launcher", "submitit_local": "hydra_submitit_launcher", "ray": "hydra_ray_launcher",
+            "optuna": "hydra_optuna_sweeper"}  # fmt: skip
+
+
+def needs(plugin: str) -> None:
+    if importlib.util.find_spec(f"hydra_plugins.{PACKAGES[plugin]}") is None:
+        assert os.environ.get("GTDL_REQUIRE_FRAMEWORKS") != "1", f"{plugin} is not installed"
+        pytest.skip(f"pip install '.[{plugin}]'")
+
+
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local", "ray"])
+def test_two_frameworks_through_a_launcher(gtdl: Command, store: str, launcher: str) -> None:
+    needs(launcher)
+    results = []
+    for chosen in ("basic", launcher):
+        experiment = f"through_{chosen}"
+        done = gtdl("-m", f"hydra/launcher={chosen}", "framework=reference,torch", "setting=reference_mnist",
+                    "training.iterations=20", "training.epochs=null", "seed=1,2", f"tracking.experiment={experiment}",
+                    "hydra.sweep.dir=multirun/" + chosen, timeout=600)  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "sweep: 4 finished of 4 cells" in done.stdout
+        parent, children = family(experiment)
+        assert parent.info.status == "FINISHED"
+        assert {run.info.status for run in children} == {"FINISHED"}
+        what = [f"gtdl.{name}" for name in ("framework", "seed", "weights_sha256", "sweep_position")]
+        results.append(
+            sorted((*map(run.data.tags.get, what), run.data.metrics["accuracy_percent"]) for run in children)
+        )
+        assert all(run.data.tags["gtdl.framework"] in run.info.run_name for run in children)
+    assert len(results[0]) == 4
+    assert results[0] == results[1]
+
+
+def test_a_parallel_launcher_under_mlflow_run_gives_distinct_runs_under_one_parent(store: str) -> None:
+    needs("joblib")
+    done = mlflow_run("-e", "sweep", "--env-manager", "local", "--experiment-name", "gtdl", "-P",
+                      "framework=reference,torch", "-P", "setting=reference_mnist", "-P", "training.iterations=20",
+                      "-P", "training.epochs=null", "-P", "hydra/launcher=joblib")  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    parent, children = family()
+    assert parent.data.tags["mlflow.project.entryPoint"] == "sweep"
+    assert {run.data.tags["gtdl.framework"] for run in children} == {"reference", "torch"}
+    assert {run.data.params["framework"] for run in children} == {"reference", "torch"}
+    assert [run.data.metrics["accuracy_percent"] > 20 for run in children] == [True, True]
+    assert "training_time_s" not in parent.data.metrics
+
+
+def test_jobs_of_a_parallel_launcher_take_turns_unless_they_may_not(gtdl: Command, store: str) -> None:
+    needs("joblib")
+    for extra, together in (([], False), (["hardware.cores=[0],[1]", "hardware.side_by_side=true"], True)):
+        experiment = f"together_{together}"
+        seeds = "seed=1" if together else "seed=1,2"
+        done = gtdl("-m", "framework=reference", "training.epochs=400", "hydra/launcher=joblib", seeds, *extra,
+                    f"tracking.experiment={experiment}", timeout=600)  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        _, children = family(experiment)
+        spans = sorted((run.info.start_time, run.info.end_time) for run in children)
+        assert (spans[0][1] > spans[1][0]) == together
+
+
+def test_optuna_finds_a_learning_rate(gtdl: Command, store: str) -> None:
+    needs("optuna")
+    done = gtdl("-m", "framework=reference", "training.epochs=1", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=4",
+                "hydra.sweeper.n_jobs=1", "hydra.sweeper.direction=maximize", "sweep.objective=eval/best",
+                "training.learning_rate=interval(0.001,0.5)")  # fmt: skip
+    assert "sweep.objective=eval/best: expected one of accuracy_percent" in done.stderr
+    done = gtdl("-m", "framework=reference", "training.epochs=1", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=4",
+                "hydra.sweeper.n_jobs=1", "hydra.sweeper.direction=maximize", "tracking.experiment=tuned",
+                "training.learning_rate=interval(0.001,0.5)")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    _, children = family("tuned")
+    best = max(run.data.metrics["accuracy_percent"] for run in children)
+    assert len({run.data.params["training.learning_rate"] for run in children}) == 4
+    (result,) = Path("multirun").rglob("optimization_results.yaml")
+    assert f"best_value: {best}" in result.read_text()
+    assert mlflow.get_experiment_by_name("tuned") is not None
+
+
+def test_a_launcher_that_is_not_installed_is_named(gtdl: Command, store: str) -> None:
+    done = gtdl(*SWEEP, "hydra.launcher._target_=hydra_plugins.hydra_nowhere.Launcher")
+    assert done.returncode == 2
+    assert "hydra_plugins.hydra_nowhere" in done.stderr
+    assert "Traceback" not in done.stderr

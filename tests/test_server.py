@@ -1,0 +1,148 @@
+"""A shared tracking server: PostgreSQL behind it, files through it, a password in front of it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+import yaml
+from conftest import ROOT, Command
+from servers import PASSWORD, Server, mlflow_server, postgresql, postgresql_programs
+
+ADMIN = ("admin", "sesame-of-the-tracker")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """As ``compose.yaml`` has it: its command line, on a database and with files of this test's own."""
+    if postgresql_programs() is None:
+        assert os.environ.get("GTDL_REQUIRE_FRAMEWORKS") != "1", "apt-get install postgresql"
+        pytest.skip("apt-get install postgresql")
+    folder = tmp_path_factory.mktemp("server")
+    auth = folder / "auth.ini"
+    settings = compose_file()["configs"]["auth"]["content"].replace("${MLFLOW_ADMIN_PASSWORD:?}", ADMIN[1])
+    auth.write_text(settings.replace("/var/lib/mlflow", str(folder)))
+    with postgresql() as database, mlflow_server(
+        folder, "--app-name", "basic-auth", "--backend-store-uri", database, "--serve-artifacts",
+        MLFLOW_AUTH_CONFIG_PATH=str(auth), MLFLOW_FLASK_SERVER_SECRET_KEY="only for this test",
+    ) as running:  # fmt: skip
+        yield running
+
+
+def compose_file() -> Any:
+    return yaml.safe_load((ROOT / "compose.yaml").read_text())
+
+
+def test_the_compose_file_runs_the_server_that_is_tested_here(server: Server) -> None:
+    command = compose_file()["services"]["mlflow"]["command"]
+    for option in server.arguments[::2]:
+        assert option in command
+    assert "--artifacts-destination" in command
+    assert command[command.index("--app-name") + 1] == "basic-auth"
+    assert command[command.index("--backend-store-uri") + 1].startswith("postgresql://")
+    assert command[command.index("--artifacts-destination") + 1].startswith("s3://")
+
+
+def test_twenty_runs_from_four_processes_at_once_lose_nothing(
+    server: Server, gtdl: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", ADMIN[0])
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", ADMIN[1])
+    processes = []
+    for number in range(4):
+        seeds = ",".join(str(number * 5 + index) for index in range(5))
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        processes.append(subprocess.Popen(
+            [sys.executable, "-m", "gtdl_mlflow", "-m", "framework=reference", "training.epochs=1", f"seed={seeds}",
+             "tracking=server", f"tracking.uri={server.uri}"],
+            cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "GTDL_LOCKS": str(folder / "locks")},  # to have them collide
+        ))  # fmt: skip
+    for process in processes:
+        output = process.communicate(timeout=600)[0]
+        assert process.returncode == 0, output
+    client = mlflow.MlflowClient(server.uri)
+    experiment = client.get_experiment_by_name("gtdl")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    cells = [run for run in runs if "mlflow.parentRunId" in run.data.tags]
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert sorted(int(run.data.tags["gtdl.seed"]) for run in cells) == list(range(20))
+    assert len(runs) == 24
+    for run in cells:
+        assert run.data.metrics["accuracy_percent"] > 80
+        assert {"model", "events.jsonl"} <= {item.path for item in client.list_artifacts(run.info.run_id)}
+
+
+def test_the_files_went_through_the_server(server: Server) -> None:
+    assert list((server.folder / "artifacts").rglob("events.jsonl"))
+
+
+@pytest.mark.parametrize("how", ["environment", "address", "typed"])
+def test_no_password_reaches_params_tags_files_or_messages(
+    server: Server, gtdl: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, how: str
+) -> None:
+    monkeypatch.setenv("GTDL_HOME", str(tmp_path / "home"))
+    address = server.uri.replace("http://", f"http://{ADMIN[0]}:{ADMIN[1]}@")
+    uri = [f"tracking.uri={address}"]
+    if how == "environment":
+        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", ADMIN[0])
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", ADMIN[1])
+        uri = [f"tracking.uri={server.uri}"]
+    elif how == "address":
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        uri = []
+    sweep = ["-m", "framework=reference", "training.epochs=1", "training.checkpoint_every=0.01",
+             f"tracking.experiment={how}"]  # fmt: skip
+    outputs = []
+    done = gtdl(*sweep, "seed=1,2", *uri)
+    assert done.returncode == 0, done.stderr
+    outputs.append(done.stdout + done.stderr)
+    # A run that fails, one that is asked for wrongly, and one whose server is gone, with the same secret.
+    outputs += [said(gtdl(*sweep, "seed=3", "limits.run_timeout_s=0.01", *uri), 1),
+                said(gtdl("framework=reference", "nonsense=1", *uri), 2)]  # fmt: skip
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", ADMIN[0])
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", ADMIN[1])
+    client = mlflow.MlflowClient(server.uri)
+    experiment = client.get_experiment_by_name(how)
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    assert len(runs) == 5
+    server.kill()
+    try:
+        outputs.append(said(gtdl(*sweep, "seed=4", *uri), 1))
+    finally:
+        server.start()
+    assert list((tmp_path / "home" / "undelivered").glob("*.json"))
+    for text in [*outputs, *(str(run.to_dictionary()) for run in runs)]:
+        assert ADMIN[1] not in text
+        assert PASSWORD not in text
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    files += [path for path in (server.folder / "artifacts").rglob("*") if path.is_file()]
+    assert len(files) > 40
+    for path in files:
+        assert ADMIN[1].encode() not in path.read_bytes(), path
+
+
+def said(done: subprocess.CompletedProcess[str], status: int) -> str:
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_a_wrong_password_is_told_before_anything_runs(
+    server: Server, gtdl: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "not-the-one")
+    done = gtdl("framework=reference", f"tracking.uri={server.uri}")
+    assert done.returncode == 1
+    assert "nothing was run" in done.stderr
+    assert "not-the-one" not in done.stdout + done.stderr
+    assert list(tmp_path.rglob("events.jsonl")) == []
