@@ -2,8 +2,8 @@
 
     python benchmarks/preparation.py [--repeats 5] [DATASET ...]
 
-Each preparation is a fresh process with an empty GTDL_HOME; its files have been read once before, so that a cold disk is
-no part of it. Memory is the process's peak, the interpreter and NumPy included.
+Each preparation is a fresh process with an empty GTDL_HOME; its files have been read once before, so that a cold disk
+is no part of it. Memory is the process's peak, the interpreter and NumPy included.
 """
 
 from __future__ import annotations

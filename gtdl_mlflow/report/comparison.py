@@ -126,8 +126,9 @@ def text(found: list[Row], first: str, second: str) -> str:
         lines.append(conditions)
         lines += ["  " + "  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip()
                   for line in table]  # fmt: skip
-        noise = [f"{row.figure} of {name}: {flag}" for row in some
-                 for name, side in ((first, row.result.first), (second, row.result.second)) for flag in side.noise]  # fmt: skip
+        sides = [(f"{row.figure} of {name}", side) for row in some
+                 for name, side in ((first, row.result.first), (second, row.result.second))]  # fmt: skip
+        noise = [f"{what}: {flag}" for what, side in sides for flag in side.noise]
         lines += [f"  ! {warning}" for warning in [*some[0].warnings, *noise]]
         lines.append("")
     lines.append("Median [95 % interval of the mean], n; the ratio's interval is that of the geometric means;")

@@ -43,7 +43,7 @@ def summarize(values: Sequence[float]) -> Summary:
 
 
 def noise(values: Sequence[float]) -> tuple[str, ...]:
-    """The flags of pyperf and TorchBench: a standard deviation of 10 % of the mean, an extreme 50 % off it, a range of 7 %."""
+    """Flags of pyperf and TorchBench: a standard deviation of 10 % of the mean, an extreme 50 % off, a range of 7 %."""
     array = np.asarray(values, float)
     if len(array) < 2 or not array.min() > 0:
         return ()
