@@ -13,6 +13,7 @@ from typing import Any
 import mlflow
 import pytest
 from conftest import ROOT, Command
+from test_command_line import worker_of
 from test_resuming import start
 
 from gtdl_mlflow import devices
@@ -73,14 +74,13 @@ def test_who_waits_for_whom(first: dict[str, Any], second: dict[str, Any], toget
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can be somebody else")
 def test_two_users_of_a_machine_wait_for_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not os.access(ROOT, os.R_OK):
-        pytest.skip("the checkout is closed to others")
     monkeypatch.setenv(devices.PLACE, f"/tmp/gtdl-locks-test-{os.getpid()}")
     one = holder()
     assert has_it(one)
-    code = "import fcntl, os, sys; fcntl.flock(os.open(sys.argv[1], os.O_RDWR), fcntl.LOCK_EX); print('has it')"
+    # In Perl, which every Debian has for all: this Python may be in a home that is closed to others.
+    code = "open(my $file, '+<', $ARGV[0]) or die $!; flock($file, 2) or die $!; print qq(has it\\n)"
     place = f"{os.environ[devices.PLACE]}/cpu"
-    other = subprocess.Popen([sys.executable, "-c", code, place], user=65534, group=65534, extra_groups=[], cwd="/",
+    other = subprocess.Popen(["perl", "-e", code, place], user=65534, group=65534, extra_groups=[], cwd="/",
                              text=True, stdout=subprocess.PIPE)  # fmt: skip
     try:
         time.sleep(1)
@@ -95,24 +95,27 @@ def test_two_users_of_a_machine_wait_for_each_other(tmp_path: Path, monkeypatch:
     Path(place).parent.rmdir()
 
 
-def test_waiting_is_shown_and_is_part_of_no_time(gtdl: Command, store: str) -> None:
-    other = holder(seconds=6)
+def test_waiting_is_shown_and_is_part_of_no_time(store: str) -> None:
+    other = holder()
     assert has_it(other)
-    done = gtdl("framework=reference", "training.epochs=1")
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.startswith(f"gtdl: waiting for cpu, which another run has (process {other.pid} of ")
+    waiting = start("framework=reference", "training.epochs=1")
+    assert waiting.stderr is not None
+    said = waiting.stderr.readline()
+    assert said.startswith(f"gtdl: waiting for cpu, which another run has (process {other.pid} of ")
+    time.sleep(2)
+    other.kill()
     other.communicate()
+    waiting.communicate(timeout=120)
+    assert waiting.returncode == 0
     (run,) = mlflow.search_runs(experiment_names=["gtdl"], output_format="list")
-    assert run.data.metrics["device_wait_s"] > 1
-    assert run.data.metrics["wall_time_s"] < run.data.metrics["device_wait_s"] + 30
+    assert run.data.metrics["device_wait_s"] > 2
+    # The run begins when the waiting is over: its own clock and MLflow's agree.
     assert (run.info.end_time - run.info.start_time) / 1000 < run.data.metrics["wall_time_s"] + 1
 
 
-def test_a_worker_does_not_outlive_its_driver(gtdl: Command, store: str) -> None:
-    from test_command_line import child_of
-
-    driver = start("framework=reference", "training.epochs=100000", "training.evaluate_every=0")
-    worker = child_of(driver.pid)
+def test_a_worker_does_not_outlive_its_driver(store: str) -> None:
+    driver = start("framework=reference", "training.epochs=100000", "training.evaluate_every=100")
+    worker = worker_of(driver.pid)
     time.sleep(1)
     driver.kill()
     driver.communicate(timeout=30)
