@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import sys
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
@@ -33,6 +34,8 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hand errors to us instead of printing them at length
     # Before MLflow's import, which sets its loggers up: what a run prints must not drown in migrations.
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    # conf/hydra/launcher/ has what our runs need of each launcher, under the name that its plugin gave it.
+    warnings.filterwarnings("ignore", message=r"(?s).*is validated against ConfigStore schema")
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         sys.argv[1:] = overrides(sys.argv[1:])

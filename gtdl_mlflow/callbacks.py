@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import math
 import os
 import sys
@@ -39,11 +40,25 @@ class CheckFirst(Callback):
 
     def on_multirun_start(self, config: Any, **_: Any) -> None:
         try:
+            check_launcher(config.hydra)
             for overrides in one_by_one(asked(config.hydra)):
                 with suppress(Unavailable):  # a run of its own will say so, and the sweep goes on
                     compose(overrides)
         except ConfigError as error:
             refuse(error)
+
+
+def check_launcher(hydra: Any) -> None:
+    """Raises ConfigError if the launcher's plugin is not installed: ``conf/hydra/launcher`` has its settings anyway."""
+    module = hydra.launcher._target_.rpartition(".")[0]
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        choice = hydra.runtime.choices["hydra/launcher"]
+        extra = choice.partition("_")[0]
+        raise ConfigError(
+            f"hydra/launcher={choice}: {module} is not installed ({error}); pip install 'gtdl-mlflow[{extra}]'"
+        ) from error
 
 
 def asked(hydra: Any) -> list[str]:

@@ -302,14 +302,14 @@ def reaching(uri: str) -> Iterator[None]:
     """Turn whatever the tracker fails with into one line.
 
     Raises:
-        Away: it may be reached later.
-        TrackingFailed: it refuses.
+        Away: it is a server, and may be reached later.
+        TrackingFailed: it refuses. A file or database that cannot be opened is a wrong address more often than not.
     """
     try:
         yield
     except (mlflow.MlflowException, SQLAlchemyError, OSError) as error:
         reason = redacted(str(error).strip().splitlines()[0])
-        passing = isinstance(error, (SQLAlchemyError, OSError)) or error.error_code in PASSING
+        passing = uri.startswith("http") and getattr(error, "error_code", "INTERNAL_ERROR") in PASSING
         raise (Away if passing else TrackingFailed)(f"MLflow at {redacted(uri)} failed ({reason})") from error
 
 

@@ -121,7 +121,6 @@ def test_missing_data_names_the_files_and_the_folder(
 @pytest.mark.parametrize(
     ("uri", "said"),
     [
-        ("http://user:secret@127.0.0.1:9", "MLflow at http://127.0.0.1:9 failed"),
         ("sqlite:////dev/null/mlflow.db", "MLflow at sqlite:////dev/null/mlflow.db failed"),
         ("carrier://user:secret@pigeon", "MLflow at carrier://pigeon failed"),
     ],

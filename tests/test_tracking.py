@@ -20,7 +20,7 @@ import yaml
 from conftest import ROOT, Command
 from mlflow.entities import Metric, Run
 
-from gtdl_mlflow import config, datasets, tracking
+from gtdl_mlflow import config, datasets, delivery, tracking
 from gtdl_mlflow.environments import Environment
 from gtdl_mlflow.worker.events import Described, Metrics
 
@@ -183,31 +183,34 @@ def test_a_server_gets_the_same_run(gtdl: Command, server: str) -> None:
     assert "model" in {item.path for item in client.list_artifacts(run.info.run_id)}
 
 
-def test_the_tracker_is_left_alone_while_a_worker_runs(store: str, tmp_path: Path) -> None:
+def test_the_tracker_is_left_alone_while_a_worker_runs(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # Every call of the client is written down; none may fall between the worker's start and its end.
     composed = config.compose(["framework=reference"])
     calls: list[str] = []
-    run = tracking.Run(composed, tmp_path)
+    client = mlflow.MlflowClient(store)
 
     class Watched:
         def __getattr__(self, name: str) -> Any:
             calls.append(name)
             return getattr(client, name)
 
-    client = mlflow.MlflowClient(store)
+    monkeypatch.setattr(delivery, "MlflowClient", lambda uri: Watched())
+    run = tracking.Run(composed, tmp_path)
     with run:
-        run._client = Watched()  # type: ignore[assignment]
         environment = Environment("reference", "1", "cpu", None, Path("python"), "3.11.7", [], [], "key")
         run.uses(environment, datasets.prepare(composed.dataset))
         before = list(calls)
+        assert before
         run.add(Described({"framework_version": "1", "device": "cpu", "numpy": "2"}))
         for step in range(100):
             run.add(Metrics({"train/loss": 1.0 - step / 100}, step))
         time.sleep(1.5)  # the sampler takes a sample meanwhile
         assert calls == before
         run.add(Metrics({"accuracy_percent": 90, "training_time_s": 1, "testing_time_s": 1}))
-    assert len(client.get_metric_history(run.run_id, "train/loss")) == 100
-    assert len(client.get_metric_history(run.run_id, "system/cpu_utilization_percentage")) >= 2
+    assert len(client.get_metric_history(run.record.run_id, "train/loss")) == 100
+    assert len(client.get_metric_history(run.record.run_id, "system/cpu_utilization_percentage")) >= 2
 
 
 @pytest.mark.parametrize(
