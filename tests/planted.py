@@ -36,7 +36,8 @@ def plant(
 
 def finished(overrides: list[str], training_s: float, testing_s: float, accuracy: float, **tags: str) -> str:
     """One that ended well."""
-    iterations = float(compose(overrides).training.steps(60_000, compose(overrides).budget))
+    config = compose(overrides)
+    iterations = float(config.training.steps(60_000, config.budget))
     values = {"training_time_s": training_s, "testing_time_s": testing_s, "accuracy_percent": accuracy,
               "train/iterations": iterations}  # fmt: skip
     return plant(overrides, values, **{"gtdl.quality": "ok", **tags})

@@ -87,10 +87,13 @@ def test_the_same_command_goes_on_after_a_kill(gtdl: Command, store: str, home: 
     assert kept(home) == []
 
 
-def test_two_at_once_do_not_share_checkpoints(gtdl: Command, store: str, home: Path) -> None:
+def test_two_at_once_do_not_share_checkpoints(
+    gtdl: Command, store: str, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     driver = start(*LONG, "training.epochs=4000")
     try:
         wait_for_checkpoint(home)
+        monkeypatch.setenv("GTDL_LOCKS", str(tmp_path / "locks"))  # as in another container, which shares the home
         done = gtdl(*LONG, "training.epochs=4000", "limits.run_timeout_s=5")
         said, failure = done.stderr.splitlines()
         assert said == "gtdl: another process is training this very configuration: this run keeps no checkpoints"
