@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import sys
 import warnings
@@ -18,6 +17,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf.errors import OmegaConfBaseException
 
+from . import secrets
 from .callbacks import SweepRun
 from .config import CONF, Config, ConfigError, Unavailable, typed
 from .explain import explain
@@ -34,9 +34,11 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hand errors to us instead of printing them at length
     # Before MLflow's import, which sets its loggers up: what a run prints must not drown in migrations.
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # a run's last line says it
     # conf/hydra/launcher/ has what our runs need of each launcher, under the name that its plugin gave it.
     warnings.filterwarnings("ignore", message=r"(?s).*is validated against ConfigStore schema")
     signal.signal(signal.SIGTERM, _interrupt)
+    secrets.hide()
     try:
         sys.argv[1:] = overrides(sys.argv[1:])
         application()
@@ -79,9 +81,9 @@ def _hidden(override: str) -> bool:
     """
     key, _, value = override.partition("=")
     address = value.strip("'\"")
-    if key != "tracking.uri" or not re.search(r"\w://[^/@\s]+@", address):
+    if key != "tracking.uri" or not secrets.has_one(address):
         return False
-    os.environ["MLFLOW_TRACKING_URI"] = address
+    secrets.hide(address)
     return True
 
 

@@ -14,6 +14,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from . import secrets
+
 # What a verb needs is imported inside it: `gtdl --help` must not wait for Hydra, and no verb for another's libraries.
 
 
@@ -28,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _add_reproduction(subjects)
     arguments = parser.parse_args(argv)
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # before its import, which sets its loggers up
+    secrets.hide()
     try:
         status: int = arguments.verb(arguments)
     except KeyboardInterrupt:
