@@ -226,11 +226,12 @@ def test_under_mlflow_run_the_cells_of_the_run_before_are_taken_over(
         monkeypatch.setenv("MLFLOW_RUN_ID", client.create_run(experiment_id).info.run_id)
         done = gtdl(*SWEEP, f"seed={seeds}")
         assert done.returncode == 0, done.stderr
-    parents = [run for run in all_runs() if "mlflow.parentRunId" not in run.data.tags]
-    assert len(all_runs()) == 4
+    runs = all_runs()
+    parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    assert len(runs) == 4
     assert [run.data.metrics["sweep/finished"] for run in parents] == [2, 2]
     newest = max(parents, key=lambda run: run.info.start_time).info.run_id
-    assert {run.data.tags["mlflow.parentRunId"] for run in all_runs() if run not in parents} == {newest}
+    assert {run.data.tags["mlflow.parentRunId"] for run in runs if run not in parents} == {newest}
 
 
 def all_runs() -> list[Run]:
