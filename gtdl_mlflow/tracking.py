@@ -66,8 +66,9 @@ class Run:
             raise TrackingFailed(f"{error}; nothing was run") from error
         if self.undelivered:
             say(f"{self.undelivered}; the run goes on and is delivered later")
-        tracked = {**config.plain(), "tracking": {**config.plain()["tracking"], "uri": redacted(config.tracking.uri)}}
-        (self._folder / "config.yaml").write_text(yaml.safe_dump(tracked, sort_keys=False))
+        plain = config.plain()
+        plain["tracking"]["uri"] = redacted(config.tracking.uri)
+        (self._folder / "config.yaml").write_text(yaml.safe_dump(plain, sort_keys=False))
         return self
 
     def uses(self, environment: Environment, data: Prepared) -> None:

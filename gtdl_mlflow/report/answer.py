@@ -7,8 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from .comparison import OWN
-from .runs import Kind, Measured
+from .runs import OWN, Kind, Measured
 from .statistics import Comparison, Summary, compare, holm, summarize
 
 
@@ -37,7 +36,6 @@ class Entry:
     """One framework under some conditions."""
 
     framework: str
-    kinds: tuple[Kind, ...]
     finished: tuple[Measured, ...]
     failed: tuple[Measured, ...]
     """Runs whose seed never finished."""
@@ -94,7 +92,7 @@ def entries(runs: Iterable[Measured]) -> dict[Conditions, list[Entry]]:
     """Frameworks by the conditions that they were measured under, those with two frameworks or more first."""
     groups: dict[Conditions, dict[str, list[Measured]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
-        for setting in [run.kind.setting, *([OWN] if run.kind.is_default else [])]:
+        for setting in run.kind.settings:
             groups[_conditions(run.kind, setting)][_name(run.kind)].append(run)
     found = {conditions: [_entry(name, some) for name, some in sorted(by_name.items())]
              for conditions, by_name in groups.items()}  # fmt: skip
@@ -119,7 +117,7 @@ def _entry(name: str, runs: list[Measured]) -> Entry:
         if not run.finished and run.seed not in done and not run.unavailable:
             latest[run.seed] = run
     return Entry(
-        name, tuple(dict.fromkeys(run.kind for run in runs)), tuple(finished), tuple(latest.values()),
+        name, tuple(finished), tuple(latest.values()),
         tuple(run for run in runs if run.unavailable and run.seed not in done),
     )  # fmt: skip
 

@@ -14,8 +14,6 @@ from .statistics import Comparison, Summary, compare, holm
 FIGURES = {"training_time_s": "training s", "testing_time_s": "testing s", "accuracy_percent": "accuracy %"}
 """The three headline metrics, and what to call them."""
 
-OWN = "each under its own default"
-
 
 @dataclass(frozen=True)
 class Row:
@@ -83,7 +81,7 @@ def _search(words: str) -> str:
 def _by_conditions(runs: Iterable[Measured], across_machines: bool) -> dict[str, list[Measured]]:
     groups: dict[str, list[Measured]] = defaultdict(list)
     for run in runs:
-        for setting in [run.kind.setting, *([OWN] if run.kind.is_default else [])]:
+        for setting in run.kind.settings:
             groups[_conditions(run.kind, setting, across_machines)].append(run)
     return groups
 

@@ -10,10 +10,13 @@ from pathlib import Path
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
-from .. import config
+from .. import config, sweeps
 from ..delivery import FAILURE, UNAVAILABLE
 
 SQLITE = "sqlite:///"
+
+OWN = "each under its own default"
+"""The setting of frameworks that are compared each under its own."""
 
 
 class NothingFound(Exception):
@@ -42,6 +45,11 @@ class Kind:
     def is_default(self) -> bool:
         """Whether it is the framework's own default for this kind of data, GTDLBench's baseline."""
         return self.setting == f"{self.framework}_{config.family(self.dataset)}"
+
+    @property
+    def settings(self) -> list[str]:
+        """What to compare it under: its setting and, where that is its own default, ``OWN``."""
+        return [self.setting, OWN] if self.is_default else [self.setting]
 
     @property
     def place(self) -> str:
@@ -86,13 +94,8 @@ def load(uri: str, experiments: Iterable[str], condition: str = "") -> list[Meas
         if found is None:
             raise NothingFound(f"experiment {name}: there is none in this tracking store")
         identifiers.append(found.experiment_id)
-    runs, token = [], None
-    while True:
-        page = client.search_runs(identifiers, condition, max_results=1000, page_token=token)
-        runs += [measured(run) for run in page if "gtdl.framework" in run.data.tags]
-        token = page.token
-        if not token:
-            return runs
+    every = (run for identifier in identifiers for run in sweeps.runs(client, identifier, condition))
+    return [measured(run) for run in every if "gtdl.framework" in run.data.tags]
 
 
 def connect(uri: str) -> MlflowClient:
