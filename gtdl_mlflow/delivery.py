@@ -133,8 +133,7 @@ def deliver(told: Record, uri: str) -> None:
             client.log_batch(told.run_id, metrics=[Metric(*point) for point in points])
         told.metrics = []
         if told.inputs:
-            context = [InputTag("mlflow.data.context", "training and testing")]
-            client.log_inputs(told.run_id, [DatasetInput(Dataset(**data), context) for data in told.inputs])
+            _log_inputs(told, client)
         told.inputs = []
         while told.artifacts:
             path = Path(told.folder) / told.artifacts[0]
@@ -170,6 +169,23 @@ def _open(told: Record, client: MlflowClient) -> None:
         tags[MLFLOW_PARENT_RUN_ID] = parent
     run = client.create_run(told.experiment_id, start_time=told.started_ms, tags=tags, run_name=told.name)
     told.run_id = str(run.info.run_id)
+
+
+def _log_inputs(told: Record, client: MlflowClient) -> None:
+    """Name the run's data sets.
+
+    MLflow keeps one row per data set and experiment, and looks for it before it makes it: of two runs that name a new
+    one at the same moment, the database refuses the slower, which finds the row when it asks again.
+    """
+    context = [InputTag("mlflow.data.context", "training and testing")]
+    inputs = [DatasetInput(Dataset(**data), context) for data in told.inputs]
+    for last in (False, True):
+        try:
+            client.log_inputs(told.run_id, inputs)
+            return
+        except mlflow.MlflowException as error:
+            if last or error.error_code != "BAD_REQUEST":  # what MLflow makes of a database's refusal
+                raise
 
 
 def _by_key(client: MlflowClient, experiment_id: str, key: str) -> str:

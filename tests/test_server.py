@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import mlflow
 import pytest
 import yaml
 from conftest import ROOT, Command
+from gtdl_mlflow.delivery import deliver, record
 from servers import PASSWORD, Server, mlflow_server, postgresql, postgresql_programs
 
 ADMIN = ("admin", "sesame-of-the-tracker")
@@ -65,9 +67,8 @@ def test_twenty_runs_from_four_processes_at_once_lose_nothing(
             cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             env={**os.environ, "PYTHONPATH": str(ROOT), "GTDL_LOCKS": str(folder / "locks")},  # to have them collide
         ))  # fmt: skip
-    for process in processes:
-        output = process.communicate(timeout=600)[0]
-        assert process.returncode == 0, output
+    outputs = [process.communicate(timeout=600)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * 4, "\n".join(outputs)
     client = mlflow.MlflowClient(server.uri)
     experiment = client.get_experiment_by_name("gtdl")
     assert experiment is not None
@@ -79,6 +80,26 @@ def test_twenty_runs_from_four_processes_at_once_lose_nothing(
     for run in cells:
         assert run.data.metrics["accuracy_percent"] > 80
         assert {"model", "events.jsonl"} <= {item.path for item in client.list_artifacts(run.info.run_id)}
+
+
+def test_runs_that_name_a_new_data_set_at_the_same_moment_all_have_it(
+    server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", ADMIN[0])
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", ADMIN[1])
+    records = [record(server.uri, tmp_path, f"run {number}", "datasets") for number in range(8)]
+    for told in records:
+        deliver(told, server.uri)
+    with ThreadPoolExecutor(len(records)) as threads:
+        for attempt in range(10):
+            data = {"name": f"new {attempt}", "digest": "d", "source_type": "local", "source": "{}"}
+            for told in records:
+                told.inputs.append(data)
+            list(threads.map(deliver, records, [server.uri] * len(records)))
+    client = mlflow.MlflowClient(server.uri)
+    for told in records:
+        inputs = client.get_run(told.run_id).inputs.dataset_inputs
+        assert {item.dataset.name for item in inputs} == {f"new {attempt}" for attempt in range(10)}
 
 
 def test_the_files_went_through_the_server(server: Server) -> None:

@@ -28,15 +28,11 @@ class MXNet(Adapter):
 
     def __init__(self, setup: Setup) -> None:
         self._training, self._options = setup.training, setup.options
-        drops = any(isinstance(node.layer, vocabulary.Dropout) for node in setup.network.nodes)
-        self._step_seed = setup.step_seed if drops else None
+        self._step_seed = setup.step_seed
+        self._drops = [node for node in setup.network.nodes if isinstance(node.layer, vocabulary.Dropout)]
         self._constants: dict[str, Any] = {}
-        values = {IMAGES: mx.sym.var("images")}
-        for place, node in enumerate(setup.network.nodes):
-            given = [values[source] for source in node.sources]
-            values[place] = self._layer(node, given, setup.masks.get(f"{node.layer.name}/weights"))
-        logits = values[place]
-        picked = mx.sym.pick(mx.sym.log_softmax(logits), mx.sym.var("labels"))
+        picked = mx.sym.pick(mx.sym.log_softmax(self._network(setup, training=True)), mx.sym.var("labels"))
+        logits = self._network(setup, training=False)
         self._parameters = {name: mx.nd.array(_native(setup.weights[name])) for name in setup.network.parameters}
         # MXNet divides the variances that it averages by n: kept smaller by as much, they are what the others have.
         counts = {
@@ -72,11 +68,10 @@ class MXNet(Adapter):
     def train(self, batches: Iterable[Batch], rates: list[float]) -> np.ndarray:
         losses = []
         for rate, (images, labels) in zip(rates, batches, strict=False):
-            images, labels = mx.nd.from_numpy(images), mx.nd.from_numpy(labels)
-            if self._step_seed is not None:  # its generator's state cannot be kept in a checkpoint
-                mx.random.seed(self._step_seed(self._steps))
+            fed = {"images": images, "labels": labels, **self._dropout(len(images))}
+            fed = {name: mx.nd.from_numpy(array) for name, array in fed.items()}
             with mx.autograd.record():
-                loss = self._loss(images=images, labels=labels)
+                loss = self._loss(**fed)
             loss.backward()
             self._steps += 1
             self._update(rate)
@@ -189,7 +184,34 @@ class MXNet(Adapter):
             # The operator for W <- W - lr (G + wd W), in one pass over memory: A <- A + (1 - kept) (W - A).
             mx.nd.sgd_update(average, weight, out=average, lr=kept - 1, wd=-1)
 
+    def _dropout(self, images: int) -> dict[str, np.ndarray]:
+        """What each dropout layer multiplies with in this step: 0, or 1 / keep for what it keeps.
+
+        MXNet's own operator draws from a thousand Mersenne twisters whose state cannot be had for a checkpoint, and
+        to seed them anew in each step takes longer than to draw the numbers here.
+        """
+        if not self._drops:
+            return {}
+        generator = np.random.default_rng(self._step_seed(self._steps))
+        factors = {}
+        for node in self._drops:
+            assert isinstance(node.layer, vocabulary.Dropout)
+            kept = generator.random((images, *node.output), dtype=np.float32) < node.layer.keep
+            factors[f"{node.layer.name}/factors"] = kept * np.float32(1 / node.layer.keep)
+        return factors
+
     # The network as a symbol.
+
+    def _network(self, setup: Setup, training: bool) -> Any:
+        """The logits: to train, with dropout's factors as inputs; to test and to save, with MXNet's own operator."""
+        values = {IMAGES: mx.sym.var("images")}
+        for place, node in enumerate(setup.network.nodes):
+            given = [values[source] for source in node.sources]
+            if training and isinstance(node.layer, vocabulary.Dropout):
+                values[place] = given[0] * mx.sym.var(f"{node.layer.name}/factors")
+            else:
+                values[place] = self._layer(node, given, setup.masks.get(f"{node.layer.name}/weights"))
+        return values[place]
 
     def _layer(self, node: Node, given: list[Any], mask: np.ndarray | None) -> Any:
         layer, value = node.layer, given[0]
