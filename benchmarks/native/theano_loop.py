@@ -44,17 +44,20 @@ def repaired(self: Any, *arguments: Any, broken: Any = Elemwise._c_all) -> Any:
 Elemwise._c_all = repaired
 
 rng = np.random.RandomState(0)
+# Weights and images are like the real ones: Theano's max pooling branches on what it sees.
 parameters: list[Any] = []
 
 
-def parameter(shape: tuple[int, ...], deviation: float) -> Any:
-    parameters.append(theano.shared((deviation * rng.standard_normal(shape)).astype(np.float32)))
+def parameter(shape: tuple[int, ...], deviation: float, mean: float = 0.0) -> Any:
+    parameters.append(theano.shared((mean + deviation * rng.standard_normal(shape)).astype(np.float32)))
     return parameters[-1]
 
 
 class Conv:
-    def __init__(self, inputs: int, filters: int, side: int, pad: int = 0, deviation: float = 0.1) -> None:
-        self.w, self.b = parameter((filters, inputs, 5, 5), deviation), parameter((filters,), 0)
+    def __init__(
+        self, inputs: int, filters: int, side: int, pad: int = 0, deviation: float = 0.1, bias: float = 0.0
+    ) -> None:
+        self.w, self.b = parameter((filters, inputs, 5, 5), deviation), parameter((filters,), 0, bias)
         self.side, self.pad, self.shape = side, pad, (filters, inputs, 5, 5)
 
     def __call__(self, x: Any, batch: int | None) -> Any:
@@ -63,8 +66,8 @@ class Conv:
 
 
 class Dense:
-    def __init__(self, inputs: int, units: int, deviation: float = 0.1) -> None:
-        self.w, self.b, self.inputs = parameter((inputs, units), deviation), parameter((units,), 0), inputs
+    def __init__(self, inputs: int, units: int, deviation: float = 0.1, bias: float = 0.0) -> None:
+        self.w, self.b, self.inputs = parameter((inputs, units), deviation), parameter((units,), 0, bias), inputs
 
     def __call__(self, x: Any, batch: int | None) -> Any:
         return T.dot(x if x.ndim == 2 else x.reshape((-1, self.inputs)), self.w) + self.b
@@ -125,8 +128,8 @@ def sgd(gradients: list[Any]) -> list[tuple[Any, Any]]:
 
 def tensorflow_mnist() -> tuple[list[Any], Any, int, int]:
     layers = [
-        Conv(1, 32, 28, 2), relu, Pool(2, 2), Conv(32, 64, 14, 2), relu, Pool(2, 2),
-        Dense(3136, 1024), relu, dropout, Dense(1024, 10),
+        Conv(1, 32, 28, 2, bias=0.1), relu, Pool(2, 2), Conv(32, 64, 14, 2, bias=0.1), relu, Pool(2, 2),
+        Dense(3136, 1024, bias=0.1), relu, dropout, Dense(1024, 10, bias=0.1),
     ]  # fmt: skip
     return layers, adam, 50, 28
 
@@ -169,7 +172,8 @@ def main() -> None:
     step.trust_input = logits.trust_input = True
 
     def images(part: str) -> np.ndarray:
-        raw = np.load(folder / f"{part}_images.npy").astype(np.float32) / 255
+        raw = np.load(folder / f"{part}_images.npy").astype(np.float32)
+        raw = raw - raw.mean(axis=0) if name == "caffe_cifar10" else raw / 255
         pad = (side - raw.shape[1]) // 2
         padded = np.pad(raw, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
         return np.ascontiguousarray(padded.transpose(0, 3, 1, 2))
