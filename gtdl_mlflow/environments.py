@@ -83,6 +83,12 @@ def ensure(framework: config.Framework, device: str) -> Environment:
         ) from error
 
 
+def made(framework: config.Framework, device: str) -> Environment | None:
+    """The environment that ``ensure`` would give at once; None if it would have to make one first."""
+    offer = framework.devices.get(device)
+    return _finished(framework, device) if offer and offer.recipes else None
+
+
 def existing() -> list[Environment]:
     """Every finished environment in GTDL_HOME."""
     found = (_read(folder) for folder in _folders())

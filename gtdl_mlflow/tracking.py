@@ -18,7 +18,7 @@ from mlflow.tracking import MlflowClient
 from mlflow.types import Schema, TensorSpec
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
-from . import __version__, delivery, machine, resuming, sweeps
+from . import __version__, delivery, machine, mllog, resuming, sweeps
 from .config import Config, Unavailable
 from .datasets import Prepared, contact_sheet
 from .delivery import FAILURE, STAGING, UNAVAILABLE, Away, TrackingFailed, patience, reaching, redacted
@@ -27,10 +27,15 @@ from .making import say
 from .pyfunc import save_model
 from .resuming import Interrupted
 from .system_metrics import Sampler
-from .worker.events import Described, Event, Metrics
+from .worker.events import Confusion, Described, Event, Metrics
 
-ARTIFACTS = ("config.yaml", "environment.txt", "contact_sheet.png", "job.json", "events.jsonl", "worker.log")
+ARTIFACTS = ("config.yaml", "environment.txt", "contact_sheet.png", "learning_curve.png", "confusion_matrix.png",
+             "confusion_matrix.csv", "job.json", "events.jsonl", "mlperf.log", "worker.log")  # fmt: skip
 """Files of a run's folder that are kept with it, as far as it came to them."""
+
+
+VARIANTS = ("labels", "image_size", "train_limit", "test_limit")
+"""What makes other data of a data set; the limits, if there are any, say that it was a quick look."""
 
 
 class Run:
@@ -44,6 +49,7 @@ class Run:
         self._config, self._folder, self._place, self._waited_s = config, folder, place, waited_s
         self._metrics: list[Metric] = []
         self._facts: dict[str, Any] = {}
+        self._confusion: list[list[int]] = []
         self._sampler = Sampler(config.tracking.system_metrics_interval_s)
         self._started = time.monotonic()
         self._environment: Environment | None = None
@@ -102,6 +108,8 @@ class Run:
             self._metrics += [Metric(key, value, at, event.step) for key, value in event.values.items()]
         elif isinstance(event, Described):
             self._facts |= event.facts
+        elif isinstance(event, Confusion):
+            self._confusion = event.counts
 
     @property
     def results(self) -> dict[str, float]:
@@ -144,6 +152,7 @@ class Run:
             self._metrics.append(Metric("device_wait_s", self._waited_s, now, 0))
             told.tags |= {"gtdl.quality": quality(self._metrics, self._config.dataset.classes)}
             told.tags[MLFLOW_RUN_NOTE] = _note(self._config, self.results)
+            self._draw()
         else:
             status = "FAILED" if issubclass(kind, Exception) else "KILLED"
             reason = str(error) if issubclass(kind, Exception) else "stopped by the user"
@@ -151,6 +160,7 @@ class Run:
             word = "unavailable" if unavailable else status
             told.tags |= {UNAVAILABLE if unavailable else FAILURE: reason[:5000],
                           MLFLOW_RUN_NOTE: f"{word}: {reason}"[:5000]}  # fmt: skip
+        mllog.write(self._folder / "mlperf.log", self._config, self._metrics, self._facts, now, success=kind is None)
         told.params |= {f"worker.{key}": str(value) for key, value in self._facts.items()}
         told.metrics += [(metric.key, metric.value, metric.timestamp, metric.step) for metric in self._metrics]
         told.artifacts += ARTIFACTS
@@ -159,6 +169,14 @@ class Run:
         self._deliver(*((2, 10) if self.undelivered else (4, 30)), refusal=True)
         if self.undelivered:
             say(f"{self.undelivered}; all of the run is kept in {self._folder}, `gtdl track replay` delivers it")
+
+    def _draw(self) -> None:
+        """What MLflow's page of the run shows."""
+        from . import pictures  # a second to import, which no run needs to wait for before it starts
+
+        folder = self._folder
+        pictures.learning_curve(self._metrics, self._config.framework.name, folder / "learning_curve.png")
+        pictures.confusion_matrix(self._confusion, folder / "confusion_matrix.csv", folder / "confusion_matrix.png")
 
     def _deliver(self, retries: int, timeout_s: int, refusal: bool = False) -> None:
         """Tell MLflow what it has not heard, and keep what cannot be told; a ``refusal`` is kept too, or raised."""
@@ -207,8 +225,11 @@ def _name(config: Config) -> str:
 
 
 def _tags(config: Config) -> dict[str, str]:
-    shared = {"gtdl.side_by_side": "true"} if config.hardware.side_by_side else {}
-    return shared | {
+    special = {"gtdl.side_by_side": "true"} if config.hardware.side_by_side else {}
+    for key in VARIANTS:
+        if (value := getattr(config.dataset, key)) is not None:
+            special[f"gtdl.{key}"] = str(getattr(value, "value", value))
+    return special | {
         "gtdl.framework": config.framework.name,
         "gtdl.framework_version": config.framework.version,
         "gtdl.dataset": config.dataset.name,

@@ -14,8 +14,9 @@ import mlflow
 import pytest
 import yaml
 from conftest import ROOT, Command
-from gtdl_mlflow.delivery import deliver, record
 from servers import PASSWORD, Server, mlflow_server, postgresql, postgresql_programs
+
+from gtdl_mlflow.delivery import deliver, record
 
 ADMIN = ("admin", "sesame-of-the-tracker")
 

@@ -19,6 +19,7 @@ import pytest
 import yaml
 from conftest import ROOT, Command
 from mlflow.entities import Metric, Run
+from PIL import Image
 
 from gtdl_mlflow import config, datasets, delivery, tracking
 from gtdl_mlflow.environments import Environment
@@ -99,12 +100,55 @@ def test_artifacts_are_enough_to_repeat_the_run(finished: Finished, tmp_path: Pa
     run, client = finished
     there = {item.path for item in client.list_artifacts(run.info.run_id)}
     assert there == {
-        "config.yaml", "contact_sheet.png", "environment.txt", "events.jsonl", "job.json", "model", "worker.log",
+        "config.yaml", "confusion_matrix.csv", "confusion_matrix.png", "contact_sheet.png", "environment.txt",
+        "events.jsonl", "job.json", "learning_curve.png", "mlperf.log", "model", "worker.log",
     }  # fmt: skip
     kept = Path(client.download_artifacts(run.info.run_id, "", str(tmp_path)))
     assert yaml.safe_load((kept / "config.yaml").read_text())["seed"] == 3
     assert any(line.startswith("numpy==") for line in (kept / "environment.txt").read_text().splitlines())
     assert json.loads((kept / "events.jsonl").read_text().splitlines()[-1]) == {"event": "finished"}
+
+
+def test_pictures_show_the_curve_and_the_confusion(finished: Finished, tmp_path: Path) -> None:
+    run, client = finished
+    for name in ("learning_curve.png", "confusion_matrix.png"):
+        with Image.open(client.download_artifacts(run.info.run_id, name, str(tmp_path))) as picture:
+            assert min(picture.size) > 400
+            assert len(picture.convert("RGB").getcolors(1 << 20) or []) > 20  # something is drawn
+    table = Path(client.download_artifacts(run.info.run_id, "confusion_matrix.csv", str(tmp_path)))
+    counts = np.loadtxt(table, delimiter=",", skiprows=1)[:, 1:]
+    _, labels = test_set()
+    assert counts.sum(axis=1).tolist() == np.bincount(labels).tolist()
+    assert 100 * counts.trace() / counts.sum() == pytest.approx(run.data.metrics["accuracy_percent"])
+
+
+def test_the_log_in_mlperfs_format_tells_the_run(finished: Finished, tmp_path: Path) -> None:
+    run, client = finished
+    lines = Path(client.download_artifacts(run.info.run_id, "mlperf.log", str(tmp_path))).read_text().splitlines()
+    assert all(line.startswith(":::MLLOG {") for line in lines)
+    entries = [json.loads(line.removeprefix(":::MLLOG ")) for line in lines]
+    assert [entry["time_ms"] for entry in entries] == sorted(entry["time_ms"] for entry in entries)
+    by_key = {entry["key"]: entry for entry in entries}
+    assert by_key["seed"]["value"] == 3
+    assert by_key["global_batch_size"]["value"] == 50
+    assert by_key["train_samples"]["value"] == 4000
+    assert by_key["run_stop"]["metadata"]["status"] == "success"
+    assert by_key["run_start"]["event_type"] == "INTERVAL_START"
+    took_s = (by_key["run_stop"]["time_ms"] - by_key["run_start"]["time_ms"]) / 1000
+    metrics = run.data.metrics
+    assert took_s == pytest.approx(metrics["training_time_s"] + metrics["train/evaluation_s"], abs=0.005)
+    accuracies = [entry["value"] for entry in entries if entry["key"] == "eval_accuracy"]
+    assert len(accuracies) == 2
+    assert accuracies[-1] == pytest.approx(metrics["accuracy_percent"] / 100)
+
+
+def test_a_quick_look_at_part_of_the_data_says_so(store: str, gtdl: Command) -> None:
+    done = gtdl("framework=reference", "training.epochs=1", "dataset.train_limit=500", "dataset.test_limit=100")
+    assert done.returncode == 0, done.stderr
+    (run,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    assert run.data.tags["gtdl.train_limit"] == "500"
+    assert run.data.tags["gtdl.test_limit"] == "100"
+    assert run.data.params["worker.train_images"] == "500"
 
 
 def test_the_logged_model_classifies_the_test_set_as_the_run_did(finished: Finished, tmp_path: Path) -> None:

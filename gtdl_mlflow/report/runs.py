@@ -15,6 +15,9 @@ from ..delivery import FAILURE, UNAVAILABLE
 
 SQLITE = "sqlite:///"
 
+WORKER = "worker."
+"""What params begin with that the worker reported."""
+
 OWN = "each under its own default"
 """The setting of frameworks that are compared each under its own."""
 
@@ -76,6 +79,8 @@ class Measured:
     started_ms: int
     metrics: dict[str, float]
     tags: dict[str, str]
+    reported: dict[str, str]
+    """What the worker said of itself: device, threads, precision, build."""
 
     @property
     def finished(self) -> bool:
@@ -115,6 +120,7 @@ def measured(run: Run) -> Measured:
         run.info.run_id, run.info.experiment_id, _kind(run), int(tags.get("gtdl.seed", 0)), run.info.status,
         tags.get(FAILURE) or tags.get(UNAVAILABLE, ""), UNAVAILABLE in tags, tags.get("gtdl.quality", ""),
         run.info.start_time, dict(run.data.metrics), dict(tags),
+        {key.removeprefix(WORKER): value for key, value in run.data.params.items() if key.startswith(WORKER)},
     )  # fmt: skip
 
 

@@ -40,12 +40,19 @@ class Metrics:
 
 
 @dataclass(frozen=True)
+class Confusion:
+    """Test images by true class (outer list) and predicted class."""
+
+    counts: list[list[int]]
+
+
+@dataclass(frozen=True)
 class Finished:
     """The worker did all it was asked; nothing follows."""
 
 
-Event = Described | Progress | Metrics | Finished
-_TYPES: dict[str, type] = {kind.__name__.lower(): kind for kind in (Described, Progress, Metrics, Finished)}
+Event = Described | Progress | Metrics | Confusion | Finished
+_TYPES: dict[str, type] = {kind.__name__.lower(): kind for kind in (Described, Progress, Metrics, Confusion, Finished)}
 
 
 def write(stream: IO[str], event: Event) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from . import initial, parity
 from .assembly import adapter, assemble
 from .clock import Clock
-from .events import Described, Finished, Metrics
+from .events import Confusion, Described, Finished, Metrics
 from .frameworks.base import Adapter
 from .inputs import Treatment, test_batches
 from .job import Job
@@ -77,7 +77,8 @@ def test(job: Job, model: Adapter, data: Data, emit: Emit) -> None:
     clock.start()
     logits = model.predict(test_batches(data.test_images, size))
     seconds = clock.stop()
-    right = logits.argmax(axis=1) == data.test_labels
+    predicted = logits.argmax(axis=1)
+    right = predicted == data.test_labels
     best = np.argsort(-logits, axis=1)[:, :5]
     emit(
         Metrics(
@@ -91,6 +92,17 @@ def test(job: Job, model: Adapter, data: Data, emit: Emit) -> None:
             }
         )
     )
+    emit(Confusion(confusion(data.test_labels, predicted, job.classes)))
+
+
+def confusion(labels: np.ndarray, predicted: np.ndarray, classes: int) -> list[list[int]]:
+    """How many images of each true class (rows) were taken for each class (columns)."""
+    counts: list[list[int]] = (
+        np.bincount(classes * labels.astype(np.intp) + predicted, minlength=classes**2)
+        .reshape(classes, classes)
+        .tolist()
+    )
+    return counts
 
 
 def mean_over_classes(right: np.ndarray, labels: np.ndarray) -> float:

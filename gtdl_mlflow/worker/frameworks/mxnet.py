@@ -41,9 +41,7 @@ class MXNet(Adapter):
             if isinstance(node.layer, vocabulary.BatchNormalization)
         }
         self._unbiased = {name: count / (count - 1) for name, count in counts.items()}
-        self._state = {
-            name: _array(setup.weights[name] / self._unbiased.get(name, 1)) for name in setup.network.state
-        }
+        self._state = {name: _array(setup.weights[name] / self._unbiased.get(name, 1)) for name in setup.network.state}
         self._weights = list(self._parameters.values())
         self._gradients = [mx.nd.zeros_like(weight) for weight in self._weights]
         mx.autograd.mark_variables(self._weights, self._gradients)

@@ -1,0 +1,205 @@
+"""``gtdl answer``: which framework, on this machine, within the minutes that there are.
+
+Every framework that can run here, interleaved over five seeds, on the digits that come with the benchmark and, where it
+is at hand, on full MNIST; all under one setting (the parity track), and each under its own default (the default track).
+How much of each training fits is found out by a few steps of each beforehand.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import config, datasets, devices, environments
+from .benchmark import job_of
+from .launch import WorkerFailed, launch
+from .making import say
+from .worker.events import Described, Metrics
+
+SEEDS = 5
+"""Enough for a rank test to tell two frameworks apart (of 3 + 3 it never can)."""
+
+DATASETS = ("mnist_5k", "mnist")
+
+COMMON = "caffe_mnist"
+"""The setting of the parity track: small, and at home in all five frameworks."""
+
+PROBE_STEPS = 30
+
+CELL_S = 1.5
+"""What the driver adds to a cell: the tracker, the model's files."""
+
+SWEEP_S = 6.0
+"""What a sweep takes before its first cell: imports, the store, the parent run."""
+
+REPORT_S = 10.0
+"""What the verdict and the report take at the end."""
+
+MARGIN = 0.9
+"""Of the time left that is planned with: machines are noisy."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """One sweep: all frameworks on one data set, in one track."""
+
+    dataset: str
+    setting: str
+    """Of all of them; empty for each framework's own default."""
+
+    def overrides(self, framework: str) -> list[str]:
+        own = [f"framework={framework}", f"dataset={self.dataset}"]
+        return [*own, f"setting={self.setting}"] if self.setting else own
+
+    @property
+    def text(self) -> str:
+        return f"{self.dataset}, {f'all under {self.setting}' if self.setting else 'each under its own default'}"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one run."""
+
+    fixed_s: float
+    """Whatever the budget is: import, data, build, first step, testing."""
+    training_s: float
+    """Of the full training."""
+
+
+def able(device: str) -> tuple[list[str], list[str]]:
+    """The frameworks that can run here now, their environments made; and why the others cannot, a line each.
+
+    One that has to be compiled first is left out until it is there: that takes longer than an answer may.
+    """
+    names, reasons = [], []
+    for path in sorted((config.CONF / "framework").glob("*.yaml")):
+        framework = config.compose([f"framework={path.stem}"]).framework
+        offer = framework.devices.get(device)
+        if offer is None or not (offer.recipes or offer.unavailable):
+            continue  # the reference needs no environment, and is no framework
+        if any(recipe.build for recipe in offer.recipes) and not environments.made(framework, device):
+            reasons.append(f"{path.stem} is left out: it has to be compiled first, for minutes; "
+                           f"`gtdl env create {path.stem}` does, and the next answer has it")  # fmt: skip
+            continue
+        try:
+            environments.ensure(framework, device)
+        except environments.EnvironmentFailed as error:
+            reasons.append(str(error))
+            continue
+        names.append(path.stem)
+    return names, reasons
+
+
+def studies() -> list[Study]:
+    """Those whose data are at hand, in the order in which they may be left out, the last first."""
+    found = []
+    for name in DATASETS:
+        try:
+            datasets.prepare(config.compose([f"dataset={name}"]).dataset)
+        except datasets.DatasetError:
+            continue
+        found += [Study(name, COMMON), Study(name, "")]
+    return found
+
+
+def probe(composed: config.Config) -> Cost:
+    """What a run of this costs, from a few steps of it."""
+    data = datasets.prepare(composed.dataset)
+    environment = environments.ensure(composed.framework, composed.hardware.device)
+    with tempfile.TemporaryDirectory(prefix="gtdl-answer-") as name, devices.held(composed.hardware):
+        job = job_of(composed, data.folder, Path(name))
+        job.training.iterations, job.training.epochs, job.training.evaluate_every = PROBE_STEPS, None, 0
+        job.training.early_stopping = None
+        began = time.monotonic()
+        metrics: dict[str, float] = {}
+        images = 0
+        settings = composed.settings.environment
+        for event in launch(job, environment.python, settings, Path(name), composed.limits.run_timeout_s):
+            if isinstance(event, Metrics):
+                metrics |= event.values
+            elif isinstance(event, Described):
+                images = event.facts.get("train_images", images)
+        wall_s = time.monotonic() - began
+    whole = config.compose(
+        [
+            f"framework={composed.framework.name}",
+            f"dataset={composed.dataset.name}",
+            f"setting={composed.training.name}",
+        ]
+    )
+    steps = whole.training.steps(images, 1.0)
+    step_s = whole.training.batch_size / metrics["train/steady_images_per_s"]
+    return Cost(wall_s - metrics["training_time_s"] + metrics["train/first_step_s"], steps * step_s)
+
+
+def budgets(costs: Sequence[Sequence[Cost]], seconds: float) -> list[float]:
+    """For each study with the ``costs`` of its frameworks' runs, the share of their trainings that fits.
+
+    All studies get the same part of the ``seconds`` that are left when the fixed costs are paid; what one cannot use
+    goes to the others. A study is left out, the last first, where not even the fixed costs of all fit.
+    """
+    fixed = [SWEEP_S + SEEDS * sum(cost.fixed_s + CELL_S for cost in study) for study in costs]
+    training = [SEEDS * sum(cost.training_s for cost in study) for study in costs]
+    count = len(costs)
+    while count and sum(fixed[:count]) >= seconds:
+        count -= 1
+    left, found = seconds - sum(fixed[:count]), [0.0] * count
+    for place, index in enumerate(sorted(range(count), key=lambda index: training[index])):
+        part = left / (count - place)
+        found[index] = rounded(min(1.0, part / training[index]))
+        left -= found[index] * training[index]
+    return found
+
+
+def rounded(share: float) -> float:
+    """Down to two digits: it is typed and read."""
+    if share >= 1:
+        return 1.0
+    digits = f"{share:.6e}"
+    return float(f"{digits[:3]}e{digits.split('e')[1]}")
+
+
+def run(minutes: float, overrides: Sequence[str], experiment: str) -> list[str]:
+    """Plan and run it all, into an MLflow experiment; remarks that belong to the answer.
+
+    Raises:
+        ConfigError: an override is wrong.
+    """
+    end = time.monotonic() + 60 * minutes
+    device = config.compose(list(overrides)).hardware.device
+    names, remarks = able(device)
+    planned = studies()
+    costs: list[list[Cost]] = []
+    for study in planned:
+        row = []
+        for name in list(names):
+            try:
+                row.append(probe(config.compose([*study.overrides(name), *overrides])))
+            except WorkerFailed as error:
+                names.remove(name)
+                remarks.append(f"{name} is left out: {error}")
+        costs.append(row)
+    costs = [row[-len(names) :] if names else [] for row in costs]
+    shares = budgets(costs, MARGIN * (end - time.monotonic()) - REPORT_S)
+    for study in planned[len(shares) :]:
+        remarks.append(f"{study.text}: left out, there is no time for it; minutes={2 * minutes:g} may have")
+    for study, share in zip(planned, shares, strict=False):
+        say(f"{study.text}, {share:.2g} of the training: {', '.join(names)}, {SEEDS} seeds each")
+        _sweep(study, names, share, overrides, experiment)
+    return remarks
+
+
+def _sweep(study: Study, names: Sequence[str], share: float, overrides: Sequence[str], experiment: str) -> None:
+    """A failed cell is a result: it is in the answer."""
+    command = [sys.executable, "-m", "gtdl_mlflow", "-m", *study.overrides(",".join(names)),
+               f"seed={','.join(map(str, range(SEEDS)))}", f"budget={share:g}", "sweep.rerun=all",
+               f"tracking.experiment={experiment}", *overrides]  # fmt: skip
+    # Of a project run of MLflow's there is one, and four sweeps: each makes its own run in the same experiment.
+    environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_RUN_ID"}
+    subprocess.run(command, env=environment, stdout=subprocess.DEVNULL)

@@ -1,0 +1,173 @@
+"""The report's charts: Vega-Lite, made by Altair, with every colour but the marks' the page's own.
+
+Each function takes rows (dictionaries) and returns a specification that ``vegaEmbed`` draws. Axes have units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import altair as alt
+
+from .. import config
+
+PALETTE = ("#E69F00", "#0072B2", "#999999", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#F0E442")
+"""Okabe and Ito's colours, told apart by the colour-blind (Color Universal Design, 2008), for frameworks by name."""
+
+ROW = 28
+"""Pixels of one framework's row."""
+
+WIDE = 10.0
+"""A logarithmic axis where the largest value is so many times the smallest."""
+
+TEXT = "currentColor"
+"""What a page's own colour is called in SVG: the charts are as light or dark as the page."""
+
+LOOK = {
+    "background": "transparent",
+    "font": "inherit",
+    "view": {"stroke": None},
+    "axis": {"labelColor": TEXT, "titleColor": TEXT, "domainColor": TEXT, "tickColor": TEXT, "gridColor": TEXT,
+             "gridOpacity": 0.15, "labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal",
+             "labelLimit": 220},
+    "legend": {"labelColor": TEXT, "titleColor": TEXT, "orient": "bottom", "columns": 3, "labelFontSize": 12,
+               "labelLimit": 220, "titleFontSize": 12},
+    "title": {"color": TEXT},
+}  # fmt: skip
+
+Rows = Sequence[dict[str, Any]]
+Specification = dict[str, Any]
+
+
+def color_of(framework: str) -> str:
+    """The same for a framework in every chart and table, whatever its version."""
+    names = sorted(path.stem for path in (config.CONF / "framework").glob("*.yaml"))
+    name = framework.split(" ")[0]
+    place = names.index(name) if name in names else len(names)
+    return PALETTE[place % len(PALETTE)]
+
+
+def spread(rows: Rows, value: str, title: str, logarithmic: bool | None = None) -> Specification:
+    """Every repeat as a point, its framework's median as a bar across: ``framework``, ``seed`` and ``value``."""
+    order = list(dict.fromkeys(row["framework"] for row in rows))
+    values = [row[value] for row in rows]
+    logarithmic = _wide(values) if logarithmic is None else logarithmic
+    scale = alt.Scale(type="log") if logarithmic else alt.Scale(zero=True)
+    base = alt.Chart(alt.Data(values=list(rows))).encode(y=alt.Y("framework:N", sort=order, title=None))
+    x = alt.X(f"{value}:Q", title=title + (", logarithmic" if logarithmic else ""), scale=scale)
+    points = base.mark_circle(size=70, opacity=0.7).encode(
+        x=x, color=_color(order, None),
+        tooltip=["framework:N", "seed:N", alt.Tooltip(f"{value}:Q", title=title, format=".4~g")],
+    )  # fmt: skip
+    medians = base.mark_tick(color=TEXT, thickness=2, size=ROW * 0.7).encode(
+        x=alt.X(f"median({value}):Q", title=x.title if hasattr(x, "title") else title, scale=scale)
+    )
+    return _finished(alt.layer(points, medians), height=ROW * len(order) + 10)
+
+
+def pareto(rows: Rows, front: Rows) -> Specification:
+    """Accuracy against training time: the runs as points, the medians that none beats in both joined by a line."""
+    order = list(dict.fromkeys(row["framework"] for row in rows))
+    logarithmic = _wide([row["training_time_s"] for row in rows])
+    scale = alt.Scale(type="log") if logarithmic else alt.Scale(zero=True)
+    title = "training time, s" + (", logarithmic" if logarithmic else "")
+    x = alt.X("training_time_s:Q", title=title, scale=scale)
+    y = alt.Y("accuracy_percent:Q", title="test accuracy, %", scale=alt.Scale(zero=False, nice=True))
+    points = alt.Chart(alt.Data(values=list(rows))).mark_circle(size=80, opacity=0.7).encode(
+        x=x, y=y, color=_color(order),
+        tooltip=["framework:N", "seed:N", alt.Tooltip("training_time_s:Q", format=".4~g"),
+                 alt.Tooltip("accuracy_percent:Q", format=".2f")],
+    )  # fmt: skip
+    line = alt.Chart(alt.Data(values=list(front))).mark_line(
+        color=TEXT, strokeDash=[4, 3], point=alt.OverlayMarkDef(shape="diamond", size=90, color=TEXT, filled=False)
+    ).encode(x=x, y=y, order="training_time_s:Q")  # fmt: skip
+    return _finished(alt.layer(line, points), height=260)
+
+
+def curves(rows: Rows, x: str, x_title: str, y: str, y_title: str) -> Specification:
+    """One line a framework: ``framework``, ``x`` and ``y``."""
+    order = list(dict.fromkeys(row["framework"] for row in rows))
+    chart = alt.Chart(alt.Data(values=list(rows))).mark_line(point=alt.OverlayMarkDef(size=25)).encode(
+        x=alt.X(f"{x}:Q", title=x_title), y=alt.Y(f"{y}:Q", title=y_title, scale=alt.Scale(zero=False)),
+        color=_color(order), order=f"{x}:Q",
+        tooltip=["framework:N", alt.Tooltip(f"{x}:Q", title=x_title, format=".4~g"),
+                 alt.Tooltip(f"{y}:Q", title=y_title, format=".4~g")],
+    )  # fmt: skip
+    return _finished(chart, height=240)
+
+
+def bars(rows: Rows, value: str, title: str) -> Specification:
+    """One bar a framework."""
+    order = list(dict.fromkeys(row["framework"] for row in rows))
+    chart = alt.Chart(alt.Data(values=list(rows))).mark_bar(height=ROW * 0.6).encode(
+        y=alt.Y("framework:N", sort=order, title=None), x=alt.X(f"{value}:Q", title=title), color=_color(order, None),
+        tooltip=["framework:N", alt.Tooltip(f"{value}:Q", title=title, format=".4~g")],
+    )  # fmt: skip
+    return _finished(chart, height=ROW * len(order) + 10)
+
+
+def parts(rows: Rows, order: Sequence[str]) -> Specification:
+    """One bar a framework, of ``part``s end to end, ``seconds`` each, in the ``order`` in which they happen."""
+    numbered = [{**row, "number": order.index(row["part"])} for row in rows]
+    frameworks = list(dict.fromkeys(row["framework"] for row in rows))
+    chart = alt.Chart(alt.Data(values=numbered)).mark_bar(height=ROW * 0.6).encode(
+        y=alt.Y("framework:N", sort=frameworks, title=None), x=alt.X("seconds:Q", title="wall time, s"),
+        color=alt.Color("part:N", title=None, sort=list(order), scale=alt.Scale(domain=list(order), scheme="viridis")),
+        order="number:Q", tooltip=["framework:N", "part:N", alt.Tooltip("seconds:Q", format=".4~g")],
+    )  # fmt: skip
+    return _finished(chart, height=ROW * len(frameworks) + 10)
+
+
+def heat_map(rows: Rows, value: str, title: str, number_format: str, logarithmic: bool) -> Specification:
+    """``framework`` by ``setting``, the number written into each field."""
+    base = alt.Chart(alt.Data(values=list(rows))).encode(
+        x=alt.X("setting:N", title=None, axis=alt.Axis(labelAngle=-35)), y=alt.Y("framework:N", title=None)
+    )
+    low, high = min(row[value] for row in rows), max(row[value] for row in rows)
+    middle = (low * high) ** 0.5 if logarithmic and low > 0 else (low + high) / 2
+    scale = alt.Scale(type="log" if logarithmic and low > 0 else "linear", scheme="viridis", zero=False)
+    fields = base.mark_rect().encode(
+        color=alt.Color(f"{value}:Q", title=title, scale=scale),
+        tooltip=["framework:N", "setting:N", alt.Tooltip(f"{value}:Q", title=title, format=number_format)],
+    )
+    numbers = base.mark_text(fontSize=12).encode(
+        text=alt.Text(f"{value}:Q", format=number_format),
+        color=alt.condition(f"datum.{value} > {middle}", alt.value("#000"), alt.value("#fff")),
+    )
+    frameworks = {row["framework"] for row in rows}
+    return _finished(alt.layer(fields, numbers), height=36 * len(frameworks) + 10)
+
+
+def confusion(rows: Rows, classes: int) -> Specification:
+    """A run's test images by ``true`` and ``predicted`` class, the ``images`` in each field."""
+    written = classes <= 20
+    base = alt.Chart(alt.Data(values=list(rows))).encode(
+        x=alt.X("predicted:O", title="predicted class", axis=alt.Axis(labelOverlap=True, labelAngle=0)),
+        y=alt.Y("true:O", title="true class", axis=alt.Axis(labelOverlap=True)),
+    )
+    layers = [base.mark_rect().encode(
+        color=alt.Color("share:Q", title="share of the true class", scale=alt.Scale(scheme="blues", domain=[0, 1]))
+    )]  # fmt: skip
+    if written:
+        layers.append(base.transform_filter("datum.images > 0").mark_text(fontSize=10).encode(
+            text="images:Q", color=alt.condition("datum.share > 0.5", alt.value("#fff"), alt.value("#000"))
+        ))  # fmt: skip
+    return _finished(alt.layer(*layers), height=360)
+
+
+def _wide(values: Sequence[float]) -> bool:
+    return min(values) > 0 and max(values) / min(values) >= WIDE
+
+
+def _color(frameworks: Sequence[str], legend: Any = alt.Undefined) -> alt.Color:
+    scale = alt.Scale(domain=list(frameworks), range=[color_of(name) for name in frameworks])
+    if legend is None:
+        return alt.Color("framework:N", scale=scale, legend=None)
+    return alt.Color("framework:N", scale=scale, title=None)
+
+
+def _finished(chart: alt.LayerChart | alt.Chart, height: int) -> Specification:
+    """As wide as its place on the page."""
+    specification: Specification = chart.properties(width="container", height=height).to_dict()
+    return {**specification, "autosize": {"type": "fit-x", "contains": "padding"}, "config": LOOK}
