@@ -9,6 +9,7 @@ one the same command runs undisturbed. Every cell must then be FINISHED exactly 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import random
 import signal
@@ -22,7 +23,7 @@ from pathlib import Path
 import psutil
 from mlflow.tracking import MlflowClient
 
-SWEEP = ["-m", "framework=reference", "training.epochs=60", "training.checkpoint_every=0.2",
+SWEEP = ["-m", "framework=reference", "training.epochs=400", "training.checkpoint_every=0.2",
          f"seed={','.join(map(str, range(20)))}"]  # fmt: skip
 VICTIMS = ("driver", "worker", "driver and worker", "process group")
 
@@ -63,7 +64,7 @@ def main() -> None:
 
 
 def kill(folder: Path, environment: dict[str, str], victim: str, chance: random.Random) -> float:
-    """Start or go on with the sweep and kill ``victim`` at a random moment; after how many seconds that was."""
+    """Start or go on with the sweep and kill ``victim`` within six seconds of its first worker; after how many seconds."""
     process = subprocess.Popen(
         [sys.executable, "-m", "gtdl_mlflow", *SWEEP],
         cwd=folder,
@@ -72,10 +73,12 @@ def kill(folder: Path, environment: dict[str, str], victim: str, chance: random.
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    started, wait = time.monotonic(), chance.uniform(4, 12)
-    while time.monotonic() - started < wait or not (workers := psutil.Process(process.pid).children()):
+    started, moment = time.monotonic(), math.inf
+    while time.monotonic() < moment or not (workers := psutil.Process(process.pid).children()):
         if process.poll() is not None:
             return time.monotonic() - started  # it was done before
+        if math.isinf(moment) and psutil.Process(process.pid).children():
+            moment = time.monotonic() + chance.uniform(0, 6)  # one cell or two
         time.sleep(0.01)
     seconds = time.monotonic() - started
     if victim == "process group":

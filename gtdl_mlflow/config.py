@@ -207,6 +207,8 @@ class Dataset:
     """A file or folder in that archive by which it is seen that it has been unpacked."""
     downloads: dict[str, Download] = field(default_factory=dict)
     """What `gtdl data fetch` gets, by any short names; nothing for a data set that is built in."""
+    target_accuracy: float = MISSING
+    """Percent: how long a training takes to get there is a figure of the report's; no training stops for it."""
     source: str = MISSING
     """Where the data set is described."""
     terms: str = MISSING
@@ -357,7 +359,7 @@ class Config:
     def _decisive(self) -> dict[str, Any]:
         plain = self.plain()
         del plain["tracking"], plain["sweep"], plain["limits"]
-        del plain["dataset"]["downloads"], plain["training"]["checkpoint_every"]
+        del plain["dataset"]["downloads"], plain["dataset"]["target_accuracy"], plain["training"]["checkpoint_every"]
         if not self.hardware.side_by_side:
             del plain["hardware"]["side_by_side"]  # alone is what runs were before they could be anything else
         return plain

@@ -48,8 +48,6 @@ def confusion_matrix(counts: Sequence[Sequence[int]], table: Path, path: Path) -
 
 def _write(specification: dict[str, Any], path: Path) -> None:
     """As PNG on white, black on it."""
-    look = json.loads(
-        json.dumps(specification).replace(f'"{charts.TEXT}"', f'"{INK}"').replace('"inherit"', '"sans-serif"')
-    )
+    look = json.loads(json.dumps(specification).replace(f'"{charts.TEXT}"', f'"{INK}"'))
     look["config"]["background"] = "white"
     path.write_bytes(vl_convert.vegalite_to_png({**look, "width": WIDTH}, scale=SCALE))

@@ -35,7 +35,7 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def planted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def planted(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Three frameworks in both tracks; a failure, something unavailable, another machine, a training that diverged."""
     folder = tmp_path_factory.mktemp("planted")
     uri = f"sqlite:///{folder / 'mlflow.db'}"
@@ -44,7 +44,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         mlflow.set_tracking_uri(uri)
         plant_all()
     mlflow.set_tracking_uri(None)
-    yield uri
+    return uri
 
 
 def plant_all() -> None:
@@ -105,7 +105,8 @@ def tab(request: pytest.FixtureRequest, browser: Browser, report: Path) -> Itera
 def test_it_is_one_small_file_that_loads_nothing(report: Path) -> None:
     text = report.read_text()
     assert len(text) < 5e6
-    assert not re.findall(r"<(?:script|link|img)[^>]+(?:src|href)=", text)
+    page_itself = re.sub(r"<script>.*?</script>", "", text, flags=re.DOTALL)
+    assert not re.findall(r"<(?:script|link|img)[^>]+(?:src|href)=|url\(", page_itself)
 
 
 def test_the_answer_comes_first(tab: Page) -> None:
@@ -113,7 +114,7 @@ def test_the_answer_comes_first(tab: Page) -> None:
     assert answer.is_visible()
     common = answer.locator(".answer", has_text="all under caffe_mnist")
     said = common.inner_text()
-    assert "torch 2.13.0 trains fastest (10.2 s, n = 5): 1.98 times as fast as tensorflow" in said.replace("  ", " ")
+    assert "torch 2.13.0 trains fastest (10.20 s, n = 5): 1.98 times as fast as tensorflow" in said
     assert "mxnet 1.9.1 is most accurate" in said
     assert "theano 1.1.2: left out of the times: the accuracy is no better than chance" in said
     assert "caffe 1.0.0: 1 of 1 seeds failed: the worker was killed by" in answer.inner_text()
@@ -197,11 +198,13 @@ def test_mistakes_are_one_line(store: str, tmp_path: Path, capsys: pytest.Captur
     assert cli.main(["report", "--experiment", "nothing", "--tracking-uri", f"sqlite:///{tmp_path / 'no.db'}"]) == 1
     assert "no.db: there is no such file" in capsys.readouterr().err
     finished(["framework=torch", "dataset=mnist_5k"], 1, 1, 98)
+    capsys.readouterr()
     assert cli.main(["report", "--experiment", "nothing"]) == 1
     assert capsys.readouterr().err == "gtdl: experiment nothing: there is none in this tracking store\n"
     assert cli.main(["report", "--output", str(tmp_path / "no folder" / "report.html")]) == 1
     assert capsys.readouterr().err == f"gtdl: {tmp_path / 'no folder' / 'report.html'}: No such file or directory\n"
     mlflow.create_experiment("empty")
+    capsys.readouterr()
     assert cli.main(["report", "--experiment", "empty"]) == 1
     assert capsys.readouterr().err == "gtdl: experiment empty: it has no run yet\n"
 
@@ -217,7 +220,7 @@ def test_mlflows_own_pages_show_the_comparison(browser: Browser, planted: str, t
         head = tab.locator(".ag-header").first.inner_text()
         for name in ("gtdl.framework", "gtdl.dataset", "gtdl.device", "training_time_s", "testing_time_s"):
             assert name in head
-        assert "gtdl.framework: torch" in re.sub(r"\s+", " ", grid.inner_text())
+        tab.get_by_text("Group: torch").wait_for(timeout=30_000)
         client = mlflow.MlflowClient(planted)
         experiment = client.get_experiment_by_name("gtdl")
         assert experiment is not None

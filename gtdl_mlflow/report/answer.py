@@ -182,12 +182,13 @@ def remarks(found: list[Entry]) -> list[str]:
         seeds = len({run.seed for run in entry.finished})
         if entry.unavailable and not entry.finished:
             said.append(f"{entry.framework} cannot run here: {entry.unavailable[0].reason}")
-            continue
+            if not entry.failed:
+                continue
         if entry.failed:
             said.append(f"{entry.framework}: {len(entry.failed)} of {len(entry.failed) + seeds} seeds failed: "
                         f"{entry.failed[-1].reason}")  # fmt: skip
         elif seeds < most:
-            said.append(f"{entry.framework}: {seeds} seeds, where others have {most}")
+            said.append(f"{entry.framework}: {seeds} {'seed' if seeds == 1 else 'seeds'}, where others have {most}")
         if entry.poor:
             said.append(f"{entry.framework}: left out of the times: {entry.poor}")
         for figure in FIGURES[:2]:

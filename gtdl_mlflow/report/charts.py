@@ -26,7 +26,7 @@ TEXT = "currentColor"
 
 LOOK = {
     "background": "transparent",
-    "font": "inherit",
+    "font": "system-ui, sans-serif",  # the page's; Vega measures text with it
     "view": {"stroke": None},
     "axis": {"labelColor": TEXT, "titleColor": TEXT, "domainColor": TEXT, "tickColor": TEXT, "gridColor": TEXT,
              "gridOpacity": 0.15, "labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal",
@@ -54,14 +54,14 @@ def spread(rows: Rows, value: str, title: str, logarithmic: bool | None = None) 
     values = [row[value] for row in rows]
     logarithmic = _wide(values) if logarithmic is None else logarithmic
     scale = alt.Scale(type="log") if logarithmic else alt.Scale(zero=True)
-    base = alt.Chart(alt.Data(values=list(rows))).encode(y=alt.Y("framework:N", sort=order, title=None))
-    x = alt.X(f"{value}:Q", title=title + (", logarithmic" if logarithmic else ""), scale=scale)
+    base = _chart(rows).encode(y=alt.Y("framework:N", sort=order, title=None))
+    title += ", logarithmic" if logarithmic else ""
     points = base.mark_circle(size=70, opacity=0.7).encode(
-        x=x, color=_color(order, None),
+        x=alt.X(f"{value}:Q", title=title, scale=scale), color=_color(order, None),
         tooltip=["framework:N", "seed:N", alt.Tooltip(f"{value}:Q", title=title, format=".4~g")],
     )  # fmt: skip
     medians = base.mark_tick(color=TEXT, thickness=2, size=ROW * 0.7).encode(
-        x=alt.X(f"median({value}):Q", title=x.title if hasattr(x, "title") else title, scale=scale)
+        x=alt.X(f"median({value}):Q", title=title, scale=scale)
     )
     return _finished(alt.layer(points, medians), height=ROW * len(order) + 10)
 
@@ -74,12 +74,12 @@ def pareto(rows: Rows, front: Rows) -> Specification:
     title = "training time, s" + (", logarithmic" if logarithmic else "")
     x = alt.X("training_time_s:Q", title=title, scale=scale)
     y = alt.Y("accuracy_percent:Q", title="test accuracy, %", scale=alt.Scale(zero=False, nice=True))
-    points = alt.Chart(alt.Data(values=list(rows))).mark_circle(size=80, opacity=0.7).encode(
+    points = _chart(rows).mark_circle(size=80, opacity=0.7).encode(
         x=x, y=y, color=_color(order),
         tooltip=["framework:N", "seed:N", alt.Tooltip("training_time_s:Q", format=".4~g"),
                  alt.Tooltip("accuracy_percent:Q", format=".2f")],
     )  # fmt: skip
-    line = alt.Chart(alt.Data(values=list(front))).mark_line(
+    line = _chart(front).mark_line(
         color=TEXT, strokeDash=[4, 3], point=alt.OverlayMarkDef(shape="diamond", size=90, color=TEXT, filled=False)
     ).encode(x=x, y=y, order="training_time_s:Q")  # fmt: skip
     return _finished(alt.layer(line, points), height=260)
@@ -88,7 +88,7 @@ def pareto(rows: Rows, front: Rows) -> Specification:
 def curves(rows: Rows, x: str, x_title: str, y: str, y_title: str) -> Specification:
     """One line a framework: ``framework``, ``x`` and ``y``."""
     order = list(dict.fromkeys(row["framework"] for row in rows))
-    chart = alt.Chart(alt.Data(values=list(rows))).mark_line(point=alt.OverlayMarkDef(size=25)).encode(
+    chart = _chart(rows).mark_line(point=alt.OverlayMarkDef(size=25)).encode(
         x=alt.X(f"{x}:Q", title=x_title), y=alt.Y(f"{y}:Q", title=y_title, scale=alt.Scale(zero=False)),
         color=_color(order), order=f"{x}:Q",
         tooltip=["framework:N", alt.Tooltip(f"{x}:Q", title=x_title, format=".4~g"),
@@ -100,7 +100,7 @@ def curves(rows: Rows, x: str, x_title: str, y: str, y_title: str) -> Specificat
 def bars(rows: Rows, value: str, title: str) -> Specification:
     """One bar a framework."""
     order = list(dict.fromkeys(row["framework"] for row in rows))
-    chart = alt.Chart(alt.Data(values=list(rows))).mark_bar(height=ROW * 0.6).encode(
+    chart = _chart(rows).mark_bar(height=ROW * 0.6).encode(
         y=alt.Y("framework:N", sort=order, title=None), x=alt.X(f"{value}:Q", title=title), color=_color(order, None),
         tooltip=["framework:N", alt.Tooltip(f"{value}:Q", title=title, format=".4~g")],
     )  # fmt: skip
@@ -111,7 +111,7 @@ def parts(rows: Rows, order: Sequence[str]) -> Specification:
     """One bar a framework, of ``part``s end to end, ``seconds`` each, in the ``order`` in which they happen."""
     numbered = [{**row, "number": order.index(row["part"])} for row in rows]
     frameworks = list(dict.fromkeys(row["framework"] for row in rows))
-    chart = alt.Chart(alt.Data(values=numbered)).mark_bar(height=ROW * 0.6).encode(
+    chart = _chart(numbered).mark_bar(height=ROW * 0.6).encode(
         y=alt.Y("framework:N", sort=frameworks, title=None), x=alt.X("seconds:Q", title="wall time, s"),
         color=alt.Color("part:N", title=None, sort=list(order), scale=alt.Scale(domain=list(order), scheme="viridis")),
         order="number:Q", tooltip=["framework:N", "part:N", alt.Tooltip("seconds:Q", format=".4~g")],
@@ -121,12 +121,14 @@ def parts(rows: Rows, order: Sequence[str]) -> Specification:
 
 def heat_map(rows: Rows, value: str, title: str, number_format: str, logarithmic: bool) -> Specification:
     """``framework`` by ``setting``, the number written into each field."""
-    base = alt.Chart(alt.Data(values=list(rows))).encode(
+    base = _chart(rows).encode(
         x=alt.X("setting:N", title=None, axis=alt.Axis(labelAngle=-35)), y=alt.Y("framework:N", title=None)
     )
     low, high = min(row[value] for row in rows), max(row[value] for row in rows)
     middle = (low * high) ** 0.5 if logarithmic and low > 0 else (low + high) / 2
-    scale = alt.Scale(type="log" if logarithmic and low > 0 else "linear", scheme="viridis", zero=False)
+    scale = (
+        alt.Scale(type="log", scheme="viridis") if logarithmic and low > 0 else alt.Scale(scheme="viridis", zero=False)
+    )
     fields = base.mark_rect().encode(
         color=alt.Color(f"{value}:Q", title=title, scale=scale),
         tooltip=["framework:N", "setting:N", alt.Tooltip(f"{value}:Q", title=title, format=number_format)],
@@ -142,7 +144,7 @@ def heat_map(rows: Rows, value: str, title: str, number_format: str, logarithmic
 def confusion(rows: Rows, classes: int) -> Specification:
     """A run's test images by ``true`` and ``predicted`` class, the ``images`` in each field."""
     written = classes <= 20
-    base = alt.Chart(alt.Data(values=list(rows))).encode(
+    base = _chart(rows).encode(
         x=alt.X("predicted:O", title="predicted class", axis=alt.Axis(labelOverlap=True, labelAngle=0)),
         y=alt.Y("true:O", title="true class", axis=alt.Axis(labelOverlap=True)),
     )
@@ -156,6 +158,10 @@ def confusion(rows: Rows, classes: int) -> Specification:
     return _finished(alt.layer(*layers), height=360)
 
 
+def _chart(rows: Rows) -> alt.Chart:
+    return alt.Chart(alt.Data(values=list(rows)))  # type: ignore[no-untyped-call]
+
+
 def _wide(values: Sequence[float]) -> bool:
     return min(values) > 0 and max(values) / min(values) >= WIDE
 
@@ -167,7 +173,7 @@ def _color(frameworks: Sequence[str], legend: Any = alt.Undefined) -> alt.Color:
     return alt.Color("framework:N", scale=scale, title=None)
 
 
-def _finished(chart: alt.LayerChart | alt.Chart, height: int) -> Specification:
+def _finished(chart: Any, height: int) -> Specification:
     """As wide as its place on the page."""
     specification: Specification = chart.properties(width="container", height=height).to_dict()
     return {**specification, "autosize": {"type": "fit-x", "contains": "padding"}, "config": LOOK}

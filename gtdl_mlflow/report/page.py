@@ -6,6 +6,7 @@ import datetime
 import json
 import math
 import statistics
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -100,8 +101,10 @@ def page(runs: list[Measured], client: MlflowClient, experiment: str, said: Sequ
         undefined=jinja2.StrictUndefined,
     )  # fmt: skip
     grouped = entries(runs)
-    compared = [(conditions, found) for conditions, found in grouped.items()
-                if any(entry.finished for entry in found)]  # fmt: skip
+    able = {conditions: sum(bool(entry.finished) for entry in found) for conditions, found in grouped.items()}
+    compared = [(conditions, grouped[conditions]) for conditions, count in able.items() if count > 1] or [
+        (conditions, grouped[conditions]) for conditions, count in able.items() if count and conditions.setting != OWN
+    ]
     chapters = [chapter(conditions, found, client) for conditions, found in compared[:CHAPTERS]]
     original = published.load()
     rows = [raw(run) for run in sorted(runs, key=lambda run: (run.kind.dataset, run.kind.framework, run.seed))]
@@ -110,8 +113,9 @@ def page(runs: list[Measured], client: MlflowClient, experiment: str, said: Sequ
     specifications = [picture.specification for picture in [*pictures, *transfers]]
     numbers = {id(picture): index for index, picture in enumerate([*pictures, *transfers])}
     return environment.get_template("page.html").render(
-        experiment=experiment, said=said, version=__version__, made=f"{datetime.datetime.now().astimezone():%Y-%m-%d %H:%M %Z}",
-        count=len(runs), finished=sum(run.finished for run in runs), chapters=chapters, left=len(compared) - len(chapters),
+        experiment=experiment, said=said, version=__version__, made=_time(time.time()),
+        count=len(runs), finished=sum(run.finished for run in runs), chapters=chapters,
+        left=len(compared) - len(chapters),
         gtdlbench=gtdlbench(runs, original), original=original, notes=notes(runs, original),
         tracks=tracks(compared), transfers=transfers, machines=machines(runs), missing=missing(runs),
         columns=COLUMNS, numeric=NUMBERS, number_of=lambda picture: numbers[id(picture)],
@@ -122,7 +126,11 @@ def page(runs: list[Measured], client: MlflowClient, experiment: str, said: Sequ
 @cache
 def library() -> Markup:
     """Vega, Vega-Lite and Vega-Embed in one script."""
-    return Markup(vl_convert.javascript_bundle("import vegaEmbed from 'vega-embed'; window.vegaEmbed = vegaEmbed;"))
+    return Markup(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"))
+
+
+def _time(seconds: float) -> str:
+    return f"{datetime.datetime.fromtimestamp(seconds).astimezone():%Y-%m-%d %H:%M:%S %Z}"
 
 
 def _json(value: Any) -> Markup:
@@ -141,7 +149,6 @@ def _finite(value: Any) -> Any:
 def raw(run: Measured) -> dict[str, Any]:
     """A row of the table of raw values."""
     kind, metrics = run.kind, run.metrics
-    started = datetime.datetime.fromtimestamp(run.started_ms / 1000).astimezone()
     return {
         "dataset": kind.dataset, "framework": kind.framework, "version": kind.version, "setting": kind.setting,
         "device": kind.device, "threads": kind.threads, "budget": kind.budget, "tuning": kind.tuning, "seed": run.seed,
@@ -149,7 +156,7 @@ def raw(run: Measured) -> dict[str, Any]:
         "training_time_s": metrics.get("training_time_s"), "testing_time_s": metrics.get("testing_time_s"),
         "accuracy_percent": metrics.get("accuracy_percent"), "images_per_s": metrics.get("train/images_per_s"),
         "quality": run.quality, "check": run.tags.get("gtdl.check", ""), "reason": run.reason,
-        "started": f"{started:%Y-%m-%d %H:%M:%S}", "machine": kind.machine, "run_id": run.run_id,
+        "started": _time(run.started_ms / 1000), "machine": kind.machine, "run_id": run.run_id,
     }  # fmt: skip
 
 
@@ -171,7 +178,8 @@ def chapter(conditions: Conditions, found: list[Entry], client: MlflowClient) ->
 def target_of(dataset: str) -> float:
     """The accuracy to reach, of ``conf/dataset``; infinite for a data set that is not there any more."""
     try:
-        return config.compose([f"dataset={dataset}"]).dataset.target_accuracy
+        target: float = config.compose([f"dataset={dataset}"]).dataset.target_accuracy
+        return target
     except config.ConfigError:
         return math.inf
 
@@ -205,7 +213,7 @@ def pictures(found: list[Entry], target: float, client: MlflowClient) -> list[Pi
 
 
 def _spread(found: list[Entry], name: str, title: str, axis: str) -> Picture | None:
-    rows = [{"framework": entry.framework, "seed": run.seed, "value": run.metrics[name]}
+    rows: list[dict[str, Any]] = [{"framework": entry.framework, "seed": run.seed, "value": run.metrics[name]}
             for entry in found for run in entry.finished if math.isfinite(run.metrics.get(name, math.nan))]  # fmt: skip
     if not rows:
         return None
@@ -216,12 +224,14 @@ def _spread(found: list[Entry], name: str, title: str, axis: str) -> Picture | N
 
 
 def _pareto(found: list[Entry]) -> Picture:
-    rows = [{"framework": entry.framework, "seed": run.seed, "training_time_s": run.metrics["training_time_s"],
-             "accuracy_percent": run.metrics["accuracy_percent"]}
-            for entry in found for run in entry.finished]  # fmt: skip
-    medians = [
+    names = ("training_time_s", "accuracy_percent")
+    rows: list[dict[str, Any]] = [
+        {"framework": entry.framework, "seed": run.seed, **{name: run.metrics[name] for name in names}}
+        for entry in found for run in entry.finished
+    ]  # fmt: skip
+    medians: list[dict[str, Any]] = [
         {"framework": entry.framework, **{name: statistics.median(run.metrics[name] for run in entry.finished)
-                                          for name in ("training_time_s", "accuracy_percent")}}
+                                          for name in names}}
         for entry in found
     ]  # fmt: skip
     front = undominated(medians)
@@ -260,23 +270,19 @@ def course(run: Measured, client: MlflowClient) -> Course:
     """Its looks at the test accuracy, and its end."""
     looks = {point.step: point.value for point in client.get_metric_history(run.run_id, "eval/accuracy_percent")}
     times = {point.step: point.value for point in client.get_metric_history(run.run_id, "train/elapsed_s")}
-    points = [(step, times[step], looks[step]) for step in sorted(looks) if step in times]
-    last = (
-        run.metrics.get("train/iterations", math.nan),
-        run.metrics["training_time_s"],
-        run.metrics["accuracy_percent"],
-    )
-    if not math.isnan(last[0]) and (not points or points[-1][0] < last[0]):
-        points.append(last)
-    columns = list(zip(*points, strict=True)) or [(), (), ()]
-    return Course(*columns)
+    points = [(float(step), times[step], looks[step]) for step in sorted(looks) if step in times]
+    end = run.metrics.get("train/iterations", math.nan)
+    if end > (points[-1][0] if points else 0):
+        points.append((end, run.metrics["training_time_s"], run.metrics["accuracy_percent"]))
+    iterations, seconds, accuracy = ([point[index] for point in points] for index in range(3))
+    return Course(tuple(iterations), tuple(seconds), tuple(accuracy))
 
 
 def _curves(courses: dict[str, Course]) -> list[Picture]:
     """The typical runs', against time and against iterations."""
     if max((len(each.accuracy) for each in courses.values()), default=0) < 2:
         return []
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"framework": name, "seconds": seconds, "iterations": iterations, "accuracy": accuracy}
         for name, each in courses.items()
         for iterations, seconds, accuracy in zip(each.iterations, each.seconds, each.accuracy, strict=True)
@@ -318,7 +324,7 @@ def to_target(of_run: Course, target: float) -> float | None:
 
 
 def _parts(found: list[Entry]) -> Picture | None:
-    rows = [{"framework": entry.framework, "part": part, "seconds": seconds}
+    rows: list[dict[str, Any]] = [{"framework": entry.framework, "part": part, "seconds": seconds}
             for entry in found for part, seconds in parts(typical(entry)).items() if seconds > 0]  # fmt: skip
     order = [part for part in (*PARTS.values(), OTHER) if any(row["part"] == part for row in rows)]
     if not rows:
@@ -342,7 +348,7 @@ def _resources(found: list[Entry], client: MlflowClient) -> list[Picture]:
     """Memory and CPU of the machine over the typical runs, as MLflow samples them."""
     made = []
     for name, title in RESOURCES.items():
-        rows = []
+        rows: list[dict[str, Any]] = []
         for entry in found:
             run = typical(entry)
             samples = client.get_metric_history(run.run_id, name) if name in run.metrics else []
@@ -413,13 +419,13 @@ def notes(runs: Iterable[Measured], original: published.Published) -> list[str]:
 
 def tracks(compared: list[tuple[Conditions, list[Entry]]]) -> list[tuple[str, Table]]:
     """The default track beside the parity track: each framework's own default, and all under one setting."""
-    by_place: dict[tuple[str, ...], list[tuple[Conditions, list[Entry]]]] = defaultdict(list)
+    by_place: dict[tuple[str, str, str, str, str], list[tuple[Conditions, list[Entry]]]] = defaultdict(list)
     for conditions, found in compared:
         place = (conditions.dataset, conditions.place, f"budget {conditions.budget:g}", conditions.tuning,
                  conditions.machine)  # fmt: skip
         by_place[place].append((conditions, found))
     made = []
-    for place, some in by_place.items():
+    for where, some in by_place.items():
         shared = [pair for pair in some if pair[0].setting == OWN or len(pair[1]) > 1]
         if len(shared) < 2 or shared[0][0].setting != OWN:
             continue
@@ -437,7 +443,7 @@ def tracks(compared: list[tuple[Conditions, list[Entry]]]) -> list[tuple[str, Ta
                     values = entry.values(figure) if entry else []
                     row.append(number(statistics.median(values)) if values else "")
             rows.append(row)
-        made.append((", ".join(place), Table(header, rows)))
+        made.append((", ".join(where), Table(header, rows)))
     return made
 
 
@@ -461,7 +467,7 @@ def transfer(runs: Iterable[Measured]) -> list[Picture]:
             ("accuracy_percent", "accuracy, %", ".2f", False),
             ("training_time_s", "training time, s", ".3~s", True),
         ):
-            rows = [
+            rows: list[dict[str, Any]] = [
                 {
                     "framework": framework,
                     "setting": setting,

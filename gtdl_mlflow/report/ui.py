@@ -80,7 +80,7 @@ def _answers(address: str) -> bool:
 
 
 def _open(address: str, browser: bool) -> None:
-    print(f"{address}\nruns are grouped by framework (Group by, above the table, undoes it); to compare some: tick them, "
-          "then Compare", flush=True)  # fmt: skip
+    print(f"{address}\nruns are grouped by framework (Group by, above the table, undoes that); "
+          "tick some and press Compare to see them side by side", flush=True)  # fmt: skip
     if browser:
         webbrowser.open(address)

@@ -289,9 +289,9 @@ class _Graph:
         return self._run(*inputs)
 
 
-# MXNet's own ``mx.nd.array`` and ``asnumpy`` copy a large array in the calling thread, on an OpenMP team of its own. From
-# then on OpenMP counts more threads than there are cores and lets them sleep between any two operators: training with
-# tensorflow_mnist's network took 15 % longer. Copied by MXNet's engine, there is one team.
+# MXNet's own ``mx.nd.array`` and ``asnumpy`` copy a large array in the calling thread, on an OpenMP team of its own.
+# From then on OpenMP counts more threads than there are cores and lets them sleep between any two operators: training
+# with tensorflow_mnist's network took 15 % longer. Copied by MXNet's engine, there is one team.
 
 
 def _array(value: np.ndarray) -> Any:
