@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def kill(folder: Path, environment: dict[str, str], victim: str, chance: random.Random) -> float:
-    """Start or go on with the sweep and kill ``victim`` within six seconds of its first worker; after how many seconds."""
+    """Start or go on with the sweep; kill ``victim`` within six seconds of its first worker. After how many seconds."""
     process = subprocess.Popen(
         [sys.executable, "-m", "gtdl_mlflow", *SWEEP],
         cwd=folder,

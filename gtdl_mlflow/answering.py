@@ -7,20 +7,22 @@ How much of each training fits is found out by a few steps of each beforehand.
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from . import config, datasets, devices, environments
 from .benchmark import job_of
 from .launch import WorkerFailed, launch
 from .making import say
-from .worker.events import Described, Metrics
+from .worker.events import Metrics
+from .worker.inputs import split
 
 SEEDS = 5
 """Enough for a rank test to tell two frameworks apart (of 3 + 3 it never can)."""
@@ -45,6 +47,10 @@ MARGIN = 0.9
 """Of the time left that is planned with: machines are noisy."""
 
 
+class NoTime(Exception):
+    """Less time than the smallest study takes; one line."""
+
+
 @dataclass(frozen=True)
 class Study:
     """One sweep: all frameworks on one data set, in one track."""
@@ -67,9 +73,9 @@ class Cost:
     """Of one run."""
 
     fixed_s: float
-    """Whatever the budget is: import, data, build, first step, testing."""
+    """Whatever the budget is."""
     training_s: float
-    """Of the full training."""
+    """Of the full training and the looks at the accuracy in it."""
 
 
 def able(device: str) -> tuple[list[str], list[str]]:
@@ -108,34 +114,46 @@ def studies() -> list[Study]:
     return found
 
 
-def probe(composed: config.Config) -> Cost:
-    """What a run of this costs, from a few steps of it."""
+@dataclass(frozen=True)
+class Probe:
+    """What a few steps of a framework under a setting took."""
+
+    fixed_s: float
+    """Import, data, build, first step, saving."""
+    step_s: float
+    test_image_s: float
+
+    def cost(self, composed: config.Config) -> Cost:
+        """Of a run of this, its own data set's size taken into account."""
+        training, data = composed.training, datasets.prepare(composed.dataset)
+        trained, _ = split(data.train_images, training)
+        steps = training.steps(trained.stop - trained.start, 1.0)
+        epochs = steps * training.batch_size / (trained.stop - trained.start)
+        test_s = self.test_image_s * data.test_images
+        looks = epochs / training.evaluate_every if training.evaluate_every else 0
+        return Cost(self.fixed_s + test_s, steps * self.step_s + looks * test_s)
+
+
+def probe(composed: config.Config) -> Probe:
+    """Time a few steps of this, and its testing."""
     data = datasets.prepare(composed.dataset)
     environment = environments.ensure(composed.framework, composed.hardware.device)
     with tempfile.TemporaryDirectory(prefix="gtdl-answer-") as name, devices.held(composed.hardware):
         job = job_of(composed, data.folder, Path(name))
-        job.training.iterations, job.training.epochs, job.training.evaluate_every = PROBE_STEPS, None, 0
-        job.training.early_stopping = None
+        few = replace(job.training, iterations=PROBE_STEPS, epochs=None, evaluate_every=0, early_stopping=None)
+        job = replace(job, training=few, budget=1.0)
         began = time.monotonic()
         metrics: dict[str, float] = {}
-        images = 0
         settings = composed.settings.environment
         for event in launch(job, environment.python, settings, Path(name), composed.limits.run_timeout_s):
             if isinstance(event, Metrics):
                 metrics |= event.values
-            elif isinstance(event, Described):
-                images = event.facts.get("train_images", images)
         wall_s = time.monotonic() - began
-    whole = config.compose(
-        [
-            f"framework={composed.framework.name}",
-            f"dataset={composed.dataset.name}",
-            f"setting={composed.training.name}",
-        ]
+    return Probe(
+        wall_s - metrics["training_time_s"] - metrics["testing_time_s"] + metrics["train/first_step_s"],
+        job.training.batch_size / metrics["train/steady_images_per_s"],
+        1 / metrics["test/images_per_s"],
     )
-    steps = whole.training.steps(images, 1.0)
-    step_s = whole.training.batch_size / metrics["train/steady_images_per_s"]
-    return Cost(wall_s - metrics["training_time_s"] + metrics["train/first_step_s"], steps * step_s)
 
 
 def budgets(costs: Sequence[Sequence[Cost]], seconds: float) -> list[float]:
@@ -170,25 +188,34 @@ def run(minutes: float, overrides: Sequence[str], experiment: str) -> list[str]:
 
     Raises:
         ConfigError: an override is wrong.
+        NoTime: not even the smallest study fits.
     """
-    end = time.monotonic() + 60 * minutes
+    began = time.monotonic()
     device = config.compose(list(overrides)).hardware.device
     names, remarks = able(device)
     planned = studies()
-    costs: list[list[Cost]] = []
-    for study in planned:
-        row = []
+    say(f"timing a few steps of {', '.join(names)}")
+    probes: dict[tuple[str, str], Probe] = {}
+    for setting in dict.fromkeys(study.setting for study in planned):
         for name in list(names):
+            composed = config.compose([*Study(DATASETS[0], setting).overrides(name), *overrides])
             try:
-                row.append(probe(config.compose([*study.overrides(name), *overrides])))
+                probes[name, setting] = probe(composed)
             except WorkerFailed as error:
                 names.remove(name)
                 remarks.append(f"{name} is left out: {error}")
-        costs.append(row)
-    costs = [row[-len(names) :] if names else [] for row in costs]
-    shares = budgets(costs, MARGIN * (end - time.monotonic()) - REPORT_S)
+    costs = [
+        [probes[name, study.setting].cost(config.compose([*study.overrides(name), *overrides])) for name in names]
+        for study in planned
+    ]
+    left_s = MARGIN * (60 * minutes - (time.monotonic() - began)) - REPORT_S
+    shares = budgets(costs, left_s) if names else []
+    if not shares:
+        spent_s = time.monotonic() - began + REPORT_S + sum(cost.fixed_s + CELL_S for cost in costs[0]) * SEEDS
+        raise NoTime(f"minutes={minutes:g}: too few for {SEEDS} runs of {', '.join(names) or 'nothing'} here; "
+                     f"minutes={math.ceil(spent_s / 60 / MARGIN) + 1} may do")  # fmt: skip
     for study in planned[len(shares) :]:
-        remarks.append(f"{study.text}: left out, there is no time for it; minutes={2 * minutes:g} may have")
+        remarks.append(f"{study.text}: left out, there was no time for it; minutes={2 * minutes:g} may have it")
     for study, share in zip(planned, shares, strict=False):
         say(f"{study.text}, {share:.2g} of the training: {', '.join(names)}, {SEEDS} seeds each")
         _sweep(study, names, share, overrides, experiment)

@@ -323,7 +323,10 @@ def _answer(arguments: argparse.Namespace) -> int:
     composed = config.compose(overrides)
     uri, experiment = composed.tracking.uri, composed.tracking.experiment
     experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME") or experiment
-    remarks = answering.run(allowed, overrides, experiment)
+    try:
+        remarks = answering.run(allowed, overrides, experiment)
+    except answering.NoTime as error:
+        return _fail(str(error))
     with delivery.reaching(uri), delivery.patience(retries=2, timeout_s=30):
         runs = load(uri, [experiment], f"attributes.start_time >= {began_ms:.0f}")
         text = page.page(runs, connect(uri), experiment, remarks)

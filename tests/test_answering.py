@@ -59,6 +59,13 @@ def answer(*words: str) -> subprocess.CompletedProcess[str]:
                           timeout=900)  # fmt: skip
 
 
+def test_too_little_time_is_one_line_and_no_run(store: str, tmp_path: Path) -> None:
+    done = answer("minutes=0.05", "hardware=cpu_1core")
+    assert done.returncode == 1
+    assert "minutes=0.05: too few for 5 runs of " in done.stderr
+    assert not (tmp_path / "gtdl_answer.html").exists()
+
+
 def test_the_answer_of_a_few_minutes(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GTDL_DATA", str(tmp_path / "none"))  # the digits that come along are always there
     done = answer("minutes=2.5", "--output", "verdict.html", "--hardware", "cpu_1core")

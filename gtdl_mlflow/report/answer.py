@@ -152,7 +152,8 @@ def sentence(figure: Figure, ranking: tuple[Ranked, ...]) -> str:
     slower = [each for each in others if each not in tied]
     if not tied:
         return f"{start} ({value}): {_by(figure, slower[0])}."
-    names = " and ".join(each.framework for each in tied)
+    *most, last = (each.framework for each in tied)
+    names = f"{', '.join(most)} and {last}" if most else last
     few = min(each.summary.n for each in (best, *tied)) < 4
     doubt = "too few runs to tell" if few else "not significant"
     text = f"{start} in these runs ({value}), but its lead over {names} is {_lead(figure, tied[0])}: {doubt}"
@@ -170,7 +171,7 @@ def _by(figure: Figure, other: Ranked) -> str:
 def _lead(figure: Figure, other: Ranked) -> str:
     assert other.against_best is not None
     if figure.largest:
-        return f"{-other.against_best.difference:.2f} points"
+        return f"{abs(other.against_best.difference):.2f} points"
     return f"{other.against_best.ratio - 1:.0%}"
 
 

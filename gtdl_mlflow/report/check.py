@@ -14,7 +14,7 @@ from mlflow.tracking import MlflowClient
 
 from ..tracking import VARIANTS
 from .answer import FIGURES
-from .page import PARTS
+from .chapter import PARTS
 from .runs import Measured
 from .statistics import noise
 

@@ -1,0 +1,278 @@
+"""A chapter of the report: what frameworks did under the same conditions, in words, figures and charts."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+from mlflow.tracking import MlflowClient
+
+from .. import config
+from . import charts
+from .answer import FIGURES, Conditions, Entry, answers, number, remarks
+from .comparison import show
+from .runs import Measured
+from .statistics import summarize
+
+PARTS = {
+    "setup/import_s": "import",
+    "setup/data_s": "data",
+    "setup/build_s": "build",
+    "setup/compile_s": "compile ahead",
+    "training_time_s": "training",
+    "train/evaluation_s": "evaluation",
+    "train/validation_s": "validation",
+    "train/checkpoint_s": "checkpoints",
+    "testing_time_s": "testing",
+    "save/model_s": "saving",
+}
+"""Where a worker's time goes, in the order in which it goes there; the rest of ``worker/wall_s`` is ``OTHER``."""
+
+OTHER = "all else"
+
+RESOURCES = {
+    "system/system_memory_usage_megabytes": "memory in use on the machine, MB",
+    "system/cpu_utilization_percentage": "CPU use of the machine, %",
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Of words; a column of figures is set flush right."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+@dataclass
+class Picture:
+    """A chart and its figures."""
+
+    title: str
+    specification: dict[str, Any]
+    table: Table
+    note: str = ""
+
+
+@dataclass
+class Chapter:
+    """All about the frameworks that were measured under the same conditions."""
+
+    title: str
+    machine: str
+    sentences: list[str]
+    remarks: list[str]
+    table: Table
+    pictures: list[Picture] = field(default_factory=list)
+
+
+def chapter(conditions: Conditions, found: list[Entry], client: MlflowClient) -> Chapter:
+    """What frameworks did under the same conditions."""
+    able = [entry for entry in found if entry.finished]
+    header = ["framework", "training, s", "testing, s", "accuracy, %"]
+    rows = [[entry.framework, *(_summary(entry, figure.name) for figure in FIGURES)] for entry in able]
+    return Chapter(
+        conditions.text, conditions.machine, [answer.sentence for answer in answers(found)], remarks(found),
+        Table(header, rows), pictures(able, target_of(conditions.dataset), client),
+    )  # fmt: skip
+
+
+@cache
+def target_of(dataset: str) -> float:
+    """The accuracy to reach, of ``conf/dataset``; infinite for a data set that is not there any more."""
+    try:
+        target: float = config.compose([f"dataset={dataset}"]).dataset.target_accuracy
+        return target
+    except config.ConfigError:
+        return math.inf
+
+
+def _summary(entry: Entry, name: str) -> str:
+    values = entry.values(name)
+    if not values:
+        return ""
+    text = show(summarize(values))
+    return f"({text}: {entry.poor})" if entry.poor and name != "accuracy_percent" else text
+
+
+def pictures(found: list[Entry], target: float, client: MlflowClient) -> list[Picture]:
+    """The charts of a chapter; those whose runs say nothing about them are left out."""
+    if not found:
+        return []
+    timed = [entry for entry in found if not entry.poor] or found
+    courses = {entry.framework: course(typical(entry), client) for entry in found}
+    made = [
+        _spread(timed, "training_time_s", "Training time", "training time, s"),
+        _spread(timed, "testing_time_s", "Testing time", "testing time, s"),
+        _pareto(timed),
+        *_curves(courses),
+        _to_target(courses, target),
+        _spread(timed, "train/images_per_s", "Training throughput", "training images a second"),
+        _spread(timed, "test/images_per_s", "Testing throughput", "testing images a second"),
+        _parts(found),
+        *_resources(found, client),
+    ]
+    return [picture for picture in made if picture is not None]
+
+
+def _spread(found: list[Entry], name: str, title: str, axis: str) -> Picture | None:
+    rows: list[dict[str, Any]] = [{"framework": entry.framework, "seed": run.seed, "value": run.metrics[name]}
+            for entry in found for run in entry.finished if math.isfinite(run.metrics.get(name, math.nan))]  # fmt: skip
+    if not rows:
+        return None
+    table = Table(["framework", f"{axis}: median [95 % interval of the mean], n"],
+                  [[name_, show(summarize([row["value"] for row in rows if row["framework"] == name_]))]
+                   for name_ in dict.fromkeys(row["framework"] for row in rows)])  # fmt: skip
+    return Picture(title, charts.spread(rows, "value", axis), table, "A point is a run; the bar across is the median.")
+
+
+def _pareto(found: list[Entry]) -> Picture:
+    names = ("training_time_s", "accuracy_percent")
+    rows: list[dict[str, Any]] = [
+        {"framework": entry.framework, "seed": run.seed, **{name: run.metrics[name] for name in names}}
+        for entry in found for run in entry.finished
+    ]  # fmt: skip
+    medians: list[dict[str, Any]] = [
+        {"framework": entry.framework, **{name: statistics.median(run.metrics[name] for run in entry.finished)
+                                          for name in names}}
+        for entry in found
+    ]  # fmt: skip
+    front = undominated(medians)
+    table = Table(["framework", "median training time, s", "median accuracy, %", "on the front"],
+                  [[row["framework"], number(row["training_time_s"]), f"{row['accuracy_percent']:.2f}",
+                    "yes" if row in front else ""] for row in medians])  # fmt: skip
+    return Picture("Accuracy against training time", charts.pareto(rows, front), table,
+                   "Left and up is better. The dashed line joins the medians that no other beats in both.")  # fmt: skip
+
+
+def undominated(medians: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The Pareto front: those that none is both as fast and as accurate as, and better in one; the fastest first."""
+    front, best = [], -math.inf
+    for row in sorted(medians, key=lambda row: (row["training_time_s"], -row["accuracy_percent"])):
+        if row["accuracy_percent"] > best:
+            front.append(row)
+            best = row["accuracy_percent"]
+    return front
+
+
+@dataclass(frozen=True)
+class Course:
+    """How accurate a run was, when."""
+
+    iterations: tuple[float, ...]
+    seconds: tuple[float, ...]
+    accuracy: tuple[float, ...]
+
+
+def typical(entry: Entry) -> Measured:
+    """The run whose training time is the median, the lower of two."""
+    return sorted(entry.finished, key=lambda run: run.metrics["training_time_s"])[(len(entry.finished) - 1) // 2]
+
+
+def course(run: Measured, client: MlflowClient) -> Course:
+    """Its looks at the test accuracy, and its end."""
+    looks = {point.step: point.value for point in client.get_metric_history(run.run_id, "eval/accuracy_percent")}
+    times = {point.step: point.value for point in client.get_metric_history(run.run_id, "train/elapsed_s")}
+    points = [(float(step), times[step], looks[step]) for step in sorted(looks) if step in times]
+    end = run.metrics.get("train/iterations", math.nan)
+    if end > (points[-1][0] if points else 0):
+        points.append((end, run.metrics["training_time_s"], run.metrics["accuracy_percent"]))
+    iterations, seconds, accuracy = ([point[index] for point in points] for index in range(3))
+    return Course(tuple(iterations), tuple(seconds), tuple(accuracy))
+
+
+def _curves(courses: dict[str, Course]) -> list[Picture]:
+    """The typical runs', against time and against iterations."""
+    if max((len(each.accuracy) for each in courses.values()), default=0) < 2:
+        return []
+    rows: list[dict[str, Any]] = [
+        {"framework": name, "seconds": seconds, "iterations": iterations, "accuracy": accuracy}
+        for name, each in courses.items()
+        for iterations, seconds, accuracy in zip(each.iterations, each.seconds, each.accuracy, strict=True)
+    ]
+    table = Table(["framework", "iterations", "training time, s", "test accuracy, %"],
+                  [[row["framework"], f"{row['iterations']:,.0f}", number(row["seconds"]), f"{row['accuracy']:.2f}"]
+                   for row in rows])  # fmt: skip
+    note = "Of each framework the run with the median training time."
+    return [
+        Picture("Learning curve against time",
+                charts.curves(rows, "seconds", "training time, s", "accuracy", "test accuracy, %"), table, note),
+        Picture("Learning curve against iterations",
+                charts.curves(rows, "iterations", "iterations", "accuracy", "test accuracy, %"), table, note),
+    ]  # fmt: skip
+
+
+def _to_target(courses: dict[str, Course], target: float) -> Picture | None:
+    """How long each training took until a look at the test accuracy, or its end, found the target reached."""
+    if not courses:
+        return None
+    times = {name: to_target(each, target) for name, each in courses.items()}
+    reached = [{"framework": name, "seconds": seconds} for name, seconds in times.items() if seconds is not None]
+    if not reached:
+        return None
+    table = Table(
+        ["framework", f"training time to {target:g} %, s"],
+        [[name, "not reached" if seconds is None else number(seconds)] for name, seconds in times.items()],
+    )
+    missed = [name for name, seconds in times.items() if seconds is None]
+    note = f"Of each framework the run with the median training time; the target is {target:g} % (conf/dataset)."
+    note += f" Not reached: {', '.join(missed)}." if missed else ""
+    return Picture("Time to target", charts.bars(reached, "seconds", f"training time to {target:g} %, s"), table, note)
+
+
+def to_target(of_run: Course, target: float) -> float | None:
+    """Seconds of training until it was seen; None if never."""
+    return next((seconds for seconds, accuracy in zip(of_run.seconds, of_run.accuracy, strict=True)
+                 if accuracy >= target), None)  # fmt: skip
+
+
+def _parts(found: list[Entry]) -> Picture | None:
+    rows: list[dict[str, Any]] = [{"framework": entry.framework, "part": part, "seconds": seconds}
+            for entry in found for part, seconds in parts(typical(entry)).items() if seconds > 0]  # fmt: skip
+    order = [part for part in (*PARTS.values(), OTHER) if any(row["part"] == part for row in rows)]
+    if not rows:
+        return None
+    table = Table(["framework", *(f"{part}, s" for part in order)],
+                  [[entry.framework, *(number(parts(typical(entry)).get(part, 0.0)) for part in order)]
+                   for entry in found])  # fmt: skip
+    return Picture("Where the time goes", charts.parts(rows, order), table,
+                   "The worker of the run with the median training time, from its start to its end.")  # fmt: skip
+
+
+def parts(run: Measured) -> dict[str, float]:
+    """Seconds of its worker by what they went into."""
+    known = {word: run.metrics[name] for name, word in PARTS.items() if name in run.metrics}
+    if "worker/wall_s" in run.metrics:
+        known[OTHER] = max(0.0, run.metrics["worker/wall_s"] - sum(known.values()))
+    return known
+
+
+def _resources(found: list[Entry], client: MlflowClient) -> list[Picture]:
+    """Memory and CPU of the machine over the typical runs, as MLflow samples them."""
+    made = []
+    for name, title in RESOURCES.items():
+        rows: list[dict[str, Any]] = []
+        for entry in found:
+            run = typical(entry)
+            samples = client.get_metric_history(run.run_id, name) if name in run.metrics else []
+            rows += [{"framework": entry.framework, "seconds": (sample.timestamp - run.started_ms) / 1000,
+                      "value": sample.value} for sample in samples]  # fmt: skip
+        if rows:
+            of = {entry.framework: [row["value"] for row in rows if row["framework"] == entry.framework]
+                  for entry in found}  # fmt: skip
+            table = Table(["framework", "samples", "lowest", "median", "highest"],
+                          [[key, str(len(values)), *(number(each) for each in (min(values), statistics.median(values),
+                                                                               max(values)))]
+                           for key, values in of.items() if values])  # fmt: skip
+            made.append(
+                Picture(
+                    title.partition(",")[0].capitalize(),
+                    charts.curves(rows, "seconds", "time since the run began, s", "value", title),
+                    table,
+                )
+            )
+    return made  # fmt: skip
