@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -78,13 +78,16 @@ class Cost:
     """Of the full training and the looks at the accuracy in it."""
 
 
-def able(device: str) -> tuple[list[str], list[str]]:
-    """The frameworks that can run here now, their environments made; and why the others cannot, a line each.
+def able(device: str, wanted: Collection[str] = ()) -> tuple[list[str], list[str]]:
+    """The ``wanted`` frameworks, or all, that can run here now, their environments made; and why others cannot, a line
+    each.
 
     One that has to be compiled first is left out until it is there: that takes longer than an answer may.
     """
     names, reasons = [], []
     for path in sorted((config.CONF / "framework").glob("*.yaml")):
+        if wanted and path.stem not in wanted:
+            continue
         framework = config.compose([f"framework={path.stem}"]).framework
         offer = framework.devices.get(device)
         if offer is None or not (offer.recipes or offer.unavailable):
@@ -183,16 +186,19 @@ def rounded(share: float) -> float:
     return float(f"{digits[:3]}e{digits.split('e')[1]}")
 
 
-def run(minutes: float, overrides: Sequence[str], experiment: str) -> list[str]:
-    """Plan and run it all, into an MLflow experiment; remarks that belong to the answer.
+def run(minutes: float, wanted: Sequence[str], overrides: Sequence[str], experiment: str) -> list[str]:
+    """Plan and run it all, for the ``wanted`` frameworks or all, into an MLflow experiment; remarks that belong to the
+    answer.
 
     Raises:
         ConfigError: an override is wrong.
         NoTime: not even the smallest study fits.
     """
     began = time.monotonic()
+    for name in wanted:
+        config.compose([f"framework={name}"])
     device = config.compose(list(overrides)).hardware.device
-    names, remarks = able(device)
+    names, remarks = able(device, wanted)
     planned = studies()
     say(f"timing a few steps of {', '.join(names)}")
     probes: dict[tuple[str, str], Probe] = {}

@@ -294,7 +294,7 @@ def _add_answer(subjects: argparse._SubParsersAction[argparse.ArgumentParser]) -
     answer = subjects.add_parser("answer", help="which framework is fastest here, and most accurate, in ten minutes")
     answer.add_argument(
         "words", nargs=argparse.REMAINDER, metavar="OVERRIDE",
-        help="minutes=10, output=gtdl_answer.html; others as for a run: hardware=cpu_1core",
+        help="minutes=10, framework=torch,mxnet (default: all), output=gtdl_answer.html; others as for a run",
     )  # fmt: skip
     answer.set_defaults(verb=_reading(_answer))
 
@@ -307,7 +307,7 @@ def _answer(arguments: argparse.Namespace) -> int:
     from .report import answer, page
     from .report.runs import connect, load
 
-    own, overrides = {"minutes": "10", "output": "gtdl_answer.html"}, []
+    own, overrides = {"minutes": "10", "output": "gtdl_answer.html", "framework": ""}, []
     for word in turned(arguments.words):
         key, _, value = word.partition("=")
         if key in own:
@@ -324,7 +324,8 @@ def _answer(arguments: argparse.Namespace) -> int:
     uri, experiment = composed.tracking.uri, composed.tracking.experiment
     experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME") or experiment
     try:
-        remarks = answering.run(allowed, overrides, experiment)
+        wanted = own["framework"].split(",") if own["framework"] else []
+        remarks = answering.run(allowed, wanted, overrides, experiment)
     except answering.NoTime as error:
         return _fail(str(error))
     with delivery.reaching(uri), delivery.patience(retries=2, timeout_s=30):

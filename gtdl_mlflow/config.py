@@ -14,6 +14,7 @@ import subprocess
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from enum import Enum
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -372,7 +373,12 @@ def _hash(values: dict[str, Any]) -> str:
 def family(dataset: str) -> str:
     """``family`` in the data set's yaml; the name itself if there is none, so that Hydra says what is wrong."""
     path = CONF / "dataset" / f"{dataset}.yaml"
-    return str(OmegaConf.select(OmegaConf.load(path), "family")) if path.is_file() else dataset
+    return _family(path) if path.is_file() else dataset
+
+
+@cache
+def _family(path: Path) -> str:
+    return str(OmegaConf.select(OmegaConf.load(path), "family"))
 
 
 def _other_family(dataset: str) -> str:

@@ -412,7 +412,7 @@ def test_events_come_in_their_order(job: Job, run: Run) -> None:
     assert [word for word, before in zip(words, ["", *words], strict=False) if word != before] == [
         "setup/import_s", "setup/build_s", "setup/compile_s", "setup/data_s", "described", "progress",
         "eval/accuracy_percent", "progress",
-        "training_time_s", "weights", "testing_time_s", "save/model_s", "worker/wall_s", "finished",
+        "training_time_s", "weights", "testing_time_s", "confusion", "save/model_s", "worker/wall_s", "finished",
     ]  # fmt: skip
 
 

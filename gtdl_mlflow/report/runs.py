@@ -136,7 +136,7 @@ def _kind(run: Run) -> Kind:
              if params.get(f"hardware.{key}", "None") not in ("None", "False")]  # fmt: skip
     threads = f"hardware.threads={params['hardware.threads']}"
     meanings = (overrides, [*overrides, *place], [*overrides, *place, threads])
-    if tags.get("gtdl.cell") not in {_cell_of(tuple(words)) for words in meanings}:
+    if not any(tags.get("gtdl.cell") == _cell_of(tuple(words)) for words in meanings):  # one by one: each is composed
         setting += f" (changed, {tags.get('gtdl.cell', 'unknown')[:4]})"
     return Kind(
         tags["gtdl.dataset"], tags["gtdl.framework"], setting, tags["gtdl.framework_version"], tags["gtdl.device"],

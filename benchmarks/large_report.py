@@ -1,0 +1,91 @@
+"""Seconds, memory and size of `gtdl report` on a store of many runs.
+
+    python benchmarks/large_report.py [--runs 500 10000]
+
+The store is made of one real run of the reference, copied with other seeds, frameworks and figures: what a run has of
+params, tags and metrics is real, and so is their number.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from pathlib import Path
+
+FRAMEWORKS = ("torch", "tensorflow", "mxnet", "theano", "caffe")
+DATASETS = ("mnist_5k", "mnist", "cifar10")
+SETTINGS = {"mnist_5k": ("caffe_mnist", "torch_mnist"), "mnist": ("caffe_mnist", "torch_mnist"),
+            "cifar10": ("caffe_cifar10", "torch_cifar10")}  # fmt: skip
+MACHINES = 8
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, nargs="+", default=[500, 10_000])
+    for count in parser.parse_args().runs:
+        with tempfile.TemporaryDirectory() as name:
+            measure(Path(name), count)
+
+
+def measure(folder: Path, count: int) -> None:
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",
+                   "PYTHONPATH": str(Path(__file__).parents[1])}  # fmt: skip
+    run = [sys.executable, "-m", "gtdl_mlflow", "framework=reference", "training.epochs=20"]
+    subprocess.run(run, cwd=folder, env=environment, check=True, capture_output=True)
+    multiply(folder / "mlflow.db", count)
+    code = (
+        "import resource, sys; from gtdl_mlflow import cli; status = cli.main(sys.argv[1:]);"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024); sys.exit(status)"
+    )
+    began = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code, "report", "--output", str(folder / "report.html")],
+                          cwd=folder, env=environment, check=True, capture_output=True, text=True)  # fmt: skip
+    seconds = time.perf_counter() - began
+    size = (folder / "report.html").stat().st_size / 1e6
+    peak = done.stdout.splitlines()[-1]
+    print(f"{count:6,} runs: {seconds:5.1f} s, peak {peak} MB, {size:.1f} MB of HTML", flush=True)
+
+
+def multiply(path: Path, count: int) -> None:
+    """Copies of the only run, ``count`` in all, on several machines, with figures of their own."""
+    chance = random.Random(0)
+    with sqlite3.connect(path) as store:
+        (first,) = (row[0] for row in store.execute("SELECT run_uuid FROM runs"))
+        tables = {
+            table: [row[1] for row in store.execute(f"PRAGMA table_info({table})")]
+            for table in ("runs", "params", "tags", "metrics", "latest_metrics")
+        }
+        rows = {
+            table: store.execute(f"SELECT * FROM {table} WHERE run_uuid = ?", (first,)).fetchall() for table in tables
+        }
+        for number in range(count - 1):
+            identifier = uuid.UUID(int=chance.getrandbits(128), version=4).hex
+            dataset = DATASETS[number // len(FRAMEWORKS) % len(DATASETS)]
+            setting = SETTINGS[dataset][number // 15 % 2]
+            new = {
+                "gtdl.framework": FRAMEWORKS[number % len(FRAMEWORKS)], "gtdl.dataset": dataset, "gtdl.model": setting,
+                "gtdl.training": setting, "gtdl.seed": str(number // 30 // MACHINES),
+                "gtdl.machine": f"machine {number // 30 % MACHINES}",
+            }  # fmt: skip
+            factor = chance.uniform(0.98, 1.02) * (1 + number % len(FRAMEWORKS))
+            for table, columns in tables.items():
+                copies = []
+                for row in rows[table]:
+                    values = dict(zip(columns, row, strict=True)) | {"run_uuid": identifier}
+                    if table == "tags" and values["key"] in new:
+                        values["value"] = new[values["key"]]
+                    if table.endswith("metrics") and values["key"].endswith("_s"):
+                        values["value"] *= factor
+                    copies.append(tuple(values.values()))
+                store.executemany(f"INSERT INTO {table} VALUES ({','.join('?' * len(columns))})", copies)
+
+
+if __name__ == "__main__":
+    main()
