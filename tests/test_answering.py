@@ -66,9 +66,8 @@ def test_too_little_time_is_one_line_and_no_run(store: str, tmp_path: Path) -> N
     assert not (tmp_path / "gtdl_answer.html").exists()
 
 
-def test_the_answer_of_a_few_minutes(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GTDL_DATA", str(tmp_path / "none"))  # the digits that come along are always there
-    done = answer("minutes=4", "--output", "verdict.html", "--hardware", "cpu_1core", "framework=torch,mxnet")
+def test_the_answer_of_a_few_minutes(store: str, tmp_path: Path) -> None:
+    done = answer("minutes=3", "--output", "verdict.html", "--hardware", "cpu_1core", "framework=torch,mxnet")
     assert done.returncode == 0, done.stderr
     assert "mnist_5k, all under caffe_mnist, cpu, 1 thread" in done.stdout
     assert "trains fastest" in done.stdout
@@ -78,7 +77,7 @@ def test_the_answer_of_a_few_minutes(store: str, tmp_path: Path, monkeypatch: py
     cells = [run for run in runs if "gtdl.framework" in run.data.tags]
     assert {run.info.status for run in cells} == {"FINISHED"}
     assert {run.data.tags["gtdl.framework"] for run in cells} == {"torch", "mxnet"}
-    assert len(cells) in (2 * SEEDS, 4 * SEEDS)
+    assert len(cells) in (2 * SEEDS, 4 * SEEDS, 6 * SEEDS, 8 * SEEDS)  # full MNIST too, where it is prepared
     assert {run.data.params["hardware"] for run in cells} == {"cpu_1core"}
 
 
