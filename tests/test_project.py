@@ -153,8 +153,10 @@ def test_the_drivers_two_lists_of_packages_are_one() -> None:
 
 
 def test_mlprojects_defaults_are_the_configurations() -> None:
-    for entry_point in yaml.safe_load((ROOT / "MLproject").read_text())["entry_points"].values():
-        assert entry_point["parameters"]["framework"]["default"] == config.compose([]).framework.name
+    entry_points = yaml.safe_load((ROOT / "MLproject").read_text())["entry_points"]
+    for name in ("main", "sweep"):
+        assert entry_points[name]["parameters"]["framework"]["default"] == config.compose([]).framework.name
+    assert entry_points["answer"]["parameters"]["minutes"]["default"] == 10
 
 
 def test_every_choice_that_readme_types_composes() -> None:
