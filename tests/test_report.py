@@ -127,7 +127,7 @@ def test_every_chart_is_drawn(tab: Page) -> None:
     for index in range(places.count()):
         places.nth(index).scroll_into_view_if_needed()
         svg = places.nth(index).locator("svg")
-        svg.wait_for(timeout=10_000)
+        svg.wait_for(timeout=60_000)
         box, outer = svg.bounding_box(), places.nth(index).bounding_box()
         assert box is not None
         assert outer is not None
@@ -215,12 +215,12 @@ def test_mlflows_own_pages_show_the_comparison(browser: Browser, planted: str, t
         tab = browser.new_context(viewport={"width": 1600, "height": 900}).new_page()
         tab.goto(server.uri + path)
         grid = tab.locator(".ag-root")
-        grid.wait_for(timeout=60_000)
-        tab.locator(".ag-header", has_text="accuracy_percent").first.wait_for(timeout=30_000)
+        grid.wait_for(timeout=180_000)
+        tab.locator(".ag-header", has_text="accuracy_percent").first.wait_for(timeout=120_000)
         head = tab.locator(".ag-header").first.inner_text()
         for name in ("gtdl.framework", "gtdl.dataset", "gtdl.device", "training_time_s", "testing_time_s"):
             assert name in head
-        tab.get_by_text("Group: torch").wait_for(timeout=30_000)
+        tab.get_by_text("Group: torch").wait_for(timeout=120_000)
         client = mlflow.MlflowClient(planted)
         experiment = client.get_experiment_by_name("gtdl")
         assert experiment is not None
@@ -228,5 +228,5 @@ def test_mlflows_own_pages_show_the_comparison(browser: Browser, planted: str, t
         chosen = json.dumps([run.info.run_id for run in runs])
         tab.goto(f"{server.uri}/#/compare-runs?runs={chosen}&experiments={json.dumps([experiment.experiment_id])}")
         for name in ("training_time_s", "testing_time_s", "accuracy_percent"):
-            tab.get_by_text(name, exact=True).first.wait_for(timeout=30_000)
+            tab.get_by_text(name, exact=True).first.wait_for(timeout=120_000)
         tab.context.close()
