@@ -40,9 +40,7 @@ print(json.dumps([seconds, peak, statistics.median(opened), prepared.train_image
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument(
-        "datasets", nargs="*", default=sorted(path.stem for path in (config.CONF / "dataset").iterdir())
-    )
+    parser.add_argument("datasets", nargs="*", default=config.choices("dataset"))
     options = parser.parse_args()
     for name in options.datasets:
         if datasets.locate(config.compose([f"dataset={name}"]).dataset).startswith("not in"):

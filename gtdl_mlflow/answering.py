@@ -85,23 +85,21 @@ def able(device: str, wanted: Collection[str] = ()) -> tuple[list[str], list[str
     One that has to be compiled first is left out until it is there: that takes longer than an answer may.
     """
     names, reasons = [], []
-    for path in sorted((config.CONF / "framework").glob("*.yaml")):
-        if wanted and path.stem not in wanted:
-            continue
-        framework = config.compose([f"framework={path.stem}"]).framework
+    for name in wanted or config.choices("framework"):
+        framework = config.compose([f"framework={name}"]).framework
         offer = framework.devices.get(device)
         if offer is None or not (offer.recipes or offer.unavailable):
             continue  # the reference needs no environment, and is no framework
-        if any(recipe.build for recipe in offer.recipes) and not environments.made(framework, device):
-            reasons.append(f"{path.stem} is left out: it has to be compiled first, for minutes; "
-                           f"`gtdl env create {path.stem}` does, and the next answer has it")  # fmt: skip
+        if any(recipe.build for recipe in offer.recipes) and not environments.ready(framework, device):
+            reasons.append(f"{name} is left out: it has to be compiled first, for minutes; "
+                           f"`gtdl env create {name}` does, and the next answer has it")  # fmt: skip
             continue
         try:
             environments.ensure(framework, device)
         except environments.EnvironmentFailed as error:
             reasons.append(str(error))
             continue
-        names.append(path.stem)
+        names.append(name)
     return names, reasons
 
 
@@ -195,8 +193,6 @@ def run(minutes: float, wanted: Sequence[str], overrides: Sequence[str], experim
         NoTime: not even the smallest study fits.
     """
     began = time.monotonic()
-    for name in wanted:
-        config.compose([f"framework={name}"])
     device = config.compose(list(overrides)).hardware.device
     names, remarks = able(device, wanted)
     planned = studies()

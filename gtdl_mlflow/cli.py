@@ -118,9 +118,8 @@ def _env_create(arguments: argparse.Namespace) -> int:
 def _env_packages(arguments: argparse.Namespace) -> int:
     from . import config
 
-    every = sorted(path.stem for path in (config.CONF / "framework").glob("*.yaml"))
     needed: set[str] = set()
-    for name in [arguments.framework] if arguments.framework else every:
+    for name in [arguments.framework] if arguments.framework else config.choices("framework"):
         try:
             framework = config.compose([f"framework={name}"]).framework
         except config.ConfigError as error:
@@ -168,7 +167,7 @@ def _data_list(arguments: argparse.Namespace) -> int:
     from . import config, datasets
     from .home import data_home
 
-    names = sorted(path.stem for path in (config.CONF / "dataset").glob("*.yaml"))
+    names = config.choices("dataset")
     for name in names:
         dataset = config.compose([f"dataset={name}"]).dataset
         if dataset.train_images is not None and dataset.test_images is not None:

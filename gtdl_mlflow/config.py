@@ -370,6 +370,11 @@ def _hash(values: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def choices(group: str) -> list[str]:
+    """The names that ``group=`` takes."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
 def family(dataset: str) -> str:
     """``family`` in the data set's yaml; the name itself if there is none, so that Hydra says what is wrong."""
     path = CONF / "dataset" / f"{dataset}.yaml"
@@ -383,7 +388,7 @@ def _family(path: Path) -> str:
 
 def _other_family(dataset: str) -> str:
     """The kind of data that ``dataset`` is not of."""
-    others = {family(path.stem) for path in (CONF / "dataset").glob("*.yaml")} - {family(dataset)}
+    others = {family(name) for name in choices("dataset")} - {family(dataset)}
     return min(others)
 
 

@@ -73,7 +73,7 @@ def ensure(framework: config.Framework, device: str) -> Environment:
     if not offer.recipes:
         return _drivers_own(framework, device)
     try:
-        return _finished(framework, device) or _make(framework, device)
+        return ready(framework, device) or _make(framework, device)
     except pip_settings.SettingsUnreadable as error:
         raise EnvironmentFailed(f"{framework.name} {framework.version} cannot be installed: {error}") from error
     except OSError as error:
@@ -83,10 +83,19 @@ def ensure(framework: config.Framework, device: str) -> Environment:
         ) from error
 
 
-def made(framework: config.Framework, device: str) -> Environment | None:
-    """The environment that ``ensure`` would give at once; None if it would have to make one first."""
-    offer = framework.devices.get(device)
-    return _finished(framework, device) if offer and offer.recipes else None
+def ready(framework: config.Framework, device: str) -> Environment | None:
+    """What ``ensure`` would give at once; None if it would have to make it.
+
+    Found by reading alone: asking uv which Pythons there are would cost a second.
+    """
+    fitting = [
+        environment
+        for environment in existing()
+        if (environment.framework, environment.device) == (framework.name, device)
+        and environment.key == _key(framework.devices[device], environment.python_version)
+        and _supports(framework, environment.python_version)
+    ]
+    return max(fitting, key=lambda environment: _prefers(framework, environment.python_version), default=None)
 
 
 def existing() -> list[Environment]:
@@ -173,18 +182,6 @@ def _key(offer: config.Device, python_version: str) -> str:
     return hashlib.sha256(json.dumps(pinned, sort_keys=True).encode()).hexdigest()
 
 
-def _finished(framework: config.Framework, device: str) -> Environment | None:
-    """The finished environment, found by reading alone: asking uv which Pythons there are would cost a second."""
-    fitting = [
-        environment
-        for environment in existing()
-        if (environment.framework, environment.device) == (framework.name, device)
-        and environment.key == _key(framework.devices[device], environment.python_version)
-        and _supports(framework, environment.python_version)
-    ]
-    return max(fitting, key=lambda environment: _prefers(framework, environment.python_version), default=None)
-
-
 def _supports(framework: config.Framework, python_version: str) -> bool:
     return SpecifierSet(framework.python.supported).contains(python_version, prereleases=True)
 
@@ -202,7 +199,7 @@ def _make(framework: config.Framework, device: str) -> Environment:
     folder = _folder(framework, device, key)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with only_maker(folder):
-        if made_meanwhile := _finished(framework, device):
+        if made_meanwhile := ready(framework, device):
             return made_meanwhile
         started = time.perf_counter()
         say(f"making {framework.name} {framework.version} ({device}, Python {python_version}) in {folder}")

@@ -42,17 +42,16 @@ Specification = dict[str, Any]
 
 def color_of(framework: str) -> str:
     """The same for a framework in every chart and table, whatever its version."""
-    names = sorted(path.stem for path in (config.CONF / "framework").glob("*.yaml"))
+    names = config.choices("framework")
     name = framework.split(" ")[0]
     place = names.index(name) if name in names else len(names)
     return PALETTE[place % len(PALETTE)]
 
 
-def spread(rows: Rows, value: str, title: str, logarithmic: bool | None = None) -> Specification:
+def spread(rows: Rows, value: str, title: str) -> Specification:
     """Every repeat as a point, its framework's median as a bar across: ``framework``, ``seed`` and ``value``."""
     order = list(dict.fromkeys(row["framework"] for row in rows))
-    values = [row[value] for row in rows]
-    logarithmic = _wide(values) if logarithmic is None else logarithmic
+    logarithmic = _wide([row[value] for row in rows])
     scale = alt.Scale(type="log") if logarithmic else alt.Scale(zero=True)
     base = _chart(rows).encode(y=alt.Y("framework:N", sort=order, title=None))
     title += ", logarithmic" if logarithmic else ""

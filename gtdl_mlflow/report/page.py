@@ -22,6 +22,7 @@ from .. import __version__
 from . import charts, published
 from .answer import FIGURES, Conditions, Entry, entries, number
 from .chapter import Picture, Table, chapter
+from .check import TAG
 from .comparison import show
 from .runs import OWN, Measured, NothingFound
 from .statistics import summarize
@@ -105,7 +106,7 @@ def raw(run: Measured) -> dict[str, Any]:
         "status": "UNAVAILABLE" if run.unavailable else run.status,
         "training_time_s": metrics.get("training_time_s"), "testing_time_s": metrics.get("testing_time_s"),
         "accuracy_percent": metrics.get("accuracy_percent"), "images_per_s": metrics.get("train/images_per_s"),
-        "quality": run.quality, "check": run.tags.get("gtdl.check", ""), "reason": run.reason,
+        "quality": run.quality, "check": run.tags.get(TAG, ""), "reason": run.reason,
         "started": _time(run.started_ms / 1000), "machine": kind.machine, "run_id": run.run_id,
     }  # fmt: skip
 
