@@ -18,7 +18,8 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
 from servers import mlflow_server
 
 from gtdl_mlflow import cli
-from gtdl_mlflow.report import charts, page, ui
+from gtdl_mlflow.report import charts, page, published, ui
+from gtdl_mlflow.report.runs import load
 
 CHROMIUM = shutil.which("chromium")
 
@@ -192,6 +193,20 @@ def test_it_is_readable_on_paper(browser: Browser, report: Path, tmp_path: Path)
         tab.emulate_media(media="print")
         assert tab.evaluate("getComputedStyle(document.body).color") == "rgb(0, 0, 0)"
         assert not tab.locator("nav").is_visible()
+
+
+def test_cpu_and_gpu_stand_side_by_side_and_thread_counts_apart(store: str) -> None:
+    run = ["framework=torch", "dataset=mnist"]
+    finished(run, 100, 1, 99)
+    finished([*run, "hardware=cpu_1core"], 180, 1, 99)
+    finished(run, 7, 1, 99, **{"gtdl.device": "gpu"})
+    tables = page.gtdlbench(load(store, ["gtdl"]), published.load())
+    figures = [[cell[0] for cell in row] for table in tables for row in table.rows]
+    cpu, gpu = ("100.00, 1", "180.00, 1"), ["7, 1", "1, 1", "99.00, 1"]
+    assert sorted(row[1] for row in figures) == sorted(cpu)
+    assert [row[4:] for row in figures] == [gpu, gpu]
+    assert [row[0] for row in figures] == ["torch 2.13.0"] * 2
+    assert tables[0].rows[0][4][1] == "338.46"  # GTDLBench's, on its GPU
 
 
 def test_mistakes_are_one_line(store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -93,7 +93,7 @@ def entries(runs: Iterable[Measured]) -> dict[Conditions, list[Entry]]:
     groups: dict[Conditions, dict[str, list[Measured]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
         for setting in run.kind.settings:
-            groups[_conditions(run.kind, setting)][_name(run.kind)].append(run)
+            groups[_conditions(run.kind, setting)][run.kind.name].append(run)
     found = {conditions: [_entry(name, some) for name, some in sorted(by_name.items())]
              for conditions, by_name in groups.items()}  # fmt: skip
     order = sorted(found, key=lambda each: (len(found[each]) < 2, each.dataset, each.setting != OWN, each.setting,
@@ -103,10 +103,6 @@ def entries(runs: Iterable[Measured]) -> dict[Conditions, list[Entry]]:
 
 def _conditions(kind: Kind, setting: str) -> Conditions:
     return Conditions(kind.dataset, setting, kind.place, kind.budget, kind.tuning, kind.machine)
-
-
-def _name(kind: Kind) -> str:
-    return f"{kind.framework} {kind.version.partition('+')[0]}"
 
 
 def _entry(name: str, runs: list[Measured]) -> Entry:

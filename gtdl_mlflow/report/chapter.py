@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -48,7 +48,7 @@ class Table:
     rows: Sequence[Sequence[str]]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Picture:
     """A chart and its figures."""
 
@@ -58,7 +58,7 @@ class Picture:
     note: str = ""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Chapter:
     """All about the frameworks that were measured under the same conditions."""
 
@@ -67,7 +67,7 @@ class Chapter:
     sentences: list[str]
     remarks: list[str]
     table: Table
-    pictures: list[Picture] = field(default_factory=list)
+    pictures: list[Picture]
 
 
 def chapter(conditions: Conditions, found: list[Entry], client: MlflowClient) -> Chapter:
@@ -104,7 +104,8 @@ def pictures(found: list[Entry], target: float, client: MlflowClient) -> list[Pi
     if not found:
         return []
     timed = [entry for entry in found if not entry.poor] or found
-    courses = {entry.framework: course(typical(entry), client) for entry in found}
+    runs = {entry.framework: typical(entry) for entry in found}
+    courses = {name: course(run, client) for name, run in runs.items()}
     made = [
         _spread(timed, "training_time_s", "Training time", "training time, s"),
         _spread(timed, "testing_time_s", "Testing time", "testing time, s"),
@@ -113,8 +114,8 @@ def pictures(found: list[Entry], target: float, client: MlflowClient) -> list[Pi
         _to_target(courses, target),
         _spread(timed, "train/images_per_s", "Training throughput", "training images a second"),
         _spread(timed, "test/images_per_s", "Testing throughput", "testing images a second"),
-        _parts(found),
-        *_resources(found, client),
+        _parts(runs),
+        *_resources(runs, client),
     ]
     return [picture for picture in made if picture is not None]
 
@@ -230,15 +231,17 @@ def to_target(of_run: Course, target: float) -> float | None:
                  if accuracy >= target), None)  # fmt: skip
 
 
-def _parts(found: list[Entry]) -> Picture | None:
-    rows: list[dict[str, Any]] = [{"framework": entry.framework, "part": part, "seconds": seconds}
-            for entry in found for part, seconds in parts(typical(entry)).items() if seconds > 0]  # fmt: skip
-    order = [part for part in (*PARTS.values(), OTHER) if any(row["part"] == part for row in rows)]
+def _parts(runs: dict[str, Measured]) -> Picture | None:
+    of = {name: parts(run) for name, run in runs.items()}
+    rows: list[dict[str, Any]] = [
+        {"framework": name, "part": part, "seconds": seconds}
+        for name, each in of.items() for part, seconds in each.items() if seconds > 0
+    ]  # fmt: skip
     if not rows:
         return None
+    order = [part for part in (*PARTS.values(), OTHER) if any(row["part"] == part for row in rows)]
     table = Table(["framework", *(f"{part}, s" for part in order)],
-                  [[entry.framework, *(number(parts(typical(entry)).get(part, 0.0)) for part in order)]
-                   for entry in found])  # fmt: skip
+                  [[name, *(number(each.get(part, 0.0)) for part in order)] for name, each in of.items()])  # fmt: skip
     return Picture("Where the time goes", charts.parts(rows, order), table,
                    "The worker of the run with the median training time, from its start to its end.")  # fmt: skip
 
@@ -251,28 +254,23 @@ def parts(run: Measured) -> dict[str, float]:
     return known
 
 
-def _resources(found: list[Entry], client: MlflowClient) -> list[Picture]:
+def _resources(runs: dict[str, Measured], client: MlflowClient) -> list[Picture]:
     """Memory and CPU of the machine over the typical runs, as MLflow samples them."""
     made = []
-    for name, title in RESOURCES.items():
+    for metric, title in RESOURCES.items():
         rows: list[dict[str, Any]] = []
-        for entry in found:
-            run = typical(entry)
-            samples = client.get_metric_history(run.run_id, name) if name in run.metrics else []
-            rows += [{"framework": entry.framework, "seconds": (sample.timestamp - run.started_ms) / 1000,
-                      "value": sample.value} for sample in samples]  # fmt: skip
+        table = []
+        for name, run in runs.items():
+            if metric not in run.metrics:
+                continue
+            samples = client.get_metric_history(run.run_id, metric)
+            values = [sample.value for sample in samples]
+            rows += [{"framework": name, "seconds": (sample.timestamp - run.started_ms) / 1000, "value": sample.value}
+                     for sample in samples]  # fmt: skip
+            figures = min(values), statistics.median(values), max(values)
+            table.append([name, str(len(values)), *map(number, figures)])
         if rows:
-            of = {entry.framework: [row["value"] for row in rows if row["framework"] == entry.framework]
-                  for entry in found}  # fmt: skip
-            table = Table(["framework", "samples", "lowest", "median", "highest"],
-                          [[key, str(len(values)), *(number(each) for each in (min(values), statistics.median(values),
-                                                                               max(values)))]
-                           for key, values in of.items() if values])  # fmt: skip
-            made.append(
-                Picture(
-                    title.partition(",")[0].capitalize(),
-                    charts.curves(rows, "seconds", "time since the run began, s", "value", title),
-                    table,
-                )
-            )
-    return made  # fmt: skip
+            chart = charts.curves(rows, "seconds", "time since the run began, s", "value", title)
+            header = ["framework", "samples", "lowest", "median", "highest"]
+            made.append(Picture(title.partition(",")[0].capitalize(), chart, Table(header, table)))
+    return made

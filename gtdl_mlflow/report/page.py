@@ -19,7 +19,7 @@ from markupsafe import Markup
 from mlflow.tracking import MlflowClient
 
 from .. import __version__
-from . import charts, published
+from . import charts, published, reproduction
 from .answer import FIGURES, Conditions, Entry, entries, number
 from .chapter import Picture, Table, chapter
 from .check import TAG
@@ -124,31 +124,42 @@ class Original:
 
 
 def gtdlbench(runs: Iterable[Measured], original: published.Published) -> list[Original]:
-    """Each framework under its own default, by data set, machine and budget."""
-    groups: dict[tuple[str, str, float, str, str], dict[str, dict[str, list[Measured]]]] = defaultdict(
-        lambda: defaultdict(lambda: defaultdict(list))
-    )
+    """Each framework under its own default, by data set, machine, budget and tuning: how it ran on the CPU, a table for
+    each number of threads, and beside that on the GPU.
+    """
+    groups: dict[tuple[str, str, float, str], list[Measured]] = defaultdict(list)
     for run in runs:
         kind = run.kind
         if run.finished and kind.is_default:
-            key = (kind.dataset, kind.machine, kind.budget, kind.tuning, kind.place)
-            groups[key][f"{kind.framework} {kind.version}"][kind.device].append(run)
+            groups[kind.dataset, kind.machine, kind.budget, kind.tuning].append(run)
     made = []
-    for (dataset, machine, budget, tuning, place), by_framework in sorted(groups.items()):
-        title = f"{dataset}, {place}" + (f", {budget:.3g} of the iterations" if budget != 1 else "")
-        title += f", tuning {tuning}" if tuning != "best" else ""
-        rows = []
-        for framework, by_device in sorted(by_framework.items()):
-            row = [[framework]]
-            for device in ("cpu", "gpu"):
-                then = original.figures(dataset, framework.split(" ")[0], device)
-                for figure in FIGURES:
-                    values = [run.metrics[figure.name] for run in by_device.get(device, [])]
-                    ours = show(summarize(values)) if values else ""
-                    row.append([ours, f"{getattr(then, figure.name):,.2f}" if then else ""])
-            rows.append(row)
-        made.append(Original(f"{title} ({machine})", rows))
+    for (dataset, machine, budget, tuning), some in sorted(groups.items()):
+        gpu = [run for run in some if run.kind.device == "gpu"]
+        places = sorted({run.kind.place for run in some if run.kind.device != "gpu"}) or ["gpu"]
+        for place in places:
+            columns = {"cpu": [run for run in some if run.kind.place == place and place != "gpu"], "gpu": gpu}
+            title = ", ".join([
+                dataset, place, *([f"{budget:.3g} of the iterations"] if budget != 1 else []),
+                *([f"tuning {tuning}"] if tuning != "best" else []),
+            ])  # fmt: skip
+            frameworks = sorted({run.kind.name for column in columns.values() for run in column})
+            rows = [[[name], *_then_and_now(dataset, name, columns, original)] for name in frameworks]
+            made.append(Original(f"{title} ({machine})", rows))
     return made
+
+
+def _then_and_now(
+    dataset: str, name: str, columns: dict[str, list[Measured]], original: published.Published
+) -> list[list[str]]:
+    """The three figures of a framework on each device, today's and the published one."""
+    cells = []
+    for device, runs in columns.items():
+        then = original.figures(dataset, name.split(" ")[0], device)
+        for figure in FIGURES:
+            values = [run.metrics[figure.name] for run in runs if run.kind.name == name]
+            ours = show(summarize(values)) if values else ""
+            cells.append([ours, f"{getattr(then, figure.name):,.2f}" if then else ""])
+    return cells
 
 
 def notes(runs: Iterable[Measured], original: published.Published) -> list[str]:
@@ -187,44 +198,29 @@ def tracks(compared: list[tuple[Conditions, list[Entry]]]) -> list[tuple[str, Ta
     return made
 
 
+TRANSFERRED = (("accuracy_percent", "accuracy, %", ".2f", False), ("training_time_s", "training time, s", ".3~s", True))
+"""Figures of the transfer matrices: name, title, format, whether the colours are logarithmic."""
+
+
 def transfer(runs: Iterable[Measured]) -> list[Picture]:
     """Accuracy and training time of every framework under every setting, where there are two of each or more."""
-    groups: dict[tuple[str, str, float, str, str], dict[tuple[str, str], list[Measured]]] = defaultdict(
-        lambda: defaultdict(list)
-    )
-    for run in runs:
-        if run.finished:
-            kind = run.kind
-            groups[kind.dataset, kind.place, kind.budget, kind.tuning, kind.machine][
-                f"{kind.framework} {kind.version}", kind.setting
-            ].append(run)
     made = []
-    for (dataset, place, budget, _, machine), cells in sorted(groups.items()):
-        frameworks, settings = ({key[index] for key in cells} for index in (0, 1))
+    for cells in reproduction.alike(reproduction.of_runs(runs)):
+        kind = cells[0].kind
+        frameworks = sorted({cell.kind.name for cell in cells})
+        settings = sorted({cell.kind.setting for cell in cells})
         if min(len(frameworks), len(settings)) < 2:
             continue
-        for name, title, form, logarithmic in (
-            ("accuracy_percent", "accuracy, %", ".2f", False),
-            ("training_time_s", "training time, s", ".3~s", True),
-        ):
-            rows: list[dict[str, Any]] = [
-                {
-                    "framework": framework,
-                    "setting": setting,
-                    "value": statistics.median(run.metrics[name] for run in some),
-                }
-                for (framework, setting), some in sorted(cells.items())
-            ]
-            values = {(row["framework"], row["setting"]): number(row["value"]) for row in rows}
-            table = Table(
-                ["", *sorted(settings)],
-                [
-                    [framework, *(values.get((framework, setting), "") for setting in sorted(settings))]
-                    for framework in sorted(frameworks)
-                ],
-            )
-            made.append(Picture(f"{dataset}: {title}", charts.heat_map(rows, "value", title, form, logarithmic), table,
-                                f"Medians; {place}, budget {budget:g}, {machine}."))  # fmt: skip
+        for figure, title, form, logarithmic in TRANSFERRED:
+            values = {(cell.kind.name, cell.kind.setting): getattr(cell, figure) for cell in cells}
+            rows = [{"framework": name, "setting": setting, "value": value}
+                    for (name, setting), value in values.items()]  # fmt: skip
+            written = {key: number(value) for key, value in values.items()}
+            table = Table(["", *settings], [[name, *(written.get((name, setting), "") for setting in settings)]
+                                            for name in frameworks])  # fmt: skip
+            chart = charts.heat_map(rows, "value", title, form, logarithmic)
+            note = f"Medians; {kind.place}, budget {kind.budget:g}, tuning {kind.tuning}, {kind.machine}."
+            made.append(Picture(f"{kind.dataset}: {title}", chart, table, note))
     return made
 
 
@@ -245,7 +241,5 @@ def missing(runs: Iterable[Measured]) -> Table:
         if not run.finished:
             kind = run.kind
             state = "unavailable" if run.unavailable else run.status.lower()
-            rows.append(
-                [kind.dataset, f"{kind.framework} {kind.version}", kind.setting, str(run.seed), state, run.reason]
-            )
+            rows.append([kind.dataset, kind.name, kind.setting, str(run.seed), state, run.reason])
     return Table(["data set", "framework", "setting", "seed", "state", "reason"], sorted(rows))

@@ -38,12 +38,18 @@ def cells(uri: str, experiments: list[str]) -> list[Cell]:
     Raises:
         NothingFound: an experiment does not exist, or has no finished run.
     """
+    found = of_runs(load(uri, experiments, "attributes.status = 'FINISHED'"))
+    if not found:
+        raise NothingFound(f"experiment {', '.join(experiments)}: it has no finished run")
+    return found
+
+
+def of_runs(runs: Iterable[Measured]) -> list[Cell]:
+    """Those of ``runs`` that finished, by kind."""
     of_kind: dict[Kind, list[Measured]] = defaultdict(list)
-    for run in load(uri, experiments, "attributes.status = 'FINISHED'"):
+    for run in runs:
         if run.finished:
             of_kind[run.kind].append(run)
-    if not of_kind:
-        raise NothingFound(f"experiment {', '.join(experiments)}: it has no finished run")
     return [_cell(kind, runs) for kind, runs in sorted(of_kind.items(), key=lambda item: _order(item[0]))]
 
 
@@ -59,6 +65,15 @@ def _cell(kind: Kind, runs: list[Measured]) -> Cell:
         kind, len(runs), sum("gtdl.resumed" in run.tags for run in runs),
         median("train/iterations"), median("training_time_s"), median("testing_time_s"), median("accuracy_percent"),
     )  # fmt: skip
+
+
+def alike(found: Iterable[Cell]) -> list[list[Cell]]:
+    """Cells that differ in framework and setting only: each list is one pair of transfer matrices."""
+    same: dict[tuple[Any, ...], list[Cell]] = defaultdict(list)
+    for cell in found:
+        kind = cell.kind
+        same[kind.dataset, kind.machine, kind.place, kind.budget, kind.tuning].append(cell)
+    return list(same.values())
 
 
 def markdown(found: list[Cell], store: str) -> str:
@@ -118,13 +133,11 @@ def _beside(cell: Cell, then: Figures | None) -> list[str]:
 def _transfer(dataset: str, found: list[Cell], letters: Mapping[str, str]) -> list[str]:
     """Framework by setting, one pair of matrices for each machine, budget, device and tuning."""
     parts = []
-    same = defaultdict(list)
-    for cell in found:
-        same[cell.kind.machine, cell.kind.place, cell.kind.budget, cell.kind.tuning].append(cell)
-    for (machine, place, budget, tuning), some in same.items():
+    for some in alike(found):
         if len({cell.kind.setting for cell in some}) < 2:
             continue
-        where = f"{place}, budget {budget:g}, tuning {tuning}, machine {letters[machine]}"
+        kind = some[0].kind
+        where = f"{kind.place}, budget {kind.budget:g}, tuning {kind.tuning}, machine {letters[kind.machine]}"
         parts += [f"## {dataset}: every framework under others' defaults ({where})"]
         parts += ["Accuracy in percent:", _matrix(some, lambda cell: f"{cell.accuracy_percent:.2f}")]
         parts += ["Training time in seconds:", _matrix(some, lambda cell: f"{cell.training_time_s:,.1f}")]

@@ -45,6 +45,11 @@ class Kind:
     """Whether others may have run on other cores at the same time."""
 
     @property
+    def name(self) -> str:
+        """Of the framework, with its version, without what says for which device it was built."""
+        return f"{self.framework} {self.version.partition('+')[0]}"
+
+    @property
     def is_default(self) -> bool:
         """Whether it is the framework's own default for this kind of data, GTDLBench's baseline."""
         return self.setting == f"{self.framework}_{config.family(self.dataset)}"
