@@ -33,3 +33,9 @@ def only_maker(folder: Path) -> Iterator[None]:
 def say(text: str) -> None:
     """Tell the user what goes on."""
     print(f"gtdl: {text}", file=sys.stderr, flush=True)
+
+
+def fail(reason: str, *, status: int = 1) -> int:
+    """Tell the user why a command ends with ``status``, and return that."""
+    say(reason)
+    return status

@@ -171,12 +171,15 @@ class Run:
             say(f"{self.undelivered}; all of the run is kept in {self._folder}, `gtdl track replay` delivers it")
 
     def _draw(self) -> None:
-        """What MLflow's page of the run shows."""
-        from . import pictures  # a second to import, which no run needs to wait for before it starts
-
+        """What MLflow's page of the run shows; a run that took hours is not lost for the lack of it."""
         folder = self._folder
-        pictures.learning_curve(self._metrics, self._config.framework.name, folder / "learning_curve.png")
-        pictures.confusion_matrix(self._confusion, folder / "confusion_matrix.csv", folder / "confusion_matrix.png")
+        try:
+            from . import pictures  # a second to import, which no run needs to wait for before it starts
+
+            pictures.learning_curve(self._metrics, self._config.framework.name, folder / "learning_curve.png")
+            pictures.confusion_matrix(self._confusion, folder / "confusion_matrix.csv", folder / "confusion_matrix.png")
+        except Exception as error:  # whatever a renderer in another language may raise
+            say(f"the run's pictures cannot be drawn: {error}")
 
     def _deliver(self, retries: int, timeout_s: int, refusal: bool = False) -> None:
         """Tell MLflow what it has not heard, and keep what cannot be told; a ``refusal`` is kept too, or raised."""

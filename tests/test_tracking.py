@@ -21,7 +21,7 @@ from conftest import ROOT, Command
 from mlflow.entities import Metric, Run
 from PIL import Image
 
-from gtdl_mlflow import config, datasets, delivery, tracking
+from gtdl_mlflow import config, datasets, delivery, pictures, tracking
 from gtdl_mlflow.environments import Environment
 from gtdl_mlflow.worker.events import Described, Metrics
 
@@ -255,6 +255,21 @@ def test_the_tracker_is_left_alone_while_a_worker_runs(
         run.add(Metrics({"accuracy_percent": 90, "training_time_s": 1, "testing_time_s": 1}))
     assert len(client.get_metric_history(run.record.run_id, "train/loss")) == 100
     assert len(client.get_metric_history(run.record.run_id, "system/cpu_utilization_percentage")) >= 2
+
+
+def test_a_picture_that_cannot_be_drawn_costs_no_run(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object) -> None:
+        raise OSError("no font")
+
+    monkeypatch.setattr(pictures, "learning_curve", broken)
+    with tracking.Run(config.compose(["framework=reference"]), tmp_path) as run:
+        run.add(Metrics({"accuracy_percent": 90, "training_time_s": 1, "testing_time_s": 1}))
+    told = mlflow.MlflowClient(store).get_run(run.record.run_id)
+    assert told.info.status == "FINISHED"
+    assert told.data.metrics["accuracy_percent"] == 90
+    assert "gtdl: the run's pictures cannot be drawn: no font" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
