@@ -7,6 +7,8 @@ tag, a point of a curve and a file once however often it is told of them.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import hashlib
 import json
 import logging
 import os
@@ -20,11 +22,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import filelock
 import mlflow
 import psutil
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.store.db.db_types import DATABASE_ENGINES
 from mlflow.tracking import MlflowClient
 from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
@@ -322,11 +326,24 @@ def reaching(uri: str) -> Iterator[None]:
         TrackingFailed: it refuses. A file or database that cannot be opened is a wrong address more often than not.
     """
     try:
+        _make_tables(uri)
         yield
     except (mlflow.MlflowException, SQLAlchemyError, OSError) as error:
         reason = redacted(str(error).strip().splitlines()[0])
         passing = uri.startswith("http") and getattr(error, "error_code", "INTERNAL_ERROR") in PASSING
         raise (Away if passing else TrackingFailed)(f"MLflow at {redacted(uri)} failed ({reason})") from error
+
+
+@functools.cache
+def _make_tables(uri: str) -> None:
+    """Open a database, alone: of two processes that find it new and make MLflow's tables, MLflow lets one fail."""
+    if urlsplit(uri).scheme.partition("+")[0] not in DATABASE_ENGINES:
+        return
+    name = hashlib.sha256(redacted(uri).encode()).hexdigest()[:16]
+    place = home() / "trackers" / f"{name}.lock"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(place):
+        MlflowClient(uri).search_experiments(max_results=1)
 
 
 @contextmanager

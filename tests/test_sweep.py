@@ -16,7 +16,7 @@ from mlflow.entities import Run
 from omegaconf import OmegaConf
 from test_resuming import start
 
-from gtdl_mlflow import environments
+from gtdl_mlflow import delivery, environments
 from gtdl_mlflow.callbacks import asked, count, one_by_one, ordered
 from gtdl_mlflow.config import CONF, Order, compose
 
@@ -200,6 +200,13 @@ def test_what_a_dead_driver_left_is_closed_and_made_good(gtdl: Command, store: s
     assert all(run.info.status == "KILLED" and "without a word" in run.data.tags["gtdl.failure"] for run in killed)
 
 
+def test_commands_that_find_no_database_make_one_together(store: str) -> None:
+    processes = [start("-m", "framework=reference", "training.epochs=1", f"seed={seed}") for seed in range(4)]
+    said = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0, 0], said
+    assert {run.data.tags["gtdl.seed"] for run in all_runs() if "gtdl.seed" in run.data.tags} == {"0", "1", "2", "3"}
+
+
 def test_a_sweep_that_is_under_way_is_not_started_twice(gtdl: Command, store: str) -> None:
     sweep = ("-m", "framework=reference", "training.epochs=3000", "seed=1,2")
     process = start(*sweep)
@@ -235,9 +242,10 @@ def test_under_mlflow_run_the_cells_of_the_run_before_are_taken_over(
 
 
 def all_runs() -> list[Run]:
-    if mlflow.get_experiment_by_name("gtdl") is None:
-        return []
-    found: list[Run] = mlflow.search_runs(experiment_names=["gtdl"], output_format="list")
+    with delivery.reaching(mlflow.get_tracking_uri()):
+        if mlflow.get_experiment_by_name("gtdl") is None:
+            return []
+        found: list[Run] = mlflow.search_runs(experiment_names=["gtdl"], output_format="list")
     return found
 
 
