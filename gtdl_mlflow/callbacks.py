@@ -159,11 +159,9 @@ class SweepRun(Callback):
 
     def _take_over(self, timeout_s: float) -> None:
         """Go on with the parent of an earlier start of this sweep, if there is one."""
-        from mlflow.tracking import MlflowClient
-
         from . import delivery, sweeps
 
-        client = MlflowClient(self._uri)
+        client = delivery.connect(self._uri)
         experiment = client.get_experiment_by_name(self._told.experiment)
         if experiment is None:
             return
@@ -185,11 +183,9 @@ class SweepRun(Callback):
             return
 
     def _close_stale(self, timeout_s: float) -> None:
-        from mlflow.tracking import MlflowClient
+        from . import delivery, sweeps
 
-        from . import sweeps
-
-        closed = sweeps.close_stale(MlflowClient(self._uri), self._told.experiment_id, self._key, timeout_s)
+        closed = sweeps.close_stale(delivery.connect(self._uri), self._told.experiment_id, self._key, timeout_s)
         if closed:
             say(f"closed {closed} {'run' if closed == 1 else 'runs'} as KILLED whose process was gone")
 
@@ -201,7 +197,6 @@ class SweepRun(Callback):
 
         A cell that is unavailable here has not failed.
         """
-        from mlflow.tracking import MlflowClient
         from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
         from . import delivery, sweeps
@@ -214,7 +209,7 @@ class SweepRun(Callback):
                 left = [each for each in delivery.replay(self._uri) if each.failure]
                 with delivery.reaching(self._uri):
                     family = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{self._told.run_id}'"
-                    children = sweeps.runs(MlflowClient(self._uri), self._told.experiment_id, family)
+                    children = sweeps.runs(delivery.connect(self._uri), self._told.experiment_id, family)
                     summary = sweeps.Summary(sweeps.cells(children), self._cells, time.monotonic() - self._started)
                 summary.write(self._folder / "summary.csv")
                 self._told.artifacts.append("summary.csv")

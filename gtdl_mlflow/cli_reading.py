@@ -182,10 +182,11 @@ def _add_reproduction(subjects: argparse._SubParsersAction[argparse.ArgumentPars
 
 def _reproduction(arguments: argparse.Namespace) -> int:
     from .report import reproduction
+    from .report.runs import connect
 
     with _store(arguments) as uri:
         found = reproduction.cells(uri, arguments.experiment)
-    text = reproduction.markdown(found, f"experiment {', '.join(arguments.experiment)}")
+        text = reproduction.markdown(found, f"experiment {', '.join(arguments.experiment)}", connect(uri))
     if arguments.output is not None:
         return _write(text, arguments.output)
     print(text, end="")

@@ -123,7 +123,7 @@ def deliver(told: Record, uri: str) -> None:
         TrackingFailed: it refuses.
     """
     with reaching(uri):
-        client = MlflowClient(uri)
+        client = connect(uri)
         _open(told, client)
         known = client.get_run(told.run_id).data.params if told.params else {}  # those of `mlflow run -P` cannot change
         told.params = {key: value for key, value in told.params.items() if key not in known}
@@ -326,7 +326,6 @@ def reaching(uri: str) -> Iterator[None]:
         TrackingFailed: it refuses. A file or database that cannot be opened is a wrong address more often than not.
     """
     try:
-        _make_tables(uri)
         yield
     except (mlflow.MlflowException, SQLAlchemyError, OSError) as error:
         reason = redacted(str(error).strip().splitlines()[0])
@@ -334,11 +333,16 @@ def reaching(uri: str) -> Iterator[None]:
         raise (Away if passing else TrackingFailed)(f"MLflow at {redacted(uri)} failed ({reason})") from error
 
 
+def connect(uri: str) -> MlflowClient:
+    """A client of the tracker at ``uri``; a new database gets its tables."""
+    if urlsplit(uri).scheme.partition("+")[0] in DATABASE_ENGINES:
+        _make_tables(uri)
+    return MlflowClient(uri)
+
+
 @functools.cache
 def _make_tables(uri: str) -> None:
     """Open a database, alone: of two processes that find it new and make MLflow's tables, MLflow lets one fail."""
-    if urlsplit(uri).scheme.partition("+")[0] not in DATABASE_ENGINES:
-        return
     name = hashlib.sha256(redacted(uri).encode()).hexdigest()[:16]
     place = home() / "trackers" / f"{name}.lock"
     place.parent.mkdir(parents=True, exist_ok=True)

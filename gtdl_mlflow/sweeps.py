@@ -19,7 +19,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 
 from . import machine
 from .config import Config, Rerun
-from .delivery import ENDED, FAILURE, PROCESS, UNAVAILABLE, alive, patience, reaching
+from .delivery import ENDED, FAILURE, PROCESS, UNAVAILABLE, alive, connect, patience, reaching
 from .resuming import code
 
 VARIABLE = "GTDL_SWEEP"
@@ -71,7 +71,7 @@ def earlier(config: Config, place: Place) -> list[Run]:
         return []
     with reaching(config.tracking.uri), patience(retries=2, timeout_s=10):
         same = f"tags.`{SWEEP_KEY}` = '{place.key}' and tags.`gtdl.config_hash` = '{config.hash()}'"
-        attempts = runs(MlflowClient(config.tracking.uri), experiment, same)
+        attempts = runs(connect(config.tracking.uri), experiment, same)
         spared = [run for run in attempts if _spares(run, config.sweep.rerun)]
     return sorted(spared, key=lambda run: (run.info.status != "FINISHED", -run.info.start_time))
 
@@ -84,7 +84,7 @@ def adopt(config: Config, place: Place, run: Run) -> None:
     """
     if run.data.tags.get(MLFLOW_PARENT_RUN_ID) != place.parent:
         with reaching(config.tracking.uri), patience(retries=2, timeout_s=10):
-            MlflowClient(config.tracking.uri).set_tag(run.info.run_id, MLFLOW_PARENT_RUN_ID, place.parent)
+            connect(config.tracking.uri).set_tag(run.info.run_id, MLFLOW_PARENT_RUN_ID, place.parent)
 
 
 def _spares(run: Run, rerun: Rerun) -> bool:

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import yaml
 from mlflow.entities import Metric
-from mlflow.tracking import MlflowClient
 from mlflow.types import Schema, TensorSpec
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
@@ -95,7 +94,7 @@ class Run:
         if interrupted.tracker != resuming.tracker(uri) or interrupted.run.startswith(delivery.UNDELIVERED):
             return
         with suppress(TrackingFailed), reaching(uri), patience(retries=2, timeout_s=10):  # it may have been deleted
-            client = MlflowClient(uri)
+            client = delivery.connect(uri)
             run = client.get_run(interrupted.run)
             if run.info.status == "RUNNING":
                 reason = f"{delivery.ENDED}; run {self.record.reference} goes on from its last checkpoint"

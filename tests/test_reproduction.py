@@ -8,6 +8,7 @@ from pathlib import Path
 import mlflow
 import pytest
 from conftest import Command
+from mlflow.entities import Metric
 from planted import finished
 
 from gtdl_mlflow import cli
@@ -46,7 +47,11 @@ def test_the_published_figures_stand_beside_ours(store: str, capsys: pytest.Capt
     status, text, err = told(capsys)
     assert (status, err) == (0, "")
     caffe, mxnet = tables(text)["## mnist: each framework under its own default"]
-    assert (caffe["n"], caffe["iterations"], caffe["accuracy %"]) == ("3 (1 resumed)", "10,000", "99.10")
+    assert (caffe["n"], caffe["iterations"], caffe["accuracy %"]) == (
+        "3 (1 resumed)",
+        "10,000",
+        "99.10 (99.00 to 99.50)",
+    )
     assert caffe["published"] == "Caffe 1.0: 512.18 s, 3.33 s, 99.03 %"
     assert caffe["accuracy, points"] == "+0.07"
     assert caffe["training time, ratio"] == "0.502"  # (256.09 + 1) / 512.18
@@ -54,6 +59,7 @@ def test_the_published_figures_stand_beside_ours(store: str, capsys: pytest.Capt
     assert (mxnet["published"], mxnet["accuracy, points"]) == ("none", "")
     assert "Caffe's log interleaves test passes" in text
     assert "ICDCS 2018" in text
+    assert "others' defaults" not in text  # nobody ran one
 
 
 def test_unlike_runs_are_never_one_figure(store: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -94,6 +100,24 @@ def test_the_transfer_matrix_is_framework_by_setting(store: str, capsys: pytest.
         ["0.0", "1.0"],
         ["100.0", "101.0"],
     ]
+
+
+def test_accuracy_stands_against_iterations(store: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed, accuracy in ((0, 80.0), (1, 82.0)):
+        own = ["framework=tensorflow", "dataset=cifar10", "budget=0.001", f"seed={seed}"]
+        run = finished(own, 60, 1, accuracy)  # 1,000 iterations
+        looks = {200: accuracy - 40, 400: accuracy - 20, 800: accuracy - 1}
+        for name, values in (("eval/accuracy_percent", looks), ("train/elapsed_s", dict.fromkeys(looks, 1.0))):
+            mlflow.MlflowClient().log_batch(run, [Metric(name, value, 0, step) for step, value in values.items()])
+    finished(["framework=caffe", "dataset=cifar10"], 60, 1, 75)  # which nobody looked at before its end
+    _, text, _ = told(capsys)
+    (row,) = next(rows for above, rows in tables(text).items() if "medians over seeds:" in above)
+    assert row["n"] == "2"
+    assert (row["5% of them"], row["25% of them"]) == ("", "41.00 (250)")
+    assert (row["50% of them"], row["75% of them"], row["100% of them"]) == (
+        "61.00 (500)", "61.00 (750)", "81.00 (1,000)"
+    )  # fmt: skip
+    assert row["its tutorial reports"] == "about 86 % after 60,000 to 100,000"
 
 
 def test_a_real_run_is_in_the_report_and_the_file(

@@ -242,11 +242,9 @@ def test_under_mlflow_run_the_cells_of_the_run_before_are_taken_over(
 
 
 def all_runs() -> list[Run]:
-    with delivery.reaching(mlflow.get_tracking_uri()):
-        if mlflow.get_experiment_by_name("gtdl") is None:
-            return []
-        found: list[Run] = mlflow.search_runs(experiment_names=["gtdl"], output_format="list")
-    return found
+    client = delivery.connect(mlflow.get_tracking_uri())
+    experiment = client.get_experiment_by_name("gtdl")
+    return [] if experiment is None else list(client.search_runs([experiment.experiment_id]))
 
 
 def test_a_run_answers_a_sweeper_with_its_objective(gtdl: Command, store: str) -> None:

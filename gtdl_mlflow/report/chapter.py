@@ -15,7 +15,7 @@ from .. import config
 from . import charts
 from .answer import FIGURES, Conditions, Entry, answers, number, remarks
 from .comparison import show
-from .runs import Measured
+from .runs import Course, Measured, course
 from .statistics import summarize
 
 PARTS = {
@@ -160,30 +160,9 @@ def undominated(medians: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return front
 
 
-@dataclass(frozen=True)
-class Course:
-    """How accurate a run was, when."""
-
-    iterations: tuple[float, ...]
-    seconds: tuple[float, ...]
-    accuracy: tuple[float, ...]
-
-
 def typical(entry: Entry) -> Measured:
     """The run whose training time is the median, the lower of two."""
     return sorted(entry.finished, key=lambda run: run.metrics["training_time_s"])[(len(entry.finished) - 1) // 2]
-
-
-def course(run: Measured, client: MlflowClient) -> Course:
-    """Its looks at the test accuracy, and its end."""
-    looks = {point.step: point.value for point in client.get_metric_history(run.run_id, "eval/accuracy_percent")}
-    times = {point.step: point.value for point in client.get_metric_history(run.run_id, "train/elapsed_s")}
-    points = [(float(step), times[step], looks[step]) for step in sorted(looks) if step in times]
-    end = run.metrics.get("train/iterations", math.nan)
-    if end > (points[-1][0] if points else 0):
-        points.append((end, run.metrics["training_time_s"], run.metrics["accuracy_percent"]))
-    iterations, seconds, accuracy = ([point[index] for point in points] for index in range(3))
-    return Course(tuple(iterations), tuple(seconds), tuple(accuracy))
 
 
 def _curves(courses: dict[str, Course]) -> list[Picture]:

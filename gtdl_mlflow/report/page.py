@@ -212,7 +212,7 @@ def transfer(runs: Iterable[Measured]) -> list[Picture]:
         if min(len(frameworks), len(settings)) < 2:
             continue
         for figure, title, form, logarithmic in TRANSFERRED:
-            values = {(cell.kind.name, cell.kind.setting): getattr(cell, figure) for cell in cells}
+            values = {(cell.kind.name, cell.kind.setting): cell.median(figure) for cell in cells}
             rows = [{"framework": name, "setting": setting, "value": value}
                     for (name, setting), value in values.items()]  # fmt: skip
             written = {key: number(value) for key, value in values.items()}

@@ -30,6 +30,8 @@ class Published:
     """What ``cpu`` and ``gpu`` were."""
     notes: dict[str, list[str]]
     """Where it is not like for like, by data set; ``all`` of them."""
+    tutorials: dict[str, str]
+    """What the tutorial that a setting is from says of its own accuracy."""
     datasets: dict[str, Any]
 
     def figures(self, dataset: str, framework: str, device: str) -> Figures | None:

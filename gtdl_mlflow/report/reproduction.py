@@ -13,23 +13,38 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mlflow.tracking import MlflowClient
+
 from . import published
 from .published import Figures
-from .runs import Kind, Measured, NothingFound, load
+from .runs import Course, Kind, Measured, NothingFound, course, load
+
+SHARES = (0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
+"""Of a run's iterations: where its accuracy is read off."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Medians over the runs of one kind."""
+    """The runs of one kind."""
 
     kind: Kind
-    runs: int
-    resumed: int
-    """How many of them went on after a kill."""
-    iterations: float
-    training_time_s: float
-    testing_time_s: float
-    accuracy_percent: float
+    runs: tuple[Measured, ...]
+
+    def median(self, figure: str) -> float:
+        """Of a metric, over the runs."""
+        return statistics.median(run.metrics[figure] for run in self.runs)
+
+    @property
+    def resumed(self) -> int:
+        """How many of them went on after a kill."""
+        return sum("gtdl.resumed" in run.tags for run in self.runs)
+
+    @property
+    def accuracy(self) -> str:
+        """Its median in percent and, of several runs, the lowest and the highest."""
+        values = [run.metrics["accuracy_percent"] for run in self.runs]
+        spread = f" ({min(values):.2f} to {max(values):.2f})" if len(values) > 1 else ""
+        return f"{statistics.median(values):.2f}{spread}"
 
 
 def cells(uri: str, experiments: list[str]) -> list[Cell]:
@@ -50,21 +65,11 @@ def of_runs(runs: Iterable[Measured]) -> list[Cell]:
     for run in runs:
         if run.finished:
             of_kind[run.kind].append(run)
-    return [_cell(kind, runs) for kind, runs in sorted(of_kind.items(), key=lambda item: _order(item[0]))]
+    return [Cell(kind, tuple(runs)) for kind, runs in sorted(of_kind.items(), key=lambda item: _order(item[0]))]
 
 
 def _order(kind: Kind) -> tuple[Any, ...]:
     return kind.dataset, kind.machine, kind.place, -kind.budget, kind.framework, kind.setting, kind.version, kind.tuning
-
-
-def _cell(kind: Kind, runs: list[Measured]) -> Cell:
-    def median(name: str) -> float:
-        return statistics.median(run.metrics[name] for run in runs)
-
-    return Cell(
-        kind, len(runs), sum("gtdl.resumed" in run.tags for run in runs),
-        median("train/iterations"), median("training_time_s"), median("testing_time_s"), median("accuracy_percent"),
-    )  # fmt: skip
 
 
 def alike(found: Iterable[Cell]) -> list[list[Cell]]:
@@ -76,23 +81,25 @@ def alike(found: Iterable[Cell]) -> list[list[Cell]]:
     return list(same.values())
 
 
-def markdown(found: list[Cell], store: str) -> str:
-    """The whole report; ``store`` says where the runs are."""
+def markdown(found: list[Cell], store: str, client: MlflowClient) -> str:
+    """The whole report; ``store`` says where the runs are, ``client`` reads their curves."""
     original = published.load()
     datasets = list(dict.fromkeys(cell.kind.dataset for cell in found))
     # Their fingerprints are long: tables have a letter for each.
     letters = dict(zip(sorted({cell.kind.machine for cell in found}), string.ascii_uppercase, strict=False))
     parts = [
         "# GTDLBench reproduced",
-        f"Made by `gtdl reproduction` from {sum(cell.runs for cell in found)} finished runs in {store}. Figures are "
-        "medians over seeds (n runs); a budget below 1 is that share of the iterations, the schedule compressed with "
-        "them: its times and accuracies are no reproduction of the full training.",
+        f"Made by `gtdl reproduction` from {sum(len(cell.runs) for cell in found)} finished runs in {store}. Figures "
+        "are medians over seeds (n runs); a budget below 1 is that share of the iterations, the schedule compressed "
+        "with them: its times and accuracies are no reproduction of the full training.",
         f"Published: {original.source} Hardware: {original.hardware['cpu']} (CPU), {original.hardware['gpu']} (GPU), "
         f"{original.year}. A ratio of times compares two machines and the software of two years at once.",
     ]
     for name in datasets:
         of_dataset = [cell for cell in found if cell.kind.dataset == name]
-        parts += _baseline(name, [cell for cell in of_dataset if cell.kind.is_default], original, letters)
+        own = [cell for cell in of_dataset if cell.kind.is_default]
+        parts += _baseline(name, own, original, letters)
+        parts += _against_iterations(name, own, original, client)
         parts += _transfer(name, of_dataset, letters)
     parts += ["## Machines", "\n".join(f"- {letter}: {machine}" for machine, letter in letters.items())]
     return "\n\n".join(parts) + "\n"
@@ -106,9 +113,10 @@ def _baseline(dataset: str, own: list[Cell], original: published.Published, lett
         kind = cell.kind
         then = original.figures(dataset, kind.framework, kind.device)
         rows.append([
-            f"{kind.framework} {kind.version}", kind.place, f"{kind.budget:g}", f"{cell.iterations:,.0f}",
-            f"{cell.runs}" + (f" ({cell.resumed} resumed)" if cell.resumed else ""), letters[kind.machine],
-            f"{cell.training_time_s:,.1f}", f"{cell.testing_time_s:.3g}", f"{cell.accuracy_percent:.2f}",
+            kind.name, kind.place, f"{kind.budget:g}",
+            f"{cell.median('train/iterations'):,.0f}",
+            f"{len(cell.runs)}" + (f" ({cell.resumed} resumed)" if cell.resumed else ""), letters[kind.machine],
+            f"{cell.median('training_time_s'):,.1f}", f"{cell.median('testing_time_s'):.3g}", cell.accuracy,
             *_beside(cell, then),
         ])  # fmt: skip
     header = ["framework", "on", "budget", "iterations", "n", "machine", "training s", "testing s", "accuracy %",
@@ -124,33 +132,61 @@ def _beside(cell: Cell, then: Figures | None) -> list[str]:
         return ["none", "", "", ""]
     return [
         f"{then.version}: {then.training_time_s:,.2f} s, {then.testing_time_s:g} s, {then.accuracy_percent:.2f} %",
-        f"{cell.accuracy_percent - then.accuracy_percent:+.2f}",
-        f"{cell.training_time_s / then.training_time_s:.3g}",
-        f"{cell.testing_time_s / then.testing_time_s:.3g}",
+        f"{cell.median('accuracy_percent') - then.accuracy_percent:+.2f}",
+        f"{cell.median('training_time_s') / then.training_time_s:.3g}",
+        f"{cell.median('testing_time_s') / then.testing_time_s:.3g}",
     ]
+
+
+def _against_iterations(
+    dataset: str, own: list[Cell], original: published.Published, client: MlflowClient
+) -> list[str]:
+    """What accuracy each training had reached after a share of its iterations, beside what its tutorial says."""
+    rows = []
+    for cell in own:
+        courses = [course(run, client) for run in cell.runs]
+        if max((len(each.accuracy) for each in courses), default=0) < 2:
+            continue
+        kind, row = cell.kind, []
+        for share in SHARES:
+            iterations = share * cell.median("train/iterations")
+            seen = [accuracy for each in courses if (accuracy := _reached(each, iterations)) is not None]
+            row.append(f"{statistics.median(seen):.2f} ({iterations:,.0f})" if len(seen) == len(courses) else "")
+        rows.append([kind.name, kind.place, f"{kind.budget:g}", f"{len(cell.runs)}", *row,
+                     original.tutorials.get(kind.setting, "")])  # fmt: skip
+    if not rows:
+        return []
+    header = ["framework", "on", "budget", "n", *(f"{share:.0%} of them" for share in SHARES), "its tutorial reports"]
+    return [f"## {dataset}: accuracy against iterations",
+            "Test accuracy in percent at the last look before that share of the run's iterations (their number), "
+            "medians over seeds:", table(header, rows)]  # fmt: skip
+
+
+def _reached(each: Course, iterations: float) -> float | None:
+    """The accuracy at the last look that was not later; None where there was none yet."""
+    seen = [accuracy for at, accuracy in zip(each.iterations, each.accuracy, strict=True) if at <= iterations]
+    return seen[-1] if seen else None
 
 
 def _transfer(dataset: str, found: list[Cell], letters: Mapping[str, str]) -> list[str]:
     """Framework by setting, one pair of matrices for each machine, budget, device and tuning."""
     parts = []
     for some in alike(found):
-        if len({cell.kind.setting for cell in some}) < 2:
+        if all(cell.kind.is_default for cell in some):  # which the first table has
             continue
         kind = some[0].kind
         where = f"{kind.place}, budget {kind.budget:g}, tuning {kind.tuning}, machine {letters[kind.machine]}"
         parts += [f"## {dataset}: every framework under others' defaults ({where})"]
-        parts += ["Accuracy in percent:", _matrix(some, lambda cell: f"{cell.accuracy_percent:.2f}")]
-        parts += ["Training time in seconds:", _matrix(some, lambda cell: f"{cell.training_time_s:,.1f}")]
+        parts += ["Accuracy in percent:", _matrix(some, lambda cell: cell.accuracy)]
+        parts += ["Training time in seconds:", _matrix(some, lambda cell: f"{cell.median('training_time_s'):,.1f}")]
     return parts
 
 
 def _matrix(found: list[Cell], show: Callable[[Cell], str]) -> str:
     columns = sorted({cell.kind.setting for cell in found})
-    rows = sorted({(cell.kind.framework, cell.kind.version) for cell in found})
-    values = {(cell.kind.framework, cell.kind.version, cell.kind.setting): show(cell) for cell in found}
-    return table(
-        ["", *columns], [[" ".join(row), *(values.get((*row, column), "") for column in columns)] for row in rows]
-    )
+    values = {(cell.kind.name, cell.kind.setting): show(cell) for cell in found}
+    rows = sorted({cell.kind.name for cell in found})
+    return table(["", *columns], [[row, *(values.get((row, column), "") for column in columns)] for row in rows])
 
 
 def table(header: list[str], rows: Iterable[list[str]]) -> str:

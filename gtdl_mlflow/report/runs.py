@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -10,7 +11,7 @@ from pathlib import Path
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
-from .. import config, sweeps
+from .. import config, delivery, sweeps
 from ..delivery import FAILURE, UNAVAILABLE
 
 SQLITE = "sqlite:///"
@@ -116,7 +117,7 @@ def connect(uri: str) -> MlflowClient:
     """
     if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).exists():
         raise NothingFound(f"{uri}: there is no such file; start in the folder of mlflow.db, or say --tracking-uri")
-    return MlflowClient(uri)
+    return delivery.connect(uri)
 
 
 def measured(run: Run) -> Measured:
@@ -127,6 +128,27 @@ def measured(run: Run) -> Measured:
         run.info.start_time, dict(run.data.metrics), dict(tags),
         {key.removeprefix(WORKER): value for key, value in run.data.params.items() if key.startswith(WORKER)},
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Course:
+    """How accurate a run was, when."""
+
+    iterations: tuple[float, ...]
+    seconds: tuple[float, ...]
+    accuracy: tuple[float, ...]
+
+
+def course(run: Measured, client: MlflowClient) -> Course:
+    """Its looks at the test accuracy, and its end."""
+    looks = {point.step: point.value for point in client.get_metric_history(run.run_id, "eval/accuracy_percent")}
+    times = {point.step: point.value for point in client.get_metric_history(run.run_id, "train/elapsed_s")}
+    points = [(float(step), times[step], looks[step]) for step in sorted(looks) if step in times]
+    end = run.metrics.get("train/iterations", math.nan)
+    if end > (points[-1][0] if points else 0):
+        points.append((end, run.metrics["training_time_s"], run.metrics["accuracy_percent"]))
+    iterations, seconds, accuracy = ([point[index] for point in points] for index in range(3))
+    return Course(tuple(iterations), tuple(seconds), tuple(accuracy))
 
 
 def _kind(run: Run) -> Kind:
