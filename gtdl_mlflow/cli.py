@@ -22,15 +22,20 @@ from .making import fail
 # What a verb needs is imported inside it: `gtdl --help` must not wait for Hydra, and no verb for another's libraries.
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command ``gtdl``; returns its exit status."""
-    parser = argparse.ArgumentParser(prog="gtdl", description="What the gtdl benchmark's runs need.")
-    subjects = parser.add_subparsers(required=True, metavar="SUBJECT")
+def parser() -> argparse.ArgumentParser:
+    """What ``gtdl`` understands."""
+    made = argparse.ArgumentParser(prog="gtdl", description="What the gtdl benchmark's runs need.")
+    subjects = made.add_subparsers(required=True, metavar="SUBJECT")
     _add_env(subjects)
     _add_data(subjects)
     _add_track(subjects)
     cli_reading.add(subjects)
-    arguments = parser.parse_args(argv)
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command ``gtdl``; returns its exit status."""
+    arguments = parser().parse_args(argv)
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # before its import, which sets its loggers up
     secrets.hide()
     try:

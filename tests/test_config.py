@@ -128,6 +128,7 @@ def test_the_hash_is_of_what_can_change_a_result(given: list[str], changes: bool
         ("dataset=imagenet", r"dataset=imagenet: expected one of .*mnist"),
         ("setting=torch_svhn", r"setting=torch_svhn: expected one of .*torch_mnist"),
         ("hardware=tpu", r"hardware=tpu: expected one of cpu, cpu_1core, gpu"),
+        ("experiment=gtdlbench", r"experiment=gtdlbench: expected one of .*gtdlbench_mnist"),
         ("training.batch_siz=3", r"training\.batch_siz: no such key; training has .*\(did you mean batch_size\?\)"),
         ("batch_size=3", r"batch_size: no such key; there are .*\(did you mean training\.batch_size\?\)"),
         ("+batch_size=3", r"batch_size: no such key; there are .*"),

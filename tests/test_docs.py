@@ -1,0 +1,123 @@
+"""The guide: every command in it means something, its made pages are those of ``conf/``, and the site builds."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT
+
+from gtdl_mlflow import cli, config
+from gtdl_mlflow.config import CONF
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+SHELL = ("python3 -m venv", "pip install", "export MLFLOW_TRACKING_", "python -m pytest")
+"""Beginnings of lines that are not ours to check."""
+
+
+def commands(page: Path) -> list[str]:
+    """The lines of a page's bash blocks, without comments; ``a && b`` is two."""
+    blocks = re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    lines = [line.partition(" #")[0].strip() for block in blocks for line in block.splitlines()]
+    return [part.strip() for line in lines for part in line.split("&&") if part.strip()]
+
+
+TYPED = sorted({(page.relative_to(ROOT).as_posix(), command) for page in PAGES for command in commands(page)})
+
+
+def composes(words: list[str]) -> None:
+    """Every value of every choice, one by one, beside the first of the others."""
+    values = {key: value.split(",") if "interval(" not in value else ["0.1"]
+              for key, _, value in (word.partition("=") for word in words)}  # fmt: skip
+    first = {key: several[0] for key, several in values.items() if not key.startswith("hydra")}
+    for key, several in values.items():
+        for value in several:
+            if key.startswith("hydra/"):
+                assert value == "optuna" or (CONF / key / f"{value}.yaml").exists(), f"{key}={value}"
+            elif not key.startswith("hydra."):
+                with suppress(config.Unavailable):  # on this machine; what it means is clear
+                    config.compose([f"{name}={each}" for name, each in {**first, key: value}.items()])
+
+
+def means_something(command: str) -> None:
+    """Fails if a program of ours would not know what is asked.
+
+    Raises:
+        AssertionError, SystemExit, config.ConfigError: it would not.
+    """
+    words = shlex.split(command)
+    if words[:3] == ["python", "-m", "gtdl_mlflow"]:
+        composes([word for word in words[3:] if word not in ("-m", "--help")])
+    elif words[0] == "gtdl":
+        cli.parser().parse_args(words[1:])
+        if words[1] == "answer":
+            composes([word for word in words[2:] if not word.startswith(("minutes=", "output="))])
+    elif words[:3] == ["mlflow", "run", "."]:
+        entry_points = yaml.safe_load((ROOT / "MLproject").read_text())["entry_points"]
+        assert words[words.index("-e") + 1] in entry_points if "-e" in words else True
+        composes([word for flag, word in itertools.pairwise(words) if flag == "-P"])
+    elif words[0] == "python" and words[1].startswith("benchmarks/"):
+        assert (ROOT / words[1]).is_file()
+    else:
+        assert command.startswith(SHELL) or command in (". .venv/bin/activate", "pytest"), command
+
+
+@pytest.mark.parametrize(("page", "command"), TYPED)
+def test_a_command_means_something(page: str, command: str) -> None:
+    means_something(command)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "python -m gtdl_mlflow -m framework=torch,tensorflo",
+        "python -m gtdl_mlflow experiment=no_such",
+        "python -m gtdl_mlflow -m hydra/launcher=no_such",
+        "gtdl repot",
+        "gtdl compare torch",
+        "mlflow run . -e no_such",
+        "mlflow run . -P setting=no_such",
+        "python benchmarks/no_such.py",
+        "curl example.org",
+    ],
+)
+def test_one_that_does_not_is_found(wrong: str) -> None:
+    with pytest.raises((AssertionError, SystemExit, config.ConfigError)):
+        means_something(wrong)
+
+
+@pytest.mark.parametrize(
+    "command", sorted({command for _, command in TYPED if re.match(r"gtdl (env|data|track) (list|packages)", command)})
+)
+def test_what_only_looks_is_run(store: str, command: str) -> None:
+    assert cli.main(shlex.split(command)[1:]) == 0
+
+
+@pytest.mark.parametrize("group", ["framework", "dataset"])
+def test_made_pages_are_those_of_the_configuration(group: str) -> None:
+    pages = runpy.run_path(str(ROOT / "scripts" / "pages.py"))
+    for name in config.choices(group):
+        page = ROOT / "docs" / f"{group}s" / f"{name}.md"
+        assert page.read_text(encoding="utf-8") == pages[group](name), "python scripts/pages.py makes it anew"
+
+
+def test_the_site_builds_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", tmp_path / "site"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "site" / "mnist" / "index.html").read_text(encoding="utf-8")
+    assert "Benchmarking on MNIST" in page
+    assert not re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="https?://(?!localhost)[^"]+"', page)
