@@ -28,6 +28,9 @@ VARIABLE = "GTDL_SWEEP"
 SWEEP, SWEEP_KEY, POSITION = "gtdl.sweep", "gtdl.sweep_key", "gtdl.sweep_position"
 """Tags: the overrides of a sweep, on its own run; what makes two sweeps the same; a job's number, on its run."""
 
+PAGE = 1000
+"""Runs that are asked for at a time."""
+
 FINISHED, FAILED, CANNOT, GOING = "finished", "failed", "unavailable", "in progress"
 
 
@@ -141,7 +144,7 @@ def runs(client: MlflowClient, experiment_id: str, condition: str) -> Iterator[R
     """All runs of an experiment that meet a condition, page by page."""
     token: str | None = None
     while True:
-        page = client.search_runs([experiment_id], condition, max_results=1000, page_token=token)
+        page = client.search_runs([experiment_id], condition, max_results=PAGE, page_token=token)
         yield from page
         token = page.token
         if not token:
