@@ -82,6 +82,15 @@ def test_what_did_not_learn_wins_no_race(store: str) -> None:
     assert any(remark.startswith("theano") and "no better than chance" in remark for remark in remarks)
 
 
+def test_noise_is_told_once_for_all(store: str) -> None:
+    for framework, spread in (("torch", 0.3), ("tensorflow", 0.5), ("caffe", 0.01)):
+        for seed in range(5):
+            finished([f"framework={framework}", *PARITY, f"seed={seed}"], 10 * (1 + spread * seed / 4), 1, 98)
+    (remark,) = said(store)[1]
+    assert remark.startswith("training_time_s is noisy: tensorflow 2.21.0 (standard deviation ")
+    assert remark.endswith("range 50% of the smallest), less so torch 2.13.0")
+
+
 def test_another_machine_is_another_comparison(store: str) -> None:
     five("torch", 10, 98)
     five("tensorflow", 5, 98, **{"gtdl.machine": "a faster one (abc)"})

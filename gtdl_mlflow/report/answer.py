@@ -188,14 +188,26 @@ def remarks(found: list[Entry]) -> list[str]:
             said.append(f"{entry.framework}: {seeds} {'seed' if seeds == 1 else 'seeds'}, where others have {most}")
         if entry.poor:
             said.append(f"{entry.framework}: left out of the times: {entry.poor}")
-        for figure in FIGURES[:2]:
-            if flags := summarize(entry.values(figure.name)).noise if entry.values(figure.name) else ():
-                said.append(f"{entry.framework}: {figure.name} is noisy: {', '.join(flags)}")
         if any("gtdl.resumed" in run.tags for run in entry.finished):
             said.append(f"{entry.framework}: a run went on after a kill")
+    said += [remark for figure in FIGURES[:2] if (remark := _noise(figure, found))]
     if 0 < most < 5:
         said.append(f"{most} {'seed' if most == 1 else 'seeds'}; a publishable figure has 5")
     return said
+
+
+def _noise(figure: Figure, found: list[Entry]) -> str:
+    """In one line: whose repeats are far apart, the worst of them with what is wrong; empty if nobody's are."""
+    worst = {}
+    for entry in found:
+        values = entry.values(figure.name)
+        if values and (flags := summarize(values).noise):
+            worst[entry.framework] = (max(values) / min(values), ", ".join(flags))
+    if not worst:
+        return ""
+    first, *others = sorted(worst, key=lambda name: -worst[name][0])
+    text = f"{figure.name} is noisy: {first} ({worst[first][1]})"
+    return f"{text}, less so {', '.join(others)}" if others else text
 
 
 def number(value: float) -> str:

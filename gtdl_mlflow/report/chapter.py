@@ -251,5 +251,5 @@ def _resources(runs: dict[str, Measured], client: MlflowClient) -> list[Picture]
         if rows:
             chart = charts.curves(rows, "seconds", "time since the run began, s", "value", title)
             header = ["framework", "samples", "lowest", "median", "highest"]
-            made.append(Picture(title.partition(",")[0].capitalize(), chart, Table(header, table)))
+            made.append(Picture(title[0].upper() + title[1:].partition(",")[0], chart, Table(header, table)))
     return made

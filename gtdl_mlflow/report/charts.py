@@ -31,7 +31,7 @@ LOOK = {
     "axis": {"labelColor": TEXT, "titleColor": TEXT, "domainColor": TEXT, "tickColor": TEXT, "gridColor": TEXT,
              "gridOpacity": 0.15, "labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal",
              "labelLimit": 220},
-    "legend": {"labelColor": TEXT, "titleColor": TEXT, "orient": "bottom", "columns": 3, "labelFontSize": 12,
+    "legend": {"labelColor": TEXT, "titleColor": TEXT, "orient": "bottom", "columns": 2, "labelFontSize": 12,
                "labelLimit": 220, "titleFontSize": 12},
     "title": {"color": TEXT},
 }  # fmt: skip

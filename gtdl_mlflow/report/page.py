@@ -144,7 +144,7 @@ def gtdlbench(runs: Iterable[Measured], original: published.Published) -> list[O
             ])  # fmt: skip
             frameworks = sorted({run.kind.name for column in columns.values() for run in column})
             rows = [[[name], *_then_and_now(dataset, name, columns, original)] for name in frameworks]
-            made.append(Original(f"{title} ({machine})", rows))
+            made.append(Original(f"{title}, {machine}", rows))
     return made
 
 
