@@ -34,7 +34,15 @@ COMMON = "caffe_mnist"
 
 PROBE_STEPS = 30
 
-CELL_S = 1.5
+COLD_S = 6.0
+"""A probe that takes longer besides training and testing is repeated: it was most likely the first run on this machine,
+which reads a framework from the disk, compiles its Python files, or has Theano's C++ compiled.
+"""
+
+LEAST = 0.01
+"""Of a training: with less than that of each, nothing learns, so that rather fewer studies are made."""
+
+CELL_S = 1.0
 """What the driver adds to a cell: the tracker, the model's files."""
 
 SWEEP_S = 6.0
@@ -161,19 +169,23 @@ def budgets(costs: Sequence[Sequence[Cost]], seconds: float) -> list[float]:
     """For each study with the ``costs`` of its frameworks' runs, the share of their trainings that fits.
 
     All studies get the same part of the ``seconds`` that are left when the fixed costs are paid; what one cannot use
-    goes to the others. A study is left out, the last first, where not even the fixed costs of all fit.
+    goes to the others. Studies are left out, the last first, until each of several has ``LEAST`` of its training; the
+    only one that is left may have less.
     """
     fixed = [SWEEP_S + SEEDS * sum(cost.fixed_s + CELL_S for cost in study) for study in costs]
     training = [SEEDS * sum(cost.training_s for cost in study) for study in costs]
-    count = len(costs)
-    while count and sum(fixed[:count]) >= seconds:
-        count -= 1
-    left, found = seconds - sum(fixed[:count]), [0.0] * count
-    for place, index in enumerate(sorted(range(count), key=lambda index: training[index])):
-        part = left / (count - place)
-        found[index] = rounded(min(1.0, part / training[index]))
-        left -= found[index] * training[index]
-    return found
+    for count in range(len(costs), 0, -1):
+        left = seconds - sum(fixed[:count])
+        if left <= 0:
+            continue
+        found = [0.0] * count
+        for place, index in enumerate(sorted(range(count), key=lambda index: training[index])):
+            part = left / (count - place)
+            found[index] = rounded(min(1.0, part / training[index]))
+            left -= found[index] * training[index]
+        if count == 1 or min(found) >= LEAST:
+            return found
+    return []
 
 
 def rounded(share: float) -> float:
@@ -203,6 +215,8 @@ def run(minutes: float, wanted: Sequence[str], overrides: Sequence[str], experim
             composed = config.compose([*Study(DATASETS[0], setting).overrides(name), *overrides])
             try:
                 probes[name, setting] = probe(composed)
+                if probes[name, setting].fixed_s > COLD_S:
+                    probes[name, setting] = probe(composed)
             except WorkerFailed as error:
                 names.remove(name)
                 remarks.append(f"{name} is left out: {error}")

@@ -10,7 +10,7 @@ import mlflow
 import pytest
 
 from gtdl_mlflow import answering
-from gtdl_mlflow.answering import CELL_S, SEEDS, SWEEP_S, Cost, budgets, rounded
+from gtdl_mlflow.answering import CELL_S, LEAST, SEEDS, SWEEP_S, Cost, budgets, rounded
 
 
 def spent(costs: list[list[Cost]], shares: list[float]) -> float:
@@ -36,8 +36,17 @@ def test_what_one_study_cannot_use_goes_to_the_others() -> None:
 
 
 def test_studies_are_left_out_from_the_end() -> None:
-    assert len(budgets([[Cost(5, 10)], [Cost(5, 10)], [Cost(5, 10)]], 2 * (SWEEP_S + SEEDS * (5 + CELL_S)) + 1)) == 2
+    assert len(budgets([[Cost(5, 10)], [Cost(5, 10)], [Cost(5, 10)]], 2 * (SWEEP_S + SEEDS * (5 + CELL_S)) + 10)) == 2
     assert budgets([[Cost(5, 10)]], 1) == []
+
+
+def test_rather_fewer_studies_than_trainings_that_teach_nothing() -> None:
+    fixed = SWEEP_S + SEEDS * (1 + CELL_S)
+    costs = [[Cost(1, 200)], [Cost(1, 200)], [Cost(1, 20_000)]]  # of the last 100 s in all, 0.1 % could be had
+    shares = budgets(costs, 3 * fixed + 300)
+    assert len(shares) == 2
+    assert min(shares) > 0.1
+    assert 0 < budgets([[Cost(1, 20_000)]], fixed + 10)[0] < LEAST  # better than no answer
 
 
 @pytest.mark.parametrize(
