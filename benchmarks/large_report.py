@@ -17,7 +17,10 @@ import sys
 import tempfile
 import time
 import uuid
+from functools import cache
 from pathlib import Path
+
+from gtdl_mlflow import config
 
 FRAMEWORKS = ("torch", "tensorflow", "mxnet", "theano", "caffe")
 DATASETS = ("mnist_5k", "mnist", "cifar10")
@@ -74,6 +77,7 @@ def multiply(path: Path, count: int) -> None:
                 "gtdl.training": setting, "gtdl.seed": str(number // 30 // MACHINES),
                 "gtdl.machine": f"machine {number // 30 % MACHINES}",
             }  # fmt: skip
+            new["gtdl.cell"] = cell(new["gtdl.framework"], dataset, setting)
             factor = chance.uniform(0.98, 1.02) * (1 + number % len(FRAMEWORKS))
             for table, columns in tables.items():
                 copies = []
@@ -85,6 +89,13 @@ def multiply(path: Path, count: int) -> None:
                         values["value"] *= factor
                     copies.append(tuple(values.values()))
                 store.executemany(f"INSERT INTO {table} VALUES ({','.join('?' * len(columns))})", copies)
+
+
+@cache
+def cell(framework: str, dataset: str, setting: str) -> str:
+    """That of a run without changes, but for the version, which is the reference's in all copies."""
+    words = [f"framework={framework}", f"dataset={dataset}", f"setting={setting}", "framework.version=1"]
+    return config.compose(words).cell()
 
 
 if __name__ == "__main__":
