@@ -52,7 +52,7 @@ def framework(name: str) -> str:
         "## Its settings for speed",
         "`tuning=best`, the default, or `tuning=plain`; both compute the same.",
         "```yaml\n" + OmegaConf.to_yaml(OmegaConf.structured(of).tuning).rstrip() + "\n```",
-        "The file says why each of them is there." if of.tuning else "", origin(path),
+        "The file says why each of them is there.", origin(path),
     )  # fmt: skip
 
 
