@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mlflow.entities import Run
 
-from . import datasets, devices, environments, resuming, sweeps, tracking
+from . import datasets, devices, environments, peaks, resuming, sweeps, tracking
 from .config import Config, ConfigError, check
 from .datasets import Prepared
 from .delivery import TrackingFailed
@@ -49,13 +49,13 @@ def run(config: Config, folder: Path, place: sweeps.Place | None = None) -> Outc
         check(config)  # a combination in a sweep may be impossible though each of its values is not
         data = datasets.prepare(config.dataset)
         environment = environments.ensure(config.framework, config.hardware.device)
-        tracked.uses(environment, data)
+        tracked.uses(environment, data, peaks.peak(config.hardware, config.threads))
         job = job_of(config, data.folder, folder)
         settings, limit_s = config.settings.environment, config.limits.run_timeout_s
         with _checkpoints(config, environment, data, tracked) as checkpoints:
             job = replace(job, checkpoints=checkpoints)
             # Closed at once if anything is raised in here, and the worker with it; not when the generator is collected.
-            with closing(launch(job, environment.python, settings, folder, limit_s)) as events:
+            with closing(launch(job, environment.python, settings, folder, limit_s, tracked.starts)) as events:
                 for event in events:
                     tracked.add(event)
                     line.show(event)
@@ -113,6 +113,7 @@ def job_of(config: Config, data: Path, folder: Path) -> Job:
         cores=config.hardware.cores,
         folder=str(folder / "model"),
         parity=config.parity,
+        latency=config.latency,
     )
 
 

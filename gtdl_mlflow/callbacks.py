@@ -10,7 +10,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -20,6 +20,10 @@ from omegaconf import open_dict, read_write
 
 from .config import ConfigError, Order, Rerun, Unavailable, compose, load
 from .making import say
+
+if TYPE_CHECKING:
+    from .studies import Conclusion
+    from .sweeps import Summary
 
 
 class CheckFirst(Callback):
@@ -123,6 +127,7 @@ class SweepRun(Callback):
         self._folder.mkdir(parents=True, exist_ok=True)
         overrides = ordered(asked(config.hydra), config.sweep.order)
         self._cells = count(overrides)
+        self._study = config.sweep.study
         self._key = sweeps.key(overrides)
         self._told = delivery.record(self._uri, self._folder, "sweep", config.tracking.experiment)
         self._told.tags = {
@@ -212,13 +217,15 @@ class SweepRun(Callback):
                     children = sweeps.runs(delivery.connect(self._uri), self._told.experiment_id, family)
                     summary = sweeps.Summary(sweeps.cells(children), self._cells, time.monotonic() - self._started)
                 summary.write(self._folder / "summary.csv")
-                self._told.artifacts.append("summary.csv")
+                conclusion = self._conclude(summary)
+                self._told.artifacts += ["summary.csv", *conclusion.artifacts]
                 now = round(time.time() * 1000)
                 figures = {**summary.counts, "time_s": self._before_s + summary.seconds}
-                self._told.metrics = [(f"sweep/{name}", value, now, 0) for name, value in figures.items()]
+                metrics = {f"sweep/{name}": value for name, value in figures.items()} | conclusion.metrics
+                self._told.metrics = [(name, value, now, 0) for name, value in metrics.items()]
                 delivery.end(self._told, status or ("FAILED" if summary.failures else "FINISHED"))
                 delivery.deliver(self._told, self._uri)
-            print(summary.text())
+            print("\n".join(filter(None, [summary.text(), conclusion.text])))
             SweepRun.failures = summary.failures
             for each in left:
                 say(f"{each.failure}; {each.told.name} is kept, `gtdl track replay` delivers it")
@@ -228,6 +235,18 @@ class SweepRun(Callback):
                 delivery.end(self._told, status or "FAILED")
             delivery.keep(self._told)
             say(f"{error}; all that was measured is kept, `gtdl track replay` delivers it")
+
+    def _conclude(self, summary: Summary) -> Conclusion:
+        """Of the study that the sweep was for; what was measured is not lost for the lack of it."""
+        from . import studies
+
+        if self._study is None:
+            return studies.Conclusion("")
+        try:
+            found = studies.conclude(self._study, (cell.run for cell in summary.cells), self._folder)
+        except Exception as error:  # whatever a renderer in another language may raise
+            return studies.Conclusion(f"the study of {self._study.value} cannot be concluded: {error}")
+        return found or studies.Conclusion(f"too few runs finished for a study of {self._study.value}")
 
 
 def ordered(overrides: list[str], order: Order) -> list[str]:

@@ -1,9 +1,9 @@
 """``gtdl``: the verbs beside a run.
 
 ``gtdl env`` keeps the frameworks' environments, ``gtdl data`` the data sets, ``gtdl track`` what a tracker has not
-heard yet. The others read the tracking store: ``gtdl report`` writes it all into one page, ``gtdl compare`` says
-whether two frameworks differ, ``gtdl check`` whether runs are fit to be published, ``gtdl reproduction`` sets
-GTDLBench's figures beside ours, and ``gtdl ui`` opens MLflow's own pages.
+heard yet; ``gtdl machine`` says what this machine can do at most. The others read the tracking store: ``gtdl report``
+writes it all into one page, ``gtdl compare`` says whether two frameworks differ, ``gtdl check`` whether runs are fit to
+be published, ``gtdl reproduction`` sets GTDLBench's figures beside ours, and ``gtdl ui`` opens MLflow's own pages.
 
 Exit status: 0 done, 1 it could not be done, 2 it was asked wrongly. An error is one line.
 """
@@ -29,6 +29,7 @@ def parser() -> argparse.ArgumentParser:
     _add_env(subjects)
     _add_data(subjects)
     _add_track(subjects)
+    _add_machine(subjects)
     cli_reading.add(subjects)
     return made
 
@@ -240,6 +241,30 @@ def _track_replay(arguments: argparse.Namespace) -> int:
             else:
                 print(f"{done.told.name}: delivered, run {done.told.run_id}")
     return status
+
+
+def _add_machine(subjects: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    machine = subjects.add_parser("machine", help="what this machine is, and the most that it computes and moves")
+    machine.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="as for a run: hardware=cpu_1core")
+    machine.set_defaults(verb=_machine)
+
+
+def _machine(arguments: argparse.Namespace) -> int:
+    from . import config, devices, machine, noise, peaks
+
+    try:
+        composed = config.compose(arguments.overrides)
+    except config.ConfigError as error:
+        return fail(str(error), status=2)
+    print(machine.fingerprint())
+    with devices.held(composed.hardware):
+        found = peaks.measure(composed.hardware, composed.threads)
+    if found is None:
+        return 1
+    print(found.text)
+    now = noise.Moment.now()
+    print(f"load {now.load:.2f}" + (f", {now.mhz:,.0f} MHz" if now.mhz else ""))
+    return 0
 
 
 if __name__ == "__main__":

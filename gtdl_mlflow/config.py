@@ -28,7 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from .explain import explain, unknown_key
 from .worker import inputs, network, treatments
-from .worker.job import LearningRateSchedule, Schedule, Training
+from .worker.job import WARM_UP_STEPS, Latency, LearningRateSchedule, Schedule, Training
 from .worker.layers import NetworkError
 
 _HERE = Path(__file__).parent
@@ -209,7 +209,7 @@ class Dataset:
     downloads: dict[str, Download] = field(default_factory=dict)
     """What `gtdl data fetch` gets, by any short names; nothing for a data set that is built in."""
     target_accuracy: float = MISSING
-    """Percent: how long a training takes to get there is a figure of the report's; no training stops for it."""
+    """Percent: the default of ``training.target_accuracy``."""
     source: str = MISSING
     """Where the data set is described."""
     terms: str = MISSING
@@ -283,6 +283,13 @@ class Rerun(str, Enum):
     none = "none"
 
 
+class Study(str, Enum):
+    """``stability``: the spread and the drift of repeats; ``scaling``: speed by threads and batch size."""
+
+    stability = "stability"
+    scaling = "scaling"
+
+
 @dataclass
 class Sweep:
     """How a sweep goes about its runs."""
@@ -294,6 +301,8 @@ class Sweep:
     them, or none; what it never came to is always run."""
     objective: str = "accuracy_percent"
     """The metric that a run answers a sweeper with, for those that search."""
+    study: Study | None = None
+    """What the sweep is for, if it is to be concluded at its end."""
 
 
 @dataclass
@@ -323,6 +332,7 @@ class Config:
     budget: float = 1.0
     """Share of the training's iterations to run, above 0 and at most 1; the schedule is compressed with them."""
     tuning: Tuning = Tuning.best
+    latency: Latency = field(default_factory=Latency)
     parity: bool = False
     """Whether to prove, before training, that the framework computes what the float64 NumPy network does."""
 
@@ -359,8 +369,9 @@ class Config:
 
     def _decisive(self) -> dict[str, Any]:
         plain = self.plain()
-        del plain["tracking"], plain["sweep"], plain["limits"]
-        del plain["dataset"]["downloads"], plain["dataset"]["target_accuracy"], plain["training"]["checkpoint_every"]
+        del plain["tracking"], plain["sweep"], plain["limits"], plain["latency"]
+        del plain["dataset"]["downloads"], plain["dataset"]["target_accuracy"]
+        del plain["training"]["checkpoint_every"], plain["training"]["target_accuracy"]
         if not self.hardware.side_by_side:
             del plain["hardware"]["side_by_side"]  # alone is what runs were before they could be anything else
         return plain
@@ -422,6 +433,18 @@ def _is_depth(depth: Any) -> bool:
     return type(depth) is int and depth >= 8 and (depth - 2) % 6 == 0
 
 
+def _thread_counts() -> str:
+    """1, 2, 4, ... up to the cores that this process may use, as a sweep lists them."""
+    cores = len(os.sched_getaffinity(0))
+    return ",".join(map(str, sorted({cores, *(2**power for power in range(cores.bit_length()))})))
+
+
+def _iterations_for(images: int, batch_size: Any) -> int:
+    """Iterations that train on so many images, though enough of them to have a steady pace after the warm-up."""
+    size = batch_size if type(batch_size) is int and batch_size > 0 else 1  # `check` refuses what it cannot be
+    return max(3 * WARM_UP_STEPS, round(images / size))
+
+
 LARGEST_SIDE = 256
 """Pixels of a side of ``dataset.image_size``: the prepared images have to fit into memory, and into a network."""
 
@@ -430,6 +453,8 @@ OmegaConf.register_new_resolver("other_family", _other_family, replace=True)
 OmegaConf.register_new_resolver("settings_for", _settings_for, replace=True)
 OmegaConf.register_new_resolver("residual_units", _residual_units, replace=True)
 OmegaConf.register_new_resolver("image_shape", _image_shape, replace=True)
+OmegaConf.register_new_resolver("thread_counts", _thread_counts, replace=True)
+OmegaConf.register_new_resolver("iterations_for", _iterations_for, replace=True)
 ConfigStore.instance().store(name="schema", node=Config)
 
 
@@ -493,6 +518,8 @@ def check(config: Config) -> None:
         ("training.checkpoint_every", training.checkpoint_every, 0),
         ("training.weight_decay", training.weight_decay, 0),
         ("training.validation.images", training.validation.images, 0),
+        ("latency.steps", config.latency.steps, 0),
+        ("latency.batch_sizes", min(config.latency.batch_sizes, default=None), 1),
         ("training.schedule.gamma", training.schedule.gamma, 0),
         ("hardware.threads", hardware.threads, 1),
         ("tracking.system_metrics_interval_s", config.tracking.system_metrics_interval_s, 0),
@@ -505,6 +532,7 @@ def check(config: Config) -> None:
         ("training.learning_rate", training.learning_rate),
         ("training.bias_rate", training.bias_rate),
         ("training.epsilon", training.epsilon),
+        ("latency.seconds", config.latency.seconds),
         ("limits.run_timeout_s", config.limits.run_timeout_s),
         ("limits.fetch_timeout_s", config.limits.fetch_timeout_s),
     ]

@@ -6,7 +6,8 @@ import os
 import signal
 import subprocess
 import threading
-from collections.abc import Generator
+import time
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 from .worker import events
@@ -31,9 +32,14 @@ class WorkerFailed(Exception):
 
 
 def launch(
-    job: Job, python: Path, environment: dict[str, str], folder: Path, timeout_s: float
+    job: Job,
+    python: Path,
+    environment: dict[str, str],
+    folder: Path,
+    timeout_s: float,
+    started: Callable[[int], None] = lambda worker: None,
 ) -> Generator[events.Event, None, None]:
-    """Run ``job`` under the interpreter ``python`` and yield its events.
+    """Run ``job`` under the interpreter ``python`` and yield its events; ``started`` hears the worker's number.
 
     ``folder`` gets ``job.json``, ``events.jsonl`` and ``worker.log``. However the generator is left, by its end, an
     exception or ``close()``, no process of the worker survives it.
@@ -49,7 +55,17 @@ def launch(
             process = subprocess.Popen(
                 # A virtual environment's python is a symlink: resolving it would leave the environment. -I keeps
                 # PYTHONPATH and the user's site-packages out of the measurement.
-                [python, "-I", "-X", "faulthandler", WORKER, job_file, str(write_end), str(os.getpid())],
+                [
+                    python,
+                    "-I",
+                    "-X",
+                    "faulthandler",
+                    WORKER,
+                    job_file,
+                    str(write_end),
+                    str(os.getpid()),
+                    str(time.perf_counter_ns()),
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -73,6 +89,7 @@ def launch(
         timer.start()
         finished = False
         try:
+            started(process.pid)
             for line in stream:
                 record.write(line)
                 try:

@@ -17,19 +17,21 @@ from mlflow.entities import Metric
 from mlflow.types import Schema, TensorSpec
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
-from . import __version__, delivery, machine, mllog, resuming, sweeps
+from . import __version__, delivery, machine, mllog, noise, resuming, roofline, sweeps
 from .config import Config, Unavailable
 from .datasets import Prepared, contact_sheet
 from .delivery import FAILURE, STAGING, UNAVAILABLE, Away, TrackingFailed, patience, reaching, redacted
 from .environments import Environment
 from .making import say
+from .peaks import Peak
 from .pyfunc import save_model
 from .resuming import Interrupted
 from .system_metrics import Sampler
 from .worker.events import Confusion, Described, Event, Metrics
 
-ARTIFACTS = ("config.yaml", "environment.txt", "contact_sheet.png", "learning_curve.png", "confusion_matrix.png",
-             "confusion_matrix.csv", "job.json", "events.jsonl", "mlperf.log", "worker.log")  # fmt: skip
+ARTIFACTS = ("config.yaml", "environment.txt", "contact_sheet.png", "learning_curve.svg", "confusion_matrix.svg",
+             "confusion_matrix.csv", "roofline.svg", "roofline.csv", "inference.svg", "inference.csv", "job.json",
+             "events.jsonl", "mlperf.log", "worker.log")  # fmt: skip
 """Files of a run's folder that are kept with it, as far as it came to them."""
 
 
@@ -49,7 +51,9 @@ class Run:
         self._metrics: list[Metric] = []
         self._facts: dict[str, Any] = {}
         self._confusion: list[list[int]] = []
-        self._sampler = Sampler(config.tracking.system_metrics_interval_s)
+        self._sampler = Sampler(config.tracking.system_metrics_interval_s, config.hardware.device)
+        self._peak: Peak | None = None
+        self._before: noise.Moment | None = None
         self._started = time.monotonic()
         self._environment: Environment | None = None
         self._resumes: Interrupted | None = None
@@ -76,16 +80,20 @@ class Run:
         (self._folder / "config.yaml").write_text(yaml.safe_dump(plain, sort_keys=False))
         return self
 
-    def uses(self, environment: Environment, data: Prepared) -> None:
-        """What the run runs in and on."""
-        self._environment = environment
+    def uses(self, environment: Environment, data: Prepared, peak: Peak | None) -> None:
+        """What the run runs in and on, and what the machine can do at most."""
+        self._environment, self._peak = environment, peak
         (self._folder / "environment.txt").write_text("\n".join(environment.packages) + "\n")
         contact_sheet.write(data, self._folder / "contact_sheet.png")
         self.record.tags |= {"gtdl.data_digest": data.digest, "gtdl.environment": environment.key}
         self.record.inputs = [_dataset_input(self._config, data)]
         if not self.undelivered:
             self._deliver(retries=2, timeout_s=10)
-        self._sampler.start()
+
+    def starts(self, worker: int) -> None:
+        """The process of this number works on the run from now on."""
+        self._sampler.start(worker)
+        self._before = noise.Moment.now()
 
     def resumes(self, interrupted: Interrupted) -> None:
         """This run goes on with another, which can say no more."""
@@ -104,7 +112,11 @@ class Run:
         """Keep an event for later: a worker's clock may be running."""
         if isinstance(event, Metrics):
             at = round(event.time * 1000)
-            self._metrics += [Metric(key, value, at, event.step) for key, value in event.values.items()]
+            values = event.values
+            if "worker/wall_s" in values and self._before is not None:  # its last word: what it used is known
+                used_s = values["worker/cpu_user_s"] + values["worker/cpu_system_s"]
+                values = values | noise.figures(self._before, noise.Moment.now(), used_s)
+            self._metrics += [Metric(key, value, at, event.step) for key, value in values.items()]
         elif isinstance(event, Described):
             self._facts |= event.facts
         elif isinstance(event, Confusion):
@@ -149,7 +161,10 @@ class Run:
             status = "FINISHED"
             self._metrics.append(Metric("wall_time_s", time.monotonic() - self._started, now, 0))
             self._metrics.append(Metric("device_wait_s", self._waited_s, now, 0))
-            told.tags |= {"gtdl.quality": quality(self._metrics, self._config.dataset.classes)}
+            shares = roofline.shares(self.results, self._config.network, self._config.training, self._peak)
+            self._metrics += [Metric(key, value, now, 0) for key, value in shares.items()]
+            told.tags["gtdl.quality"] = quality(self._metrics, self._config.dataset.classes)
+            told.tags["gtdl.noise"] = "; ".join(noise.flags(self.results)) or "ok"
             told.tags[MLFLOW_RUN_NOTE] = _note(self._config, self.results)
             self._draw()
         else:
@@ -175,8 +190,14 @@ class Run:
         try:
             from . import pictures  # a second to import, which no run needs to wait for before it starts
 
-            pictures.learning_curve(self._metrics, self._config.framework.name, folder / "learning_curve.png")
-            pictures.confusion_matrix(self._confusion, folder / "confusion_matrix.csv", folder / "confusion_matrix.png")
+            framework, network, training = self._config.framework.name, self._config.network, self._config.training
+            pictures.learning_curve(self._metrics, framework, folder / "learning_curve.svg")
+            pictures.confusion_matrix(self._confusion, folder / "confusion_matrix.csv", folder / "confusion_matrix.svg")
+            if self._peak is not None:
+                roofline.write(folder / "roofline.csv", network, training, self._peak)
+                pictures.roofline(self.results, self._peak, folder / "roofline.svg")
+            if self._config.latency.batch_sizes:
+                pictures.inference(self._metrics, framework, folder / "inference.csv", folder / "inference.svg")
         except Exception as error:  # whatever a renderer in another language may raise
             say(f"the run's pictures cannot be drawn: {error}")
 

@@ -19,7 +19,9 @@ from .runs import Course, Measured, course
 from .statistics import summarize
 
 PARTS = {
+    "setup/start_s": "interpreter",
     "setup/import_s": "import",
+    "setup/parity_s": "parity",
     "setup/data_s": "data",
     "setup/build_s": "build",
     "setup/compile_s": "compile ahead",
@@ -27,8 +29,10 @@ PARTS = {
     "train/evaluation_s": "evaluation",
     "train/validation_s": "validation",
     "train/checkpoint_s": "checkpoints",
+    "test/warm_up_s": "test warm-up",
     "testing_time_s": "testing",
     "save/model_s": "saving",
+    "latency/time_s": "single operations",
 }
 """Where a worker's time goes, in the order in which it goes there; the rest of ``worker/wall_s`` is ``OTHER``."""
 

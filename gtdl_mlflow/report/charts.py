@@ -157,6 +157,66 @@ def confusion(rows: Rows, classes: int) -> Specification:
     return _finished(alt.layer(*layers), height=360)
 
 
+def roofline(points: Rows, gflops: float, gb_per_s: float) -> Specification:
+    """``phase``s at their ``intensity`` and ``gflops`` under the roof: ``gflops``, or ``gb_per_s`` times intensity."""
+    x = [point["intensity"] for point in points]
+    ridge = gflops / gb_per_s
+    left, right = min(*x, ridge) / 4, max(*x, ridge) * 4
+    roof = [{"intensity": each, "gflops": min(gflops, gb_per_s * each)} for each in (left, ridge, right)]
+    low = min(roof[0]["gflops"], *(point["gflops"] for point in points)) / 2
+    axes = {
+        "x": alt.X("intensity:Q", title="operations per byte, FLOP/B", scale=alt.Scale(type="log")),
+        "y": alt.Y("gflops:Q", title="GFLOP/s", scale=alt.Scale(type="log", domain=[low, 2 * gflops])),
+    }
+    line = _chart(roof).mark_line(color=TEXT).encode(**axes)
+    base = _chart([{**point, "text": f"{point['phase']}: {point['share']:.0f} % of the peak"} for point in points])
+    marks = base.mark_point(size=90, filled=True).encode(
+        **axes, color=alt.Color("phase:N", title=None, scale=alt.Scale(range=[PALETTE[5], PALETTE[1]])),
+        shape=alt.Shape("phase:N", title=None),
+    )  # fmt: skip
+    text = base.mark_text(align="left", dx=9, dy=9, color=TEXT).encode(**axes, text="text:N")
+    return _finished(alt.layer(line, marks, text), height=260)
+
+
+def scaling(rows: Rows) -> Specification:
+    """Training speed by batch size, a line for each framework and number of threads; below it, how efficient several
+    threads are.
+    """
+    order = list(dict.fromkeys(row["framework"] for row in rows))
+    x = alt.X("batch_size:Q", title="images in a batch", scale=alt.Scale(type="log", base=2))
+    dash = alt.StrokeDash("threads:O", title="threads")
+    size = {"width": 480, "height": 200}
+    speed = _chart(rows).mark_line(point=True).encode(
+        x=x, y=alt.Y("train_images_per_s:Q", title="training images/s, logarithmic", scale=alt.Scale(type="log")),
+        color=_color(order), strokeDash=dash,
+    )  # fmt: skip
+    several = [row for row in rows if row["threads"] > 1 and row["efficiency_percent"] is not None]
+    efficiency = _chart(several).mark_line(point=True).encode(
+        x=x, y=alt.Y("efficiency_percent:Q", title="speed-up over one thread / threads, %"),
+        color=_color(order), strokeDash=dash,
+    )  # fmt: skip
+    parts = [speed, efficiency] if several else [speed]
+    return {**alt.vconcat(*(part.properties(**size) for part in parts)).to_dict(validate=False), "config": LOOK}
+
+
+def inference(rows: Rows) -> Specification:
+    """Latency's percentiles and throughput by ``batch`` size: one ``framework``'s."""
+    x = alt.X("batch:Q", title="images in a batch", scale=alt.Scale(type="log", base=2))
+    folded = [{"batch": row["batch"], "rank": rank, "ms": row[f"{rank}_ms"]}
+              for row in rows for rank in ("p50", "p90", "p99")]  # fmt: skip
+    latency = _chart(folded).mark_line(point=True).encode(
+        x=x, y=alt.Y("ms:Q", title="latency, ms", scale=alt.Scale(type="log")),
+        color=alt.Color("rank:N", title=None, scale=alt.Scale(range=[PALETTE[1], PALETTE[0], PALETTE[5]])),
+    )  # fmt: skip
+    throughput = (
+        _chart(rows)
+        .mark_line(point=True, color=PALETTE[3])
+        .encode(x=x, y=alt.Y("images_per_s:Q", title="images/s", scale=alt.Scale(zero=True)))
+    )
+    stacked = alt.vconcat(latency.properties(width=480, height=160), throughput.properties(width=480, height=160))
+    return {**stacked.to_dict(validate=False), "config": LOOK}
+
+
 def _chart(rows: Rows) -> alt.Chart:
     return alt.Chart(alt.Data(values=list(rows)))  # type: ignore[no-untyped-call]
 

@@ -27,19 +27,23 @@ class Summary:
     """The interval of the mean by Student's t; infinitely wide for a single run."""
     noise: tuple[str, ...]
     """Why the repeats are too far apart to be compared in good faith; nothing if they are not."""
+    spread: float
+    """Standard deviation over the mean; nan for a single run."""
 
 
 def summarize(values: Sequence[float]) -> Summary:
     """Of at least one value."""
     array = np.asarray(values, float)
-    mean, low, high = float(array.mean()), -math.inf, math.inf
+    mean, low, high, spread = float(array.mean()), -math.inf, math.inf, math.nan
     if len(array) > 1:
-        error = float(array.std(ddof=1)) / math.sqrt(len(array))
+        deviation = float(array.std(ddof=1))
+        error, spread = deviation / math.sqrt(len(array)), deviation / mean if mean else math.nan
         half = float(stats.t.ppf((1 + LEVEL) / 2, len(array) - 1)) * error
         low, high = mean - half, mean + half
     return Summary(
-        len(array), float(np.median(array)), float(stats.median_abs_deviation(array)), mean, low, high, noise(values)
-    )
+        len(array), float(np.median(array)), float(stats.median_abs_deviation(array)), mean, low, high, noise(values),
+        spread,
+    )  # fmt: skip
 
 
 def noise(values: Sequence[float]) -> tuple[str, ...]:
@@ -58,6 +62,40 @@ def noise(values: Sequence[float]) -> tuple[str, ...]:
     if width >= 0.07:
         flags.append(f"range {width:.0%} of the smallest")
     return tuple(flags)
+
+
+@dataclass(frozen=True)
+class Drift:
+    """Of repeats in their order."""
+
+    percent: float
+    """Of the median, from one to the next: the median of all slopes (Theil and Sen)."""
+    p: float
+    """Two-sided, of Kendall's rank correlation with the order (Mann 1945): low if there is a trend."""
+
+
+def drift(values: Sequence[float]) -> Drift:
+    """Of at least two values."""
+    order = range(len(values))
+    slope = float(stats.theilslopes(values, order).slope)
+    p = float(stats.kendalltau(order, values).pvalue)
+    return Drift(100 * slope / float(np.median(values)), 1.0 if math.isnan(p) else p)
+
+
+POWER = 0.8
+"""How often a difference that is there shall be seen: what is customary."""
+
+RANKS = 3 / math.pi
+"""Efficiency of Mann-Whitney's test against Student's where values are normal (Hodges and Lehmann 1956)."""
+
+
+def repeats_needed(spread: float, difference: float) -> int:
+    """Repeats of each of two groups with a standard deviation of ``spread`` times the mean that show, with ``POWER``,
+    means that are apart by ``difference`` times the mean: of the normal approximation, at least the four below which no
+    rank test is significant.
+    """
+    quantiles = float(stats.norm.ppf((1 + LEVEL) / 2) + stats.norm.ppf(POWER))
+    return max(4, math.ceil(2 * (quantiles * spread / difference) ** 2 / RANKS))
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
-"""``python -m gtdl_mlflow.worker JOB.json [EVENTS_FD DRIVER]``: do one job, in the interpreter of its framework.
+"""``python -m gtdl_mlflow.worker JOB.json [EVENTS_FD DRIVER STARTED]``: do one job, in its framework's interpreter.
 
 Events go to the descriptor EVENTS_FD, or to standard output if none is given; all that a framework prints goes to
-standard error, whichever stream it chose. DRIVER is the process that started this one, which ends with it.
+standard error, whichever stream it chose. DRIVER is the process that started this one, which ends with it, and STARTED
+when it did, by ``time.perf_counter_ns``.
 """
 
 from __future__ import annotations
@@ -28,11 +29,13 @@ if not __package__:
 
 
 def main(arguments: list[str]) -> int:
-    if len(arguments) not in (1, 3):
+    if len(arguments) not in (1, 4):
         print(__doc__, file=sys.stderr)
         return 2
-    descriptor = int(arguments[1]) if len(arguments) == 3 else os.dup(1)
-    if len(arguments) == 3:
+    driven = len(arguments) == 4
+    descriptor = int(arguments[1]) if driven else os.dup(1)
+    started_ns = int(arguments[3]) if driven else None
+    if driven:
         end_with(int(arguments[2]))
     # Frameworks print to descriptor 1 from C, so it is moved before any of them is imported.
     os.dup2(2, 1)
@@ -47,7 +50,7 @@ def main(arguments: list[str]) -> int:
         os.sched_setaffinity(0, job.cores)
     with os.fdopen(descriptor, "w") as stream:
         try:
-            experiment.run(job, lambda event: events.write(stream, event))
+            experiment.run(job, lambda event: events.write(stream, event), started_ns)
         except BrokenPipeError:
             # The driver is gone. Nobody will read the result, and the device is wanted by others.
             print("the driver is gone, stopping", file=sys.stderr)

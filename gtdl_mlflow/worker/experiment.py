@@ -6,36 +6,48 @@ import hashlib
 import itertools
 import json
 import platform
+import resource
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from . import initial, parity
+from . import initial, latency, parity
 from .assembly import adapter, assemble
 from .clock import Clock
 from .events import Confusion, Described, Finished, Metrics
 from .frameworks.base import Adapter
 from .inputs import Treatment, test_batches
 from .job import Job
-from .training import Data, Emit, train
+from .training import Course, Data, Emit, train
+
+COLD_FAULTS = 20
+"""Pages of the framework that had to be read from the disk when it was imported: with more, it was a cold start."""
 
 
-def run(job: Job, emit: Emit) -> None:
+def run(job: Job, emit: Emit, started_ns: int | None = None) -> None:
     """Train and test the job's network, telling ``emit`` what happens as it happens.
 
-    Boundaries of the times: ``setup/import_s`` the adapter and its framework; ``setup/build_s`` initial weights and
-    network; ``setup/compile_s`` what the framework compiles ahead of the first batch; ``setup/data_s`` mapping and
-    treating the images; ``training_time_s`` from before the first batch to after the device finished the last step,
-    evaluation, validation and checkpoints left out (``train/evaluation_s``, ``train/validation_s``,
-    ``train/checkpoint_s``); ``testing_time_s`` one pass over the test set, batching and transfer included, after one
-    batch outside the clock.
+    Boundaries of the times: ``setup/start_s`` the interpreter and NumPy, from ``started_ns`` on (of
+    ``time.perf_counter_ns``, which all processes of a machine share), when the process was started; ``setup/import_s``
+    the adapter and its framework; ``setup/build_s`` initial weights and network; ``setup/compile_s`` what the framework
+    compiles ahead of the first batch; ``setup/data_s`` mapping and treating the images; ``training_time_s`` from before
+    the first batch to after the device finished the last step, evaluation, validation and checkpoints left out
+    (``train/evaluation_s``, ``train/validation_s``, ``train/checkpoint_s``); ``testing_time_s`` one pass over the test
+    set, batching and transfer included, after one batch outside the clock (``test/warm_up_s``); ``save/model_s``;
+    ``latency/time_s`` single operations. ``worker/wall_s`` is all of it and what lies between.
     """
     wall = Clock()
     wall.start()
+    if started_ns is not None:
+        wall.add((time.perf_counter_ns() - started_ns) / 1e9, time.process_time())
+        emit(Metrics({"setup/start_s": wall.seconds}))
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_majflt
     with _measured(emit, "setup/import_s"):
         adapter_class = adapter(job.adapter)
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_majflt - faults
     if job.parity:
         prove(job, adapter_class, emit)
     with _measured(emit, "setup/build_s"):
@@ -47,14 +59,34 @@ def run(job: Job, emit: Emit) -> None:
     facts = {f"framework_{key}" if key == "version" else key: value for key, value in model.describe().items()}
     emit(Described({**facts, "python": platform.python_version(), "numpy": np.__version__,
                     "parameters": network.parameter_count, "flops_per_image": network.flops_per_image,
-                    "train_images": len(data.train_images), "test_images": len(data.test_images)}))  # fmt: skip
-    train(job, model, data, emit)
+                    "train_images": len(data.train_images), "test_images": len(data.test_images),
+                    "start": "cold" if faults > COLD_FAULTS else "warm"}))  # fmt: skip
+    course = train(job, model, data, emit)
     emit(Described({"weights_sha256": digest(model.weights())}))
-    test(job, model, data, emit)
+    test(job, model, data, course, emit)
     with _measured(emit, "save/model_s"):
         save(job, model, treatment, Path(job.folder))
-    emit(Metrics({"worker/wall_s": wall.stop()}))
+    with _measured(emit, "latency/time_s"):
+        figures = latency.training_steps(job, model, data, course.step)
+        inference = latency.inference(job, model, data.test_images)
+    for event in (Metrics(figures), *inference):
+        emit(event)
+    emit(Metrics({**usage(), "worker/wall_s": wall.stop()}))
     emit(Finished())
+
+
+def usage() -> dict[str, float]:
+    """What the operating system says that this process and those it started have used, from their start to now."""
+    own, others = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+    return {
+        "worker/cpu_user_s": own.ru_utime + others.ru_utime,
+        "worker/cpu_system_s": own.ru_stime + others.ru_stime,
+        "worker/peak_memory_mb": max(own.ru_maxrss, others.ru_maxrss) * 1024 / 1e6,  # of Linux's KiB
+        "worker/context_switches": own.ru_nvcsw + others.ru_nvcsw,
+        "worker/involuntary_context_switches": own.ru_nivcsw + others.ru_nivcsw,
+        "worker/disk_read_mb": (own.ru_inblock + others.ru_inblock) * 512 / 1e6,
+        "worker/disk_write_mb": (own.ru_oublock + others.ru_oublock) * 512 / 1e6,
+    }
 
 
 def prove(job: Job, adapter_class: type[Adapter], emit: Emit) -> None:
@@ -69,10 +101,11 @@ def prove(job: Job, adapter_class: type[Adapter], emit: Emit) -> None:
     parity.require(differences)
 
 
-def test(job: Job, model: Adapter, data: Data, emit: Emit) -> None:
+def test(job: Job, model: Adapter, data: Data, course: Course, emit: Emit) -> None:
     """Classify the whole test set once, after one batch that is not timed."""
     size = job.training.test_batch_size
-    model.predict(itertools.islice(test_batches(data.test_images, size), 1))
+    with _measured(emit, "test/warm_up_s"):
+        model.predict(itertools.islice(test_batches(data.test_images, size), 1))
     clock = Clock()
     clock.start()
     logits = model.predict(test_batches(data.test_images, size))
@@ -80,6 +113,8 @@ def test(job: Job, model: Adapter, data: Data, emit: Emit) -> None:
     predicted = logits.argmax(axis=1)
     right = predicted == data.test_labels
     best = np.argsort(-logits, axis=1)[:, :5]
+    if not course.reached and job.training.reaches(100 * float(right.mean())):
+        emit(Metrics({"train/time_to_target_s": course.clock.seconds}, course.step))
     emit(
         Metrics(
             {
@@ -89,6 +124,7 @@ def test(job: Job, model: Adapter, data: Data, emit: Emit) -> None:
                 "test/top5_accuracy_percent": 100 * float((best == data.test_labels[:, None]).any(axis=1).mean()),
                 "test/loss": cross_entropy(logits, data.test_labels),
                 "test/images_per_s": len(right) / seconds,
+                "test/cpu_utilization_percent": 100 * clock.cpu_seconds / (seconds * job.threads),
             }
         )
     )

@@ -12,6 +12,11 @@ from typing import Any
 # The string that marks a mandatory value in Hydra's schemas; not imported from there, since the worker has no Hydra.
 MISSING: Any = "???"
 
+WARM_UP_STEPS = 10
+"""Steps left out of the steady speed, though never out of the training time."""
+
+OF_THE_DATA_SET: Any = "${dataset.target_accuracy}"
+
 
 class Order(str, Enum):
     """``sequential``: the data set's own order, over and over; ``shuffled``: a new order every epoch."""
@@ -136,6 +141,8 @@ class Training:
     """Decay of an exponential moving average of all parameters, which then is the model that is tested and saved."""
     evaluate_every: int = 1
     """Epochs between two looks at the test accuracy, with the clock stopped; 0: none before the end."""
+    target_accuracy: float = OF_THE_DATA_SET
+    """Percent of the test images: how long it takes to get there is measured, and no training stops for it."""
     checkpoint_every: float = 300.0
     """Seconds of training between two checkpoints, from which the same run goes on after a kill; 0: none."""
 
@@ -145,6 +152,10 @@ class Training:
         if self.epochs is not None:
             full.append(round(self.epochs * images / self.batch_size))
         return max(1, round(budget * min(full)))
+
+    def reaches(self, accuracy: float) -> bool:
+        """Whether ``accuracy``, in percent, is the target's or better."""
+        return bool(accuracy >= self.target_accuracy)
 
     def rates(self, start: int, stop: int, budget: float) -> list[float]:
         """Learning rates of the steps ``start`` to ``stop``, the schedule compressed into the ``budget``."""
@@ -157,6 +168,18 @@ class Training:
         """
         assert self.average is not None
         return min(self.average, (1 + step) / (10 + step))
+
+
+@dataclass
+class Latency:
+    """What is timed call by call when training and testing are over."""
+
+    steps: int = 100
+    """Training steps, each waited for, at most; 0: none."""
+    batch_sizes: list[int] = field(default_factory=list)
+    """Of test images, to classify as often as ``steps`` says."""
+    seconds: float = 0.5
+    """At most, for the steps and for each batch size."""
 
 
 @dataclass
@@ -186,6 +209,7 @@ class Job:
     """Where checkpoints are, and go; empty: none."""
     parity: bool = False
     """Whether to prove first that the framework computes the network."""
+    latency: Latency = field(default_factory=Latency)
 
     def write(self, path: Path) -> None:
         path.write_text(json.dumps(dataclasses.asdict(self), indent=1))
@@ -193,7 +217,7 @@ class Job:
     @classmethod
     def read(cls, path: Path) -> Job:
         values = json.loads(path.read_text())
-        return cls(**{**values, "training": training(values["training"])})
+        return cls(**{**values, "training": training(values["training"]), "latency": Latency(**values["latency"])})
 
 
 def training(values: dict[str, Any]) -> Training:

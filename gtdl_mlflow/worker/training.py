@@ -19,12 +19,9 @@ from .clock import Clock
 from .events import Described, Event, Metrics, Progress
 from .frameworks.base import Adapter
 from .inputs import Batch, Treatment, ahead, batches, drawn, split, test_batches
-from .job import EarlyStopping, Job
+from .job import WARM_UP_STEPS, EarlyStopping, Job
 
 Emit = Callable[[Event], None]
-
-WARM_UP_STEPS = 10
-"""Steps left out of the steady speed, though never out of the training time."""
 
 CHUNK_S = 0.5
 """About how long a stretch of steps between two reports takes: short for a live line, long beside a report's cost."""
@@ -67,13 +64,16 @@ class Course:
         self.steady, self.losses = Steady(), Mean()
         stopping = job.training.early_stopping
         self.stopping = Stopping(stopping, job.budget) if stopping else None
+        self.reached = False
+        """Whether a look has found ``training.target_accuracy``."""
         self.said: list[Metrics] = []
         """What was reported of the training so far: whoever goes on reports it again."""
 
     def write(self, path: Path) -> None:
         values = {
             "step": self.step,
-            "seconds": [clock.seconds for clock in self._clocks()],
+            "seconds": [(clock.seconds, clock.cpu_seconds) for clock in self._clocks()],
+            "reached": self.reached,
             "steady": vars(self.steady),
             "losses": vars(self.losses),
             "stopping": self.stopping and {**vars(self.stopping), "rule": None},
@@ -83,9 +83,9 @@ class Course:
 
     def read(self, path: Path) -> None:
         values = json.loads(path.read_text())
-        self.step = values["step"]
+        self.step, self.reached = values["step"], values["reached"]
         for clock, seconds in zip(self._clocks(), values["seconds"], strict=True):
-            clock.add(seconds)
+            clock.add(*seconds)
         vars(self.steady).update(values["steady"], warm_from=self.step + WARM_UP_STEPS)
         vars(self.losses).update(values["losses"])
         if self.stopping:
@@ -96,7 +96,7 @@ class Course:
         return [self.clock, self.evaluation, self.validation, self.saving]
 
 
-def train(job: Job, model: Adapter, data: Data, emit: Emit) -> None:
+def train(job: Job, model: Adapter, data: Data, emit: Emit) -> Course:
     """All training steps, in stretches between which progress is reported and, with the clock stopped, evaluated.
 
     Where ``job.checkpoints`` has one, training goes on from there, and its clock too.
@@ -107,6 +107,7 @@ def train(job: Job, model: Adapter, data: Data, emit: Emit) -> None:
         trainer = Trainer(job, model, data, emit, best, checkpoints)
         trainer.resume()
         trainer.train(stack.enter_context(closing(data.feed(trainer.course.step))))
+        return trainer.course
 
 
 class Trainer:
@@ -196,6 +197,9 @@ class Trainer:
             right = classify(self._model, self._data.test_images) == self._data.test_labels
             course.evaluation.stop()
             values["eval/accuracy_percent"] = 100 * float(right.mean())
+            if not course.reached and self._training.reaches(values["eval/accuracy_percent"]):
+                course.reached = True
+                values["train/time_to_target_s"] = elapsed_s
             values |= {"train/loss": course.losses.take(), "train/epoch": step / self._steps_per_epoch}
             values["train/elapsed_s"] = elapsed_s
         if values:
@@ -225,9 +229,11 @@ class Trainer:
             "train/images_per_s": self._training.batch_size * step / training_s,
             "train/steady_images_per_s": self._training.batch_size * course.steady.steps_per_s,
             "train/first_step_s": course.steady.first_s,
+            "train/compile_s": max(0.0, course.steady.first_s - 1 / course.steady.steps_per_s),
             "train/evaluation_s": course.evaluation.seconds,
             "train/validation_s": course.validation.seconds,
             "train/checkpoint_s": course.saving.seconds,
+            "train/cpu_utilization_percent": 100 * course.clock.cpu_seconds / (training_s * self._job.threads),
             "train/iterations": step,
             "train/epoch": step / self._steps_per_epoch,
             "train/elapsed_s": training_s,

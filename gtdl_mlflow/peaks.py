@@ -1,0 +1,118 @@
+"""What a machine can do at most, measured once and kept in ``GTDL_HOME``; ``worker/peak.py`` measures."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import resource
+import subprocess
+import sys
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from . import environments, machine, noise
+from .config import Hardware
+from .home import home
+from .launch import WORKER, worker_environment
+from .making import say
+
+LIBRARY = "torch"
+"""The framework whose environment measures where there is one: its matrix products and convolutions are the fastest."""
+
+SCRIPT = WORKER.with_name("peak.py")
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The best of each that was seen on a machine with so many threads."""
+
+    machine: str
+    device: str
+    threads: int
+    library: str
+    gflops: dict[str, float]
+    """By kernel."""
+    gb_per_s: float
+    disturbed: bool
+    """Whether other processes had so much of the CPU meanwhile that it may do better: the next run measures again."""
+
+    @property
+    def flops_per_s(self) -> float:
+        """Of the fastest kernel: nothing can be expected to compute more."""
+        return 1e9 * max(self.gflops.values())
+
+    @property
+    def bytes_per_s(self) -> float:
+        return 1e9 * self.gb_per_s
+
+    @property
+    def text(self) -> str:
+        """One line."""
+        kernels = ", ".join(f"{name} {value:,.0f}" for name, value in self.gflops.items())
+        disturbed = "; disturbed meanwhile, so the next run measures again" if self.disturbed else ""
+        return (f"{self.device}, {self.threads} {'thread' if self.threads == 1 else 'threads'}: {kernels} GFLOP/s; "
+                f"copy {self.gb_per_s:,.1f} GB/s ({self.library}{disturbed})")  # fmt: skip
+
+
+def peak(hardware: Hardware, threads: int) -> Peak | None:
+    """Of this machine, measured now if it has not been; None where that cannot be, or must not, beside other runs."""
+    found = kept(hardware.device, threads)
+    if hardware.side_by_side or (found is not None and not found.disturbed):
+        return found
+    return measure(hardware, threads) or found
+
+
+def kept(device: str, threads: int) -> Peak | None:
+    """What was measured of this machine before."""
+    place = _place(device, threads, _library(device)[0])
+    return Peak(**json.loads(place.read_text(encoding="utf-8"))) if place.is_file() else None
+
+
+def measure(hardware: Hardware, threads: int) -> Peak | None:
+    """Measure, a few seconds, and keep what is better than what was measured before."""
+    library, python = _library(hardware.device)
+    say(f"measuring what this machine can do at most ({hardware.device}, {threads} of its threads)")
+    command: list[str | Path] = [python, "-I", SCRIPT, hardware.device, str(threads)]
+    if hardware.cores is not None:
+        command = ["taskset", "-c", ",".join(map(str, hardware.cores)), *command]
+    before, used_s = noise.Moment.now(), _used_s()
+    try:
+        done = subprocess.run(
+            command, env=worker_environment(threads, {}), capture_output=True, text=True, timeout=120, check=True
+        )
+        found = json.loads(done.stdout)
+    except (OSError, subprocess.SubprocessError, ValueError) as error:
+        say(f"the machine's peak cannot be measured ({error}); runs go without their share of it")
+        return None
+    disturbed = bool(noise.flags(noise.figures(before, noise.Moment.now(), _used_s() - used_s)))
+    new = Peak(machine.fingerprint(), hardware.device, threads, **found, disturbed=disturbed)
+    if (old := kept(hardware.device, threads)) is not None:
+        gflops = {name: max(value, old.gflops.get(name, 0.0)) for name, value in new.gflops.items()}
+        new = replace(new, gflops=gflops, gb_per_s=max(new.gb_per_s, old.gb_per_s),
+                      disturbed=disturbed and old.disturbed)  # fmt: skip
+    place = _place(hardware.device, threads, library)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    part = place.with_suffix(f".{os.getpid()}.part")
+    part.write_text(json.dumps(asdict(new), indent=1), encoding="utf-8")
+    part.replace(place)
+    return new
+
+
+def _used_s() -> float:
+    """CPU time of the processes that this one has started and seen end."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def _library(device: str) -> tuple[str, Path]:
+    """The library that measures, and its interpreter."""
+    for made in environments.existing():
+        if (made.framework, made.device) == (LIBRARY, device):
+            return made.key, made.python
+    return "numpy", Path(sys.executable)
+
+
+def _place(device: str, threads: int, library: str) -> Path:
+    what = json.dumps([machine.fingerprint(), device, threads, library])
+    return home() / "peaks" / f"{hashlib.sha256(what.encode()).hexdigest()[:16]}.json"

@@ -1,0 +1,166 @@
+"""What a sweep was made for, concluded at its end: how steady a machine is, how frameworks scale."""
+
+from __future__ import annotations
+
+import csv
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mlflow.entities import Run
+
+from .config import Study
+from .report.statistics import Drift, drift, repeats_needed, summarize
+
+DIFFERENCE = 0.02
+"""Between two frameworks, that a study of stability says how many repeats can show."""
+
+STEADY = ("training_time_s", "testing_time_s")
+"""Figures whose spread is of interest: they should not depend on the seed."""
+
+
+@dataclass(frozen=True)
+class Conclusion:
+    """Of a study."""
+
+    text: str
+    """For a person."""
+    artifacts: list[str] = field(default_factory=list)
+    """Files in the sweep's folder."""
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+def conclude(study: Study, runs: Iterable[Run], folder: Path) -> Conclusion | None:
+    """From the finished runs of a sweep, in the order in which they ran; None from too few."""
+    done = [run for run in runs if run.info.status == "FINISHED" and "training_time_s" in run.data.metrics]
+    ordered = sorted(done, key=lambda run: run.info.start_time)
+    return {Study.stability: stability, Study.scaling: scaling}[study](ordered, folder)
+
+
+# How steady.
+
+
+@dataclass(frozen=True)
+class Steadiness:
+    """Of one figure over the repeats of one cell."""
+
+    cell: str
+    figure: str
+    values: tuple[float, ...]
+
+    @property
+    def spread_percent(self) -> float:
+        """Standard deviation over the mean."""
+        return 100 * summarize(self.values).spread
+
+    @property
+    def range_percent(self) -> float:
+        """From the smallest to the largest, of the smallest."""
+        return 100 * (max(self.values) / min(self.values) - 1)
+
+    @property
+    def drift(self) -> Drift:
+        return drift(self.values)
+
+    @property
+    def needed(self) -> int:
+        return repeats_needed(summarize(self.values).spread, DIFFERENCE)
+
+
+def stability(runs: Sequence[Run], folder: Path) -> Conclusion | None:
+    """The spread of the repeats of each cell, whether they drift, and how many would show a difference of 2 %."""
+    cells: dict[str, list[Run]] = defaultdict(list)
+    for run in runs:
+        cells[run.data.tags["gtdl.cell"]].append(run)
+    found = [
+        Steadiness(_label(some[0]), figure, tuple(run.data.metrics[figure] for run in some))
+        for some in cells.values() if len(some) > 2 for figure in STEADY
+    ]  # fmt: skip
+    if not found:
+        return None
+    header = ["cell", "figure", "n", "median", "spread %", "range %", "drift % a run", "drift p", "n for 2 %"]
+    rows = [
+        [each.cell, each.figure, str(len(each.values)), f"{summarize(each.values).median:.4g}",
+         f"{each.spread_percent:.2f}", f"{each.range_percent:.2f}", f"{each.drift.percent:+.2f}",
+         f"{each.drift.p:.2f}", str(each.needed)] for each in found
+    ]  # fmt: skip
+    _write(folder / "stability.csv", header, rows)
+    metrics: dict[str, float] = {}
+    for each in found:
+        place = f"stability/{each.cell.partition(' ')[0]}/{each.figure}"
+        metrics |= {f"{place}/spread_percent": each.spread_percent, f"{place}/repeats_needed": each.needed}
+    note = ("spread: standard deviation over the mean; n for 2 %: repeats of each of two frameworks that would show, "
+            "four times in five, that one is 2 % slower")  # fmt: skip
+    return Conclusion(f"{_table(header, rows)}\n{note}", ["stability.csv"], metrics)
+
+
+# How they scale.
+
+
+def scaling(runs: Sequence[Run], folder: Path) -> Conclusion | None:
+    """Training and testing speed by threads and batch size: the speed-up over one thread, and its efficiency."""
+    rows = scaled(runs)
+    if not rows:
+        return None
+    header = list(rows[0])
+    _write(folder / "scaling.csv", header, [[_figure(row[name]) for name in header] for row in rows])
+    from . import pictures  # a second to import
+
+    pictures.scaling(rows, folder / "scaling.svg")
+    best: dict[tuple[str, int], dict[str, Any]] = {}
+    for row in rows:
+        key = row["framework"], row["threads"]
+        if key not in best or row["train_images_per_s"] > best[key]["train_images_per_s"]:
+            best[key] = row
+    short = ["framework", "threads", "batch_size", "train_images_per_s", "speed_up", "efficiency_percent"]
+    text = "fastest batch size of each:\n" + _table(short, [[_figure(row[name]) for name in short]
+                                                          for row in best.values()])  # fmt: skip
+    return Conclusion(text, ["scaling.csv", "scaling.svg"])
+
+
+def scaled(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """A row for each framework, number of threads and batch size; medians of repeats.
+
+    ``speed_up`` is over one thread with the same batch, ``efficiency_percent`` that over the number of threads; both
+    None where one thread was not measured.
+    """
+    groups: dict[tuple[str, int, int], list[Run]] = defaultdict(list)
+    for run in runs:
+        params = run.data.params
+        key = run.data.tags["gtdl.framework"], int(params["hardware.threads"]), int(params["training.batch_size"])
+        groups[key].append(run)
+    speed = {key: [summarize([run.data.metrics[name] for run in some]).median
+                   for name in ("train/steady_images_per_s", "test/images_per_s")]
+             for key, some in groups.items()}  # fmt: skip
+    rows = []
+    for (framework, threads, batch), (train, test) in sorted(speed.items()):
+        alone = speed.get((framework, 1, batch))
+        speed_up = train / alone[0] if alone else None
+        rows.append({
+            "framework": framework, "threads": threads, "batch_size": batch, "train_images_per_s": train,
+            "test_images_per_s": test, "speed_up": speed_up,
+            "efficiency_percent": 100 * speed_up / threads if speed_up is not None else None,
+        })  # fmt: skip
+    return rows
+
+
+def _label(run: Run) -> str:
+    tags = run.data.tags
+    return f"{tags['gtdl.framework']} {tags['gtdl.training']} on {tags['gtdl.dataset']}"
+
+
+def _figure(value: Any) -> str:
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _write(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([header, *rows])
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    return "\n".join("  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip()
+                     for row in (header, *rows))  # fmt: skip

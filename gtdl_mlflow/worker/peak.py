@@ -1,0 +1,93 @@
+"""``python -I peak.py DEVICE THREADS``: the most that this machine computes and moves, as one line of JSON.
+
+In float32, by the fastest library that this interpreter has: PyTorch (a matrix product of its BLAS, a convolution of
+oneDNN or cuDNN, a copy), or else NumPy (a matrix product, a copy). The best of many repeats counts: whatever disturbs a
+machine makes it slower. ``gflops`` of each kernel; ``gb_per_s``, of a copy of more than any cache holds, read and
+written bytes together.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+REPEATS, SECONDS = 5, 0.4
+"""At least so many of each, and for so long."""
+
+SIZES = (1024, 2048)
+"""Rows and columns of the matrices: the larger ones are faster on a large machine, the smaller ones on a small one."""
+
+CONVOLUTION = {"batch": 32, "maps": 64, "side": 28, "kernel": 5}
+"""Same padding, as many maps out as in."""
+
+COPIED = 64 * 2**20
+"""Bytes of the array that is copied."""
+
+
+def main(device: str, threads: int) -> dict[str, Any]:
+    try:
+        return with_torch(device, threads)
+    except ImportError:
+        return with_numpy()
+
+
+def with_torch(device: str, threads: int) -> dict[str, Any]:
+    import torch
+
+    torch.set_num_threads(threads)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    place = torch.device("cuda" if device == "gpu" else "cpu")
+    wait = torch.cuda.synchronize if device == "gpu" else lambda: None
+    gflops = {}
+    with torch.inference_mode():
+        for size in SIZES:
+            left, right = (torch.rand(size, size, device=place) for _ in range(2))
+            product = torch.empty(size, size, device=place)
+            seconds = best(partial(torch.mm, left, right, out=product), wait)
+            gflops[f"matrix product of {size}"] = 2 * size**3 / seconds / 1e9
+        shape = CONVOLUTION
+        layer = torch.nn.Conv2d(shape["maps"], shape["maps"], shape["kernel"], padding="same", bias=False)
+        images = torch.rand(shape["batch"], shape["maps"], shape["side"], shape["side"])
+        layer, images = (each.to(place, memory_format=torch.channels_last) for each in (layer, images))
+        seconds = best(lambda: layer(images), wait)
+        work = 2 * images.numel() * shape["maps"] * shape["kernel"] ** 2
+        gflops["convolution"] = work / seconds / 1e9
+        source = torch.rand(COPIED // 4, device=place)
+        target = torch.empty_like(source)
+        seconds = best(lambda: target.copy_(source), wait)
+    return {"library": f"torch {torch.__version__}", "gflops": gflops, "gb_per_s": 2 * COPIED / seconds / 1e9}
+
+
+def with_numpy() -> dict[str, Any]:
+    import numpy as np
+
+    gflops = {}
+    for size in SIZES:
+        left, right = (np.random.default_rng(seed).random((size, size), np.float32) for seed in range(2))
+        product = np.empty((size, size), np.float32)
+        seconds = best(partial(np.matmul, left, right, out=product))
+        gflops[f"matrix product of {size}"] = 2 * size**3 / seconds / 1e9
+    source = np.ones(COPIED // 4, np.float32)
+    target = np.empty_like(source)
+    seconds = best(lambda: np.copyto(target, source))
+    return {"library": f"numpy {np.__version__}", "gflops": gflops, "gb_per_s": 2 * COPIED / seconds / 1e9}
+
+
+def best(operation: Callable[[], object], wait: Callable[[], object] = lambda: None) -> float:
+    """The least seconds that it took, the first two calls left out."""
+    taken: list[float] = []
+    began = time.perf_counter()
+    while len(taken) < REPEATS + 2 or time.perf_counter() - began < SECONDS:
+        started = time.perf_counter()
+        operation()
+        wait()
+        taken.append(time.perf_counter() - started)
+    return min(taken[2:])
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(sys.argv[1], int(sys.argv[2]))))
