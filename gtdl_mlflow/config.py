@@ -518,7 +518,7 @@ def check(config: Config) -> None:
         ("training.checkpoint_every", training.checkpoint_every, 0),
         ("training.weight_decay", training.weight_decay, 0),
         ("training.validation.images", training.validation.images, 0),
-        ("latency.steps", config.latency.steps, 0),
+        ("latency.repeats", config.latency.repeats, 1 if config.latency.batch_sizes else 0),
         ("latency.batch_sizes", min(config.latency.batch_sizes, default=None), 1),
         ("training.schedule.gamma", training.schedule.gamma, 0),
         ("hardware.threads", hardware.threads, 1),

@@ -8,6 +8,7 @@ import os
 import resource
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -23,6 +24,10 @@ LIBRARY = "torch"
 SCRIPT = WORKER.with_name("peak.py")
 
 
+TRIES = 5
+"""After so many a machine that is never quiet is taken as it is."""
+
+
 @dataclass(frozen=True)
 class Peak:
     """The best of each that was seen on a machine with so many threads."""
@@ -35,7 +40,8 @@ class Peak:
     """By kernel."""
     gb_per_s: float
     disturbed: bool
-    """Whether other processes had so much of the CPU meanwhile that it may do better: the next run measures again."""
+    """Whether other processes had so much of the CPU meanwhile that it may do better."""
+    tries: int
 
     @property
     def flops_per_s(self) -> float:
@@ -56,23 +62,26 @@ class Peak:
 
 
 def peak(hardware: Hardware, threads: int) -> Peak | None:
-    """Of this machine, measured now if it has not been; None where that cannot be, or must not, beside other runs."""
+    """Of this machine, measured now if it has not been, or was disturbed; None where that cannot be, or must not be,
+    beside other runs.
+    """
     found = kept(hardware.device, threads)
-    if hardware.side_by_side or (found is not None and not found.disturbed):
+    if hardware.side_by_side or (found is not None and not (found.disturbed and found.tries < TRIES)):
         return found
     return measure(hardware, threads) or found
 
 
 def kept(device: str, threads: int) -> Peak | None:
-    """What was measured of this machine before."""
+    """What was measured of this machine before; None if nothing was that this version can read."""
     place = _place(device, threads, _library(device)[0])
-    return Peak(**json.loads(place.read_text(encoding="utf-8"))) if place.is_file() else None
+    with suppress(FileNotFoundError, ValueError, TypeError):
+        return Peak(**json.loads(place.read_text(encoding="utf-8")))
+    return None
 
 
 def measure(hardware: Hardware, threads: int) -> Peak | None:
     """Measure, a few seconds, and keep what is better than what was measured before."""
     library, python = _library(hardware.device)
-    say(f"measuring what this machine can do at most ({hardware.device}, {threads} of its threads)")
     command: list[str | Path] = [python, "-I", SCRIPT, hardware.device, str(threads)]
     if hardware.cores is not None:
         command = ["taskset", "-c", ",".join(map(str, hardware.cores)), *command]
@@ -86,11 +95,11 @@ def measure(hardware: Hardware, threads: int) -> Peak | None:
         say(f"the machine's peak cannot be measured ({error}); runs go without their share of it")
         return None
     disturbed = bool(noise.flags(noise.figures(before, noise.Moment.now(), _used_s() - used_s)))
-    new = Peak(machine.fingerprint(), hardware.device, threads, **found, disturbed=disturbed)
+    new = Peak(machine.fingerprint(), hardware.device, threads, **found, disturbed=disturbed, tries=1)
     if (old := kept(hardware.device, threads)) is not None:
         gflops = {name: max(value, old.gflops.get(name, 0.0)) for name, value in new.gflops.items()}
         new = replace(new, gflops=gflops, gb_per_s=max(new.gb_per_s, old.gb_per_s),
-                      disturbed=disturbed and old.disturbed)  # fmt: skip
+                      disturbed=disturbed and old.disturbed, tries=old.tries + 1)  # fmt: skip
     place = _place(hardware.device, threads, library)
     place.parent.mkdir(parents=True, exist_ok=True)
     part = place.with_suffix(f".{os.getpid()}.part")

@@ -2,9 +2,10 @@
 
 The roofline model (Williams, Waterman, Patterson, CACM 52(4), 2009): a kernel computes at most as fast as the machine
 does, and at most its operations per byte times as fast as memory is. Operations are those of convolutions and dense
-layers, a product and a sum each. Bytes are what layers move if each array goes to memory once: a layer reads its input
-and its parameters and writes its output. Caches, and layers that are computed together, need less, so that a run may
-lie above the slanted roof, though never above the flat one.
+layers, a product and a sum each; what a framework computes and throws away (in a convolution that reads only some maps)
+does not count. Bytes are what layers move if each array goes to memory once: a layer reads its input and its parameters
+and writes its output. Caches, and layers that are computed together, need less, so that a run may lie above the slanted
+roof, though never above the flat one.
 """
 
 from __future__ import annotations
@@ -68,16 +69,17 @@ def training(network: Network, hyper: Training) -> Work:
     """Of an image that is trained on.
 
     Backwards, a layer with weights computes as much for their gradient as forwards, and as much again for its input's,
-    which the first such layer does without. What goes through a layer is moved three times: forwards, for the gradient
-    of its input, for that of its weights. Parameters are read both ways, their gradient is written and read, and they
-    and the optimizer's moments are read and written by the update.
+    which the first layer that learns does without. What goes through a layer is moved three times: forwards, for the
+    gradient of its input, for that of its weights. Parameters are read both ways, their gradient is written and read,
+    and they and the optimizer's moments are read and written by the update.
     """
     rows = layers(network, hyper.batch_size)
-    flops = [row.work.flops for row in rows if row.work.flops]
+    learning = [row for row in rows if row.parameters]
     moments = 2 if hyper.optimizer is Optimizer.adam else 1 if hyper.momentum else 0
     parameters = FLOAT * sum(row.parameters for row in rows) / hyper.batch_size
     values = sum(row.work.bytes for row in rows) - parameters
-    return Work(3 * sum(flops) - sum(flops[:1]), 3 * values + (6 + 2 * moments) * parameters)
+    flops = 3 * sum(row.work.flops for row in rows) - sum(row.work.flops for row in learning[:1])
+    return Work(flops, 3 * values + (6 + 2 * moments) * parameters)
 
 
 def shares(metrics: Mapping[str, float], network: Network, hyper: Training, peak: Peak | None) -> dict[str, float]:
@@ -86,6 +88,8 @@ def shares(metrics: Mapping[str, float], network: Network, hyper: Training, peak
     works = {"train": (training(network, hyper), "train/steady_images_per_s"),
              "test": (testing(network, hyper.test_batch_size), "test/images_per_s")}  # fmt: skip
     for phase, (work, speed) in works.items():
+        if speed not in metrics:
+            continue
         made[f"{phase}/gflops"] = metrics[speed] * work.flops / 1e9
         made[f"{phase}/flops_per_byte"] = work.intensity
         if peak is not None:

@@ -80,7 +80,7 @@ class Run:
         (self._folder / "config.yaml").write_text(yaml.safe_dump(plain, sort_keys=False))
         return self
 
-    def uses(self, environment: Environment, data: Prepared, peak: Peak | None) -> None:
+    def uses(self, environment: Environment, data: Prepared, peak: Peak | None = None) -> None:
         """What the run runs in and on, and what the machine can do at most."""
         self._environment, self._peak = environment, peak
         (self._folder / "environment.txt").write_text("\n".join(environment.packages) + "\n")

@@ -22,7 +22,8 @@ def test_help_is_for_a_newcomer(gtdl: Command) -> None:
     assert shown.returncode == 0
     for word in ("python -m gtdl_mlflow", "mlflow run .", "framework: ", "torch", "mnist_5k", "GTDL_HOME", "budget"):
         assert word in shown.stdout
-    choices = "framework: ", "dataset: ", "model: ", "training: ", "setting: "  # as long as there are files
+    # As long as there are files.
+    choices = "framework: ", "dataset: ", "experiment: ", "model: ", "training: ", "setting: "
     assert max(len(line) for line in shown.stdout.splitlines() if not line.strip().startswith(choices)) <= 120
 
 

@@ -25,6 +25,7 @@ from gtdl_mlflow.worker.frameworks.base import Adapter, Setup
 from gtdl_mlflow.worker.job import (
     EarlyStopping,
     Job,
+    Latency,
     LearningRateSchedule,
     Optimizer,
     Order,
@@ -373,6 +374,7 @@ def job(tmp_path: Path) -> Job:
         threads=1,
         cores=None,
         folder=str(tmp_path / "model"),
+        latency=Latency(repeats=0),
     )
 
 
@@ -412,7 +414,8 @@ def test_events_come_in_their_order(job: Job, run: Run) -> None:
     assert [word for word, before in zip(words, ["", *words], strict=False) if word != before] == [
         "setup/import_s", "setup/build_s", "setup/compile_s", "setup/data_s", "described", "progress",
         "eval/accuracy_percent", "progress",
-        "training_time_s", "weights", "testing_time_s", "confusion", "save/model_s", "worker/wall_s", "finished",
+        "training_time_s", "weights", "test/warm_up_s", "testing_time_s", "confusion", "save/model_s",
+        "worker/cpu_user_s", "finished",
     ]  # fmt: skip
 
 

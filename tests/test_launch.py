@@ -138,7 +138,7 @@ def test_a_worker_stops_when_its_driver_is_gone(tmp_path: Path) -> None:
     job.write(tmp_path / "job.json")
     read_end, write_end = os.pipe()
     worker = subprocess.Popen(
-        [sys.executable, "-I", launch.WORKER, tmp_path / "job.json", str(write_end), str(os.getpid())],
+        [sys.executable, "-I", launch.WORKER, tmp_path / "job.json", str(write_end), str(os.getpid()), "0"],
         pass_fds=[write_end],
         stderr=subprocess.DEVNULL,
     )

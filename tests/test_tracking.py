@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from socket import socket
 from typing import Any
+from xml.etree import ElementTree
 
 import mlflow
 import numpy as np
@@ -19,7 +20,6 @@ import pytest
 import yaml
 from conftest import ROOT, Command
 from mlflow.entities import Metric, Run
-from PIL import Image
 
 from gtdl_mlflow import config, datasets, delivery, pictures, tracking
 from gtdl_mlflow.environments import Environment
@@ -100,8 +100,9 @@ def test_artifacts_are_enough_to_repeat_the_run(finished: Finished, tmp_path: Pa
     run, client = finished
     there = {item.path for item in client.list_artifacts(run.info.run_id)}
     assert there == {
-        "config.yaml", "confusion_matrix.csv", "confusion_matrix.png", "contact_sheet.png", "environment.txt",
-        "events.jsonl", "job.json", "learning_curve.png", "mlperf.log", "model", "worker.log",
+        "config.yaml", "confusion_matrix.csv", "confusion_matrix.svg", "contact_sheet.png", "environment.txt",
+        "events.jsonl", "job.json", "learning_curve.svg", "mlperf.log", "model", "roofline.csv", "roofline.svg",
+        "worker.log",
     }  # fmt: skip
     kept = Path(client.download_artifacts(run.info.run_id, "", str(tmp_path)))
     assert yaml.safe_load((kept / "config.yaml").read_text())["seed"] == 3
@@ -111,10 +112,14 @@ def test_artifacts_are_enough_to_repeat_the_run(finished: Finished, tmp_path: Pa
 
 def test_pictures_show_the_curve_and_the_confusion(finished: Finished, tmp_path: Path) -> None:
     run, client = finished
-    for name in ("learning_curve.png", "confusion_matrix.png"):
-        with Image.open(client.download_artifacts(run.info.run_id, name, str(tmp_path))) as picture:
-            assert min(picture.size) > 400
-            assert len(picture.convert("RGB").getcolors(1 << 20) or []) > 20  # something is drawn
+    for name, words, marks in (
+        ("learning_curve.svg", "training time, s", 2),
+        ("confusion_matrix.svg", "predicted class", 100),
+    ):
+        picture = Path(client.download_artifacts(run.info.run_id, name, str(tmp_path))).read_text()
+        assert ElementTree.fromstring(picture).tag.endswith("svg")
+        assert words in picture
+        assert picture.count("graphics-symbol") >= marks
     table = Path(client.download_artifacts(run.info.run_id, "confusion_matrix.csv", str(tmp_path)))
     counts = np.loadtxt(table, delimiter=",", skiprows=1)[:, 1:]
     _, labels = test_set()

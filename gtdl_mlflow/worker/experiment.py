@@ -66,11 +66,12 @@ def run(job: Job, emit: Emit, started_ns: int | None = None) -> None:
     test(job, model, data, course, emit)
     with _measured(emit, "save/model_s"):
         save(job, model, treatment, Path(job.folder))
-    with _measured(emit, "latency/time_s"):
-        figures = latency.training_steps(job, model, data, course.step)
-        inference = latency.inference(job, model, data.test_images)
-    for event in (Metrics(figures), *inference):
-        emit(event)
+    if job.latency.repeats:
+        with _measured(emit, "latency/time_s"):
+            steps = latency.training_steps(job, model, data, course.step)
+            inference = latency.inference(job, model, data.test_images)
+        for event in (Metrics(steps), *inference):
+            emit(event)
     emit(Metrics({**usage(), "worker/wall_s": wall.stop()}))
     emit(Finished())
 

@@ -15,8 +15,6 @@ MISSING: Any = "???"
 WARM_UP_STEPS = 10
 """Steps left out of the steady speed, though never out of the training time."""
 
-OF_THE_DATA_SET: Any = "${dataset.target_accuracy}"
-
 
 class Order(str, Enum):
     """``sequential``: the data set's own order, over and over; ``shuffled``: a new order every epoch."""
@@ -141,7 +139,7 @@ class Training:
     """Decay of an exponential moving average of all parameters, which then is the model that is tested and saved."""
     evaluate_every: int = 1
     """Epochs between two looks at the test accuracy, with the clock stopped; 0: none before the end."""
-    target_accuracy: float = OF_THE_DATA_SET
+    target_accuracy: float | None = None
     """Percent of the test images: how long it takes to get there is measured, and no training stops for it."""
     checkpoint_every: float = 300.0
     """Seconds of training between two checkpoints, from which the same run goes on after a kill; 0: none."""
@@ -155,7 +153,7 @@ class Training:
 
     def reaches(self, accuracy: float) -> bool:
         """Whether ``accuracy``, in percent, is the target's or better."""
-        return bool(accuracy >= self.target_accuracy)
+        return self.target_accuracy is not None and accuracy >= self.target_accuracy
 
     def rates(self, start: int, stop: int, budget: float) -> list[float]:
         """Learning rates of the steps ``start`` to ``stop``, the schedule compressed into the ``budget``."""
@@ -174,10 +172,10 @@ class Training:
 class Latency:
     """What is timed call by call when training and testing are over."""
 
-    steps: int = 100
-    """Training steps, each waited for, at most; 0: none."""
+    repeats: int = 100
+    """Of a training step, each waited for, and of each batch, at most; 0: nothing is timed."""
     batch_sizes: list[int] = field(default_factory=list)
-    """Of test images, to classify as often as ``steps`` says."""
+    """Of test images, to classify."""
     seconds: float = 0.5
     """At most, for the steps and for each batch size."""
 
@@ -217,7 +215,9 @@ class Job:
     @classmethod
     def read(cls, path: Path) -> Job:
         values = json.loads(path.read_text())
-        return cls(**{**values, "training": training(values["training"]), "latency": Latency(**values["latency"])})
+        return cls(
+            **{**values, "training": training(values["training"]), "latency": Latency(**values.get("latency", {}))}
+        )
 
 
 def training(values: dict[str, Any]) -> Training:

@@ -24,13 +24,11 @@ SATURATED = 0.95
 
 
 def training_steps(job: Job, model: Adapter, data: Data, step: int) -> dict[str, float]:
-    """Milliseconds of training steps after ``step``, the device waited for after each; none where none are wanted.
+    """Milliseconds of training steps after ``step``, the device waited for after each.
 
     The same for every framework, where steps within a training are not: some are handed over many at a time, or queued.
     The model is not the trained one any more.
     """
-    if not job.latency.steps:
-        return {}
     rates = job.training.rates(step - 1, step, job.budget)
     with closing(data.feed(step)) as feed:
         seconds = repeated(lambda: model.train(feed, rates), job.latency)
@@ -56,13 +54,13 @@ def inference(job: Job, model: Adapter, images: np.ndarray) -> list[Metrics]:
 
 
 def repeated(operation: Callable[[], object], latency: Latency) -> list[float]:
-    """Seconds of each of ``latency.steps`` calls, ``WARM_UP`` before them left out; fewer, though one at least, where
+    """Seconds of each of ``latency.repeats`` calls, ``WARM_UP`` before them left out; fewer, though one at least, where
     ``latency.seconds`` are over.
     """
     for _ in range(WARM_UP):
         operation()
     taken: list[float] = []
-    while len(taken) < max(1, latency.steps) and sum(taken) < latency.seconds:
+    while len(taken) < latency.repeats and sum(taken) < latency.seconds:
         began = time.perf_counter_ns()
         operation()
         taken.append((time.perf_counter_ns() - began) / 1e9)

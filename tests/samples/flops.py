@@ -1,0 +1,37 @@
+"""``PYTHON -I flops.py JOB.json``: operations of an image by PyTorch's own counter, classified and trained on.
+
+Prints one line of JSON: ``test`` and ``train``.
+"""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+root = Path(__file__).parents[2] / "gtdl_mlflow"
+spec = importlib.util.spec_from_file_location(
+    "gtdl_mlflow", root / "__init__.py", submodule_search_locations=[str(root)]
+)
+assert spec is not None
+assert spec.loader is not None
+sys.modules["gtdl_mlflow"] = package = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(package)
+
+from torch.utils.flop_counter import FlopCounterMode  # type: ignore[import-not-found] # noqa: E402
+
+from gtdl_mlflow.worker import assembly  # noqa: E402
+from gtdl_mlflow.worker.job import Job  # noqa: E402
+
+job = Job.read(Path(sys.argv[1]))
+_, model, network = assembly.assemble(job, assembly.adapter(job.adapter))
+channels, height, width = network.nodes[0].input
+count = job.training.batch_size
+images = np.ones((count, height, width, channels) if model.layout == "NHWC" else (count, channels, height, width),
+                 np.float32)  # fmt: skip
+with FlopCounterMode(display=False) as testing:
+    model.predict([images])
+with FlopCounterMode(display=False) as training:
+    model.train([(images, np.zeros(count, np.int64))], [0.01])
+print(json.dumps({"test": testing.get_total_flops() / count, "train": training.get_total_flops() / count}))

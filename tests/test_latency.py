@@ -1,0 +1,103 @@
+"""Single operations, timed after training and testing."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import Command
+from mlflow import MlflowClient
+
+from gtdl_mlflow.worker import latency
+from gtdl_mlflow.worker.job import Latency
+
+
+class Sleeping:
+    """Classifies a batch in a fixed time and one for each image, and keeps count."""
+
+    def __init__(self, fixed_s: float, image_s: float) -> None:
+        self.fixed_s, self.image_s, self.calls = fixed_s, image_s, 0
+
+    def predict(self, batches: list[np.ndarray]) -> np.ndarray:
+        self.calls += 1
+        count = sum(len(images) for images in batches)
+        time.sleep(self.fixed_s + self.image_s * count)
+        return np.zeros((count, 10), np.float32)
+
+
+class Job:
+    def __init__(self, **values: Any) -> None:
+        self.latency = Latency(**values)
+
+
+def test_repeats_end_by_number_or_by_time_and_leave_the_warm_up_out() -> None:
+    calls = []
+    assert len(latency.repeated(lambda: calls.append(0), Latency(repeats=7, seconds=60))) == 7
+    assert len(calls) == 7 + latency.WARM_UP
+    slow = latency.repeated(lambda: time.sleep(0.02), Latency(repeats=1000, seconds=0.1))
+    assert 3 <= len(slow) <= 5
+    assert len(latency.repeated(lambda: time.sleep(0.05), Latency(repeats=100, seconds=0.001))) == 1
+
+
+def test_percentiles_are_of_the_repeats_in_milliseconds() -> None:
+    found = latency.percentiles([each / 1000 for each in range(1, 102)])
+    assert found == {"p50_ms": pytest.approx(51), "p90_ms": pytest.approx(91), "p99_ms": pytest.approx(100),
+                     "samples": 101}  # fmt: skip
+
+
+def test_throughput_saturates_where_the_fixed_cost_no_longer_matters() -> None:
+    # 1 image takes 5.2 ms, 32 take 11.4, 1,024 take 210: 192, 2,800 and 4,880 images/s.
+    model = Sleeping(0.005, 0.0002)
+    job = Job(repeats=3, seconds=5, batch_sizes=[1, 32, 512, 1024])
+    said = latency.inference(job, model, np.zeros((100, 2, 2, 1), np.float32))  # type: ignore[arg-type]
+    assert [event.step for event in said] == [1, 32, 512, 1024, 0]
+    single, large = said[0].values, said[3].values
+    assert 5.2 <= single["inference/p50_ms"] <= single["inference/p90_ms"] <= single["inference/p99_ms"]
+    assert large["inference/images_per_s"] > 10 * single["inference/images_per_s"]
+    assert said[-1].values["inference/saturation_batch_size"] == 512
+    assert model.calls == 4 * (3 + latency.WARM_UP)
+
+
+def test_an_inference_experiment_shows_latency_by_batch_size(gtdl: Command, store: str, tmp_path: Path) -> None:
+    done = gtdl("experiment=inference", "framework=reference", "latency.batch_sizes=[1,8,2000]", "latency.seconds=0.1")
+    assert done.returncode == 0, done.stderr
+    client = MlflowClient(store)
+    experiment = client.get_experiment_by_name("gtdl")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id], "tags.`gtdl.framework` = 'reference'")
+    points = client.get_metric_history(run.info.run_id, "inference/p50_ms")
+    assert [point.step for point in points] == [1, 8, 2000]  # more than there are test images
+    assert run.data.metrics["inference/saturation_batch_size"] in (1, 8, 2000)
+    table = Path(client.download_artifacts(run.info.run_id, "inference.csv", str(tmp_path))).read_text().splitlines()
+    assert table[0] == "batch_size,p50_ms,p90_ms,p99_ms,images_per_s,samples"
+    assert [line.split(",")[0] for line in table[1:]] == ["1", "8", "2000"]
+    picture = Path(client.download_artifacts(run.info.run_id, "inference.svg", str(tmp_path))).read_text()
+    assert "latency, ms" in picture
+    assert "images/s" in picture
+
+
+def test_steps_alone_do_not_touch_what_is_tested_and_saved(gtdl: Command, store: str) -> None:
+    for repeats in (0, 50):
+        done = gtdl("framework=reference", "training.iterations=20", f"latency.repeats={repeats}")
+        assert done.returncode == 0, done.stderr
+    client = MlflowClient(store)
+    experiment = client.get_experiment_by_name("gtdl")
+    assert experiment is not None
+    with_steps, without = client.search_runs([experiment.experiment_id], order_by=["start_time DESC"])
+    assert with_steps.data.metrics["step/samples"] == 50
+    assert "step/p50_ms" not in without.data.metrics
+    for key in ("gtdl.weights_sha256", "gtdl.config_hash"):
+        assert with_steps.data.tags[key] == without.data.tags[key]
+    assert with_steps.data.metrics["accuracy_percent"] == without.data.metrics["accuracy_percent"]
+
+
+def test_impossible_values_are_refused(gtdl: Command) -> None:
+    for override, complaint in (("latency.batch_sizes=[4,0]", "latency.batch_sizes=0: must be at least 1"),
+                                ("latency.repeats=-1", "latency.repeats=-1: must be at least 0"),
+                                ("latency.seconds=0", "latency.seconds=0.0: must be above 0")):  # fmt: skip
+        done = gtdl("framework=reference", override)
+        assert done.returncode == 2
+        assert complaint in done.stderr

@@ -1,0 +1,144 @@
+"""What a run says of the machine while it ran: who else used it, what the worker used, how hot it got."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import Command
+from mlflow import MlflowClient
+
+from gtdl_mlflow import noise
+from gtdl_mlflow.system_metrics import Energy, Processes, Sampler
+
+QUIET = noise.Moment(time=0, busy_s=100, stolen_s=0, total_s=1000, own_s=1, load=0.1, mhz=None, throttles=None)
+
+
+def after(**change: float) -> noise.Moment:
+    """Ten seconds of two cores later, the worker having had 9 s of them."""
+    given = {"time": 10, "busy_s": 109, "stolen_s": 0, "total_s": 1020, "own_s": 1, **change}
+    return replace(QUIET, **given)  # type: ignore[arg-type]
+
+
+def test_a_worker_alone_is_not_flagged() -> None:
+    found = noise.figures(QUIET, after(own_s=1.05, busy_s=109.1), 9)
+    assert found["noise/foreign_cpu_percent"] == pytest.approx(0.25)
+    assert found["noise/driver_cpu_percent"] == pytest.approx(0.5)
+    assert noise.flags(found) == []
+    assert not any("mhz" in key or "throttles" in key for key in found)  # the machine does not tell
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"busy_s": 113}, "other processes had 20 % of the machine's CPU time"),
+        ({"stolen_s": 1}, "the virtual machine's host kept 5 % of its CPU time"),
+    ],
+)
+def test_what_disturbed_it_is_named(change: dict[str, float], words: str) -> None:
+    assert noise.flags(noise.figures(QUIET, after(**change), 9)) == [words]
+
+
+def test_throttling_is_counted_where_the_machine_tells(tmp_path: Path) -> None:
+    for core, count in ((0, 3), (1, 4)):
+        place = tmp_path / f"cpu{core}" / "thermal_throttle"
+        place.mkdir(parents=True)
+        (place / "core_throttle_count").write_text(f"{count}\n")
+    before = noise.Moment.now(tmp_path)
+    assert before.throttles == 7
+    later = noise.figures(before, replace(before, throttles=9), 0)
+    assert later["noise/throttles"] == 2
+    assert noise.flags(later) == ["the processor was throttled 2 times"]
+
+
+def test_this_machine_is_measured_as_it_is() -> None:
+    """A process that burns a core shows as foreign unless it is the worker's."""
+    before = noise.Moment.now()
+    burner = multiprocessing.get_context("spawn").Process(target=burn, args=(1.0,))
+    burner.start()
+    burner.join()
+    now = noise.Moment.now()
+    foreign = noise.figures(before, now, 0)["noise/foreign_cpu_percent"]
+    own = noise.figures(before, now, 1.0)["noise/foreign_cpu_percent"]
+    share = 100 * 1.0 / (now.total_s - before.total_s)
+    assert foreign - own == pytest.approx(share, rel=0.01)
+    assert foreign > 0.8 * share
+
+
+def burn(seconds: float) -> None:
+    end = time.process_time() + seconds
+    while time.process_time() < end:
+        pass
+
+
+def test_a_process_and_its_children_are_sampled() -> None:
+    script = ("import subprocess, sys\nburn = 'while True: pass'\n"
+              "subprocess.Popen([sys.executable, '-c', burn]).wait()")  # fmt: skip
+    process = subprocess.Popen([sys.executable, "-c", script], start_new_session=True)
+    try:
+        time.sleep(0.5)
+        found = Processes(process.pid)
+        time.sleep(0.5)
+        sample = found.sample()
+        assert sample["worker_cpu_user_percent"] > 10  # the child's; this machine may be busy
+        assert sample["worker_memory_mb"] > 10
+        assert sample["worker_threads"] == 2
+    finally:
+        os.killpg(process.pid, 9)
+        process.wait()
+    assert found.sample() == {}
+
+
+def test_energy_is_that_of_the_packages_and_survives_the_counters_turn(tmp_path: Path) -> None:
+    package, core = tmp_path / "intel-rapl:0", tmp_path / "intel-rapl:0:0"  # a part of the package: not counted twice
+    for place, name in ((package, "package-0"), (core, "core")):
+        place.mkdir()
+        (place / "name").write_text(f"{name}\n")
+        (place / "max_energy_range_uj").write_text("100000000\n")
+        (place / "energy_uj").write_text("99000000\n")
+    energy = Energy(tmp_path)
+    time.sleep(0.1)
+    (package / "energy_uj").write_text("4000000\n")  # 5 J later
+    (core / "energy_uj").write_text("4000000\n")
+    watts = energy.sample()["cpu_power_w"]
+    assert energy.joules == pytest.approx(5)
+    assert 5 / 0.3 < watts <= 5 / 0.1
+
+
+def test_energy_is_absent_where_nobody_tells(tmp_path: Path) -> None:
+    assert Energy(tmp_path).sample() == {}
+
+
+def test_a_gpu_that_cannot_be_asked_is_said_once_and_stops_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    sampler = Sampler(0.05, "gpu")
+    sampler.start(os.getpid())
+    time.sleep(0.3)
+    metrics = sampler.stop()
+    assert any(metric.key == "system/worker_memory_mb" for metric in metrics)
+    if not any("gpu" in metric.key for metric in metrics):
+        assert capfd.readouterr().err.count("the GPU's use is not sampled") == 1
+
+
+def test_a_run_has_the_evidence(gtdl: Command, store: str) -> None:
+    done = gtdl("framework=reference", "training.epochs=2")
+    assert done.returncode == 0, done.stderr
+    client = MlflowClient(store)
+    experiment = client.get_experiment_by_name("gtdl")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    metrics, tags = run.data.metrics, run.data.tags
+    for name in ("noise/load_before", "noise/load_after", "noise/foreign_cpu_percent", "noise/steal_percent",
+                 "noise/driver_cpu_percent", "worker/cpu_user_s", "worker/cpu_system_s", "worker/peak_memory_mb",
+                 "worker/context_switches", "worker/involuntary_context_switches", "worker/disk_read_mb",
+                 "worker/disk_write_mb"):  # fmt: skip
+        assert name in metrics
+    assert metrics["worker/peak_memory_mb"] > 20
+    assert metrics["worker/cpu_user_s"] + metrics["worker/cpu_system_s"] < 100
+    assert tags["gtdl.noise"] == ("; ".join(noise.flags(metrics)) or "ok")
+    assert run.data.params["worker.start"] in ("cold", "warm")
