@@ -141,4 +141,5 @@ def test_a_run_has_the_evidence(gtdl: Command, store: str) -> None:
     assert metrics["worker/peak_memory_mb"] > 20
     assert metrics["worker/cpu_user_s"] + metrics["worker/cpu_system_s"] < 100
     assert tags["gtdl.noise"] == ("; ".join(noise.flags(metrics)) or "ok")
-    assert run.data.params["worker.start"] in ("cold", "warm")
+    assert run.data.params["worker.framework_files"] in ("cold", "warm")
+    assert run.data.params["worker.data_files"] in ("cold", "warm")

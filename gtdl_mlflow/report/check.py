@@ -208,6 +208,12 @@ def _noise(runs: list[Measured], rule: dict[str, Any]) -> Broken:
             yield f"{figure.name}: {', '.join(flags)}", _done(runs)
 
 
+def _undisturbed(runs: list[Measured], rule: dict[str, Any]) -> Broken:
+    for run in _done(runs):
+        if (said := run.tags.get("gtdl.noise", "ok")) != "ok":
+            yield said, [run]
+
+
 def _resumed(runs: list[Measured], rule: dict[str, Any]) -> Broken:
     for run in _done(runs):
         if "gtdl.resumed" in run.tags:
@@ -239,6 +245,7 @@ RULES: dict[str, Callable[[list[Measured], dict[str, Any]], Broken]] = {
     "quality_gate": _quality_gate,
     "finished": _finished,
     "noise": _noise,
+    "undisturbed": _undisturbed,
     "resumed": _resumed,
     "resumed_silently": _resumed_silently,
     "alone": _alone,

@@ -24,7 +24,7 @@ from .job import Job
 from .training import Course, Data, Emit, train
 
 COLD_FAULTS = 20
-"""Pages of the framework that had to be read from the disk when it was imported: with more, it was a cold start."""
+"""Pages that had to be fetched from the disk while files were read: with more, they were not in memory."""
 
 
 def run(job: Job, emit: Emit, started_ns: int | None = None) -> None:
@@ -44,23 +44,21 @@ def run(job: Job, emit: Emit, started_ns: int | None = None) -> None:
     if started_ns is not None:
         wall.add((time.perf_counter_ns() - started_ns) / 1e9, time.process_time())
         emit(Metrics({"setup/start_s": wall.seconds}))
-    faults = resource.getrusage(resource.RUSAGE_SELF).ru_majflt
-    with _measured(emit, "setup/import_s"):
+    with _Cold() as framework_files, _measured(emit, "setup/import_s"):
         adapter_class = adapter(job.adapter)
-    faults = resource.getrusage(resource.RUSAGE_SELF).ru_majflt - faults
     if job.parity:
         prove(job, adapter_class, emit)
     with _measured(emit, "setup/build_s"):
         treatment, model, network = assemble(job, adapter_class)
     with _measured(emit, "setup/compile_s"):
         model.compile()
-    with _measured(emit, "setup/data_s"):
+    with _Cold() as data_files, _measured(emit, "setup/data_s"):
         data = Data(job, treatment, model)
     facts = {f"framework_{key}" if key == "version" else key: value for key, value in model.describe().items()}
     emit(Described({**facts, "python": platform.python_version(), "numpy": np.__version__,
                     "parameters": network.parameter_count, "flops_per_image": network.flops_per_image,
                     "train_images": len(data.train_images), "test_images": len(data.test_images),
-                    "start": "cold" if faults > COLD_FAULTS else "warm"}))  # fmt: skip
+                    "framework_files": framework_files.word, "data_files": data_files.word}))  # fmt: skip
     course = train(job, model, data, emit)
     emit(Described({"weights_sha256": digest(model.weights())}))
     test(job, model, data, course, emit)
@@ -172,6 +170,21 @@ def digest(weights: initial.Weights) -> str:
         total.update(name.encode())
         total.update(np.ascontiguousarray(values, np.float32).tobytes())
     return total.hexdigest()
+
+
+class _Cold:
+    """Tells whether the files that its block read were in memory already (``warm``), or came from the disk."""
+
+    def __enter__(self) -> _Cold:
+        self._faults = resource.getrusage(resource.RUSAGE_SELF).ru_majflt
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._faults = resource.getrusage(resource.RUSAGE_SELF).ru_majflt - self._faults
+
+    @property
+    def word(self) -> str:
+        return "cold" if self._faults > COLD_FAULTS else "warm"
 
 
 class _measured:

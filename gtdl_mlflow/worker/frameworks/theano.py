@@ -64,6 +64,11 @@ from theano.tensor.nnet.bn import batch_normalization_test, batch_normalization_
 from theano.tensor.signal.pool import Pool, pool_2d  # noqa: E402
 
 
+def _compiled() -> int:
+    """How many operations have been compiled on this machine so far: those of the cache."""
+    return sum(1 for _ in Path(theano.config.compiledir).glob("tmp*/key.pkl"))
+
+
 def _repaired(self: Any, *arguments: Any) -> tuple[str, ...]:
     """The C++ of an elementwise operation, with a number where Theano-PyMC 1.1.2 left out the f of an f-string.
 
@@ -93,6 +98,7 @@ class Theano(Adapter):
         self._average = None
         if setup.training.average is not None:
             self._average = {name: theano.shared(setup.weights[name], name) for name in self._weights}
+        self._compiled = _compiled()
         self._steps = 0
         self._step: Any = None
         self._predictor: Any = None
@@ -167,6 +173,7 @@ class Theano(Adapter):
             "blas": mkl.value.decode().strip(),
             "compiler": f"g++ {gcc_version()}",
             "compiler_flags": " ".join(march),
+            "compile_cache": "warm" if _compiled() == self._compiled else "cold",
         }
 
     @property
