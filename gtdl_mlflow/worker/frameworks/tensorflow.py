@@ -36,6 +36,11 @@ class TensorFlow(Adapter):
         self._nodes = {f"{node.layer.name}/{word}": node for node in nodes for word in node.parameters}
         self._variables = {name: tf.Variable(_native(node, setup.weights[name])) for name, node in self._nodes.items()}
         self._statistics = {name: tf.Variable(setup.weights[name]) for name in setup.network.state}
+        # Where a weight starts at 0 and has no gradient it stays 0: no need to mask it whenever it is used.
+        self._masks = {
+            name: np.ascontiguousarray(np.broadcast_to(mask.transpose(2, 3, 1, 0), self._variables[name].shape))
+            for name, mask in setup.masks.items()
+        }
         self._average = None
         if setup.training.average is not None:
             self._average = {name: tf.Variable(value) for name, value in self._variables.items()}
@@ -185,6 +190,8 @@ class TensorFlow(Adapter):
             logits = self._logits(images, values, step)
             loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits))
         for name, gradient in tape.gradient(loss, values).items():
+            if name in self._masks:
+                gradient *= self._masks[name]
             decay = self._setup.weight_decay(name)
             self._update(name, gradient + decay * values[name] if decay else gradient, row)
         if self._average is not None:
@@ -237,9 +244,7 @@ class TensorFlow(Adapter):
     ) -> tf.Tensor:
         layer, value = node.layer, given[0]
         if isinstance(layer, vocabulary.Convolution):
-            weights, mask = values[f"{layer.name}/weights"], self._setup.masks.get(f"{layer.name}/weights")
-            if mask is not None:
-                weights = weights * mask.transpose(2, 3, 1, 0)
+            weights = values[f"{layer.name}/weights"]
             value = tf.nn.conv2d(value, weights, layer.stride, _native_padding(node) or _explicit(node.pads))
             return value if layer.biases is None else tf.nn.bias_add(value, values[f"{layer.name}/biases"])
         if isinstance(layer, vocabulary.MaxPool):
