@@ -53,7 +53,7 @@ def run(job: Job, emit: Emit) -> None:
     test(job, model, data, emit)
     with _measured(emit, "save/model_s"):
         save(job, model, treatment, Path(job.folder))
-    emit(Metrics({"worker/wall_s": wall.stop()}))
+    emit(Metrics({"worker/wall_s": wall.stop(), **model.figures()}))
     emit(Finished())
 
 

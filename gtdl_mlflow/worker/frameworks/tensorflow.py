@@ -55,6 +55,9 @@ class TensorFlow(Adapter):
         labels, rows = tf.TensorSpec((None, None), tf.int64), tf.TensorSpec((None, 4), tf.float32)
         self._train = tf.function(self._loop, input_signature=[images, labels, rows, tf.TensorSpec((), tf.int64)])
         self._predict = tf.function(self._classify, input_signature=[images])
+        self._wait()
+        if setup.device == "gpu":
+            tf.config.experimental.reset_memory_stats("GPU:0")
 
     def compile(self) -> None:
         # TensorFlow optimizes a graph when it first runs it: here over no training step, and to classify one image.
@@ -62,6 +65,7 @@ class TensorFlow(Adapter):
         images = np.zeros((0, self._training.batch_size, *shape), np.float32)
         self._train(images, np.zeros(images.shape[:2], np.int64), np.zeros((0, 4), np.float32), 0)
         self._predict(np.zeros((1, 1, *shape), np.float32))
+        self._wait()
 
     def train(self, batches: Iterable[Batch], rates: list[float]) -> np.ndarray:
         feed, losses = iter(batches), []
@@ -75,7 +79,9 @@ class TensorFlow(Adapter):
             losses.append(self._train(*map(_stack, together), rows[place:stop], self._steps + place))
             place = stop
         self._steps += len(rates)
-        return np.concatenate([some.numpy() for some in losses])
+        read = np.concatenate([some.numpy() for some in losses])
+        self._wait()  # a loss can be read while the step's update is still being computed
+        return read
 
     def predict(self, batches: Iterable[np.ndarray]) -> np.ndarray:
         logits: list[tf.Tensor] = []
@@ -86,7 +92,9 @@ class TensorFlow(Adapter):
                 waiting = []
             waiting.append(images)
         logits.append(self._predict(_stack(waiting)))
-        return np.concatenate([some.numpy().reshape(-1, some.shape[-1]) for some in logits])
+        read = np.concatenate([some.numpy().reshape(-1, some.shape[-1]) for some in logits])
+        self._wait()
+        return read
 
     def weights(self) -> Weights:
         parameters = {name: _canonical(self._nodes[name], value.numpy()) for name, value in self._tested.items()}
@@ -97,6 +105,7 @@ class TensorFlow(Adapter):
 
     def load(self, folder: Path) -> None:
         self._saved().read(str(folder / "checkpoint")).assert_consumed()
+        self._wait()
 
     def checkpoint(self, folder: Path) -> None:
         self._everything().write(str(folder / "training"))
@@ -104,6 +113,12 @@ class TensorFlow(Adapter):
     def restore(self, folder: Path, step: int) -> None:
         self._everything().read(str(folder / "training")).assert_consumed()
         self._steps = step  # dropout is drawn from the step's own number
+        self._wait()
+
+    def figures(self) -> dict[str, float]:
+        if self._setup.device == "cpu":
+            return {}
+        return {"worker/peak_gpu_memory_mib": tf.config.experimental.get_memory_info("GPU:0")["peak"] / 2**20}
 
     def describe(self) -> dict[str, Any]:
         value = next(iter(self._variables.values()))
@@ -127,6 +142,11 @@ class TensorFlow(Adapter):
                 "tf32": tf.config.experimental.tensor_float_32_execution_enabled(),
             }
         return facts
+
+    def _wait(self) -> None:
+        """For the device, which is only told what to do if it is a GPU: before any clock is started or stopped."""
+        if self._setup.device == "gpu":
+            tf.test.experimental.sync_devices()
 
     @property
     def _tested(self) -> dict[str, tf.Variable]:
@@ -309,6 +329,8 @@ def _start(device: str, threads: int) -> None:
     tf.config.experimental.enable_tensor_float_32_execution(False)
     if device == "cpu":
         tf.config.set_visible_devices([], "GPU")
+    elif not tf.config.get_visible_devices("GPU"):  # it would compute on the CPU, and not say so
+        raise RuntimeError("framework=tensorflow finds no GPU that it can use; why not is in the lines above")
     for gpu in tf.config.get_visible_devices("GPU"):
         tf.config.experimental.set_memory_growth(gpu, True)
 

@@ -30,6 +30,8 @@ class Torch(Adapter):
         torch.set_num_threads(setup.threads)
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.allow_tf32 = False
+        # Kernels chosen by a race are others in the next run, and with them the last bits.
+        torch.backends.cudnn.benchmark = False
         self._device = torch.device("cuda" if setup.device == "gpu" else "cpu")
         self._channels_last = setup.options["channels_last"]
         self.layout = "NHWC" if self._channels_last else "NCHW"
@@ -48,6 +50,9 @@ class Torch(Adapter):
         self._last_rate = 0.0
         self._steps = 0
         self._average = None if setup.training.average is None else copy.deepcopy(self._module).requires_grad_(False)
+        self._wait()
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
 
     def train(self, batches: Iterable[Batch], rates: list[float]) -> np.ndarray:
         module, optimizer = self._module.train(), self._optimizer
@@ -65,13 +70,16 @@ class Torch(Adapter):
                 self._steps += 1
                 self._move_average(1 - self._training.average_decay(self._steps))
             losses.append(loss.detach())
-        # Reading the losses waits for the device; one transfer, not one a step.
-        return np.asarray(torch.stack(losses).cpu())
+        read = torch.stack(losses).cpu()  # one transfer, not one a step
+        self._wait()
+        return np.asarray(read)
 
     def predict(self, batches: Iterable[np.ndarray]) -> np.ndarray:
         module = self._renewed().eval()
         with torch.inference_mode():
-            return np.asarray(torch.cat([module(self._images(images)) for images in batches]).cpu())
+            logits = torch.cat([module(self._images(images)) for images in batches]).cpu()
+        self._wait()
+        return np.asarray(logits)
 
     def weights(self) -> Weights:
         named = {**_named(self._tested.named_parameters()), **_named(_state(self._module))}
@@ -86,6 +94,7 @@ class Torch(Adapter):
         if self._average is not None:
             own = dict(_state(self._module))
             self._module.load_state_dict({name: saved[name] for name in own}, strict=False)
+        self._wait()
 
     def checkpoint(self, folder: Path) -> None:
         torch.save(self._all_state(), folder / "checkpoint.pt")
@@ -100,6 +109,7 @@ class Torch(Adapter):
         torch.set_rng_state(saved["random"].cpu())
         if self._device.type == "cuda":
             torch.cuda.set_rng_state(saved["random_of_device"].cpu())
+        self._wait()
 
     def _all_state(self) -> dict[str, Any]:
         return {
@@ -110,6 +120,11 @@ class Torch(Adapter):
             "random": torch.get_rng_state(),
             "random_of_device": torch.cuda.get_rng_state() if self._device.type == "cuda" else None,
         }
+
+    def figures(self) -> dict[str, float]:
+        if self._device.type == "cpu":
+            return {}
+        return {"worker/peak_gpu_memory_mib": torch.cuda.max_memory_allocated(self._device) / 2**20}
 
     def describe(self) -> dict[str, Any]:
         parameter = next(self._module.parameters())
@@ -133,9 +148,16 @@ class Torch(Adapter):
                 "gpu": torch.cuda.get_device_name(parameter.device),
                 "cuda": torch.version.cuda,
                 "cudnn": torch.backends.cudnn.version(),
+                "cudnn_benchmark": torch.backends.cudnn.benchmark,
+                "cudnn_deterministic": torch.backends.cudnn.deterministic,
                 "tf32": torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32,
             }
         return facts
+
+    def _wait(self) -> None:
+        """For the device, which is only told what to do if it is a GPU: before any clock is started or stopped."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
 
     @property
     def _tested(self) -> _Network:
