@@ -54,7 +54,7 @@ def torch_cifar10() -> tuple[nn.Module, torch.optim.Optimizer, int, int]:
         Connected(3, 16, 5, 1), nn.Tanh(), nn.MaxPool2d(2), Connected(16, 256, 5, 4), nn.Tanh(), nn.MaxPool2d(2),
         nn.Flatten(), nn.Linear(6400, 128), nn.Tanh(), nn.Linear(128, 10),
     ).to(memory_format=torch.channels_last)  # fmt: skip
-    # Without momentum a kernel per tensor and step is all there is to do, and twice as fast as the fused one.
+    # Without momentum a kernel per tensor and step is all there is to do, and takes 0.6 of the time of the fused one.
     return net, torch.optim.SGD(net.parameters(), lr=0.001, foreach=True), 1, 32
 
 

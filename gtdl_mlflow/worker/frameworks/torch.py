@@ -236,7 +236,7 @@ def _optimizer(module: nn.Module, setup: Setup) -> torch.optim.Optimizer:
     ]
     training, fused = setup.training, setup.options["fused"]
     if training.optimizer is Optimizer.sgd:
-        # Plain SGD is one addition a tensor, which a CPU does in half the time of the fused kernel, to the same bits.
+        # Plain SGD is one addition a tensor, which a CPU does in less time than the fused kernel, to the same bits.
         kernels = {"foreach": True} if fused and not training.momentum and setup.device == "cpu" else {"fused": fused}
         return torch.optim.SGD(given, lr=training.learning_rate, momentum=training.momentum, **kernels)
     betas = (training.beta1, training.beta2)
