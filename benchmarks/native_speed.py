@@ -25,8 +25,11 @@ from gtdl_mlflow.launch import launch, worker_environment
 from gtdl_mlflow.worker.events import Metrics
 
 NATIVE = Path(__file__).parent / "native"
-NETWORKS = {"tensorflow_mnist": 1500, "caffe_mnist": 6000, "torch_mnist": 3000, "caffe_cifar10": 2000}
+NETWORKS = {"tensorflow_mnist": 1500, "caffe_mnist": 6000, "torch_mnist": 3000, "caffe_cifar10": 2000,
+            "torch_cifar10": 600}  # fmt: skip
 """Roughly how many images a second the machine trains: only how many steps a repeat takes depends on it."""
+
+LARGEST_TEST_BATCH = 100
 
 SLOW = {"caffe": 3, "theano": 3}
 """Frameworks that are that many times slower, for the same purpose."""
@@ -39,10 +42,12 @@ def main() -> None:
     frameworks = sorted(path.stem.removesuffix("_loop") for path in NATIVE.glob("*_loop.py"))
     parser.add_argument("--frameworks", nargs="+", choices=frameworks, default=frameworks)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--threads", type=int, default=0, help="0: as many as there are cores")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         for framework, network in itertools.product(options.frameworks, options.networks):
-            compare(framework, network, made_up(network, Path(folder)), options.repeats, options.seconds)
+            data = made_up(network, Path(folder))
+            compare(framework, network, data, options.repeats, options.seconds, options.threads)
 
 
 def made_up(network: str, folder: Path) -> Path:
@@ -58,10 +63,12 @@ def made_up(network: str, folder: Path) -> Path:
     return place
 
 
-def compare(framework: str, network: str, data: Path, repeats: int, seconds: float) -> None:
+def compare(framework: str, network: str, data: Path, repeats: int, seconds: float, threads: int) -> None:
     """Print the ratios of one framework on one network."""
-    composed = config.compose([f"framework={framework}", f"setting={network}", "training.evaluate_every=0",
-                               "training.test_batch_size=100"])  # fmt: skip
+    composed = config.compose([f"framework={framework}", f"setting={network}", "training.evaluate_every=0"])
+    composed.hardware.threads = threads or None
+    # The setting's own batches, but none of all test images at once: Caffe's would take a gigabyte.
+    composed.training.test_batch_size = min(composed.training.test_batch_size, LARGEST_TEST_BATCH)
     steps = int(seconds * NETWORKS[network] / SLOW.get(framework, 1) / composed.training.batch_size)
     composed.training.iterations, composed.training.epochs = steps, None
     pairs = []
@@ -90,8 +97,9 @@ def native(composed: config.Config, data: Path, steps: int) -> dict[str, float]:
     """One run of the native loop, with the same environment variables."""
     environment = environments.ensure(composed.framework, composed.hardware.device)
     script = NATIVE / f"{composed.framework.name}_loop.py"
+    numbers = (steps, composed.threads, composed.training.test_batch_size)
     answer = subprocess.run(
-        [environment.python, "-I", script, composed.model.name, data, str(steps), str(composed.threads)],
+        [environment.python, "-I", script, composed.model.name, data, *map(str, numbers)],
         env=worker_environment(composed.threads, composed.settings.environment),
         stdout=subprocess.PIPE,
         text=True,

@@ -85,6 +85,12 @@ def answer(case: dict[str, Any], images: np.ndarray, labels: np.ndarray, folder:
             given.append({})
         elif action == "pyfunc":
             given.append(Model(Path(arguments[0])).predict(np.rint(images.transpose(0, 2, 3, 1) * 255).astype("uint8")))
+        elif action == "watch":
+            waits: list[str] = []
+            model._wait = lambda waits=waits: waits.append("waited")  # type: ignore[attr-defined]
+            given.append({})
+        elif action == "waits":
+            given.append({"facts": {"count": len(waits)}})
         elif action == "describe":
             given.append({"facts": model.describe()})
         else:

@@ -268,6 +268,8 @@ def listed() -> dict[str, Case]:
         used.images[...] = raw.astype(np.float32) * np.float32(1 / 255)
         cases.append(used)
         cases.append(case(f"describe {name}", layers, (3, 6, 5), [["predict", 4], ["describe"]]))
+    watched: list[list[Any]] = [["watch"], ["train", [0.1] * 2], ["waits"], ["predict", 4], ["waits"]]
+    cases.append(case("waits", {"dense": dense()}, (3, 6, 5), watched))
     return {made.name: made for made in cases}
 
 
@@ -365,8 +367,9 @@ def _afresh(first: Path) -> list[Case]:
 
 
 def _ask(
-    framework: config.Framework, python: Path, folder: Path, cases: list[Case], tuning: str, threads: int
-) -> Answers:
+    framework: config.Framework, python: Path, folder: Path, cases: list[Case], tuning: str, threads: int,
+    device: str = "cpu",
+) -> Answers:  # fmt: skip
     folder.mkdir()
     settings = framework.tuning[tuning]
     arrays, asked = {}, []
@@ -382,7 +385,7 @@ def _ask(
             training=made.training,
             budget=1.0,
             seed=made.seed,
-            device="cpu",
+            device=device,
             threads=threads,
             cores=None,
             folder="",
@@ -580,6 +583,22 @@ def test_a_framework_says_what_it_was_asked_for(contestant: Contestant, process:
     if name == "describe network":
         options = framework.tuning[tuning].options
         assert {key: facts[key] for key in options if key in facts}.items() <= options.items()
+
+
+def test_the_device_is_waited_for_at_the_end_of_training_and_of_classifying(contestant: Contestant) -> None:
+    if not contestant.framework.devices["gpu"].recipes:
+        pytest.skip("no GPU to wait for")
+    for tuning in ("plain", "best"):
+        said = contestant.answers[tuning].plain["waits"]
+        assert [said[step]["facts"]["count"] for step in ("2", "4")] == [1, 2]
+
+
+def test_a_gpu_that_is_not_there_is_no_cpu(contestant: Contestant, tmp_path: Path) -> None:
+    if not contestant.framework.devices["gpu"].recipes:
+        pytest.skip("never on a GPU")
+    python = environments.ensure(contestant.framework, "cpu").python  # whose build knows no GPU
+    with pytest.raises(AssertionError, match=r"CUDA|no GPU"):
+        _ask(contestant.framework, python, tmp_path / "gpu", [CASES["waits"]], "best", 1, device="gpu")
 
 
 def test_a_framework_refuses_only_in_words_and_never_its_own(contestant: Contestant) -> None:

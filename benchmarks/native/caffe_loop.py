@@ -1,6 +1,6 @@
 """A hand-written Caffe loop of a default network, as an expert would write it: what the harness is held against.
 
-    python caffe_loop.py NETWORK FOLDER_OF_PREPARED_DATA STEPS THREADS
+    python caffe_loop.py NETWORK FOLDER_OF_PREPARED_DATA STEPS THREADS TEST_BATCH
 
 Knows nothing of gtdl_mlflow. Prints one JSON object: training and testing images/s, warm-up left out.
 """
@@ -21,7 +21,6 @@ import caffe
 import numpy as np
 
 WARM_UP_STEPS = 15
-TEST_BATCH = 100
 
 
 # Weights and images are like the real ones: Caffe's max pooling branches on what it sees, and takes a tenth longer on
@@ -87,6 +86,38 @@ def torch_mnist() -> tuple[list[str], str, int, int]:
     return layers, 'base_lr: 0.05 lr_policy: "inv" gamma: 0.0000005 power: 1', 10, 32
 
 
+def torch_cifar10() -> tuple[list[str], str, int, int]:
+    layers = [
+        convolution("conv1", "data", 16), in_place("TanH", "conv1"), pool("pool1", "conv1", 2, 2),
+        convolution("conv2", "pool1", 256), in_place("TanH", "conv2"), pool("pool2", "conv2", 2, 2),
+        dense("ip1", "pool2", 128), in_place("TanH", "ip1"), dense("ip2", "ip1", 10),
+    ]  # fmt: skip
+    return layers, 'base_lr: 0.001 lr_policy: "inv" gamma: 0.0000005 power: 1', 1, 32
+
+
+MASKED = {"torch_cifar10": {"conv1": 1, "conv2": 4}}
+"""Of how many input maps each output map of a convolution reads."""
+
+
+def connect(learner: caffe.Solver, read: dict[str, int]) -> None:
+    """Weights that start at 0 and get no gradient: they stay there."""
+    random, masked = np.random.RandomState(0), []
+    for name, maps in read.items():
+        weights = learner.net.params[name][0]
+        mask = np.zeros(weights.data.shape, np.float32)
+        for row in mask:
+            row[random.permutation(len(row))[:maps]] = 1
+        weights.data[...] *= mask
+        masked.append((weights.diff, mask))
+
+    def mask_gradients() -> None:
+        for gradient, mask in masked:
+            np.multiply(gradient, mask, out=gradient)
+
+    if masked:
+        learner.add_callback(lambda: None, mask_gradients)
+
+
 def caffe_cifar10() -> tuple[list[str], str, int, int]:
     layers = [
         convolution("conv1", "data", 32, 2, 0.0001), pool("pool1", "conv1", 3, 2), in_place("ReLU", "pool1"),
@@ -100,18 +131,19 @@ def caffe_cifar10() -> tuple[list[str], str, int, int]:
 
 
 def main() -> None:
-    name, folder, steps = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+    name, folder, steps, test_batch = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[5])
     layers, rule, batch, side = globals()[name]()
 
     def images(part: str, size: int) -> np.ndarray:
         """As many as make whole batches: Caffe's memory layer takes no others."""
         raw = np.load(folder / f"{part}_images.npy").astype(np.float32)
         raw = raw - raw.mean(axis=0) if name == "caffe_cifar10" else raw / 255
+        raw = (raw - raw.mean()) / raw.std() if name.startswith("torch") else raw
         pad = (side - raw.shape[1]) // 2
         padded = np.pad(raw, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
         return np.ascontiguousarray(padded[: len(raw) // size * size].transpose(0, 3, 1, 2))
 
-    x, x_test = images("train", batch), images("test", TEST_BATCH)
+    x, x_test = images("train", batch), images("test", test_batch)
     y = np.load(folder / "train_labels.npy")[: len(x)].astype(np.float32)
 
     def source(phase: str, size: int) -> str:
@@ -122,11 +154,12 @@ def main() -> None:
     loss = 'layer { name: "loss" type: "SoftmaxWithLoss" bottom: "ip2" bottom: "label" include { phase: TRAIN } }'
     with tempfile.TemporaryDirectory() as place:
         net, solver = Path(place) / "net.prototxt", Path(place) / "solver.prototxt"
-        net.write_text("\n".join([source("TRAIN", batch), source("TEST", TEST_BATCH), *layers, loss]))
+        net.write_text("\n".join([source("TRAIN", batch), source("TEST", test_batch), *layers, loss]))
         solver.write_text(f'net: "{net}" solver_mode: CPU random_seed: 0 {rule}')
         learner = caffe.get_solver(str(solver))
         tester = caffe.Net(str(net), caffe.TEST)
     tester.share_with(learner.net)
+    connect(learner, MASKED.get(name, {}))
     learner.net.set_input_arrays(x, y)
     tester.set_input_arrays(x_test, np.zeros(len(x_test), np.float32))
 
@@ -138,12 +171,12 @@ def main() -> None:
     def test(images: np.ndarray) -> float:
         tester.set_input_arrays(images, np.zeros(len(images), np.float32))
         began = time.perf_counter()
-        np.concatenate([tester.forward()["ip2"].copy() for _ in range(len(images) // TEST_BATCH)])
+        np.concatenate([tester.forward()["ip2"].copy() for _ in range(len(images) // test_batch)])
         return time.perf_counter() - began
 
     train(WARM_UP_STEPS)
     training_s = train(steps)
-    test(x_test[:TEST_BATCH])  # one batch outside the clock, as the harness has it
+    test(x_test[:test_batch])  # one batch outside the clock, as the harness has it
     testing_s = test(x_test)
     print(json.dumps({"train": steps * batch / training_s, "test": len(x_test) / testing_s}))
 

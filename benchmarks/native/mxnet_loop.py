@@ -1,6 +1,6 @@
 """A hand-written MXNet loop of a default network, as an expert would write it: what the harness is held against.
 
-    python mxnet_loop.py NETWORK FOLDER_OF_PREPARED_DATA STEPS THREADS
+    python mxnet_loop.py NETWORK FOLDER_OF_PREPARED_DATA STEPS THREADS TEST_BATCH
 
 Knows nothing of gtdl_mlflow. Prints one JSON object: training and testing images/s, warm-up left out. The number of
 threads is OpenMP's, set by OMP_NUM_THREADS before MXNet starts.
@@ -33,6 +33,23 @@ class SGD(mx.optimizer.SGD):
             mx.nd.sgd_mom_update(weight, grad, state, out=weight, momentum=self.momentum, **rates)
 
 
+class Inverse(mx.lr_scheduler.LRScheduler):
+    def __call__(self, num_update: int) -> float:
+        return self.base_lr / (1 + 5e-7 * num_update)
+
+
+MASKED = {"torch_cifar10": {0: 1, 2: 4}}
+"""Of how many input maps each output map of a convolution, by its place, reads."""
+
+
+def mask(weight: mx.nd.NDArray, read: int) -> mx.nd.NDArray:
+    """0 for what an output map does not read: weights that start at 0 and get no gradient."""
+    chosen = np.zeros(weight.shape, np.float32)
+    for row in chosen:
+        row[np.random.permutation(len(row))[:read]] = 1
+    return mx.nd.from_numpy(chosen).copy()
+
+
 def tensorflow_mnist() -> tuple[nn.HybridSequential, mx.optimizer.Optimizer, int, int]:
     net = nn.HybridSequential()
     net.add(
@@ -59,7 +76,17 @@ def torch_mnist() -> tuple[nn.HybridSequential, mx.optimizer.Optimizer, int, int
         nn.Conv2D(64, 5, activation="tanh"), nn.MaxPool2D(2, 2),
         nn.Dense(200, activation="tanh"), nn.Dense(10),
     )  # fmt: skip
-    return net, SGD(learning_rate=0.05), 10, 32
+    return net, SGD(learning_rate=0.05, lr_scheduler=Inverse()), 10, 32
+
+
+def torch_cifar10() -> tuple[nn.HybridSequential, mx.optimizer.Optimizer, int, int]:
+    net = nn.HybridSequential()
+    net.add(
+        nn.Conv2D(16, 5, activation="tanh"), nn.MaxPool2D(2, 2),
+        nn.Conv2D(256, 5, activation="tanh"), nn.MaxPool2D(2, 2),
+        nn.Dense(128, activation="tanh"), nn.Dense(10),
+    )  # fmt: skip
+    return net, SGD(learning_rate=0.001, lr_scheduler=Inverse()), 1, 32
 
 
 def caffe_cifar10() -> tuple[nn.HybridSequential, mx.optimizer.Optimizer, int, int]:
@@ -89,7 +116,7 @@ class Loss(gluon.HybridBlock):
 
 
 def main() -> None:
-    name, folder, steps = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+    name, folder, steps, test_batch = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[5])
     mx.random.seed(0)
     net, optimizer, batch, side = globals()[name]()
     net.initialize(mx.init.Xavier())
@@ -99,6 +126,7 @@ def main() -> None:
 
     def images(part: str) -> np.ndarray:
         raw = np.load(folder / f"{part}_images.npy").astype(np.float32) / 255
+        raw = (raw - raw.mean()) / raw.std() if name.startswith("torch") else raw
         pad = (side - raw.shape[1]) // 2
         return np.ascontiguousarray(np.pad(raw, ((0, 0), (pad, pad), (pad, pad), (0, 0))).transpose(0, 3, 1, 2))
 
@@ -110,6 +138,12 @@ def main() -> None:
     arrays = [(parameter.data(), parameter.list_grad()[0]) for parameter in parameters]
     optimizer.set_lr_mult({place: 2.0 for place, each in enumerate(parameters) if name.startswith("caffe")
                            and each.name.endswith("bias")})  # fmt: skip
+    masked = [
+        (net[place].weight.data(), net[place].weight.list_grad()[0], mask(net[place].weight.data(), read))
+        for place, read in MASKED.get(name, {}).items()
+    ]
+    for weight, _, chosen in masked:
+        weight *= chosen
     states = [optimizer.create_state(place, data) for place, (data, _) in enumerate(arrays)]
 
     def train(chosen: list[int]) -> float:
@@ -119,6 +153,8 @@ def main() -> None:
             with mx.autograd.record():
                 loss = graph(mx.nd.from_numpy(x[part]), mx.nd.from_numpy(y[part]))
             loss.backward()
+            for _, gradient, chosen_weights in masked:
+                mx.nd.elemwise_mul(gradient, chosen_weights, out=gradient)
             for place, (data, gradient) in enumerate(arrays):
                 optimizer.update(place, data, gradient, states[place])
         mx.nd.waitall()
@@ -126,13 +162,14 @@ def main() -> None:
 
     def test(images: np.ndarray) -> float:
         began = time.perf_counter()
-        queued = [net(mx.nd.from_numpy(images[start : start + 100])) for start in range(0, len(images), 100)]
+        starts = range(0, len(images), test_batch)
+        queued = [net(mx.nd.from_numpy(images[start : start + test_batch])) for start in starts]
         np.concatenate([logits.asnumpy() for logits in queued])
         return time.perf_counter() - began
 
     train(starts[:WARM_UP_STEPS])
     training_s = train(starts[WARM_UP_STEPS:])
-    test(x_test[:100])  # one batch outside the clock, as the harness has it
+    test(x_test[:test_batch])  # one batch outside the clock, as the harness has it
     testing_s = test(x_test)
     print(json.dumps({"train": steps * batch / training_s, "test": len(x_test) / testing_s}))
 

@@ -1,6 +1,6 @@
 """A hand-written TensorFlow loop of a default network, as an expert would write it: what the harness is held against.
 
-    python tensorflow_loop.py NETWORK FOLDER_OF_PREPARED_DATA STEPS THREADS
+    python tensorflow_loop.py NETWORK FOLDER_OF_PREPARED_DATA STEPS THREADS TEST_BATCH
 
 Knows nothing of gtdl_mlflow. Prints one JSON object: training and testing images/s, warm-up left out.
 """
@@ -19,7 +19,8 @@ import tensorflow as tf
 
 WARM_UP_STEPS = 15
 CALL_STEPS = 25
-"""Training steps in one call of the graph."""
+CALL_STEPS_OF_ONE = 500
+"""Training steps in one call of the graph; and where a step is one image. Batches to classify, too."""
 
 Forward = Callable[[tf.Tensor, bool], tf.Tensor]
 Update = Callable[[list[tf.Tensor], tf.Tensor], None]
@@ -27,6 +28,11 @@ Update = Callable[[list[tf.Tensor], tf.Tensor], None]
 
 class Parameters(list[tf.Variable]):
     """The variables of a network, made as it is written down."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.masks: dict[int, tf.Tensor] = {}
+        """By the place of the weights, where only some learn."""
 
     def new(self, *shape: int, deviation: float = 0.05) -> tf.Variable:
         self.append(tf.Variable(tf.random.truncated_normal(shape, stddev=deviation)))
@@ -36,8 +42,18 @@ class Parameters(list[tf.Variable]):
         weights, biases = self.new(side, side, maps, filters, deviation=deviation), self.new(filters)
         return lambda x: tf.nn.bias_add(tf.nn.conv2d(x, weights, 1, padding), biases)
 
-    def dense(self, inputs: int, units: int) -> Any:
-        weights, biases = self.new(inputs, units), self.new(units)
+    def connected(self, side: int, maps: int, filters: int, read: int, deviation: float) -> Any:
+        """A convolution whose output maps read some input maps each: weights that start at 0 and get no gradient."""
+        chosen = [tf.reduce_sum(tf.one_hot(tf.random.shuffle(tf.range(maps))[:read], maps), 0) for _ in range(filters)]
+        mask = tf.tile(tf.stack(chosen, 1)[None, None], (side, side, 1, 1))
+        self.masks[len(self)] = mask
+        given = self.convolution(side, maps, filters, "VALID", deviation)
+        weights = self[-2]
+        weights.assign(weights * mask)
+        return given
+
+    def dense(self, inputs: int, units: int, deviation: float = 0.05) -> Any:
+        weights, biases = self.new(inputs, units, deviation=deviation), self.new(units)
         return lambda x: tf.nn.bias_add(tf.matmul(tf.reshape(x, (-1, inputs)), weights), biases)
 
 
@@ -55,13 +71,18 @@ def adam(parameters: Parameters, rate: float) -> Update:
     return update
 
 
-def sgd(parameters: Parameters, rate: float, momentum: float = 0.0, decay: float = 0.0, biases: float = 1.0) -> Update:
+def sgd(
+    parameters: Parameters, rate: float, momentum: float = 0.0, decay: float = 0.0, biases: float = 1.0,
+    gamma: float = 0.0,
+) -> Update:  # fmt: skip
     velocities = [tf.Variable(tf.zeros_like(p)) for p in parameters]
 
     def update(gradients: list[tf.Tensor], step: tf.Tensor) -> None:
-        for p, v, g in zip(parameters, velocities, gradients, strict=True):
-            own = rate * (biases if p.shape.rank == 1 else 1)
-            slope = g + decay * p if decay else g
+        now = rate / (1 + gamma * tf.cast(step, tf.float32)) if gamma else rate
+        for place, (p, v, g) in enumerate(zip(parameters, velocities, gradients, strict=True)):
+            own = now * (biases if p.shape.rank == 1 else 1)
+            slope = g * parameters.masks[place] if place in parameters.masks else g
+            slope = slope + decay * p if decay else slope
             if momentum:
                 tf.raw_ops.ResourceApplyKerasMomentum(
                     var=p.handle, accum=v.handle, lr=own, grad=slope, momentum=momentum
@@ -105,7 +126,18 @@ def torch_mnist(p: Parameters) -> tuple[Forward, Update, int, int]:
         )
         return dense2(tf.tanh(dense1(tf.nn.max_pool2d(tf.tanh(conv2(x)), 2, 2, "VALID"))))
 
-    return forward, sgd(p, 0.05), 10, 32
+    return forward, sgd(p, 0.05, gamma=5e-7), 10, 32
+
+
+def torch_cifar10(p: Parameters) -> tuple[Forward, Update, int, int]:
+    conv1, conv2 = p.connected(5, 3, 16, 1, 0.1), p.connected(5, 16, 256, 4, 0.05)
+    dense1, dense2 = p.dense(6400, 128, 0.01), p.dense(128, 10)
+
+    def forward(x: tf.Tensor, training: bool) -> tf.Tensor:
+        x = tf.nn.max_pool2d(tf.tanh(conv1(x)), 2, 2, "VALID")
+        return dense2(tf.tanh(dense1(tf.nn.max_pool2d(tf.tanh(conv2(x)), 2, 2, "VALID"))))
+
+    return forward, sgd(p, 0.001, gamma=5e-7), 1, 32
 
 
 def caffe_cifar10(p: Parameters) -> tuple[Forward, Update, int, int]:
@@ -122,15 +154,18 @@ def caffe_cifar10(p: Parameters) -> tuple[Forward, Update, int, int]:
 
 
 def main() -> None:
-    name, folder, steps, threads = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+    name, folder = sys.argv[1], Path(sys.argv[2])
+    steps, threads, test_batch = map(int, sys.argv[3:6])
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(threads)
     tf.random.set_seed(0)
     parameters = Parameters()
     forward, update, batch, side = globals()[name](parameters)
+    call = CALL_STEPS_OF_ONE if batch == 1 else CALL_STEPS
 
     def images(part: str) -> tf.Tensor:
         raw = np.load(folder / f"{part}_images.npy").astype(np.float32) / 255
+        raw = (raw - raw.mean()) / raw.std() if name.startswith("torch") else raw
         pad = (side - raw.shape[1]) // 2
         return tf.constant(np.pad(raw, ((0, 0), (pad, pad), (pad, pad), (0, 0))))
 
@@ -151,23 +186,28 @@ def main() -> None:
         return loss
 
     @tf.function
-    def classify(first: tf.Tensor) -> tf.Tensor:
-        return forward(x_test[first : first + 100], False)
+    def classify(first: tf.Tensor, stop: tf.Tensor) -> tf.Tensor:
+        logits = tf.TensorArray(tf.float32, (stop - first) // test_batch, element_shape=(test_batch, 10))
+        for start in tf.range(first, stop, test_batch):
+            logits = logits.write((start - first) // test_batch, forward(x_test[start : start + test_batch], False))
+        return logits.concat()
 
     def train(first: int, count: int) -> float:
         began = time.perf_counter()
-        for start in range(first, first + count, CALL_STEPS):
-            train_steps(tf.constant(start), tf.constant(min(CALL_STEPS, first + count - start))).numpy()
+        for start in range(first, first + count, call):
+            train_steps(tf.constant(start), tf.constant(min(call, first + count - start))).numpy()
         return time.perf_counter() - began
 
     def test(count: int) -> float:
         began = time.perf_counter()
-        tf.concat([classify(tf.constant(start)) for start in range(0, count, 100)], 0).numpy()
+        images = call * test_batch
+        stops = [(start, min(start + images, count)) for start in range(0, count, images)]
+        tf.concat([classify(tf.constant(start), tf.constant(stop)) for start, stop in stops], 0).numpy()
         return time.perf_counter() - began
 
     train(0, WARM_UP_STEPS)
     training_s = train(WARM_UP_STEPS, steps)
-    test(100)  # one batch outside the clock, as the harness has it
+    test(test_batch)  # one batch outside the clock, as the harness has it
     testing_s = test(len(x_test))
     print(json.dumps({"train": steps * batch / training_s, "test": len(x_test) / testing_s}))
 

@@ -1,6 +1,6 @@
 """A hand-written Theano loop of a default network, as an expert would write it: what the harness is held against.
 
-    python theano_loop.py NETWORK FOLDER_OF_PREPARED_DATA STEPS THREADS
+    python theano_loop.py NETWORK FOLDER_OF_PREPARED_DATA STEPS THREADS TEST_BATCH
 
 Knows nothing of gtdl_mlflow. Prints one JSON object: training and testing images/s, warm-up left out.
 """
@@ -65,6 +65,22 @@ class Conv:
         return conv2d(x, self.w, shape, self.shape, self.pad, filter_flip=False) + self.b.dimshuffle("x", 0, "x", "x")
 
 
+masks: dict[Any, np.ndarray] = {}
+"""By weights of which only some learn."""
+
+
+class Connected(Conv):
+    """A convolution whose output maps read ``maps`` input maps each: weights that start at 0 and get no gradient."""
+
+    def __init__(self, inputs: int, filters: int, side: int, maps: int, deviation: float) -> None:
+        super().__init__(inputs, filters, side, deviation=deviation)
+        mask = np.zeros(self.shape, np.float32)
+        for row in mask:
+            row[rng.permutation(inputs)[:maps]] = 1
+        masks[self.w] = mask
+        self.w.set_value(self.w.get_value() * mask)
+
+
 class Dense:
     def __init__(self, inputs: int, units: int, deviation: float = 0.1, bias: float = 0.0) -> None:
         self.w, self.b, self.inputs = parameter((inputs, units), deviation), parameter((units,), 0, bias), inputs
@@ -122,8 +138,15 @@ def momentum(rate: float, decay: float) -> Callable[[list[Any]], list[tuple[Any,
     return update
 
 
-def sgd(gradients: list[Any]) -> list[tuple[Any, Any]]:
-    return [(p, p - np.float32(0.05) * g) for p, g in zip(parameters, gradients, strict=True)]
+def sgd(rate: Any) -> Callable[[list[Any]], list[tuple[Any, Any]]]:
+    return lambda gradients: [
+        (p, p - rate * (g * masks[p] if p in masks else g)) for p, g in zip(parameters, gradients, strict=True)
+    ]
+
+
+scheduled = T.fscalar("rate")
+"""Of the networks whose rate falls with every step."""
+RATES = {"torch_mnist": 0.05, "torch_cifar10": 0.001}
 
 
 def tensorflow_mnist() -> tuple[list[Any], Any, int, int]:
@@ -144,7 +167,15 @@ def torch_mnist() -> tuple[list[Any], Any, int, int]:
         Conv(1, 32, 32), tanh, Pool(3, 3, 1), Conv(32, 64, 10), tanh, Pool(2, 2),
         Dense(576, 200), tanh, Dense(200, 10),
     ]  # fmt: skip
-    return layers, sgd, 10, 32
+    return layers, sgd(scheduled), 10, 32
+
+
+def torch_cifar10() -> tuple[list[Any], Any, int, int]:
+    layers = [
+        Connected(3, 16, 32, 1, 0.1), tanh, Pool(2, 2), Connected(16, 256, 14, 4, 0.05), tanh, Pool(2, 2),
+        Dense(6400, 128, 0.01), tanh, Dense(128, 10),
+    ]  # fmt: skip
+    return layers, sgd(scheduled), 1, 32
 
 
 def caffe_cifar10() -> tuple[list[Any], Any, int, int]:
@@ -157,7 +188,8 @@ def caffe_cifar10() -> tuple[list[Any], Any, int, int]:
 
 
 def main() -> None:
-    name, folder, steps = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])  # the threads: OMP_NUM_THREADS
+    # The threads: OMP_NUM_THREADS.
+    name, folder, steps, test_batch = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[5])
     layers, optimizer, batch, side = globals()[name]()
 
     def network(x: Any, size: int | None) -> Any:
@@ -167,13 +199,15 @@ def main() -> None:
 
     x, y = T.tensor4(), T.lvector()
     loss = crossentropy_softmax_1hot(network(x, batch), y)[0].mean()
-    step = theano.function([x, y], loss, updates=optimizer(T.grad(loss, parameters)))
+    more = [scheduled] if name in RATES else []
+    step = theano.function([x, y, *more], loss, updates=optimizer(T.grad(loss, parameters)))
     logits = theano.function([x], network(x, None))
     step.trust_input = logits.trust_input = True
 
     def images(part: str) -> np.ndarray:
         raw = np.load(folder / f"{part}_images.npy").astype(np.float32)
         raw = raw - raw.mean(axis=0) if name == "caffe_cifar10" else raw / 255
+        raw = (raw - raw.mean()) / raw.std() if name in RATES else raw
         pad = (side - raw.shape[1]) // 2
         padded = np.pad(raw, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
         return np.ascontiguousarray(padded.transpose(0, 3, 1, 2))
@@ -181,21 +215,23 @@ def main() -> None:
     x_train, y_train = images("train"), np.load(folder / "train_labels.npy").astype(np.int64)
     x_test = images("test")
     starts = [(number * batch) % (len(x_train) - batch) for number in range(WARM_UP_STEPS + steps)]
+    rates = [np.asarray(RATES.get(name, 0) / (1 + 5e-7 * number), np.float32) for number in range(len(starts))]
+    given = [(start, (rate,) if more else ()) for start, rate in zip(starts, rates, strict=True)]
 
-    def train(chosen: list[int]) -> float:
+    def train(chosen: list[tuple[int, tuple[np.ndarray, ...]]]) -> float:
         began = time.perf_counter()
-        for start in chosen:
-            step(x_train[start : start + batch], y_train[start : start + batch])
+        for start, rate in chosen:
+            step(x_train[start : start + batch], y_train[start : start + batch], *rate)
         return time.perf_counter() - began
 
     def test(shown: np.ndarray) -> float:
         began = time.perf_counter()
-        np.concatenate([logits(shown[start : start + 100]) for start in range(0, len(shown), 100)])
+        np.concatenate([logits(shown[start : start + test_batch]) for start in range(0, len(shown), test_batch)])
         return time.perf_counter() - began
 
-    train(starts[:WARM_UP_STEPS])
-    training_s = train(starts[WARM_UP_STEPS:])
-    test(x_test[:100])  # one batch outside the clock, as the harness has it
+    train(given[:WARM_UP_STEPS])
+    training_s = train(given[WARM_UP_STEPS:])
+    test(x_test[:test_batch])  # one batch outside the clock, as the harness has it
     testing_s = test(x_test)
     print(json.dumps({"train": steps * batch / training_s, "test": len(x_test) / testing_s}))
 

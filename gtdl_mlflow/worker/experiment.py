@@ -70,7 +70,7 @@ def run(job: Job, emit: Emit, started_ns: int | None = None) -> None:
             inference = latency.inference(job, model, data.test_images)
         for event in (Metrics(steps), *inference):
             emit(event)
-    emit(Metrics({**usage(), "worker/wall_s": wall.stop()}))
+    emit(Metrics({**usage(), **model.figures(), "worker/wall_s": wall.stop()}))
     emit(Finished())
 
 

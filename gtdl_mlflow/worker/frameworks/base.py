@@ -108,6 +108,10 @@ class Adapter(ABC):
     def restore(self, folder: Path, step: int) -> None:
         """Go on where ``checkpoint`` was called, after ``step`` steps, as if nothing had happened in between."""
 
+    def figures(self) -> dict[str, float]:
+        """What only the framework knows at the end of a run, as metrics: ``worker/peak_gpu_memory_mib``, on a GPU."""
+        return {}
+
     @abstractmethod
     def describe(self) -> dict[str, Any]:
         """What the framework reports of itself: ``version``, ``device``, ``threads``, ``precision``, build."""

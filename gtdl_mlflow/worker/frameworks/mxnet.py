@@ -44,6 +44,12 @@ class MXNet(Adapter):
         self._state = {name: _array(setup.weights[name] / self._unbiased.get(name, 1)) for name in setup.network.state}
         self._weights = list(self._parameters.values())
         self._gradients = [mx.nd.zeros_like(weight) for weight in self._weights]
+        # Where a weight starts at 0 and has no gradient it stays 0: no need to mask it whenever it is used.
+        gradients = dict(zip(self._parameters, self._gradients, strict=True))
+        self._masked = [
+            (gradients[name], _array(np.broadcast_to(mask, gradients[name].shape)))
+            for name, mask in setup.masks.items()
+        ]
         mx.autograd.mark_variables(self._weights, self._gradients)
         moments = {Optimizer.sgd: 1 if setup.training.momentum else 0, Optimizer.adam: 2}[setup.training.optimizer]
         self._moments = [[mx.nd.zeros_like(weight) for _ in range(moments)] for weight in self._weights]
@@ -71,6 +77,8 @@ class MXNet(Adapter):
             with mx.autograd.record():
                 loss = self._loss(**fed)
             loss.backward()
+            for gradient, mask in self._masked:
+                mx.nd.elemwise_mul(gradient, mask, out=gradient)
             self._steps += 1
             self._update(rate)
             if self._average is not None:
@@ -208,15 +216,13 @@ class MXNet(Adapter):
             if training and isinstance(node.layer, vocabulary.Dropout):
                 values[place] = given[0] * mx.sym.var(f"{node.layer.name}/factors")
             else:
-                values[place] = self._layer(node, given, setup.masks.get(f"{node.layer.name}/weights"))
+                values[place] = self._layer(node, given)
         return values[place]
 
-    def _layer(self, node: Node, given: list[Any], mask: np.ndarray | None) -> Any:
+    def _layer(self, node: Node, given: list[Any]) -> Any:
         layer, value = node.layer, given[0]
         if isinstance(layer, vocabulary.Convolution):
             weights, *biases = (mx.sym.var(f"{layer.name}/{name}") for name in node.parameters)
-            if mask is not None:
-                weights = mx.sym.broadcast_mul(weights, self._constant(f"{layer.name}/mask", mask))
             (top, bottom), (left, right) = node.pads
             pad = (top, left)
             if (top, left) != (bottom, right):

@@ -36,6 +36,11 @@ class TensorFlow(Adapter):
         self._nodes = {f"{node.layer.name}/{word}": node for node in nodes for word in node.parameters}
         self._variables = {name: tf.Variable(_native(node, setup.weights[name])) for name, node in self._nodes.items()}
         self._statistics = {name: tf.Variable(setup.weights[name]) for name in setup.network.state}
+        # Where a weight starts at 0 and has no gradient it stays 0: no need to mask it whenever it is used.
+        self._masks = {
+            name: np.ascontiguousarray(np.broadcast_to(mask.transpose(2, 3, 1, 0), self._variables[name].shape))
+            for name, mask in setup.masks.items()
+        }
         self._average = None
         if setup.training.average is not None:
             self._average = {name: tf.Variable(value) for name, value in self._variables.items()}
@@ -50,6 +55,9 @@ class TensorFlow(Adapter):
         labels, rows = tf.TensorSpec((None, None), tf.int64), tf.TensorSpec((None, 4), tf.float32)
         self._train = tf.function(self._loop, input_signature=[images, labels, rows, tf.TensorSpec((), tf.int64)])
         self._predict = tf.function(self._classify, input_signature=[images])
+        self._wait()
+        if setup.device == "gpu":
+            tf.config.experimental.reset_memory_stats("GPU:0")
 
     def compile(self) -> None:
         # TensorFlow optimizes a graph when it first runs it: here over no training step, and to classify one image.
@@ -57,6 +65,7 @@ class TensorFlow(Adapter):
         images = np.zeros((0, self._training.batch_size, *shape), np.float32)
         self._train(images, np.zeros(images.shape[:2], np.int64), np.zeros((0, 4), np.float32), 0)
         self._predict(np.zeros((1, 1, *shape), np.float32))
+        self._wait()
 
     def train(self, batches: Iterable[Batch], rates: list[float]) -> np.ndarray:
         feed, losses = iter(batches), []
@@ -70,7 +79,9 @@ class TensorFlow(Adapter):
             losses.append(self._train(*map(_stack, together), rows[place:stop], self._steps + place))
             place = stop
         self._steps += len(rates)
-        return np.concatenate([some.numpy() for some in losses])
+        read = np.concatenate([some.numpy() for some in losses])
+        self._wait()  # a loss can be read while the step's update is still being computed
+        return read
 
     def predict(self, batches: Iterable[np.ndarray]) -> np.ndarray:
         logits: list[tf.Tensor] = []
@@ -81,7 +92,9 @@ class TensorFlow(Adapter):
                 waiting = []
             waiting.append(images)
         logits.append(self._predict(_stack(waiting)))
-        return np.concatenate([some.numpy().reshape(-1, some.shape[-1]) for some in logits])
+        read = np.concatenate([some.numpy().reshape(-1, some.shape[-1]) for some in logits])
+        self._wait()
+        return read
 
     def weights(self) -> Weights:
         parameters = {name: _canonical(self._nodes[name], value.numpy()) for name, value in self._tested.items()}
@@ -92,6 +105,7 @@ class TensorFlow(Adapter):
 
     def load(self, folder: Path) -> None:
         self._saved().read(str(folder / "checkpoint")).assert_consumed()
+        self._wait()
 
     def checkpoint(self, folder: Path) -> None:
         self._everything().write(str(folder / "training"))
@@ -99,6 +113,12 @@ class TensorFlow(Adapter):
     def restore(self, folder: Path, step: int) -> None:
         self._everything().read(str(folder / "training")).assert_consumed()
         self._steps = step  # dropout is drawn from the step's own number
+        self._wait()
+
+    def figures(self) -> dict[str, float]:
+        if self._setup.device == "cpu":
+            return {}
+        return {"worker/peak_gpu_memory_mib": tf.config.experimental.get_memory_info("GPU:0")["peak"] / 2**20}
 
     def describe(self) -> dict[str, Any]:
         value = next(iter(self._variables.values()))
@@ -122,6 +142,11 @@ class TensorFlow(Adapter):
                 "tf32": tf.config.experimental.tensor_float_32_execution_enabled(),
             }
         return facts
+
+    def _wait(self) -> None:
+        """For the device, which is only told what to do if it is a GPU: before any clock is started or stopped."""
+        if self._setup.device == "gpu":
+            tf.test.experimental.sync_devices()
 
     @property
     def _tested(self) -> dict[str, tf.Variable]:
@@ -185,6 +210,8 @@ class TensorFlow(Adapter):
             logits = self._logits(images, values, step)
             loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits))
         for name, gradient in tape.gradient(loss, values).items():
+            if name in self._masks:
+                gradient *= self._masks[name]
             decay = self._setup.weight_decay(name)
             self._update(name, gradient + decay * values[name] if decay else gradient, row)
         if self._average is not None:
@@ -237,9 +264,7 @@ class TensorFlow(Adapter):
     ) -> tf.Tensor:
         layer, value = node.layer, given[0]
         if isinstance(layer, vocabulary.Convolution):
-            weights, mask = values[f"{layer.name}/weights"], self._setup.masks.get(f"{layer.name}/weights")
-            if mask is not None:
-                weights = weights * mask.transpose(2, 3, 1, 0)
+            weights = values[f"{layer.name}/weights"]
             value = tf.nn.conv2d(value, weights, layer.stride, _native_padding(node) or _explicit(node.pads))
             return value if layer.biases is None else tf.nn.bias_add(value, values[f"{layer.name}/biases"])
         if isinstance(layer, vocabulary.MaxPool):
@@ -304,6 +329,8 @@ def _start(device: str, threads: int) -> None:
     tf.config.experimental.enable_tensor_float_32_execution(False)
     if device == "cpu":
         tf.config.set_visible_devices([], "GPU")
+    elif not tf.config.get_visible_devices("GPU"):  # it would compute on the CPU, and not say so
+        raise RuntimeError("framework=tensorflow finds no GPU that it can use; why not is in the lines above")
     for gpu in tf.config.get_visible_devices("GPU"):
         tf.config.experimental.set_memory_growth(gpu, True)
 

@@ -23,13 +23,15 @@ from .base import Adapter, Setup
 
 
 class Torch(Adapter):
-    """Options: ``channels_last`` (memory format of images and filters), ``fused`` (one kernel per optimizer step)."""
+    """Options: ``channels_last`` (memory format of images and filters), ``fused`` (few kernels per optimizer step)."""
 
     def __init__(self, setup: Setup) -> None:
         torch.manual_seed(setup.seed)
         torch.set_num_threads(setup.threads)
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.allow_tf32 = False
+        # Kernels chosen by a race are others in the next run, and with them the last bits.
+        torch.backends.cudnn.benchmark = False
         self._device = torch.device("cuda" if setup.device == "gpu" else "cpu")
         self._channels_last = setup.options["channels_last"]
         self.layout = "NHWC" if self._channels_last else "NCHW"
@@ -37,11 +39,20 @@ class Torch(Adapter):
         format = torch.channels_last if self._channels_last else torch.contiguous_format
         self._module.to(self._device, memory_format=format)
         self._set_weights(setup.weights)
+        # Where a weight starts at 0 and has no gradient it stays 0: no need to mask it whenever it is used.
+        parameters = _named(self._module.named_parameters())
+        self._masked = [
+            (parameters[name], torch.zeros_like(parameters[name]).copy_(torch.from_numpy(mask)))
+            for name, mask in setup.masks.items()
+        ]
         self._training = setup.training
         self._optimizer = _optimizer(self._module, setup)
         self._last_rate = 0.0
         self._steps = 0
         self._average = None if setup.training.average is None else copy.deepcopy(self._module).requires_grad_(False)
+        self._wait()
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
 
     def train(self, batches: Iterable[Batch], rates: list[float]) -> np.ndarray:
         module, optimizer = self._module.train(), self._optimizer
@@ -51,18 +62,24 @@ class Torch(Adapter):
             loss = F.cross_entropy(module(self._images(images)), self._tensor(labels))
             optimizer.zero_grad()
             loss.backward()
+            for weights, mask in self._masked:
+                assert weights.grad is not None
+                weights.grad.mul_(mask)
             optimizer.step()
             if self._average is not None:
                 self._steps += 1
                 self._move_average(1 - self._training.average_decay(self._steps))
             losses.append(loss.detach())
-        # Reading the losses waits for the device; one transfer, not one a step.
-        return np.asarray(torch.stack(losses).cpu())
+        read = torch.stack(losses).cpu()  # one transfer, not one a step
+        self._wait()
+        return np.asarray(read)
 
     def predict(self, batches: Iterable[np.ndarray]) -> np.ndarray:
         module = self._renewed().eval()
         with torch.inference_mode():
-            return np.asarray(torch.cat([module(self._images(images)) for images in batches]).cpu())
+            logits = torch.cat([module(self._images(images)) for images in batches]).cpu()
+        self._wait()
+        return np.asarray(logits)
 
     def weights(self) -> Weights:
         named = {**_named(self._tested.named_parameters()), **_named(_state(self._module))}
@@ -77,6 +94,7 @@ class Torch(Adapter):
         if self._average is not None:
             own = dict(_state(self._module))
             self._module.load_state_dict({name: saved[name] for name in own}, strict=False)
+        self._wait()
 
     def checkpoint(self, folder: Path) -> None:
         torch.save(self._all_state(), folder / "checkpoint.pt")
@@ -91,6 +109,7 @@ class Torch(Adapter):
         torch.set_rng_state(saved["random"].cpu())
         if self._device.type == "cuda":
             torch.cuda.set_rng_state(saved["random_of_device"].cpu())
+        self._wait()
 
     def _all_state(self) -> dict[str, Any]:
         return {
@@ -101,6 +120,11 @@ class Torch(Adapter):
             "random": torch.get_rng_state(),
             "random_of_device": torch.cuda.get_rng_state() if self._device.type == "cuda" else None,
         }
+
+    def figures(self) -> dict[str, float]:
+        if self._device.type == "cpu":
+            return {}
+        return {"worker/peak_gpu_memory_mib": torch.cuda.max_memory_allocated(self._device) / 2**20}
 
     def describe(self) -> dict[str, Any]:
         parameter = next(self._module.parameters())
@@ -116,6 +140,7 @@ class Torch(Adapter):
             "openmp": torch.backends.openmp.is_available(),
             "optimizer": type(self._optimizer).__name__,
             "optimizer_fused": bool(self._optimizer.param_groups[0]["fused"]),
+            "optimizer_foreach": bool(self._optimizer.param_groups[0]["foreach"]),
             "channels_last": self._is_channels_last(),
         }
         if parameter.is_cuda:
@@ -123,9 +148,16 @@ class Torch(Adapter):
                 "gpu": torch.cuda.get_device_name(parameter.device),
                 "cuda": torch.version.cuda,
                 "cudnn": torch.backends.cudnn.version(),
+                "cudnn_benchmark": torch.backends.cudnn.benchmark,
+                "cudnn_deterministic": torch.backends.cudnn.deterministic,
                 "tf32": torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32,
             }
         return facts
+
+    def _wait(self) -> None:
+        """For the device, which is only told what to do if it is a GPU: before any clock is started or stopped."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
 
     @property
     def _tested(self) -> _Network:
@@ -204,15 +236,17 @@ def _optimizer(module: nn.Module, setup: Setup) -> torch.optim.Optimizer:
     ]
     training, fused = setup.training, setup.options["fused"]
     if training.optimizer is Optimizer.sgd:
-        return torch.optim.SGD(given, lr=training.learning_rate, momentum=training.momentum, fused=fused)
+        # Plain SGD is one addition a tensor, which a CPU does in less time than the fused kernel, to the same bits.
+        kernels = {"foreach": True} if fused and not training.momentum and setup.device == "cpu" else {"fused": fused}
+        return torch.optim.SGD(given, lr=training.learning_rate, momentum=training.momentum, **kernels)
     betas = (training.beta1, training.beta2)
     return torch.optim.Adam(given, lr=training.learning_rate, betas=betas, eps=training.epsilon, fused=fused)
 
 
-def _module(node: Node, masks: Weights) -> nn.Module:
+def _module(node: Node) -> nn.Module:
     layer = node.layer
     if isinstance(layer, vocabulary.Convolution):
-        return _Convolution(node, masks.get(f"{layer.name}/weights"))
+        return _Convolution(node)
     if isinstance(layer, vocabulary.MaxPool):
         return _MaxPool(node)
     if isinstance(layer, vocabulary.AveragePool):
@@ -245,7 +279,7 @@ class _Network(nn.Module):
         super().__init__()
         nodes = setup.network.nodes
         for node in nodes:
-            self.add_module(node.layer.name, _module(node, setup.masks))
+            self.add_module(node.layer.name, _module(node))
         self._chain = all(node.sources == (place - 1,) for place, node in enumerate(nodes))
         self._sources = [node.sources for node in nodes]
         # After which position nobody takes a value any more, so that its memory can go while classifying.
@@ -295,24 +329,20 @@ class _BatchNormalization(nn.Module):
 
 
 class _Convolution(nn.Conv2d):
-    """With padding that may differ from side to side, and a mask over the weights if there is one."""
+    """With padding that may differ from side to side."""
 
-    def __init__(self, node: Node, mask: np.ndarray | None) -> None:
+    def __init__(self, node: Node) -> None:
         layer = node.layer
         assert isinstance(layer, vocabulary.Convolution)
         native, self._extra = _padding(node.pads)
         super().__init__(
             node.input[0], layer.filters, layer.kernel, layer.stride, native, bias=layer.biases is not None
         )
-        # Not part of the saved weights: it comes from the seed.
-        self.register_buffer("_mask", None if mask is None else torch.from_numpy(mask), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         if self._extra:
             images = F.pad(images, self._extra)
-        if self._mask is None:
-            return self._conv_forward(images, self.weight, self.bias)
-        return self._conv_forward(images, self.weight * self._mask, self.bias)
+        return self._conv_forward(images, self.weight, self.bias)
 
 
 class _Dense(nn.Linear):
