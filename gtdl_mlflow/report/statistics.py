@@ -37,9 +37,8 @@ def summarize(values: Sequence[float]) -> Summary:
         error = float(array.std(ddof=1)) / math.sqrt(len(array))
         half = float(stats.t.ppf((1 + LEVEL) / 2, len(array) - 1)) * error
         low, high = mean - half, mean + half
-    return Summary(
-        len(array), float(np.median(array)), float(stats.median_abs_deviation(array)), mean, low, high, noise(values)
-    )
+    median = float(np.median(array))
+    return Summary(len(array), median, float(np.median(np.abs(array - median))), mean, low, high, noise(values))
 
 
 def noise(values: Sequence[float]) -> tuple[str, ...]:
