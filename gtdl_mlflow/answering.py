@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -40,7 +40,9 @@ which reads a framework from the disk, compiles its Python files, or has Theano'
 """
 
 LEAST = 0.01
-"""Of a training: with less than that of each, nothing learns, so that rather fewer studies are made."""
+"""Of a training: with less than that of each, nothing learns, so that rather fewer studies are made, or a study with
+fewer frameworks.
+"""
 
 CELL_S = 1.0
 """What the driver adds to a cell: the tracker, the model's files."""
@@ -84,6 +86,10 @@ class Cost:
     """Whatever the budget is."""
     training_s: float
     """Of the full training and the looks at the accuracy in it."""
+
+    def run_s(self, share: float) -> float:
+        """Of a run with a ``share`` of the training, the driver's part included."""
+        return self.fixed_s + CELL_S + share * self.training_s
 
 
 def able(device: str, wanted: Collection[str] = ()) -> tuple[list[str], list[str]]:
@@ -165,27 +171,73 @@ def probe(composed: config.Config) -> Probe:
     )
 
 
-def budgets(costs: Sequence[Sequence[Cost]], seconds: float) -> list[float]:
+@dataclass(frozen=True)
+class Plan:
+    """What is made of a study."""
+
+    names: tuple[str, ...]
+    """The frameworks in it."""
+    share: float
+    """Of their trainings."""
+
+
+def plan(planned: Sequence[Study], costs: Sequence[Mapping[str, Cost]], seconds: float) -> list[Plan]:
+    """Of the studies ``planned``, with the ``costs`` of their frameworks' runs, those that fit.
+
+    One after the other, each with as many frameworks as leave ``LEAST`` of every training in it and those before it,
+    until one does not fit at all. The first is made if there is time for less than that, too.
+    """
+    kept: list[Mapping[str, Cost]] = []
+    for study, of_study in zip(planned, costs, strict=True):
+        found = (some for some in _choices(study, of_study) if _seconds([*kept, some], LEAST) < seconds)
+        some = next(found, None if kept else of_study)
+        if some is None:
+            break
+        kept.append(some)
+    if _seconds(kept, 0) >= seconds:
+        return []
+    shares = budgets(kept, seconds)
+    return [Plan(tuple(some), share) for some, share in zip(kept, shares, strict=True)]
+
+
+def without(study: Study, costs: Mapping[str, Cost], made: Plan) -> list[str]:
+    """Which frameworks are not in it though they can run here, a line each."""
+    left_out = {name: cost.run_s(LEAST) for name, cost in costs.items() if name not in made.names}
+    return [f"{study.text}: {name} is left out, {100 * LEAST:g} % of its training would take {seconds:.0f} s a run"
+            for name, seconds in left_out.items()]  # fmt: skip
+
+
+def _choices(study: Study, costs: Mapping[str, Cost]) -> Iterator[Mapping[str, Cost]]:
+    """Which frameworks a study can be made with: all, or without the most expensive ones, two at least.
+
+    One under a common setting is there to compare all of them.
+    """
+    yield costs
+    if not study.setting:
+        cheapest = sorted(costs, key=lambda name: costs[name].run_s(LEAST))
+        for count in range(len(costs) - 1, 1, -1):
+            yield {name: cost for name, cost in costs.items() if name in cheapest[:count]}
+
+
+def budgets(costs: Sequence[Mapping[str, Cost]], seconds: float) -> list[float]:
     """For each study with the ``costs`` of its frameworks' runs, the share of their trainings that fits.
 
-    All studies get the same part of the ``seconds`` that are left when the fixed costs are paid; what one cannot use
-    goes to the others. Studies are left out, the last first, until each of several has ``LEAST`` of its training; the
-    only one that is left may have less.
+    All get ``LEAST``, if there is time for it, and the same part of the ``seconds`` that are left then; what one study
+    cannot use goes to the others.
     """
-    fixed = [SWEEP_S + SEEDS * sum(cost.fixed_s + CELL_S for cost in study) for study in costs]
-    training = [SEEDS * sum(cost.training_s for cost in study) for study in costs]
-    for count in range(len(costs), 0, -1):
-        left = seconds - sum(fixed[:count])
-        if left <= 0:
-            continue
-        found = [0.0] * count
-        for place, index in enumerate(sorted(range(count), key=lambda index: training[index])):
-            part = left / (count - place)
-            found[index] = rounded(min(1.0, part / training[index]))
-            left -= found[index] * training[index]
-        if count == 1 or min(found) >= LEAST:
-            return found
-    return []
+    least = LEAST if _seconds(costs, LEAST) < seconds else 0.0
+    training = [SEEDS * sum(cost.training_s for cost in study.values()) for study in costs]
+    shares, left = [least] * len(costs), seconds - _seconds(costs, least)
+    for place, index in enumerate(sorted(range(len(costs)), key=lambda index: training[index])):
+        part = left / (len(costs) - place)
+        shares[index] = rounded(min(1.0, least + part / training[index]))
+        left -= (shares[index] - least) * training[index]
+    return shares
+
+
+def _seconds(costs: Sequence[Mapping[str, Cost]], share: float) -> float:
+    """What studies take with a ``share`` of each training."""
+    return sum(SWEEP_S + SEEDS * sum(cost.run_s(share) for cost in study.values()) for study in costs)
 
 
 def rounded(share: float) -> float:
@@ -221,20 +273,21 @@ def run(minutes: float, wanted: Sequence[str], overrides: Sequence[str], experim
                 names.remove(name)
                 remarks.append(f"{name} is left out: {error}")
     costs = [
-        [probes[name, study.setting].cost(config.compose([*study.overrides(name), *overrides])) for name in names]
+        {name: probes[name, study.setting].cost(config.compose([*study.overrides(name), *overrides])) for name in names}
         for study in planned
     ]
     left_s = MARGIN * (60 * minutes - (time.monotonic() - began)) - REPORT_S
-    shares = budgets(costs, left_s) if names else []
-    if not shares:
-        spent_s = time.monotonic() - began + REPORT_S + sum(cost.fixed_s + CELL_S for cost in costs[0]) * SEEDS
+    made = plan(planned, costs, left_s) if names else []
+    if not made:
+        spent_s = time.monotonic() - began + REPORT_S + _seconds(costs[:1], 0)
         raise NoTime(f"minutes={minutes:g}: too few for {SEEDS} runs of {', '.join(names) or 'nothing'} here; "
                      f"minutes={math.ceil(spent_s / 60 / MARGIN) + 1} may do")  # fmt: skip
-    for study in planned[len(shares) :]:
+    for study in planned[len(made) :]:
         remarks.append(f"{study.text}: left out, there was no time for it; minutes={2 * minutes:g} may have it")
-    for study, share in zip(planned, shares, strict=False):
-        say(f"{study.text}, {share:.2g} of the training: {', '.join(names)}, {SEEDS} seeds each")
-        _sweep(study, names, share, overrides, experiment)
+    for study, of_study, each in zip(planned, costs, made, strict=False):
+        remarks += without(study, of_study, each)
+        say(f"{study.text}, {each.share:.2g} of the training: {', '.join(each.names)}, {SEEDS} seeds each")
+        _sweep(study, each.names, each.share, overrides, experiment)
     return remarks
 
 

@@ -464,12 +464,23 @@ def compose(overrides: list[str]) -> Config:
     Raises:
         ConfigError: it is wrong; the message is one line.
     """
+    config = meaning(overrides)
+    check(config)
+    return config
+
+
+def meaning(overrides: list[str]) -> Config:
+    """What a command line says, whether it can be run here or not.
+
+    Raises:
+        ConfigError: it says nothing; the message is one line.
+    """
     # Inside a running Hydra application there is one to ask already.
     running = GlobalHydra.instance().is_initialized()
     start = nullcontext() if running else initialize_config_dir(str(CONF), version_base="1.3", job_name="gtdl")
     try:
         with start:
-            return load(hydra_compose("config", overrides))
+            return typed(hydra_compose("config", overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(explain(error, Config)) from error
 

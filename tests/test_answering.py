@@ -10,43 +10,100 @@ import mlflow
 import pytest
 
 from gtdl_mlflow import answering
-from gtdl_mlflow.answering import CELL_S, LEAST, SEEDS, SWEEP_S, Cost, budgets, rounded
+from gtdl_mlflow.answering import CELL_S, LEAST, SEEDS, SWEEP_S, Cost, Plan, Study, plan, rounded, without
+
+COMMON, OWN = Study("digits", "caffe_mnist"), Study("digits", "")
+"""A study that needs all frameworks, and one that does not."""
+
+FIXED = SWEEP_S + SEEDS * (1 + CELL_S)
+"""Seconds of a study with one framework whose runs take 1 s, whatever the budget."""
 
 
-def spent(costs: list[list[Cost]], shares: list[float]) -> float:
+def spent(costs: list[dict[str, Cost]], made: list[Plan]) -> float:
     return sum(
-        SWEEP_S + SEEDS * sum(cost.fixed_s + CELL_S + share * cost.training_s for cost in study)
-        for study, share in zip(costs, shares, strict=False)
+        SWEEP_S + SEEDS * sum(study[name].run_s(of_study.share) for name in of_study.names)
+        for study, of_study in zip(costs, made, strict=False)
     )
 
 
-def test_budgets_fill_the_time_and_no_more() -> None:
-    costs = [[Cost(2, 40), Cost(4, 60)], [Cost(2, 400), Cost(4, 600)]]
-    shares = budgets(costs, 600)
-    assert len(shares) == 2
-    assert shares[0] > shares[1]
-    assert 0.9 * 600 < spent(costs, shares) <= 600
+def frameworks(*costs: Cost) -> dict[str, Cost]:
+    return dict(zip("abcde", costs, strict=False))
+
+
+def test_plans_fill_the_time_and_no_more() -> None:
+    costs = [frameworks(Cost(2, 40), Cost(4, 60)), frameworks(Cost(2, 400), Cost(4, 600))]
+    made = plan([COMMON, OWN], costs, 600)
+    assert [of_study.names for of_study in made] == [("a", "b"), ("a", "b")]
+    assert made[0].share > made[1].share
+    assert 0.9 * 600 < spent(costs, made) <= 600
 
 
 def test_what_one_study_cannot_use_goes_to_the_others() -> None:
-    costs = [[Cost(1, 0.1)], [Cost(1, 1000)]]
-    shares = budgets(costs, 300)
-    assert shares[0] == 1
-    assert 0.95 * 300 < spent(costs, shares) <= 300
+    costs = [frameworks(Cost(1, 0.1)), frameworks(Cost(1, 1000))]
+    made = plan([COMMON, OWN], costs, 300)
+    assert made[0].share == 1
+    assert 0.95 * 300 < spent(costs, made) <= 300
 
 
 def test_studies_are_left_out_from_the_end() -> None:
-    assert len(budgets([[Cost(5, 10)], [Cost(5, 10)], [Cost(5, 10)]], 2 * (SWEEP_S + SEEDS * (5 + CELL_S)) + 10)) == 2
-    assert budgets([[Cost(5, 10)]], 1) == []
+    costs = [frameworks(Cost(5, 10))] * 3
+    assert len(plan([COMMON] * 3, costs, 2 * (SWEEP_S + SEEDS * (5 + CELL_S)) + 10)) == 2
+    assert plan([COMMON], costs[:1], 1) == []
 
 
 def test_rather_fewer_studies_than_trainings_that_teach_nothing() -> None:
-    fixed = SWEEP_S + SEEDS * (1 + CELL_S)
-    costs = [[Cost(1, 200)], [Cost(1, 200)], [Cost(1, 20_000)]]  # of the last 100 s in all, 0.1 % could be had
-    shares = budgets(costs, 3 * fixed + 300)
-    assert len(shares) == 2
-    assert min(shares) > 0.1
-    assert 0 < budgets([[Cost(1, 20_000)]], fixed + 10)[0] < LEAST  # better than no answer
+    # Of the last one's 20,000 s, five times 1 % are more than the 300 s in all.
+    costs = [frameworks(Cost(1, 200)), frameworks(Cost(1, 200)), frameworks(Cost(1, 20_000))]
+    made = plan([COMMON] * 3, costs, 3 * FIXED + 300)
+    assert len(made) == 2
+    assert min(of_study.share for of_study in made) > 0.1
+    (alone,) = plan([COMMON], costs[2:], FIXED + 10)
+    assert 0 < alone.share < LEAST  # better than no answer
+
+
+DEAR = frameworks(Cost(1, 200), Cost(1, 9_000), Cost(1, 300), Cost(1, 3_000))
+
+
+def room(*studies: dict[str, Cost]) -> float:
+    """Just enough for LEAST of every training."""
+    return spent(list(studies), [Plan(tuple(study), LEAST) for study in studies]) + 1
+
+
+@pytest.mark.parametrize("left_out", [(), ("b",), ("b", "d")])
+def test_the_most_expensive_frameworks_are_left_out_and_no_more_than_must_be(left_out: tuple[str, ...]) -> None:
+    rest = {name: cost for name, cost in DEAR.items() if name not in left_out}
+    cheap = frameworks(*[Cost(1, 20)] * 4)
+    first, last = plan([COMMON, OWN], [cheap, DEAR], room(cheap, rest))
+    assert first.names == tuple(cheap)
+    assert last.names == tuple(rest)
+    assert min(first.share, last.share) >= LEAST
+
+
+def test_two_frameworks_stay_or_the_study_is_left_out() -> None:
+    cheap = frameworks(*[Cost(1, 20)] * 4)
+    fewest = {name: DEAR[name] for name in "ac"}
+    assert len(plan([COMMON, OWN], [cheap, DEAR], room(cheap, fewest) - 2)) == 1
+
+
+def test_under_one_setting_all_are_compared() -> None:
+    cheap = frameworks(*[Cost(1, 20)] * 4)
+    assert len(plan([COMMON, COMMON], [cheap, DEAR], room(cheap, DEAR) - 2)) == 1
+
+
+def test_no_study_starves_for_a_later_one() -> None:
+    """Each has LEAST of its training, and a part of what is left."""
+    costs = [frameworks(*[Cost(1, 200)] * 4), DEAR]
+    made = plan([COMMON, OWN], costs, room(costs[0], {name: DEAR[name] for name in "acd"}) + 100)
+    assert made[1].names == ("a", "c", "d")
+    assert made[0].share > 2 * LEAST
+    assert made[1].share > LEAST
+
+
+def test_what_is_left_out_is_told() -> None:
+    made = Plan(("a", "c", "d"), LEAST)
+    assert without(Study("mnist", ""), DEAR, made) == [
+        "mnist, each under its own default: b is left out, 1 % of its training would take 92 s a run"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from planted import finished, plant
 from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
 from servers import mlflow_server
 
-from gtdl_mlflow import cli
+from gtdl_mlflow import cli, config
 from gtdl_mlflow.report import charts, page, published, ui
 from gtdl_mlflow.report.runs import load
 
@@ -207,6 +207,16 @@ def test_cpu_and_gpu_stand_side_by_side_and_thread_counts_apart(store: str) -> N
     assert [row[4:] for row in figures] == [gpu, gpu]
     assert [row[0] for row in figures] == ["torch 2.13.0"] * 2
     assert tables[0].rows[0][4][1] == "338.46"  # GTDLBench's, on its GPU
+
+
+def test_a_setting_is_known_where_it_cannot_be_run(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for asked in ("hardware=gpu", "hardware.cores=[0]"):
+        with monkeypatch.context() as there:
+            there.setattr(config, "_has_gpu", lambda: True)
+            finished(["framework=torch", "dataset=mnist", asked], 7, 1, 99)
+    monkeypatch.setattr(config, "_has_gpu", lambda: False)
+    monkeypatch.setattr(config.os, "sched_getaffinity", lambda process: {7})
+    assert {run.kind.setting for run in load(store, ["gtdl"])} == {"torch_mnist"}
 
 
 def test_mistakes_are_one_line(store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

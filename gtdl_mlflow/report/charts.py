@@ -1,6 +1,7 @@
 """The report's charts: Vega-Lite, made by Altair, with every colour but the marks' the page's own.
 
-Each function takes rows (dictionaries) and returns a specification that ``vegaEmbed`` draws. Axes have units.
+Each function takes rows (dictionaries) and returns a specification that ``vegaEmbed`` draws. Axes have units. Encodings
+are objects, never strings: Altair finds a string's class by a search through all of its own.
 """
 
 from __future__ import annotations
@@ -9,8 +10,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import altair as alt
+from altair.utils import schemapi
 
 from .. import config
+
+# Else every object holds itself against Vega-Lite's whole schema as it is made, and a chart takes twice as long.
+schemapi.disable_debug_mode()
 
 PALETTE = ("#E69F00", "#0072B2", "#999999", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#F0E442")
 """Okabe and Ito's colours, told apart by the colour-blind (Color Universal Design, 2008), for frameworks by name."""
@@ -57,7 +62,8 @@ def spread(rows: Rows, value: str, title: str) -> Specification:
     title += ", logarithmic" if logarithmic else ""
     points = base.mark_circle(size=70, opacity=0.7).encode(
         x=alt.X(f"{value}:Q", title=title, scale=scale), color=_color(order, None),
-        tooltip=["framework:N", "seed:N", alt.Tooltip(f"{value}:Q", title=title, format=".4~g")],
+        tooltip=[alt.Tooltip("framework:N"), alt.Tooltip("seed:N"),
+                 alt.Tooltip(f"{value}:Q", title=title, format=".4~g")],
     )  # fmt: skip
     medians = base.mark_tick(color=TEXT, thickness=2, size=ROW * 0.7).encode(
         x=alt.X(f"median({value}):Q", title=title, scale=scale)
@@ -75,12 +81,12 @@ def pareto(rows: Rows, front: Rows) -> Specification:
     y = alt.Y("accuracy_percent:Q", title="test accuracy, %", scale=alt.Scale(zero=False, nice=True))
     points = _chart(rows).mark_circle(size=80, opacity=0.7).encode(
         x=x, y=y, color=_color(order),
-        tooltip=["framework:N", "seed:N", alt.Tooltip("training_time_s:Q", format=".4~g"),
+        tooltip=[alt.Tooltip("framework:N"), alt.Tooltip("seed:N"), alt.Tooltip("training_time_s:Q", format=".4~g"),
                  alt.Tooltip("accuracy_percent:Q", format=".2f")],
     )  # fmt: skip
     line = _chart(front).mark_line(
         color=TEXT, strokeDash=[4, 3], point=alt.OverlayMarkDef(shape="diamond", size=90, color=TEXT, filled=False)
-    ).encode(x=x, y=y, order="training_time_s:Q")  # fmt: skip
+    ).encode(x=x, y=y, order=alt.Order("training_time_s:Q"))  # fmt: skip
     return _finished(alt.layer(line, points), height=260)
 
 
@@ -89,8 +95,8 @@ def curves(rows: Rows, x: str, x_title: str, y: str, y_title: str) -> Specificat
     order = list(dict.fromkeys(row["framework"] for row in rows))
     chart = _chart(rows).mark_line(point=alt.OverlayMarkDef(size=25)).encode(
         x=alt.X(f"{x}:Q", title=x_title), y=alt.Y(f"{y}:Q", title=y_title, scale=alt.Scale(zero=False)),
-        color=_color(order), order=f"{x}:Q",
-        tooltip=["framework:N", alt.Tooltip(f"{x}:Q", title=x_title, format=".4~g"),
+        color=_color(order), order=alt.Order(f"{x}:Q"),
+        tooltip=[alt.Tooltip("framework:N"), alt.Tooltip(f"{x}:Q", title=x_title, format=".4~g"),
                  alt.Tooltip(f"{y}:Q", title=y_title, format=".4~g")],
     )  # fmt: skip
     return _finished(chart, height=240)
@@ -101,7 +107,7 @@ def bars(rows: Rows, value: str, title: str) -> Specification:
     order = list(dict.fromkeys(row["framework"] for row in rows))
     chart = _chart(rows).mark_bar(height=ROW * 0.6).encode(
         y=alt.Y("framework:N", sort=order, title=None), x=alt.X(f"{value}:Q", title=title), color=_color(order, None),
-        tooltip=["framework:N", alt.Tooltip(f"{value}:Q", title=title, format=".4~g")],
+        tooltip=[alt.Tooltip("framework:N"), alt.Tooltip(f"{value}:Q", title=title, format=".4~g")],
     )  # fmt: skip
     return _finished(chart, height=ROW * len(order) + 10)
 
@@ -113,7 +119,8 @@ def parts(rows: Rows, order: Sequence[str]) -> Specification:
     chart = _chart(numbered).mark_bar(height=ROW * 0.6).encode(
         y=alt.Y("framework:N", sort=frameworks, title=None), x=alt.X("seconds:Q", title="wall time, s"),
         color=alt.Color("part:N", title=None, sort=list(order), scale=alt.Scale(domain=list(order), scheme="viridis")),
-        order="number:Q", tooltip=["framework:N", "part:N", alt.Tooltip("seconds:Q", format=".4~g")],
+        order=alt.Order("number:Q"),
+        tooltip=[alt.Tooltip("framework:N"), alt.Tooltip("part:N"), alt.Tooltip("seconds:Q", format=".4~g")],
     )  # fmt: skip
     return _finished(chart, height=ROW * len(frameworks) + 10)
 
@@ -130,7 +137,11 @@ def heat_map(rows: Rows, value: str, title: str, number_format: str, logarithmic
     )
     fields = base.mark_rect().encode(
         color=alt.Color(f"{value}:Q", title=title, scale=scale),
-        tooltip=["framework:N", "setting:N", alt.Tooltip(f"{value}:Q", title=title, format=number_format)],
+        tooltip=[
+            alt.Tooltip("framework:N"),
+            alt.Tooltip("setting:N"),
+            alt.Tooltip(f"{value}:Q", title=title, format=number_format),
+        ],
     )
     numbers = base.mark_text(fontSize=12).encode(
         text=alt.Text(f"{value}:Q", format=number_format),
@@ -152,7 +163,7 @@ def confusion(rows: Rows, classes: int) -> Specification:
     )]  # fmt: skip
     if written:
         layers.append(base.transform_filter("datum.images > 0").mark_text(fontSize=10).encode(
-            text="images:Q", color=alt.condition("datum.share > 0.5", alt.value("#fff"), alt.value("#000"))
+            text=alt.Text("images:Q"), color=alt.condition("datum.share > 0.5", alt.value("#fff"), alt.value("#000"))
         ))  # fmt: skip
     return _finished(alt.layer(*layers), height=360)
 

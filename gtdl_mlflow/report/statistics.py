@@ -40,10 +40,9 @@ def summarize(values: Sequence[float]) -> Summary:
         error, spread = deviation / math.sqrt(len(array)), deviation / mean if mean else math.nan
         half = float(stats.t.ppf((1 + LEVEL) / 2, len(array) - 1)) * error
         low, high = mean - half, mean + half
-    return Summary(
-        len(array), float(np.median(array)), float(stats.median_abs_deviation(array)), mean, low, high, noise(values),
-        spread,
-    )  # fmt: skip
+    median = float(np.median(array))
+    mad = float(np.median(np.abs(array - median)))
+    return Summary(len(array), median, mad, mean, low, high, noise(values), spread)
 
 
 def noise(values: Sequence[float]) -> tuple[str, ...]:

@@ -109,7 +109,7 @@ class Adapter(ABC):
         """Go on where ``checkpoint`` was called, after ``step`` steps, as if nothing had happened in between."""
 
     def figures(self) -> dict[str, float]:
-        """What only the framework knows at the end of a run, as metrics: ``worker/peak_gpu_memory_mib``, on a GPU."""
+        """What only the framework knows at the end of a run, as metrics: ``worker/peak_gpu_memory_mb``, on a GPU."""
         return {}
 
     @abstractmethod

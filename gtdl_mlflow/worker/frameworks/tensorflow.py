@@ -118,7 +118,7 @@ class TensorFlow(Adapter):
     def figures(self) -> dict[str, float]:
         if self._setup.device == "cpu":
             return {}
-        return {"worker/peak_gpu_memory_mib": tf.config.experimental.get_memory_info("GPU:0")["peak"] / 2**20}
+        return {"worker/peak_gpu_memory_mb": tf.config.experimental.get_memory_info("GPU:0")["peak"] / 1e6}
 
     def describe(self) -> dict[str, Any]:
         value = next(iter(self._variables.values()))

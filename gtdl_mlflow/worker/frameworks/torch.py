@@ -124,7 +124,7 @@ class Torch(Adapter):
     def figures(self) -> dict[str, float]:
         if self._device.type == "cpu":
             return {}
-        return {"worker/peak_gpu_memory_mib": torch.cuda.max_memory_allocated(self._device) / 2**20}
+        return {"worker/peak_gpu_memory_mb": torch.cuda.max_memory_allocated(self._device) / 1e6}
 
     def describe(self) -> dict[str, Any]:
         parameter = next(self._module.parameters())
