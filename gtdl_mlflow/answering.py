@@ -23,6 +23,7 @@ from .launch import WorkerFailed, launch
 from .making import say
 from .worker.events import Metrics
 from .worker.inputs import split
+from .worker.job import Latency
 
 SEEDS = 5
 """Enough for a rank test to tell two frameworks apart (of 3 + 3 it never can)."""
@@ -156,7 +157,7 @@ def probe(composed: config.Config) -> Probe:
     with tempfile.TemporaryDirectory(prefix="gtdl-answer-") as name, devices.held(composed.hardware):
         job = job_of(composed, data.folder, Path(name))
         few = replace(job.training, iterations=PROBE_STEPS, epochs=None, evaluate_every=0, early_stopping=None)
-        job = replace(job, training=few, budget=1.0)
+        job = replace(job, training=few, budget=1.0, latency=Latency(repeats=0))
         began = time.monotonic()
         metrics: dict[str, float] = {}
         settings = composed.settings.environment
@@ -294,7 +295,7 @@ def run(minutes: float, wanted: Sequence[str], overrides: Sequence[str], experim
 def _sweep(study: Study, names: Sequence[str], share: float, overrides: Sequence[str], experiment: str) -> None:
     """A failed cell is a result: it is in the answer."""
     command = [sys.executable, "-m", "gtdl_mlflow", "-m", *study.overrides(",".join(names)),
-               f"seed={','.join(map(str, range(SEEDS)))}", f"budget={share:g}", "sweep.rerun=all",
+               f"seed={','.join(map(str, range(SEEDS)))}", f"budget={share:g}", "sweep.rerun=all", "latency.repeats=0",
                f"tracking.experiment={experiment}", *overrides]  # fmt: skip
     # Of a project run of MLflow's there is one, and four sweeps: each makes its own run in the same experiment.
     environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_RUN_ID"}

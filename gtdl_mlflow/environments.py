@@ -6,6 +6,7 @@ another environment beside the old one. ``environment.json`` is written last: a 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -125,8 +126,14 @@ def remove(framework_name: str) -> list[Path]:
     return gone
 
 
-def _drivers_own(framework: config.Framework, device: str) -> Environment:
+@functools.cache
+def _drivers_packages() -> list[str]:
+    """As pip would freeze them; reading a hundred packages' descriptions takes longer than a cell of a sweep may."""
     installed = {f"{package.metadata['Name']}=={package.version}" for package in importlib.metadata.distributions()}
+    return sorted(installed, key=str.lower)
+
+
+def _drivers_own(framework: config.Framework, device: str) -> Environment:
     return Environment(
         framework=framework.name,
         version=framework.version,
@@ -135,7 +142,7 @@ def _drivers_own(framework: config.Framework, device: str) -> Environment:
         python=Path(sys.executable),
         python_version=platform.python_version(),
         requirements=[],
-        packages=sorted(installed, key=str.lower),
+        packages=_drivers_packages(),
         key=_key(framework.devices[device], platform.python_version()),
     )
 

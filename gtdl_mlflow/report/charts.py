@@ -154,7 +154,8 @@ def heat_map(rows: Rows, value: str, title: str, number_format: str, logarithmic
 def confusion(rows: Rows, classes: int) -> Specification:
     """A run's test images by ``true`` and ``predicted`` class, the ``images`` in each field."""
     written = classes <= 20
-    base = _chart(rows).encode(
+    # By name: Altair copies what it is given at every step, and these are as many as there are pairs of classes.
+    base = alt.Chart(alt.NamedData("counts")).encode(
         x=alt.X("predicted:O", title="predicted class", axis=alt.Axis(labelOverlap=True, labelAngle=0)),
         y=alt.Y("true:O", title="true class", axis=alt.Axis(labelOverlap=True)),
     )
@@ -165,7 +166,7 @@ def confusion(rows: Rows, classes: int) -> Specification:
         layers.append(base.transform_filter("datum.images > 0").mark_text(fontSize=10).encode(
             text=alt.Text("images:Q"), color=alt.condition("datum.share > 0.5", alt.value("#fff"), alt.value("#000"))
         ))  # fmt: skip
-    return _finished(alt.layer(*layers), height=360)
+    return {**_finished(alt.layer(*layers), height=360), "datasets": {"counts": list(rows)}}
 
 
 def roofline(points: Rows, gflops: float, gb_per_s: float) -> Specification:
@@ -176,7 +177,11 @@ def roofline(points: Rows, gflops: float, gb_per_s: float) -> Specification:
     roof = [{"intensity": each, "gflops": min(gflops, gb_per_s * each)} for each in (left, ridge, right)]
     low = min(roof[0]["gflops"], *(point["gflops"] for point in points)) / 2
     axes = {
-        "x": alt.X("intensity:Q", title="operations per byte, FLOP/B", scale=alt.Scale(type="log")),
+        "x": alt.X(
+            "intensity:Q",
+            title="operations per byte, FLOP/B",
+            scale=alt.Scale(type="log", domain=[left, right], nice=False),
+        ),
         "y": alt.Y("gflops:Q", title="GFLOP/s", scale=alt.Scale(type="log", domain=[low, 2 * gflops])),
     }
     line = _chart(roof).mark_line(color=TEXT).encode(**axes)
