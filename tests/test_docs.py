@@ -15,7 +15,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from gtdl_mlflow import cli, config
+from gtdl_mlflow import cli, config, datasets
 from gtdl_mlflow.config import CONF
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -116,6 +116,27 @@ def test_made_pages_are_those_of_the_configuration(group: str) -> None:
     for name in config.choices(group):
         page = ROOT / "docs" / f"{group}s" / f"{name}.md"
         assert page.read_text(encoding="utf-8") == pages[group](name), "python scripts/pages.py makes it anew"
+
+
+@pytest.mark.parametrize("name", yaml.safe_load((ROOT / "docs" / "datasets" / "statistics.yaml").read_text()))
+def test_statistics_are_those_of_the_data(name: str) -> None:
+    script = runpy.run_path(str(ROOT / "scripts" / "data_statistics.py"))
+    told = yaml.safe_load((ROOT / "docs" / "datasets" / "statistics.yaml").read_text(encoding="utf-8"))[name]
+    told.pop("copy", None)
+    dataset = config.compose([f"dataset={name}"]).dataset
+    try:
+        data = datasets.prepare(dataset)
+    except datasets.FilesNotFound as error:
+        pytest.skip(str(error))
+    if data.digest != told["digest"]:
+        pytest.skip(f"the copy of {name} at hand is another one")
+    assert script["statistics"](dataset, data) == told
+
+
+@pytest.mark.parametrize("picture", sorted((ROOT / "docs" / "pictures").iterdir()), ids=lambda path: path.name)
+def test_a_picture_is_small_and_shown(picture: Path) -> None:
+    assert picture.stat().st_size < 150_000
+    assert any(f"pictures/{picture.name})" in page.read_text(encoding="utf-8") for page in PAGES)
 
 
 LINK = re.compile(r"\]\(([^)\s]+)\)")

@@ -1,0 +1,103 @@
+"""Take the pictures in docs/pictures/ of the report and of MLflow's pages, as they show the runs of a tracking store.
+
+``python scripts/pictures.py sqlite:////tmp/tutorial/mlflow.db``, with the runs that docs/mnist.md makes. It needs
+Chromium, and Playwright, which is in the extra ``test``.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from socket import socket
+
+from PIL import Image
+from playwright.sync_api import Page, sync_playwright
+
+from gtdl_mlflow import cli
+from gtdl_mlflow.report import ui
+from gtdl_mlflow.report.runs import connect
+
+PICTURES = Path(__file__).resolve().parents[1] / "docs" / "pictures"
+
+COLORS = 128
+"""Of a picture: these pages have few, and a palette makes the file a third as large."""
+
+PATIENCE_MS = 180_000
+
+
+def main(uri: str) -> None:
+    with sync_playwright() as playwright, tempfile.TemporaryDirectory() as folder, server(uri) as address:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        tab = browser.new_page(viewport={"width": 1280, "height": 800}, color_scheme="light")
+        tab.set_default_timeout(PATIENCE_MS)
+        report(tab, uri, Path(folder) / "report.html")
+        table(tab, address + ui.arrange(uri, "gtdl"))
+        compare(tab, address, uri)
+        browser.close()
+
+
+@contextmanager
+def server(uri: str) -> Iterator[str]:
+    """MLflow's own, for as long as the pictures take."""
+    with socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = subprocess.Popen([sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--port", str(port)])
+    try:
+        while not ui._answers(f"http://127.0.0.1:{port}"):
+            assert process.poll() is None, "MLflow's server did not start"
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def keep(tab: Page, name: str, **options: object) -> None:
+    path = PICTURES / f"{name}.png"
+    tab.screenshot(path=path, animations="disabled", **options)  # type: ignore[arg-type]
+    with Image.open(path) as picture:
+        small = picture.convert("RGB").quantize(COLORS, dither=Image.Dither.NONE)
+    small.save(path, optimize=True)
+    print(f"{path.name}: {path.stat().st_size / 1000:.0f} kB")
+
+
+def report(tab: Page, uri: str, path: Path) -> None:
+    assert cli.main(["report", "--tracking-uri", uri, "--output", str(path)]) == 0
+    tab.goto(path.as_uri())
+    tab.locator(".chart svg").first.wait_for()
+    keep(tab, "report")
+
+
+def table(tab: Page, address: str) -> None:
+    tab.goto(address)
+    tab.get_by_text("Group: torch").wait_for()
+    tab.locator(".ag-header", has_text="accuracy_percent").first.wait_for()
+    keep(tab, "table")
+
+
+def compare(tab: Page, address: str, uri: str) -> None:
+    """One run of each framework under one setting, ticked and compared."""
+    client = connect(uri)
+    experiment = client.get_experiment_by_name("gtdl")
+    assert experiment is not None
+    runs = client.search_runs(
+        [experiment.experiment_id],
+        "attributes.status = 'FINISHED' and tags.`gtdl.training` = 'caffe_mnist' and tags.`gtdl.seed` = '0' "
+        "and tags.`mlflow.parentRunId` LIKE '%'",
+        order_by=["tags.`gtdl.framework`"],
+    )
+    chosen = json.dumps([run.info.run_id for run in runs])
+    tab.goto("about:blank")  # else the table stays in the page, hidden
+    tab.goto(f"{address}/#/compare-runs?runs={chosen}&experiments={json.dumps([experiment.experiment_id])}")
+    tab.get_by_text("training_time_s", exact=True).first.wait_for()
+    keep(tab, "compare")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
