@@ -22,7 +22,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 
 LINKING = [*PAGES, ROOT / "CHANGELOG.md"]
 
-SHELL = ("python3 -m venv", "pip install", "export MLFLOW_TRACKING_", "python -m pytest")
+SHELL = ("python3 -m venv", "pip install", "apt-get install", "export MLFLOW_TRACKING_", "python -m pytest")
 """Beginnings of lines that are not ours to check."""
 
 
