@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,13 +31,18 @@ COLORS = 128
 
 PATIENCE_MS = 180_000
 
+NO_ASSISTANT = "localStorage.setItem('mlflow.assistant.fab.autoOpenedOnFirstLoad_v1', 'true')"
+"""MLflow opens a panel for its own assistant at a first visit, over a quarter of the page."""
+
 
 def main(uri: str) -> None:
     with sync_playwright() as playwright, tempfile.TemporaryDirectory() as folder, server(uri) as address:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        tab = browser.new_page(viewport={"width": 1280, "height": 800}, color_scheme="light")
+        tab = browser.new_page(viewport={"width": 1280, "height": 720}, color_scheme="light")
         tab.set_default_timeout(PATIENCE_MS)
         report(tab, uri, Path(folder) / "report.html")
+        tab.set_viewport_size({"width": 1600, "height": 900})  # the table has its figures at the right
+        tab.add_init_script(NO_ASSISTANT)
         table(tab, address + ui.arrange(uri, "gtdl"))
         compare(tab, address, uri)
         browser.close()
@@ -52,6 +58,7 @@ def server(uri: str) -> Iterator[str]:
     try:
         while not ui._answers(f"http://127.0.0.1:{port}"):
             assert process.poll() is None, "MLflow's server did not start"
+            time.sleep(0.2)
         yield f"http://127.0.0.1:{port}"
     finally:
         process.terminate()
@@ -68,10 +75,26 @@ def keep(tab: Page, name: str, **options: object) -> None:
 
 
 def report(tab: Page, uri: str, path: Path) -> None:
+    """Its top, down to the answer, and its first four charts."""
     assert cli.main(["report", "--tracking-uri", uri, "--output", str(path)]) == 0
     tab.goto(path.as_uri())
-    tab.locator(".chart svg").first.wait_for()
-    keep(tab, "report")
+    bottom = tab.locator("#answer").evaluate(PLACE)[3] + 24
+    keep(tab, "report", full_page=True, clip={"x": 0, "y": 0, "width": 1280, "height": bottom})
+    charts = [tab.locator(".chart").nth(number) for number in range(4)]
+    for chart in charts:  # drawn when they come into sight
+        chart.scroll_into_view_if_needed()
+        chart.locator("svg").wait_for()
+    boxes = [chart.evaluate(PLACE) for chart in charts]
+    left, top = (min(box[side] for box in boxes) - 8 for side in (0, 1))
+    right, bottom = (max(box[side] for box in boxes) + 8 for side in (2, 3))
+    keep(tab, "charts", full_page=True, clip={"x": left, "y": top, "width": right - left, "height": bottom - top})
+
+
+PLACE = """chart => {
+    const box = (chart.closest("figure") || chart).getBoundingClientRect();
+    return [box.left + scrollX, box.top + scrollY, box.right + scrollX, box.bottom + scrollY];
+}"""
+"""Where a chart's frame is on the page."""
 
 
 def table(tab: Page, address: str) -> None:
@@ -88,8 +111,7 @@ def compare(tab: Page, address: str, uri: str) -> None:
     assert experiment is not None
     runs = client.search_runs(
         [experiment.experiment_id],
-        "attributes.status = 'FINISHED' and tags.`gtdl.training` = 'caffe_mnist' and tags.`gtdl.seed` = '0' "
-        "and tags.`mlflow.parentRunId` LIKE '%'",
+        "attributes.status = 'FINISHED' and tags.`gtdl.training` = 'caffe_mnist' and tags.`gtdl.seed` = '0'",
         order_by=["tags.`gtdl.framework`"],
     )
     chosen = json.dumps([run.info.run_id for run in runs])
