@@ -47,7 +47,7 @@ def framework(name: str) -> str:
                for device, offer in of.devices.items()]  # fmt: skip
     return paragraphs(
         f"# {name} {of.version}", about, said(path), "```bash\npython -m gtdl_mlflow framework=" + name + "\n```",
-        "## What it can run on", table(["device", "", "why not"], devices),
+        "## What it can run on", table(["device", "can be used", "why not"], devices),
         "## Its environment", *environment(composed),
         "## Its defaults", defaults(name),
         "## Its settings for speed",
@@ -121,7 +121,7 @@ def dataset(name: str) -> str:
     else:
         got = [f"Part of a Python package: {', '.join(f'`{each}`' for each in of.files)}. Nothing is fetched."]
     return paragraphs(
-        f"# {name}", said(path), get, table(["", ""], facts),
+        f"# {name}", said(path), get, table(["", name], facts),
         "## What is in it", *looked_at(name),
         "## Protocol", *protocol(of),
         "## Where it comes from", f"<{of.source}>. Terms: {of.terms}.", *got, origin(path),
@@ -145,7 +145,7 @@ def looked_at(name: str) -> list[str]:
     names = ", ".join(each.replace("_", " ") for each in found["classes"])
     copy = f" of {found['copy']}" if "copy" in found else ""
     return [
-        f"![Training images of {name}, class by class](../pictures/{name}.png)", table(["", ""], statistics),
+        f"![Training images of {name}, class by class](../pictures/{name}.png)", table(["", name], statistics),
         f"Classes, in the order of their labels: {names}.", f"Picture and figures are made by {made}{copy}.",
     ]  # fmt: skip
 

@@ -27,9 +27,9 @@ SHELL = ("python3 -m venv", "pip install", "apt-get install", "export MLFLOW_TRA
 
 
 def commands(page: Path) -> list[str]:
-    """The lines of a page's bash blocks, without comments; ``a && b`` is two."""
+    """The lines of a page's bash blocks, without comments, which may be lines too; ``a && b`` is two."""
     blocks = re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
-    lines = [line.partition(" #")[0].strip() for block in blocks for line in block.splitlines()]
+    lines = [f" {line}".partition(" #")[0].strip() for block in blocks for line in block.splitlines()]
     return [part.strip() for line in lines for part in line.split("&&") if part.strip()]
 
 
