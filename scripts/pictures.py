@@ -105,7 +105,7 @@ def table(tab: Page, address: str) -> None:
 
 
 def compare(tab: Page, address: str, uri: str) -> None:
-    """One run of each framework under one setting, ticked and compared."""
+    """One run of each framework under one setting, by the three figures."""
     client = connect(uri)
     experiment = client.get_experiment_by_name("gtdl")
     assert experiment is not None
@@ -115,9 +115,19 @@ def compare(tab: Page, address: str, uri: str) -> None:
         order_by=["tags.`gtdl.framework`"],
     )
     chosen = json.dumps([run.info.run_id for run in runs])
-    tab.goto("about:blank")  # else the table stays in the page, hidden
     tab.goto(f"{address}/#/compare-runs?runs={chosen}&experiments={json.dumps([experiment.experiment_id])}")
-    tab.get_by_text("training_time_s", exact=True).first.wait_for()
+    tab.get_by_role("button", name="Clear All").click()
+    parameters, metrics = tab.get_by_role("combobox").all()[:2]
+    for box, names in (
+        (parameters, ["framework"]),
+        (metrics, ["training_time_s", "testing_time_s", "accuracy_percent"]),
+    ):
+        box.click()
+        for name in names:
+            tab.keyboard.type(name)
+            tab.locator(f'[class*="select-item-option"][title="{name}"]').click()
+        tab.keyboard.press("Escape")
+    tab.locator(".js-plotly-plot .axis-title", has_text="accuracy_percent").first.wait_for()
     keep(tab, "compare")
 
 
