@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
+import yaml
 from omegaconf import OmegaConf
 
 from gtdl_mlflow import config
@@ -46,7 +47,7 @@ def framework(name: str) -> str:
                for device, offer in of.devices.items()]  # fmt: skip
     return paragraphs(
         f"# {name} {of.version}", about, said(path), "```bash\npython -m gtdl_mlflow framework=" + name + "\n```",
-        "## What it can run on", table(["device", "", "why not"], devices),
+        "## What it can run on", table(["device", "can be used", "why not"], devices),
         "## Its environment", *environment(composed),
         "## Its defaults", defaults(name),
         "## Its settings for speed",
@@ -120,9 +121,52 @@ def dataset(name: str) -> str:
     else:
         got = [f"Part of a Python package: {', '.join(f'`{each}`' for each in of.files)}. Nothing is fetched."]
     return paragraphs(
-        f"# {name}", said(path), get, table(["", ""], facts),
+        f"# {name}", said(path), get, table(["", name], facts),
+        "## What is in it", *looked_at(name),
+        "## Protocol", *protocol(of),
         "## Where it comes from", f"<{of.source}>. Terms: {of.terms}.", *got, origin(path),
     )  # fmt: skip
+
+
+def looked_at(name: str) -> list[str]:
+    """What ``scripts/data_statistics.py`` found."""
+    made = f"`python scripts/data_statistics.py {name}`"
+    found = yaml.safe_load((DOCS / "datasets" / "statistics.yaml").read_text(encoding="utf-8")).get(name)
+    if found is None:
+        return [f"Its files were not at hand when this page was made; {made} looks at them."]
+    train, test = (" to ".join(dict.fromkeys(f"{count:,}" for count in found["of_a_class"][part]))
+                   for part in ("train", "test"))  # fmt: skip
+    channels = "" if len(found["mean"]) == 1 else ", by channel"
+    statistics = [
+        ["images of a class to train on", train], ["images of a class to test on", test],
+        [f"mean of the training pixels, from 0 to 1{channels}", ", ".join(f"{each:.4f}" for each in found["mean"])],
+        [f"their standard deviation{channels}", ", ".join(f"{each:.4f}" for each in found["deviation"])],
+    ]  # fmt: skip
+    names = ", ".join(each.replace("_", " ") for each in found["classes"])
+    copy = f" of {found['copy']}" if "copy" in found else ""
+    return [
+        f"![Training images of {name}, class by class](../pictures/{name}.png)", table(["", name], statistics),
+        f"Classes, in the order of their labels: {names}.", f"Picture and figures are made by {made}{copy}.",
+    ]  # fmt: skip
+
+
+def protocol(of: config.Dataset) -> list[str]:
+    """How it is read, split and scored."""
+    reader = ROOT / f"{of.reader.partition(':')[0].replace('.', '/')}.py"
+    read = ast.get_docstring(ast.parse(reader.read_text(encoding="utf-8"))) or ""
+    if of.split_seed is not None:
+        split = (f"The split is drawn with `dataset.split_seed={of.split_seed}`: of each class at most "
+                 f"{of.train_each} images for training, at most {of.test_each} of the others for testing.")  # fmt: skip
+    elif of.archives or of.downloads:
+        split = "The split into training and testing is the publisher's."
+    else:
+        split = ""  # the reader has said it
+    scored = "the mean over the classes, as they are of different sizes" if of.mean_per_class else "over all of them"
+    return [
+        read, split,
+        "A run trains on the training images, less what its setting holds back for validation, and classifies all "
+        f"test images once, at the end: the accuracy is {scored}.",
+    ]  # fmt: skip
 
 
 if __name__ == "__main__":

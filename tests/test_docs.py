@@ -1,4 +1,4 @@
-"""The guide: every command in it means something, its made pages are those of ``conf/``, and the site builds."""
+"""The guide: its commands mean something, no link is broken, its made pages are those of ``conf/``, and it builds."""
 
 from __future__ import annotations
 
@@ -15,23 +15,31 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from gtdl_mlflow import cli, config
+from gtdl_mlflow import cli, config, datasets
 from gtdl_mlflow.config import CONF
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
-SHELL = ("python3 -m venv", "pip install", "export MLFLOW_TRACKING_", "python -m pytest")
+LINKING = [*PAGES, ROOT / "CHANGELOG.md"]
+
+SHELL = ("python3 -m venv", "pip install", "apt-get install", "export MLFLOW_TRACKING_", "python -m pytest")
 """Beginnings of lines that are not ours to check."""
 
 
 def commands(page: Path) -> list[str]:
-    """The lines of a page's bash blocks, without comments; ``a && b`` is two."""
+    """The lines of a page's bash blocks, without comments, which may be lines too; ``a && b`` is two."""
     blocks = re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
-    lines = [line.partition(" #")[0].strip() for block in blocks for line in block.splitlines()]
+    lines = [f" {line}".partition(" #")[0].strip() for block in blocks for line in block.splitlines()]
     return [part.strip() for line in lines for part in line.split("&&") if part.strip()]
 
 
-TYPED = sorted({(page.relative_to(ROOT).as_posix(), command) for page in PAGES for command in commands(page)})
+RUN_ELSEWHERE = ROOT / "docs" / "adding.md"
+"""Its commands are about what the page itself adds; ``test_adding.py`` runs them."""
+
+TYPED = sorted(
+    {(page.relative_to(ROOT).as_posix(), command) for page in PAGES if page != RUN_ELSEWHERE
+     for command in commands(page)}
+)  # fmt: skip
 
 
 def composes(words: list[str]) -> None:
@@ -65,7 +73,7 @@ def means_something(command: str) -> None:
         entry_points = yaml.safe_load((ROOT / "MLproject").read_text())["entry_points"]
         assert words[words.index("-e") + 1] in entry_points if "-e" in words else True
         composes([word for flag, word in itertools.pairwise(words) if flag == "-P"])
-    elif words[0] == "python" and words[1].startswith("benchmarks/"):
+    elif words[0] == "python" and words[1].startswith(("benchmarks/", "scripts/")):
         assert (ROOT / words[1]).is_file()
     else:
         assert command.startswith(SHELL) or command in (". .venv/bin/activate", "pytest"), command
@@ -108,6 +116,79 @@ def test_made_pages_are_those_of_the_configuration(group: str) -> None:
     for name in config.choices(group):
         page = ROOT / "docs" / f"{group}s" / f"{name}.md"
         assert page.read_text(encoding="utf-8") == pages[group](name), "python scripts/pages.py makes it anew"
+
+
+@pytest.mark.parametrize("name", yaml.safe_load((ROOT / "docs" / "datasets" / "statistics.yaml").read_text()))
+def test_statistics_are_those_of_the_data(name: str) -> None:
+    script = runpy.run_path(str(ROOT / "scripts" / "data_statistics.py"))
+    told = yaml.safe_load((ROOT / "docs" / "datasets" / "statistics.yaml").read_text(encoding="utf-8"))[name]
+    told.pop("copy", None)
+    dataset = config.compose([f"dataset={name}"]).dataset
+    try:
+        data = datasets.prepare(dataset)
+    except datasets.FilesNotFound as error:
+        pytest.skip(str(error))
+    if data.digest != told["digest"]:
+        pytest.skip(f"the copy of {name} at hand is another one")
+    assert script["statistics"](dataset, data) == told
+
+
+@pytest.mark.parametrize("picture", sorted((ROOT / "docs" / "pictures").iterdir()), ids=lambda path: path.name)
+def test_a_picture_is_small_and_shown(picture: Path) -> None:
+    assert picture.stat().st_size < 150_000
+    assert any(f"pictures/{picture.name})" in page.read_text(encoding="utf-8") for page in PAGES)
+
+
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+
+
+def prose(page: Path) -> str:
+    """A page without its blocks of code."""
+    return re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+
+
+def anchors(page: Path) -> set[str]:
+    """What a code host and MkDocs call the page's headings."""
+    headings = re.findall(r"^#+ (.*)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+def links(page: Path) -> list[str]:
+    return [link for link in LINK.findall(prose(page)) if not link.startswith(("http://", "https://"))]
+
+
+def broken(page: Path, link: str) -> str:
+    """Why a link within the project leads nowhere; empty if it leads somewhere."""
+    file, _, anchor = link.partition("#")
+    target = (page.parent / file).resolve() if file else page
+    if not target.exists():
+        return "there is no such file"
+    if page.is_relative_to(ROOT / "docs") and not target.is_relative_to(ROOT / "docs"):
+        return "the site does not have it"
+    return "there is no such heading" if anchor and anchor not in anchors(target) else ""
+
+
+LINKS = sorted({(page.relative_to(ROOT).as_posix(), link) for page in LINKING for link in links(page)})
+
+
+@pytest.mark.parametrize(("page", "link"), LINKS)
+def test_a_link_leads_somewhere(page: str, link: str) -> None:
+    assert broken(ROOT / page, link) == ""
+
+
+@pytest.mark.parametrize("wrong", ["no_such.md", "mnist.md#no-such-heading", "#no-such-heading", "../README.md"])
+def test_one_that_does_not_is_broken(wrong: str) -> None:
+    assert broken(ROOT / "docs" / "index.md", wrong)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_files_that_a_page_names_are_there(page: Path) -> None:
+    # An X or a NAME in it stands for any.
+    named = re.findall(r"`((?:\.ci|benchmarks|conf|docs|gtdl_mlflow|scripts|tests)/[\w./-]+)`", prose(page))
+    assert [
+        name for name in named
+        if not re.search("X|NAME", name) and not (ROOT / name).exists() and page != RUN_ELSEWHERE
+    ] == []  # fmt: skip
 
 
 def test_the_site_builds_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:

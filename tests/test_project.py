@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import re
 import signal
 import subprocess
 import sys
@@ -157,14 +156,6 @@ def test_mlprojects_defaults_are_the_configurations() -> None:
     for name in ("main", "sweep"):
         assert entry_points[name]["parameters"]["framework"]["default"] == config.compose([]).framework.name
     assert entry_points["answer"]["parameters"]["minutes"]["default"] == 10
-
-
-def test_every_choice_that_readme_types_composes() -> None:
-    typed = re.findall(r"^(?:mlflow run|python -m gtdl_mlflow).*$", (ROOT / "README.md").read_text(), re.MULTILINE)
-    assert len(typed) >= 3
-    for line in typed:
-        words = [word for word in line.split("#")[0].split() if "=" in word and not word.startswith("--")]
-        config.compose([word.split(",")[0] for word in words])
 
 
 def test_an_installed_package_brings_its_configurations(tmp_path: Path) -> None:
