@@ -21,6 +21,9 @@ from .making import say
 LIBRARY = "torch"
 """The framework whose environment measures where there is one: its matrix products and convolutions are the fastest."""
 
+NUMPY = "numpy"
+"""Otherwise this one, of the driver's own interpreter."""
+
 SCRIPT = WORKER.with_name("peak.py")
 
 
@@ -82,6 +85,8 @@ def kept(device: str, threads: int) -> Peak | None:
 def measure(hardware: Hardware, threads: int) -> Peak | None:
     """Measure, a few seconds, and keep what is better than what was measured before."""
     library, python = _library(hardware.device)
+    if hardware.device == "gpu" and library == NUMPY:
+        return None  # it would be the processor's
     command: list[str | Path] = [python, "-I", SCRIPT, hardware.device, str(threads)]
     if hardware.cores is not None:
         command = ["taskset", "-c", ",".join(map(str, hardware.cores)), *command]
@@ -119,7 +124,7 @@ def _library(device: str) -> tuple[str, Path]:
     for made in environments.existing():
         if (made.framework, made.device) == (LIBRARY, device):
             return made.key, made.python
-    return "numpy", Path(sys.executable)
+    return NUMPY, Path(sys.executable)
 
 
 def _place(device: str, threads: int, library: str) -> Path:

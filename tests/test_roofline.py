@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,11 @@ def test_a_record_that_cannot_be_read_is_made_anew(places: None) -> None:
         record.write_text(damaged)
         assert peaks.kept("cpu", 1) is None
         assert peaks.peak(hardware, 1) is not None
+
+
+def test_the_processor_does_not_stand_in_for_a_gpu(places: None) -> None:
+    hardware = replace(config.compose(["framework=reference"]).hardware, device="gpu")
+    assert peaks.measure(hardware, 1) is None
 
 
 def test_beside_other_runs_nothing_is_measured(places: None) -> None:
