@@ -1,6 +1,6 @@
 """Take the pictures in docs/pictures/ of the report and of MLflow's pages, as they show the runs of a tracking store.
 
-``python scripts/pictures.py sqlite:////tmp/tutorial/mlflow.db``, with the runs that docs/mnist.md makes. It needs
+``python scripts/pictures.py sqlite:///mlflow.db``, with the runs that docs/mnist.md makes. It needs
 Chromium, and Playwright, which is in the extra ``test``.
 """
 
