@@ -1,19 +1,21 @@
 """``gtdl answer``: which framework, on this machine, within the minutes that there are.
 
 Every framework that can run here, interleaved over five seeds, on the digits that come with the benchmark and, where it
-is at hand, on full MNIST; all under one setting (the parity track), and each under its own default (the default track).
-How much of each training fits is found out by a few steps of each beforehand.
+is at hand, on full MNIST; all under one setting (the parity track), and each under its own default (the default track),
+there without those whose training is too long. How much of each training fits is found out by a few steps of each
+beforehand.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -119,7 +121,7 @@ def able(device: str, wanted: Collection[str] = ()) -> tuple[list[str], list[str
 
 
 def studies() -> list[Study]:
-    """Those whose data are at hand, in the order in which they may be left out, the last first."""
+    """Those whose data are at hand, in the order in which they are made, the first in any case."""
     found = []
     for name in DATASETS:
         try:
@@ -182,34 +184,25 @@ class Plan:
     """Of their trainings."""
 
 
-def plan(planned: Sequence[Study], costs: Sequence[Mapping[str, Cost]], seconds: float) -> list[Plan]:
-    """Of the studies ``planned``, with the ``costs`` of their frameworks' runs, those that fit.
+def plan(costs: Mapping[Study, Mapping[str, Cost]], seconds: float) -> dict[Study, Plan]:
+    """What fits, of studies with the ``costs`` of their frameworks' runs.
 
-    One after the other, each with as many frameworks as leave ``LEAST`` of every training in it and those before it,
-    until one does not fit at all. The first is made if there is time for less than that, too.
+    As many studies as can have ``LEAST`` of every training in them, with as few frameworks left out as possible, rather
+    of the last than of the first. The first study always has all; alone, it may have less than ``LEAST``.
     """
-    kept: list[Mapping[str, Cost]] = []
-    for study, of_study in zip(planned, costs, strict=True):
-        found = (some for some in _choices(study, of_study) if _seconds([*kept, some], LEAST) < seconds)
-        some = next(found, None if kept else of_study)
-        if some is None:
-            break
-        kept.append(some)
-    if _seconds(kept, 0) >= seconds:
-        return []
-    shares = budgets(kept, seconds)
-    return [Plan(tuple(some), share) for some, share in zip(kept, shares, strict=True)]
+    first, *others = costs
+    ways = itertools.product([costs[first]], *(_ways(study, costs[study]) for study in others))
+    fitting = [way for way in ways if _seconds(way, LEAST) < seconds]
+    best = max(fitting, key=lambda way: (sum(map(bool, way)), sum(map(len, way))), default=(costs[first],))
+    if _seconds(best, 0) >= seconds:
+        return {}
+    made = {study: some for study, some in zip(costs, best, strict=False) if some}
+    shares = budgets(list(made.values()), seconds)
+    return {study: Plan(tuple(some), share) for (study, some), share in zip(made.items(), shares, strict=True)}
 
 
-def without(study: Study, costs: Mapping[str, Cost], made: Plan) -> list[str]:
-    """Which frameworks are not in it though they can run here, a line each."""
-    left_out = {name: cost.run_s(LEAST) for name, cost in costs.items() if name not in made.names}
-    return [f"{study.text}: {name} is left out, {100 * LEAST:g} % of its training would take {seconds:.0f} s a run"
-            for name, seconds in left_out.items()]  # fmt: skip
-
-
-def _choices(study: Study, costs: Mapping[str, Cost]) -> Iterator[Mapping[str, Cost]]:
-    """Which frameworks a study can be made with: all, or without the most expensive ones, two at least.
+def _ways(study: Study, costs: Mapping[str, Cost]) -> Iterator[Mapping[str, Cost]]:
+    """Which frameworks a study can be made with: all, or without the most expensive ones, two at least, or none.
 
     One under a common setting is there to compare all of them.
     """
@@ -218,6 +211,14 @@ def _choices(study: Study, costs: Mapping[str, Cost]) -> Iterator[Mapping[str, C
         cheapest = sorted(costs, key=lambda name: costs[name].run_s(LEAST))
         for count in range(len(costs) - 1, 1, -1):
             yield {name: cost for name, cost in costs.items() if name in cheapest[:count]}
+    yield {}
+
+
+def without(study: Study, costs: Mapping[str, Cost], made: Plan) -> list[str]:
+    """Which frameworks are not in it though they can run here, a line each."""
+    left_out = {name: cost.run_s(LEAST) for name, cost in costs.items() if name not in made.names}
+    return [f"{study.text}: {name} is left out, {100 * LEAST:g} % of its training would take {seconds:.0f} s a run"
+            for name, seconds in left_out.items()]  # fmt: skip
 
 
 def budgets(costs: Sequence[Mapping[str, Cost]], seconds: float) -> list[float]:
@@ -236,9 +237,9 @@ def budgets(costs: Sequence[Mapping[str, Cost]], seconds: float) -> list[float]:
     return shares
 
 
-def _seconds(costs: Sequence[Mapping[str, Cost]], share: float) -> float:
-    """What studies take with a ``share`` of each training."""
-    return sum(SWEEP_S + SEEDS * sum(cost.run_s(share) for cost in study.values()) for study in costs)
+def _seconds(costs: Iterable[Mapping[str, Cost]], share: float) -> float:
+    """What studies take with a ``share`` of each training; nothing if there is no framework in it."""
+    return sum(SWEEP_S + SEEDS * sum(cost.run_s(share) for cost in study.values()) for study in costs if study)
 
 
 def rounded(share: float) -> float:
@@ -273,22 +274,26 @@ def run(minutes: float, wanted: Sequence[str], overrides: Sequence[str], experim
             except WorkerFailed as error:
                 names.remove(name)
                 remarks.append(f"{name} is left out: {error}")
-    costs = [
-        {name: probes[name, study.setting].cost(config.compose([*study.overrides(name), *overrides])) for name in names}
+    costs = {
+        study: {
+            name: probes[name, study.setting].cost(config.compose([*study.overrides(name), *overrides]))
+            for name in names
+        }
         for study in planned
-    ]
+    }
     left_s = MARGIN * (60 * minutes - (time.monotonic() - began)) - REPORT_S
-    made = plan(planned, costs, left_s) if names else []
+    made = plan(costs, left_s) if names else {}
     if not made:
-        spent_s = time.monotonic() - began + REPORT_S + _seconds(costs[:1], 0)
+        spent_s = time.monotonic() - began + REPORT_S + _seconds([costs[planned[0]]], 0)
         raise NoTime(f"minutes={minutes:g}: too few for {SEEDS} runs of {', '.join(names) or 'nothing'} here; "
                      f"minutes={math.ceil(spent_s / 60 / MARGIN) + 1} may do")  # fmt: skip
-    for study in planned[len(made) :]:
-        remarks.append(f"{study.text}: left out, there was no time for it; minutes={2 * minutes:g} may have it")
-    for study, of_study, each in zip(planned, costs, made, strict=False):
-        remarks += without(study, of_study, each)
-        say(f"{study.text}, {each.share:.2g} of the training: {', '.join(each.names)}, {SEEDS} seeds each")
-        _sweep(study, each.names, each.share, overrides, experiment)
+    for study in planned:
+        if study not in made:
+            remarks.append(f"{study.text}: left out, there was no time for it; minutes={2 * minutes:g} may have it")
+    for study, of_study in made.items():
+        remarks += without(study, costs[study], of_study)
+        say(f"{study.text}, {of_study.share:.2g} of the training: {', '.join(of_study.names)}, {SEEDS} seeds each")
+        _sweep(study, of_study.names, of_study.share, overrides, experiment)
     return remarks
 
 

@@ -15,93 +15,115 @@ from gtdl_mlflow.answering import CELL_S, LEAST, SEEDS, SWEEP_S, Cost, Plan, Stu
 COMMON, OWN = Study("digits", "caffe_mnist"), Study("digits", "")
 """A study that needs all frameworks, and one that does not."""
 
+ANOTHER, LAST = Study("more", "caffe_mnist"), Study("more", "")
+
 FIXED = SWEEP_S + SEEDS * (1 + CELL_S)
 """Seconds of a study with one framework whose runs take 1 s, whatever the budget."""
 
 
-def spent(costs: list[dict[str, Cost]], made: list[Plan]) -> float:
+def frameworks(*costs: Cost) -> dict[str, Cost]:
+    return dict(zip("abcd", costs, strict=False))
+
+
+CHEAP = frameworks(*[Cost(1, 20)] * 4)
+DEAR = frameworks(Cost(1, 200), Cost(1, 9_000), Cost(1, 300), Cost(1, 3_000))
+
+
+def spent(costs: dict[Study, dict[str, Cost]], made: dict[Study, Plan]) -> float:
     return sum(
-        SWEEP_S + SEEDS * sum(study[name].run_s(of_study.share) for name in of_study.names)
-        for study, of_study in zip(costs, made, strict=False)
+        SWEEP_S + SEEDS * sum(costs[study][name].run_s(of_study.share) for name in of_study.names)
+        for study, of_study in made.items()
     )
 
 
-def frameworks(*costs: Cost) -> dict[str, Cost]:
-    return dict(zip("abcde", costs, strict=False))
+def room(*studies: tuple[dict[str, Cost], str]) -> float:
+    """Just enough for LEAST of the trainings of some frameworks in each study."""
+    return 1 + sum(SWEEP_S + SEEDS * sum(costs[name].run_s(LEAST) for name in names) for costs, names in studies)
+
+
+def names(made: dict[Study, Plan]) -> dict[Study, str]:
+    return {study: "".join(of_study.names) for study, of_study in made.items()}
 
 
 def test_plans_fill_the_time_and_no_more() -> None:
-    costs = [frameworks(Cost(2, 40), Cost(4, 60)), frameworks(Cost(2, 400), Cost(4, 600))]
-    made = plan([COMMON, OWN], costs, 600)
-    assert [of_study.names for of_study in made] == [("a", "b"), ("a", "b")]
-    assert made[0].share > made[1].share
+    costs = {COMMON: frameworks(Cost(2, 40), Cost(4, 60)), OWN: frameworks(Cost(2, 400), Cost(4, 600))}
+    made = plan(costs, 600)
+    assert names(made) == {COMMON: "ab", OWN: "ab"}
+    assert made[COMMON].share > made[OWN].share
     assert 0.9 * 600 < spent(costs, made) <= 600
 
 
 def test_what_one_study_cannot_use_goes_to_the_others() -> None:
-    costs = [frameworks(Cost(1, 0.1)), frameworks(Cost(1, 1000))]
-    made = plan([COMMON, OWN], costs, 300)
-    assert made[0].share == 1
+    costs = {COMMON: frameworks(Cost(1, 0.1)), OWN: frameworks(Cost(1, 1000))}
+    made = plan(costs, 300)
+    assert made[COMMON].share == 1
     assert 0.95 * 300 < spent(costs, made) <= 300
 
 
 def test_studies_are_left_out_from_the_end() -> None:
-    costs = [frameworks(Cost(5, 10))] * 3
-    assert len(plan([COMMON] * 3, costs, 2 * (SWEEP_S + SEEDS * (5 + CELL_S)) + 10)) == 2
-    assert plan([COMMON], costs[:1], 1) == []
+    costs = dict.fromkeys((COMMON, OWN, LAST), frameworks(Cost(5, 10)))
+    assert list(plan(costs, 2 * (SWEEP_S + SEEDS * (5 + CELL_S)) + 10)) == [COMMON, OWN]
+    assert plan(costs, 1) == {}
 
 
 def test_rather_fewer_studies_than_trainings_that_teach_nothing() -> None:
     # Of the last one's 20,000 s, five times 1 % are more than the 300 s in all.
-    costs = [frameworks(Cost(1, 200)), frameworks(Cost(1, 200)), frameworks(Cost(1, 20_000))]
-    made = plan([COMMON] * 3, costs, 3 * FIXED + 300)
-    assert len(made) == 2
-    assert min(of_study.share for of_study in made) > 0.1
-    (alone,) = plan([COMMON], costs[2:], FIXED + 10)
-    assert 0 < alone.share < LEAST  # better than no answer
+    costs = {COMMON: frameworks(Cost(1, 200)), OWN: frameworks(Cost(1, 200)), LAST: frameworks(Cost(1, 20_000))}
+    made = plan(costs, 3 * FIXED + 300)
+    assert list(made) == [COMMON, OWN]
+    assert min(of_study.share for of_study in made.values()) > 0.1
+    alone = plan({COMMON: costs[LAST], OWN: costs[OWN]}, FIXED + 10)
+    assert list(alone) == [COMMON]
+    assert 0 < alone[COMMON].share < LEAST  # better than no answer
 
 
-DEAR = frameworks(Cost(1, 200), Cost(1, 9_000), Cost(1, 300), Cost(1, 3_000))
-
-
-def room(*studies: dict[str, Cost]) -> float:
-    """Just enough for LEAST of every training."""
-    return spent(list(studies), [Plan(tuple(study), LEAST) for study in studies]) + 1
-
-
-@pytest.mark.parametrize("left_out", [(), ("b",), ("b", "d")])
-def test_the_most_expensive_frameworks_are_left_out_and_no_more_than_must_be(left_out: tuple[str, ...]) -> None:
-    rest = {name: cost for name, cost in DEAR.items() if name not in left_out}
-    cheap = frameworks(*[Cost(1, 20)] * 4)
-    first, last = plan([COMMON, OWN], [cheap, DEAR], room(cheap, rest))
-    assert first.names == tuple(cheap)
-    assert last.names == tuple(rest)
-    assert min(first.share, last.share) >= LEAST
+@pytest.mark.parametrize("stay", ["abcd", "acd", "ac"])
+def test_the_most_expensive_frameworks_are_left_out_and_no_more_than_must_be(stay: str) -> None:
+    made = plan({COMMON: CHEAP, OWN: DEAR}, room((CHEAP, "abcd"), (DEAR, stay)))
+    assert names(made) == {COMMON: "abcd", OWN: stay}
+    assert min(of_study.share for of_study in made.values()) >= LEAST
 
 
 def test_two_frameworks_stay_or_the_study_is_left_out() -> None:
-    cheap = frameworks(*[Cost(1, 20)] * 4)
-    fewest = {name: DEAR[name] for name in "ac"}
-    assert len(plan([COMMON, OWN], [cheap, DEAR], room(cheap, fewest) - 2)) == 1
+    assert names(plan({COMMON: CHEAP, OWN: DEAR}, room((CHEAP, "abcd"), (DEAR, "ac")) - 2)) == {COMMON: "abcd"}
 
 
 def test_under_one_setting_all_are_compared() -> None:
-    cheap = frameworks(*[Cost(1, 20)] * 4)
-    assert len(plan([COMMON, COMMON], [cheap, DEAR], room(cheap, DEAR) - 2)) == 1
+    seconds = room((CHEAP, "abcd"), (DEAR, "abcd")) - 2
+    assert names(plan({COMMON: CHEAP, ANOTHER: DEAR}, seconds)) == {COMMON: "abcd"}
+    assert names(plan({OWN: CHEAP, ANOTHER: DEAR}, seconds)) == {OWN: "abcd"}  # nor does the first lose any
+
+
+def test_a_study_that_does_not_fit_stops_no_later_one() -> None:
+    costs = {COMMON: CHEAP, ANOTHER: DEAR, LAST: DEAR}
+    assert names(plan(costs, room((CHEAP, "abcd"), (DEAR, "ac")))) == {COMMON: "abcd", LAST: "ac"}
+
+
+def test_another_study_is_worth_two_frameworks() -> None:
+    costs = {COMMON: CHEAP, OWN: DEAR, LAST: frameworks(Cost(80, 200), Cost(80, 300))}
+    seconds = room((CHEAP, "abcd"), (DEAR, "ac"), (costs[LAST], "ab"))
+    assert seconds > room((CHEAP, "abcd"), (DEAR, "abcd"))
+    assert names(plan(costs, seconds)) == {COMMON: "abcd", OWN: "ac", LAST: "ab"}
+
+
+def test_one_framework_is_left_out_of_a_study_rather_than_two_of_a_later_one() -> None:
+    costs = {COMMON: CHEAP, OWN: DEAR, LAST: frameworks(Cost(1, 20), Cost(1, 20), Cost(1, 5_000), Cost(1, 5_000))}
+    seconds = room((CHEAP, "abcd"), (DEAR, "acd"), (costs[LAST], "abcd"))
+    assert seconds > room((CHEAP, "abcd"), (DEAR, "abcd"), (costs[LAST], "ab"))
+    assert names(plan(costs, seconds)) == {COMMON: "abcd", OWN: "acd", LAST: "abcd"}
 
 
 def test_no_study_starves_for_a_later_one() -> None:
     """Each has LEAST of its training, and a part of what is left."""
-    costs = [frameworks(*[Cost(1, 200)] * 4), DEAR]
-    made = plan([COMMON, OWN], costs, room(costs[0], {name: DEAR[name] for name in "acd"}) + 100)
-    assert made[1].names == ("a", "c", "d")
-    assert made[0].share > 2 * LEAST
-    assert made[1].share > LEAST
+    costs = {COMMON: frameworks(*[Cost(1, 200)] * 4), OWN: DEAR}
+    made = plan(costs, room((costs[COMMON], "abcd"), (DEAR, "acd")) + 100)
+    assert names(made) == {COMMON: "abcd", OWN: "acd"}
+    assert made[COMMON].share > 2 * LEAST
+    assert made[OWN].share > LEAST
 
 
 def test_what_is_left_out_is_told() -> None:
-    made = Plan(("a", "c", "d"), LEAST)
-    assert without(Study("mnist", ""), DEAR, made) == [
+    assert without(Study("mnist", ""), DEAR, Plan(("a", "c", "d"), LEAST)) == [
         "mnist, each under its own default: b is left out, 1 % of its training would take 92 s a run"
     ]
 
@@ -132,7 +154,8 @@ def test_too_little_time_is_one_line_and_no_run(store: str, tmp_path: Path) -> N
     assert not (tmp_path / "gtdl_answer.html").exists()
 
 
-def test_the_answer_of_a_few_minutes(store: str, tmp_path: Path) -> None:
+def test_the_answer_of_a_few_minutes(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "0")  # as `mlflow run . -e answer` does: the runs go to Default
     done = answer("minutes=3", "--output", "verdict.html", "--hardware", "cpu_1core", "framework=torch,mxnet")
     assert done.returncode == 0, done.stderr
     assert "mnist_5k, all under caffe_mnist, cpu, 1 thread" in done.stdout
