@@ -165,7 +165,8 @@ def _data_list(arguments: argparse.Namespace) -> int:
 
     names = config.choices("dataset")
     for name in names:
-        dataset = config.compose([f"dataset={name}"]).dataset
+        # One that fits no default network is listed all the same.
+        dataset = config.meaning([f"dataset={name}"]).dataset
         if dataset.train_images is not None and dataset.test_images is not None:
             images = f"{dataset.train_images:,} + {dataset.test_images:,} images"
         else:
