@@ -96,7 +96,7 @@ def _answer(arguments: argparse.Namespace) -> int:
     experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME") or experiment
     if identifier := os.environ.get("MLFLOW_EXPERIMENT_ID"):  # `mlflow run` chose it, and the runs go there
         with delivery.reaching(uri), delivery.patience(retries=2, timeout_s=30):
-            experiment = connect(uri).get_experiment(identifier).name
+            experiment = delivery.connect(uri).get_experiment(identifier).name
     try:
         wanted = own["framework"].split(",") if own["framework"] else []
         remarks = answering.run(allowed, wanted, overrides, experiment)
