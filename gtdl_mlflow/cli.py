@@ -72,6 +72,7 @@ def _add_env(subjects: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 def _env_list(arguments: argparse.Namespace) -> int:
     from . import environments
     from .home import home
+    from .tables import aligned
 
     rows = [("FRAMEWORK", "VERSION", "DEVICE", "PYTHON", "SIZE", "FOLDER")]
     for made in environments.existing():
@@ -79,9 +80,7 @@ def _env_list(arguments: argparse.Namespace) -> int:
         size = f"{_size_bytes(made.folder) / 1e6:.0f} MB"
         rows.append((made.framework, made.version, made.device, made.python_version, size, made.folder.name))
     if len(rows) > 1:
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        for row in rows:
-            print("  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip())
+        print("\n".join(aligned(rows)))
     else:
         print("no environment has been made yet")
     print(f"in {home() / 'environments'} (GTDL_HOME={home()})")

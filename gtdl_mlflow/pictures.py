@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import vl_convert
 from mlflow.entities import Metric
 
+from . import tables
 from .peaks import Peak
 from .report import charts
 
@@ -33,10 +33,8 @@ def learning_curve(metrics: Sequence[Metric], framework: str, path: Path) -> Non
 
 def confusion_matrix(counts: Sequence[Sequence[int]], table: Path, path: Path) -> None:
     """Test images by their true class (rows) and the predicted one (columns), as CSV and as a picture."""
-    with table.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["true \\ predicted", *range(len(counts))])
-        writer.writerows([true, *row] for true, row in enumerate(counts))
+    header = ["true \\ predicted", *range(len(counts))]
+    tables.write(table, header, ([true, *row] for true, row in enumerate(counts)))
     rows = [
         {"true": true, "predicted": predicted, "images": images, "share": images / (sum(row) or 1)}
         for true, row in enumerate(counts) for predicted, images in enumerate(row)
@@ -61,10 +59,8 @@ def inference(metrics: Sequence[Metric], framework: str, table: Path, path: Path
         if metric.key in INFERENCE:
             sizes.setdefault(metric.step, {})[metric.key.removeprefix("inference/")] = metric.value
     names = [key.removeprefix("inference/") for key in INFERENCE]
-    with table.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["batch_size", *names])
-        writer.writerows([size, *(f"{sizes[size][name]:.6g}" for name in names)] for size in sorted(sizes))
+    written = ([size, *(f"{sizes[size][name]:.6g}" for name in names)] for size in sorted(sizes))
+    tables.write(table, ["batch_size", *names], written)
     rows = [{"framework": framework, "batch": size, **sizes[size]} for size in sorted(sizes)]
     _write(charts.inference(rows), path)
 

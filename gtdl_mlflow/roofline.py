@@ -10,12 +10,12 @@ roof, though never above the flat one.
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from . import tables
 from .peaks import Peak
 from .worker.job import Optimizer, Training
 from .worker.network import Network
@@ -100,12 +100,11 @@ def shares(metrics: Mapping[str, float], network: Network, hyper: Training, peak
 def write(path: Path, network: Network, hyper: Training, peak: Peak) -> None:
     """A table of the layers, classifying a batch of the size that is trained with, as CSV."""
     balance = peak.flops_per_s / peak.bytes_per_s
-    with path.open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow(["layer", "type", "output", "parameters", "flops_per_image", "bytes_per_image",
-                        "flops_per_byte", "limit"])  # fmt: skip
-        for row in layers(network, hyper.batch_size):
-            shape = "x".join(map(str, row.output))
-            limit = "computing" if row.work.intensity >= balance else "memory"
-            table.writerow([row.name, row.kind, shape, row.parameters, f"{row.work.flops:.0f}",
-                            f"{row.work.bytes:.0f}", f"{row.work.intensity:.3g}", limit])  # fmt: skip
+    header = ["layer", "type", "output", "parameters", "flops_per_image", "bytes_per_image", "flops_per_byte", "limit"]
+    rows = []
+    for row in layers(network, hyper.batch_size):
+        shape, work = "x".join(map(str, row.output)), row.work
+        limit = "computing" if work.intensity >= balance else "memory"
+        rows.append([row.name, row.kind, shape, row.parameters, f"{work.flops:.0f}", f"{work.bytes:.0f}",
+                     f"{work.intensity:.3g}", limit])  # fmt: skip
+    tables.write(path, header, rows)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -11,8 +10,9 @@ from typing import Any
 
 from mlflow.entities import Run
 
+from . import tables
 from .config import Study
-from .report.statistics import Drift, drift, repeats_needed, summarize
+from .report.statistics import Drift, Summary, drift, repeats_needed, summarize
 
 DIFFERENCE = 0.02
 """Between two frameworks, that a study of stability says how many repeats can show."""
@@ -51,9 +51,13 @@ class Steadiness:
     values: tuple[float, ...]
 
     @property
+    def summary(self) -> Summary:
+        return summarize(self.values)
+
+    @property
     def spread_percent(self) -> float:
         """Standard deviation over the mean."""
-        return 100 * summarize(self.values).spread
+        return 100 * self.summary.spread
 
     @property
     def range_percent(self) -> float:
@@ -66,7 +70,7 @@ class Steadiness:
 
     @property
     def needed(self) -> int:
-        return repeats_needed(summarize(self.values).spread, DIFFERENCE)
+        return repeats_needed(self.summary.spread, DIFFERENCE)
 
 
 def stability(runs: Sequence[Run], folder: Path) -> Conclusion | None:
@@ -82,18 +86,18 @@ def stability(runs: Sequence[Run], folder: Path) -> Conclusion | None:
         return None
     header = ["cell", "figure", "n", "median", "spread %", "range %", "drift % a run", "drift p", "n for 2 %"]
     rows = [
-        [each.cell, each.figure, str(len(each.values)), f"{summarize(each.values).median:.4g}",
+        [each.cell, each.figure, str(len(each.values)), f"{each.summary.median:.4g}",
          f"{each.spread_percent:.2f}", f"{each.range_percent:.2f}", f"{each.drift.percent:+.2f}",
          f"{each.drift.p:.2f}", str(each.needed)] for each in found
     ]  # fmt: skip
-    _write(folder / "stability.csv", header, rows)
+    tables.write(folder / "stability.csv", header, rows)
     metrics: dict[str, float] = {}
     for each in found:
         place = f"stability/{each.cell.partition(' ')[0]}/{each.figure}"
         metrics |= {f"{place}/spread_percent": each.spread_percent, f"{place}/repeats_needed": each.needed}
     note = ("spread: standard deviation over the mean; n for 2 %: repeats of each of two frameworks that would show, "
             "four times in five, that one is 2 % slower")  # fmt: skip
-    return Conclusion(f"{_table(header, rows)}\n{note}", ["stability.csv"], metrics)
+    return Conclusion("\n".join([*tables.aligned([header, *rows]), note]), ["stability.csv"], metrics)
 
 
 # How they scale.
@@ -105,7 +109,7 @@ def scaling(runs: Sequence[Run], folder: Path) -> Conclusion | None:
     if not rows:
         return None
     header = list(rows[0])
-    _write(folder / "scaling.csv", header, [[_figure(row[name]) for name in header] for row in rows])
+    tables.write(folder / "scaling.csv", header, [[_figure(row[name]) for name in header] for row in rows])
     from . import pictures  # a second to import
 
     pictures.scaling(rows, folder / "scaling.svg")
@@ -115,9 +119,8 @@ def scaling(runs: Sequence[Run], folder: Path) -> Conclusion | None:
         if key not in best or row["train_images_per_s"] > best[key]["train_images_per_s"]:
             best[key] = row
     short = ["framework", "threads", "batch_size", "train_images_per_s", "speed_up", "efficiency_percent"]
-    text = "fastest batch size of each:\n" + _table(short, [[_figure(row[name]) for name in short]
-                                                          for row in best.values()])  # fmt: skip
-    return Conclusion(text, ["scaling.csv", "scaling.svg"])
+    fastest = tables.aligned([short, *([_figure(row[name]) for name in short] for row in best.values())])
+    return Conclusion("\n".join(["fastest batch size of each:", *fastest]), ["scaling.csv", "scaling.svg"])
 
 
 def scaled(runs: Sequence[Run]) -> list[dict[str, Any]]:
@@ -153,14 +156,3 @@ def _label(run: Run) -> str:
 
 def _figure(value: Any) -> str:
     return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _write(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([header, *rows])
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    return "\n".join("  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip()
-                     for row in (header, *rows))  # fmt: skip

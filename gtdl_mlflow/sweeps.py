@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import os
@@ -17,7 +16,7 @@ from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 
-from . import machine
+from . import machine, tables
 from .config import Config, Rerun
 from .delivery import ENDED, FAILURE, PROCESS, UNAVAILABLE, alive, connect, patience, reaching
 from .resuming import code
@@ -225,11 +224,10 @@ class Summary:
         """All cells, a line each, as CSV."""
         names = ("framework", "dataset", "model", "training", "device", "seed", "budget", "tuning")
         figures = ("training_time_s", "testing_time_s", "accuracy_percent")
-        with path.open("w", newline="", encoding="utf-8") as file:
-            table = csv.writer(file)
-            table.writerow(["position", "state", *names, *figures, "reason", "run_id"])
-            for cell in self.cells:
-                tags, metrics = cell.run.data.tags, cell.run.data.metrics
-                row: list[Any] = [tags.get(POSITION, ""), cell.state, *(tags.get(f"gtdl.{name}", "") for name in names)]
-                row += [metrics.get(name, "") for name in figures]
-                table.writerow([*row, cell.reason, cell.run.info.run_id])
+        rows = []
+        for cell in self.cells:
+            tags, metrics = cell.run.data.tags, cell.run.data.metrics
+            row: list[Any] = [tags.get(POSITION, ""), cell.state, *(tags.get(f"gtdl.{name}", "") for name in names)]
+            row += [metrics.get(name, "") for name in figures]
+            rows.append([*row, cell.reason, cell.run.info.run_id])
+        tables.write(path, ["position", "state", *names, *figures, "reason", "run_id"], rows)

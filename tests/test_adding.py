@@ -13,9 +13,7 @@ from pathlib import Path
 
 import mlflow
 import pytest
-from conftest import ROOT
-
-from gtdl_mlflow import config, environments
+from conftest import ROOT, need_torch
 
 PAGE = ROOT / "docs" / "adding.md"
 
@@ -60,15 +58,6 @@ def run(command: str, project: Path) -> subprocess.CompletedProcess[str]:
         text=True,
         timeout=600,
     )
-
-
-def need_torch() -> None:
-    try:
-        environments.ensure(config.compose([]).framework, "cpu")
-    except environments.EnvironmentFailed as error:
-        if os.environ.get("GTDL_REQUIRE_FRAMEWORKS"):
-            raise
-        pytest.skip(str(error))
 
 
 SECTIONS = list(dict.fromkeys(heading for heading, _, _ in steps()))

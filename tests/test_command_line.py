@@ -12,7 +12,7 @@ from pathlib import Path
 
 import mlflow
 import pytest
-from conftest import ROOT, Command
+from conftest import ROOT, Command, runs
 
 from gtdl_mlflow.__main__ import overrides
 
@@ -87,10 +87,7 @@ def test_a_run_ends_with_its_figures_and_where_to_look(gtdl: Command, tmp_path: 
     assert "accuracy 8" in done.stdout
     assert "mlflow ui --backend-store-uri sqlite:///mlflow.db" in done.stdout
     assert done.stderr == ""
-    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name("gtdl")
-    assert experiment is not None
-    (run,) = client.search_runs([experiment.experiment_id])
+    (run,) = runs(f"sqlite:///{tmp_path / 'mlflow.db'}")
     assert run.info.status == "FINISHED"
     assert f"accuracy {run.data.metrics['accuracy_percent']:.2f} %" in done.stdout
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import mlflow
 import pytest
-from conftest import ROOT, Command
+from conftest import ROOT, Command, runs
 from mlflow.entities import Run
 from servers import Server, misbehaving, mlflow_server
 
@@ -33,12 +33,6 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def server(tmp_path: Path) -> Iterator[Server]:
     with mlflow_server(tmp_path) as running:
         yield running
-
-
-def runs(uri: str) -> list[Run]:
-    client = mlflow.MlflowClient(uri)
-    experiment = client.get_experiment_by_name("gtdl")
-    return [] if experiment is None else list(client.search_runs([experiment.experiment_id]))
 
 
 def is_whole(run: Run, uri: str) -> None:

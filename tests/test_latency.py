@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Command
+from conftest import Command, runs
 from mlflow import MlflowClient
 
 from gtdl_mlflow.worker import latency
@@ -65,9 +65,7 @@ def test_an_inference_experiment_shows_latency_by_batch_size(gtdl: Command, stor
     done = gtdl("experiment=inference", "framework=reference", "latency.batch_sizes=[1,8,2000]", "latency.seconds=0.1")
     assert done.returncode == 0, done.stderr
     client = MlflowClient(store)
-    experiment = client.get_experiment_by_name("gtdl")
-    assert experiment is not None
-    (run,) = client.search_runs([experiment.experiment_id], "tags.`gtdl.framework` = 'reference'")
+    (run,) = (each for each in runs(store) if "gtdl.framework" in each.data.tags)
     points = client.get_metric_history(run.info.run_id, "inference/p50_ms")
     assert [point.step for point in points] == [1, 8, 2000]  # more than there are test images
     assert run.data.metrics["inference/saturation_batch_size"] in (1, 8, 2000)
@@ -83,10 +81,7 @@ def test_steps_alone_do_not_touch_what_is_tested_and_saved(gtdl: Command, store:
     for repeats in (0, 50):
         done = gtdl("framework=reference", "training.iterations=20", f"latency.repeats={repeats}")
         assert done.returncode == 0, done.stderr
-    client = MlflowClient(store)
-    experiment = client.get_experiment_by_name("gtdl")
-    assert experiment is not None
-    with_steps, without = client.search_runs([experiment.experiment_id], order_by=["start_time DESC"])
+    with_steps, without = runs(store)
     assert with_steps.data.metrics["step/samples"] == 50
     assert "step/p50_ms" not in without.data.metrics
     for key in ("gtdl.weights_sha256", "gtdl.config_hash"):

@@ -11,8 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import Command
-from mlflow import MlflowClient
+from conftest import Command, runs
 
 from gtdl_mlflow import noise
 from gtdl_mlflow.system_metrics import Energy, Processes, Sampler
@@ -128,10 +127,7 @@ def test_a_gpu_that_cannot_be_asked_is_said_once_and_stops_nothing(capfd: pytest
 def test_a_run_has_the_evidence(gtdl: Command, store: str) -> None:
     done = gtdl("framework=reference", "training.epochs=2")
     assert done.returncode == 0, done.stderr
-    client = MlflowClient(store)
-    experiment = client.get_experiment_by_name("gtdl")
-    assert experiment is not None
-    (run,) = client.search_runs([experiment.experiment_id])
+    (run,) = runs(store)
     metrics, tags = run.data.metrics, run.data.tags
     for name in ("noise/load_before", "noise/load_after", "noise/foreign_cpu_percent", "noise/steal_percent",
                  "noise/driver_cpu_percent", "worker/cpu_user_s", "worker/cpu_system_s", "worker/peak_memory_mb",

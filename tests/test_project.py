@@ -16,21 +16,15 @@ import mlflow
 import numpy as np
 import pytest
 import yaml
-from conftest import ROOT, Command
+from conftest import ROOT, Command, need_torch
 from test_command_line import worker_of
 
-from gtdl_mlflow import config, datasets, environments, pip_settings
+from gtdl_mlflow import config, datasets, pip_settings
 
 
 @pytest.fixture
 def torch_environment() -> None:
-    """PyTorch at hand, or the reason why not."""
-    try:
-        environments.ensure(config.compose([]).framework, "cpu")
-    except environments.EnvironmentFailed as error:
-        if os.environ.get("GTDL_REQUIRE_FRAMEWORKS"):
-            raise
-        pytest.skip(str(error))
+    need_torch()
 
 
 def mlflow_run(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, Command
+from conftest import ROOT, Command, runs
 from mlflow import MlflowClient
 
 from gtdl_mlflow import config, environments, peaks, roofline
@@ -137,9 +137,7 @@ def test_a_run_has_its_share_a_table_and_a_picture(gtdl: Command, store: str, tm
     done = gtdl("framework=reference", "training.epochs=1")
     assert done.returncode == 0, done.stderr
     client = MlflowClient(store)
-    experiment = client.get_experiment_by_name("gtdl")
-    assert experiment is not None
-    (run,) = client.search_runs([experiment.experiment_id])
+    (run,) = runs(store)
     metrics = run.data.metrics
     assert metrics["test/gflops"] == pytest.approx(metrics["test/images_per_s"] * 15680 / 1e9)
     assert 0 < metrics["test/peak_share_percent"] < 100

@@ -250,6 +250,7 @@ def test_the_tracker_is_left_alone_while_a_worker_runs(
     with run:
         environment = Environment("reference", "1", "cpu", None, Path("python"), "3.11.7", [], [], "key")
         run.uses(environment, datasets.prepare(composed.dataset))
+        run.starts(os.getpid())
         before = list(calls)
         assert before
         run.add(Described({"framework_version": "1", "device": "cpu", "numpy": "2"}))

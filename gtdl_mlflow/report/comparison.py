@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from .. import config
+from ..tables import aligned
 from .runs import Kind, Measured, NothingFound, load
 from .statistics import Comparison, Summary, compare, holm
 
@@ -120,10 +121,8 @@ def text(found: list[Row], first: str, second: str) -> str:
             table.append(
                 [row.figure, show(result.first), show(result.second), _ratio(result), _p(result), verdict(row)]
             )
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         lines.append(conditions)
-        lines += ["  " + "  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip()
-                  for line in table]  # fmt: skip
+        lines += [f"  {line}" for line in aligned(table)]
         sides = [(f"{row.figure} of {name}", side) for row in some
                  for name, side in ((first, row.result.first), (second, row.result.second))]  # fmt: skip
         noise = [f"{what}: {flag}" for what, side in sides for flag in side.noise]
