@@ -36,7 +36,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, mlflow.Mlfl
     subprocess.run(
         [sys.executable, "-m", "gtdl_mlflow", *arguments],
         cwd=folder,
-        env={**kept, "PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}"},
+        env={
+            **kept,
+            "PYTHONPATH": str(ROOT),
+            "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",
+            "GTDL_LOCKS": str(folder / "locks"),  # it is here before a test's own environment is
+        },
         check=True,
         capture_output=True,
     )
