@@ -57,7 +57,7 @@ def made_up(network: str, folder: Path) -> Path:
         place.mkdir()
         random = np.random.RandomState(0)
         shape = (32, 32, 3) if network.endswith("cifar10") else (28, 28, 1)
-        for part, count in (("train", 10_000), ("test", 10_000)):
+        for part, count in (("train", 10_000), ("test", min(10_000, 5 * NETWORKS[network]))):
             np.save(place / f"{part}_images.npy", random.randint(0, 256, (count, *shape)).astype(np.uint8))
             np.save(place / f"{part}_labels.npy", random.randint(0, 10, count).astype(np.uint8))
     return place

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import signal
 import sys
@@ -31,6 +33,10 @@ FLAGS = {
 
 def main() -> None:
     """Run the command line; exit with 0, 1 if a run failed, 2 if it was asked for wrongly, 130 at Ctrl-C."""
+    # To look for garbage among what MLflow's import makes, during it and as the interpreter ends, takes as long as the
+    # import itself, and there is none.
+    gc.disable()
+    atexit.register(gc.freeze)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hand errors to us instead of printing them at length
     # Before MLflow's import, which sets its loggers up: what a run prints must not drown in migrations.
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
@@ -98,6 +104,9 @@ def application(composed: Any) -> float | None:
     # Only now: MLflow takes two seconds to import, a mistake on the command line should not.
     from . import benchmark, sweeps
 
+    if not gc.isenabled():  # from here on there may be garbage
+        gc.freeze()
+        gc.enable()
     hydra = HydraConfig.get()
     place = sweeps.place(hydra.job.num) if hydra.mode is RunMode.MULTIRUN else None
     print(f"{benchmark.label(config)}, on the {config.hardware.device}", flush=True)

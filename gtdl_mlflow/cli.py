@@ -11,6 +11,8 @@ Exit status: 0 done, 1 it could not be done, 2 it was asked wrongly. An error is
 from __future__ import annotations
 
 import argparse
+import atexit
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -37,6 +39,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command ``gtdl``; returns its exit status."""
     arguments = parser().parse_args(argv)
+    atexit.register(gc.freeze)  # to look through all that MLflow made for garbage would take a second at the end
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # before its import, which sets its loggers up
     secrets.hide()
     try:

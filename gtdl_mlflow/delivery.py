@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -38,8 +39,8 @@ from .home import home
 
 logging.getLogger("alembic").setLevel(logging.WARNING)
 
-BATCH = 100
-"""Params or tags in one request, MLflow's limit; of metrics it takes ten times as many."""
+BATCH, METRICS = 100, 800
+"""Params or tags, and metrics, in one request: MLflow takes 100 of each of the former, and 1,000 of all together."""
 
 KEY, PROCESS = "gtdl.record", "gtdl.process"
 """Tags: the record that a run comes from; the process that makes it, by host, number and start."""
@@ -86,6 +87,8 @@ class Record:
     """The sweep's run: its number, or ``UNDELIVERED`` and the key of its record."""
     key: str = field(default_factory=lambda: uuid.uuid4().hex)
     process: str = ""
+    tried: bool = False
+    """Whether it may have been made in MLflow though no answer came."""
     started_ms: int = field(default_factory=lambda: round(time.time() * 1000))
     ended_ms: int | None = None
     status: str = "RUNNING"
@@ -98,6 +101,11 @@ class Record:
     inputs: list[dict[str, str]] = field(default_factory=list)
     artifacts: list[str] = field(default_factory=list)
     """Files and folders in ``folder``."""
+
+    @property
+    def given(self) -> bool:
+        """Whether ``mlflow run`` made it in MLflow."""
+        return not self.source
 
     @property
     def reference(self) -> str:
@@ -125,17 +133,17 @@ def deliver(told: Record, uri: str) -> None:
     with reaching(uri):
         client = connect(uri)
         _open(told, client)
-        known = client.get_run(told.run_id).data.params if told.params else {}  # those of `mlflow run -P` cannot change
-        told.params = {key: value for key, value in told.params.items() if key not in known}
-        for part in _slices(list(told.params.items()), BATCH):
-            client.log_batch(told.run_id, params=[Param(key, str(value)) for key, value in part])
-        told.params = {}
-        for part in _slices(list(told.tags.items()), BATCH):
-            client.log_batch(told.run_id, tags=[RunTag(key, value) for key, value in part])
-        told.tags = {}
-        for points in _slices(told.metrics, 10 * BATCH):
-            client.log_batch(told.run_id, metrics=[Metric(*point) for point in points])
-        told.metrics = []
+        # Those of `mlflow run -P` cannot change; a run that we have made has ours alone.
+        known = client.get_run(told.run_id).data.params if told.params and told.given else {}
+        params = [Param(key, str(value)) for key, value in told.params.items() if key not in known]
+        tags = [RunTag(key, value) for key, value in told.tags.items()]
+        metrics = [Metric(*point) for point in told.metrics]
+        # As few requests as can be: each is a transaction of its own.
+        for some_params, some_tags, some_metrics in itertools.zip_longest(
+            _slices(params, BATCH), _slices(tags, BATCH), _slices(metrics, METRICS), fillvalue=()
+        ):
+            client.log_batch(told.run_id, metrics=some_metrics, params=some_params, tags=some_tags)
+        told.params, told.tags, told.metrics = {}, {}, []
         if told.inputs:
             _log_inputs(told, client)
         told.inputs = []
@@ -160,10 +168,10 @@ def _open(told: Record, client: MlflowClient) -> None:
         told.tags = {KEY: told.key, PROCESS: told.process, **told.tags}
         return
     told.experiment_id = told.experiment_id or _experiment(client, told.experiment)
-    if found := _by_key(client, told.experiment_id, told.key):
+    if told.tried and (found := _by_key(client, told.experiment_id, told.key)):
         told.run_id = found
         return
-    tags = {**told.source, KEY: told.key, PROCESS: told.process}
+    tags = {**told.source, **told.tags, KEY: told.key, PROCESS: told.process}
     if told.parent:
         parent = told.parent
         if parent.startswith(UNDELIVERED):
@@ -171,8 +179,10 @@ def _open(told: Record, client: MlflowClient) -> None:
             if not parent:
                 raise Away("the run of its sweep has not been delivered yet")
         tags[MLFLOW_PARENT_RUN_ID] = parent
+    told.tried = True
     run = client.create_run(told.experiment_id, start_time=told.started_ms, tags=tags, run_name=told.name)
     told.run_id = str(run.info.run_id)
+    told.tags = {}
 
 
 def _log_inputs(told: Record, client: MlflowClient) -> None:
@@ -223,7 +233,8 @@ def _place(key: str) -> Path:
 
 
 def keep(told: Record) -> None:
-    """Write the record down, for a later delivery by whichever process."""
+    """Write the record down, for a later delivery by whichever process, which may not come to forget it."""
+    told.tried = True
     place = _place(told.key)
     place.parent.mkdir(parents=True, exist_ok=True)
     new = place.with_suffix(f".{os.getpid()}.part")

@@ -1,4 +1,7 @@
-"""Pictures of a run, for MLflow's pages: learning curve, confusion matrix, roofline, inference by batch size."""
+"""Pictures of a run or a sweep, for MLflow's pages: Vega-Lite, written out.
+
+Not made by Altair, as the report's charts are: its import takes longer than all pictures of a run.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +15,18 @@ from mlflow.entities import Metric
 
 from . import tables
 from .peaks import Peak
-from .report import charts
+from .report import look
 
 WIDTH = 480
 """Pixels of a picture."""
 
 INK = "#24292f"
+
+LEGIBLE = 20
+"""Classes of a confusion matrix whose fields have room for their numbers."""
+
+Rows = Sequence[Mapping[str, Any]]
+Specification = dict[str, Any]
 
 
 def learning_curve(metrics: Sequence[Metric], framework: str, path: Path) -> None:
@@ -28,7 +37,14 @@ def learning_curve(metrics: Sequence[Metric], framework: str, path: Path) -> Non
     points = [(times[step], looks[step]) for step in sorted(looks) if step in times]
     points.append((last["training_time_s"], last["accuracy_percent"]))
     rows = [{"framework": framework, "seconds": seconds, "accuracy": accuracy} for seconds, accuracy in points]
-    _write(charts.curves(rows, "seconds", "training time, s", "accuracy", "test accuracy, %"), path)
+    _write({
+        "height": 240, "data": {"values": rows}, "mark": {"type": "line", "point": {"size": 25}},
+        "encoding": {
+            "x": _number("seconds", "training time, s"),
+            "y": _number("accuracy", "test accuracy, %", zero=False),
+            "color": _frameworks(rows), "order": {"field": "seconds", "type": "quantitative"},
+        },
+    }, path)  # fmt: skip
 
 
 def confusion_matrix(counts: Sequence[Sequence[int]], table: Path, path: Path) -> None:
@@ -39,17 +55,53 @@ def confusion_matrix(counts: Sequence[Sequence[int]], table: Path, path: Path) -
         {"true": true, "predicted": predicted, "images": images, "share": images / (sum(row) or 1)}
         for true, row in enumerate(counts) for predicted, images in enumerate(row)
     ]  # fmt: skip
-    _write(charts.confusion(rows, len(counts)), path)
+    layers: list[Specification] = [{
+        "mark": "rect",
+        "encoding": {"color": _number("share", "share of the true class", scheme="blues", domain=[0, 1])},
+    }]  # fmt: skip
+    if len(counts) <= LEGIBLE:
+        dark = {"condition": {"test": "datum.share > 0.5", "value": "#fff"}, "value": "#000"}
+        layers.append({
+            "transform": [{"filter": "datum.images > 0"}], "mark": {"type": "text", "fontSize": 10},
+            "encoding": {"text": {"field": "images", "type": "quantitative"}, "color": dark},
+        })  # fmt: skip
+    x, y = (
+        {"field": name, "type": "ordinal", "title": f"{name} class", "axis": {"labelOverlap": True, "labelAngle": 0}}
+        for name in ("predicted", "true")
+    )
+    _write({"height": 360, "data": {"values": rows}, "encoding": {"x": x, "y": y}, "layer": layers}, path)
 
 
 def roofline(results: Mapping[str, float], peak: Peak, path: Path) -> None:
     """Where training and testing lie under what the machine can do."""
-    points = [
+    points: list[dict[str, Any]] = [
         {"phase": phase, "intensity": results[f"{key}/flops_per_byte"], "gflops": results[f"{key}/gflops"],
          "share": results[f"{key}/peak_share_percent"]}
         for key, phase in (("train", "training"), ("test", "testing"))
     ]  # fmt: skip
-    _write(charts.roofline(points, peak.flops_per_s / 1e9, peak.gb_per_s), path)
+    gflops = peak.flops_per_s / 1e9
+    ridge = gflops / peak.gb_per_s
+    left = min(ridge, *(point["intensity"] for point in points)) / 4
+    right = max(ridge, *(point["intensity"] for point in points)) * 4
+    roof = [{"intensity": each, "gflops": min(gflops, peak.gb_per_s * each)} for each in (left, ridge, right)]
+    low = min(roof[0]["gflops"], *(point["gflops"] for point in points)) / 2
+    texts = [{**point, "text": f"{point['phase']}: {point['share']:.0f} % of the peak"} for point in points]
+    phases = {"field": "phase", "type": "nominal", "title": None}
+    _write({
+        "height": 260,
+        "encoding": {
+            "x": _number("intensity", "operations per byte, FLOP/B", type="log", domain=[left, right], nice=False),
+            "y": _number("gflops", "GFLOP/s", type="log", domain=[low, 2 * gflops]),
+        },
+        "layer": [
+            {"data": {"values": roof}, "mark": {"type": "line", "color": INK}},
+            {"data": {"values": texts}, "mark": {"type": "point", "filled": True, "size": 90},
+             "encoding": {"color": {**phases, "scale": {"range": [look.PALETTE[5], look.PALETTE[1]]}},
+                          "shape": phases}},
+            {"data": {"values": texts}, "mark": {"type": "text", "align": "left", "dx": 9, "dy": 9, "color": INK},
+             "encoding": {"text": {"field": "text", "type": "nominal"}}},
+        ],
+    }, path)  # fmt: skip
 
 
 def inference(metrics: Sequence[Metric], framework: str, table: Path, path: Path) -> None:
@@ -61,21 +113,59 @@ def inference(metrics: Sequence[Metric], framework: str, table: Path, path: Path
     names = [key.removeprefix("inference/") for key in INFERENCE]
     written = ([size, *(f"{sizes[size][name]:.6g}" for name in names)] for size in sorted(sizes))
     tables.write(table, ["batch_size", *names], written)
-    rows = [{"framework": framework, "batch": size, **sizes[size]} for size in sorted(sizes)]
-    _write(charts.inference(rows), path)
+    speeds = [{"batch": size, **sizes[size]} for size in sorted(sizes)]
+    ranks = [{"batch": row["batch"], "rank": rank, "ms": row[f"{rank}_ms"]}
+             for row in speeds for rank in ("p50", "p90", "p99")]  # fmt: skip
+    x = _number("batch", "images in a batch", type="log", base=2)
+    colors = {"field": "rank", "type": "nominal", "title": None,
+              "scale": {"range": [look.PALETTE[place] for place in (1, 0, 5)]}}  # fmt: skip
+    _write({"vconcat": [
+        {"width": WIDTH, "height": 160, "data": {"values": ranks}, "mark": {"type": "line", "point": True},
+         "encoding": {"x": x, "y": _number("ms", "latency, ms", type="log"), "color": colors}},
+        {"width": WIDTH, "height": 160, "data": {"values": speeds},
+         "mark": {"type": "line", "point": True, "color": look.PALETTE[3]},
+         "encoding": {"x": x, "y": _number("images_per_s", "images/s", zero=True)}},
+    ]}, path)  # fmt: skip
 
 
-def scaling(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Speed and efficiency by batch size and threads."""
-    _write(charts.scaling(rows), path)
+def scaling(rows: Rows, path: Path) -> None:
+    """Training speed by batch size, a line for each framework and number of threads; below it, how efficient several
+    threads are.
+    """
+    same = {
+        "x": _number("batch_size", "images in a batch", type="log", base=2), "color": _frameworks(rows),
+        "strokeDash": {"field": "threads", "type": "ordinal", "title": "threads"},
+    }  # fmt: skip
+    speed = _number("train_images_per_s", "training images/s, logarithmic", type="log")
+    several = [row for row in rows if row["threads"] > 1 and row["efficiency_percent"] is not None]
+    efficiency = _number("efficiency_percent", "speed-up over one thread / threads, %")
+    _write({"vconcat": [
+        {"width": WIDTH, "height": 200, "data": {"values": data}, "mark": {"type": "line", "point": True},
+         "encoding": {**same, "y": y}}
+        for data, y in ((rows, speed), (several, efficiency)) if data
+    ]}, path)  # fmt: skip
 
 
 INFERENCE = tuple(f"inference/{name}" for name in ("p50_ms", "p90_ms", "p99_ms", "images_per_s", "samples"))
 """Metrics whose step is a batch size."""
 
 
-def _write(specification: dict[str, Any], path: Path) -> None:
+def _number(name: str, title: str, **scale: Any) -> Specification:
+    """An axis, or a colour's legend."""
+    return {"field": name, "type": "quantitative", "title": title, "scale": scale}
+
+
+def _frameworks(rows: Rows) -> Specification:
+    """Each in its colour."""
+    names = list(dict.fromkeys(row["framework"] for row in rows))
+    scale = {"domain": names, "range": [look.color_of(name) for name in names]}
+    return {"field": "framework", "type": "nominal", "title": None, "scale": scale}
+
+
+def _write(specification: Specification, path: Path) -> None:
     """As SVG, which takes half as long to make as pixels do; black on white."""
-    look = json.loads(json.dumps(specification).replace(f'"{charts.TEXT}"', f'"{INK}"'))
-    look["config"]["background"] = "white"
-    path.write_text(vl_convert.vegalite_to_svg({**look, "width": WIDTH}), encoding="utf-8")
+    config = json.loads(json.dumps(look.LOOK).replace(f'"{look.TEXT}"', f'"{INK}"'))
+    config["background"] = "white"
+    one = {"width": WIDTH, "autosize": {"type": "fit-x", "contains": "padding"}}
+    size = {} if "vconcat" in specification else one
+    path.write_text(vl_convert.vegalite_to_svg({**size, **specification, "config": config}), encoding="utf-8")

@@ -6,6 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -27,7 +28,7 @@ from .peaks import Peak
 from .pyfunc import save_model
 from .resuming import Interrupted
 from .system_metrics import Sampler
-from .worker.events import Confusion, Described, Event, Metrics
+from .worker.events import Confusion, Described, Event, Finished, Metrics
 
 ARTIFACTS = ("config.yaml", "environment.txt", "contact_sheet.png", "learning_curve.svg", "confusion_matrix.svg",
              "confusion_matrix.csv", "roofline.svg", "roofline.csv", "inference.svg", "inference.csv", "job.json",
@@ -54,6 +55,7 @@ class Run:
         self._sampler = Sampler(config.tracking.system_metrics_interval_s, config.hardware.device)
         self._peak: Peak | None = None
         self._before: noise.Moment | None = None
+        self._beside = ThreadPoolExecutor(1)
         self._started = time.monotonic()
         self._environment: Environment | None = None
         self._resumes: Interrupted | None = None
@@ -66,7 +68,6 @@ class Run:
         self.record = delivery.record(
             config.tracking.uri, self._folder, _name(config), config.tracking.experiment, place.parent if place else ""
         )
-        self.record.params = {key: str(value) for key, value in _params(config).items()}
         self.record.tags = _tags(config) | (place.tags if place else {})
         self._folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -75,9 +76,12 @@ class Run:
             raise TrackingFailed(f"{error}; nothing was run") from error
         if self.undelivered:
             say(f"{self.undelivered}; the run goes on and is delivered later")
+        self.record.params = {key: str(value) for key, value in _params(config).items()}  # told with what is used
         plain = config.plain()
         plain["tracking"]["uri"] = redacted(config.tracking.uri)
-        (self._folder / "config.yaml").write_text(yaml.safe_dump(plain, sort_keys=False))
+        # By libyaml, where PyYAML has it: in pure Python this takes longer than MLflow takes to open a run.
+        dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+        (self._folder / "config.yaml").write_text(yaml.dump(plain, Dumper=dumper, sort_keys=False))
         return self
 
     def uses(self, environment: Environment, data: Prepared, peak: Peak | None = None) -> None:
@@ -121,6 +125,12 @@ class Run:
             self._facts |= event.facts
         elif isinstance(event, Confusion):
             self._confusion = event.counts
+        elif isinstance(event, Finished):
+            now = round(time.time() * 1000)
+            shares = roofline.shares(self.results, self._config.network, self._config.training, self._peak)
+            self._metrics += [Metric(key, value, now, 0) for key, value in shares.items()]
+            # The renderer needs no Python: it works while the worker ends and MLflow hears of the rest.
+            self._beside.submit(self._draw, list(self._metrics), self.results)
 
     @property
     def results(self) -> dict[str, float]:
@@ -161,12 +171,9 @@ class Run:
             status = "FINISHED"
             self._metrics.append(Metric("wall_time_s", time.monotonic() - self._started, now, 0))
             self._metrics.append(Metric("device_wait_s", self._waited_s, now, 0))
-            shares = roofline.shares(self.results, self._config.network, self._config.training, self._peak)
-            self._metrics += [Metric(key, value, now, 0) for key, value in shares.items()]
             told.tags["gtdl.quality"] = quality(self._metrics, self._config.dataset.classes)
             told.tags["gtdl.noise"] = "; ".join(noise.flags(self.results)) or "ok"
             told.tags[MLFLOW_RUN_NOTE] = _note(self._config, self.results)
-            self._draw()
         else:
             status = "FAILED" if issubclass(kind, Exception) else "KILLED"
             reason = str(error) if issubclass(kind, Exception) else "stopped by the user"
@@ -177,27 +184,33 @@ class Run:
         mllog.write(self._folder / "mlperf.log", self._config, self._metrics, self._facts, now, success=kind is None)
         told.params |= {f"worker.{key}": str(value) for key, value in self._facts.items()}
         told.metrics += [(metric.key, metric.value, metric.timestamp, metric.step) for metric in self._metrics]
+        # A tracker that was away at the start may be back; one that was there will soon be again.
+        patient = (2, 10) if self.undelivered else (4, 30)
+        self._deliver(*patient, refusal=True)
+        self._beside.shutdown()
         told.artifacts += ARTIFACTS
         delivery.end(told, status, now)
-        # A tracker that was away at the start may be back; one that was there will soon be again.
-        self._deliver(*((2, 10) if self.undelivered else (4, 30)), refusal=True)
+        if self.undelivered:
+            delivery.keep(told)
+        else:
+            self._deliver(*patient, refusal=True)
         if self.undelivered:
             say(f"{self.undelivered}; all of the run is kept in {self._folder}, `gtdl track replay` delivers it")
 
-    def _draw(self) -> None:
+    def _draw(self, metrics: list[Metric], results: dict[str, float]) -> None:
         """What MLflow's page of the run shows; a run that took hours is not lost for the lack of it."""
         folder = self._folder
         try:
             from . import pictures  # a second to import, which no run needs to wait for before it starts
 
             framework, network, training = self._config.framework.name, self._config.network, self._config.training
-            pictures.learning_curve(self._metrics, framework, folder / "learning_curve.svg")
+            pictures.learning_curve(metrics, framework, folder / "learning_curve.svg")
             pictures.confusion_matrix(self._confusion, folder / "confusion_matrix.csv", folder / "confusion_matrix.svg")
             if self._peak is not None:
                 roofline.write(folder / "roofline.csv", network, training, self._peak)
-                pictures.roofline(self.results, self._peak, folder / "roofline.svg")
+                pictures.roofline(results, self._peak, folder / "roofline.svg")
             if self._config.latency.batch_sizes:
-                pictures.inference(self._metrics, framework, folder / "inference.csv", folder / "inference.svg")
+                pictures.inference(metrics, framework, folder / "inference.csv", folder / "inference.svg")
         except Exception as error:  # whatever a renderer in another language may raise
             say(f"the run's pictures cannot be drawn: {error}")
 

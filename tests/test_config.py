@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import product
 
 import pytest
 from conftest import Command
+from hydra import initialize_config_dir
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from gtdl_mlflow.config import CONF, ConfigError, compose
+from gtdl_mlflow.config.loader import SweepLoader
 
 FRAMEWORKS = sorted(path.stem for path in (CONF / "framework").glob("*.yaml"))
 SETTINGS = sorted(path.stem for path in (CONF / "setting").glob("*.yaml"))
@@ -233,3 +240,46 @@ def test_a_data_set_that_cannot_be_prepared_so_is_answered_in_one_line(given: st
     with pytest.raises(ConfigError, match=complaint) as failure:
         compose(["setting=caffe_cifar10", "dataset=att_faces", f"dataset.{given}"])
     assert "\n" not in str(failure.value)
+
+
+@pytest.fixture
+def hydras_own() -> Iterator[ConfigLoader]:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        yield GlobalHydra.instance().config_loader()
+
+
+CELLS = [
+    ["framework=torch", "seed=0", "budget=0.1"],
+    ["framework=torch", "seed=1", "budget=0.1"],
+    ["seed=1", "framework=torch", "budget=0.2", "hydra.sweep.dir=elsewhere"],
+    ["framework=caffe", "seed=1", "training.learning_rate=0.1", "training=torch_mnist"],
+    ["framework=mxnet", "dataset=cifar10", "model.depth=20", "seed=2"],
+    ["framework=torch", "seed=2", "+hydra.job.env_set.NAME='value'"],
+    ["framework=torch", "seed=2", "latency.batch_sizes=[1,2]", "model.layers.conv1.filters=8"],
+    # What is more than a value, or a choice, is composed as ever.
+    ["framework=torch", "+framework.tuning.best.options.new=1", "framework.tuning.best.options.new=2"],
+    ["training={epochs:3}", "training.epochs=4"],
+    ["~experiment", "seed=3"],
+    ["experiment=stability", "seed=4"],
+]
+
+
+def test_a_sweeps_cells_are_composed_as_by_hydra(hydras_own: ConfigLoader) -> None:
+    ours = SweepLoader(hydras_own)
+    for cell in [*CELLS, *reversed(CELLS)]:
+        expected, found = (
+            OmegaConf.to_yaml(loader.load_configuration("config", cell, RunMode.RUN)) for loader in (hydras_own, ours)
+        )
+        assert found == expected, cell
+
+
+@pytest.mark.parametrize("wrong", ["seeds=1", "seed=x", "framework=torhc", "training.optimizer=no_such", "seed=1,2"])
+def test_it_refuses_what_hydra_refuses(hydras_own: ConfigLoader, wrong: str) -> None:
+    ours = SweepLoader(hydras_own)
+    ours.load_configuration("config", ["seed=1"], RunMode.RUN)
+    said = []
+    for loader in (hydras_own, ours):
+        with pytest.raises(HydraException) as refusal:
+            loader.load_configuration("config", [wrong], RunMode.RUN)
+        said.append((str(refusal.value), str(refusal.value.__cause__)))
+    assert said[0] == said[1]

@@ -23,6 +23,7 @@ from mlflow.entities import Metric, Run
 
 from gtdl_mlflow import config, datasets, delivery, pictures, tracking
 from gtdl_mlflow.environments import Environment
+from gtdl_mlflow.worker import events
 from gtdl_mlflow.worker.events import Described, Metrics
 
 
@@ -277,6 +278,7 @@ def test_a_picture_that_cannot_be_drawn_costs_no_run(
     monkeypatch.setattr(pictures, "learning_curve", broken)
     with tracking.Run(config.compose(["framework=reference"]), tmp_path) as run:
         run.add(Metrics({"accuracy_percent": 90, "training_time_s": 1, "testing_time_s": 1}))
+        run.add(events.Finished())
     told = mlflow.MlflowClient(store).get_run(run.record.run_id)
     assert told.info.status == "FINISHED"
     assert told.data.metrics["accuracy_percent"] == 90

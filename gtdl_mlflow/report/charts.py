@@ -12,13 +12,10 @@ from typing import Any
 import altair as alt
 from altair.utils import schemapi
 
-from .. import config
+from .look import LOOK, TEXT, color_of
 
 # Else every object holds itself against Vega-Lite's whole schema as it is made, and a chart takes twice as long.
 schemapi.disable_debug_mode()
-
-PALETTE = ("#E69F00", "#0072B2", "#999999", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#F0E442")
-"""Okabe and Ito's colours, told apart by the colour-blind (Color Universal Design, 2008), for frameworks by name."""
 
 ROW = 28
 """Pixels of one framework's row."""
@@ -26,31 +23,8 @@ ROW = 28
 WIDE = 10.0
 """A logarithmic axis where the largest value is so many times the smallest."""
 
-TEXT = "currentColor"
-"""What a page's own colour is called in SVG: the charts are as light or dark as the page."""
-
-LOOK = {
-    "background": "transparent",
-    "font": "system-ui, sans-serif",  # the page's; Vega measures text with it
-    "view": {"stroke": None},
-    "axis": {"labelColor": TEXT, "titleColor": TEXT, "domainColor": TEXT, "tickColor": TEXT, "gridColor": TEXT,
-             "gridOpacity": 0.15, "labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal",
-             "labelLimit": 220},
-    "legend": {"labelColor": TEXT, "titleColor": TEXT, "orient": "bottom", "columns": 2, "labelFontSize": 12,
-               "labelLimit": 220, "titleFontSize": 12},
-    "title": {"color": TEXT},
-}  # fmt: skip
-
 Rows = Sequence[dict[str, Any]]
 Specification = dict[str, Any]
-
-
-def color_of(framework: str) -> str:
-    """The same for a framework in every chart and table, whatever its version."""
-    names = config.choices("framework")
-    name = framework.split(" ")[0]
-    place = names.index(name) if name in names else len(names)
-    return PALETTE[place % len(PALETTE)]
 
 
 def spread(rows: Rows, value: str, title: str) -> Specification:
@@ -149,88 +123,6 @@ def heat_map(rows: Rows, value: str, title: str, number_format: str, logarithmic
     )
     frameworks = {row["framework"] for row in rows}
     return _finished(alt.layer(fields, numbers), height=36 * len(frameworks) + 10)
-
-
-def confusion(rows: Rows, classes: int) -> Specification:
-    """A run's test images by ``true`` and ``predicted`` class, the ``images`` in each field."""
-    written = classes <= 20
-    # By name: Altair copies what it is given at every step, and these are as many as there are pairs of classes.
-    base = alt.Chart(alt.NamedData("counts")).encode(
-        x=alt.X("predicted:O", title="predicted class", axis=alt.Axis(labelOverlap=True, labelAngle=0)),
-        y=alt.Y("true:O", title="true class", axis=alt.Axis(labelOverlap=True)),
-    )
-    layers = [base.mark_rect().encode(
-        color=alt.Color("share:Q", title="share of the true class", scale=alt.Scale(scheme="blues", domain=[0, 1]))
-    )]  # fmt: skip
-    if written:
-        layers.append(base.transform_filter("datum.images > 0").mark_text(fontSize=10).encode(
-            text=alt.Text("images:Q"), color=alt.condition("datum.share > 0.5", alt.value("#fff"), alt.value("#000"))
-        ))  # fmt: skip
-    return {**_finished(alt.layer(*layers), height=360), "datasets": {"counts": list(rows)}}
-
-
-def roofline(points: Rows, gflops: float, gb_per_s: float) -> Specification:
-    """``phase``s at their ``intensity`` and ``gflops`` under the roof: ``gflops``, or ``gb_per_s`` times intensity."""
-    x = [point["intensity"] for point in points]
-    ridge = gflops / gb_per_s
-    left, right = min(*x, ridge) / 4, max(*x, ridge) * 4
-    roof = [{"intensity": each, "gflops": min(gflops, gb_per_s * each)} for each in (left, ridge, right)]
-    low = min(roof[0]["gflops"], *(point["gflops"] for point in points)) / 2
-    axes = {
-        "x": alt.X(
-            "intensity:Q",
-            title="operations per byte, FLOP/B",
-            scale=alt.Scale(type="log", domain=[left, right], nice=False),
-        ),
-        "y": alt.Y("gflops:Q", title="GFLOP/s", scale=alt.Scale(type="log", domain=[low, 2 * gflops])),
-    }
-    line = _chart(roof).mark_line(color=TEXT).encode(**axes)
-    base = _chart([{**point, "text": f"{point['phase']}: {point['share']:.0f} % of the peak"} for point in points])
-    marks = base.mark_point(size=90, filled=True).encode(
-        **axes, color=alt.Color("phase:N", title=None, scale=alt.Scale(range=[PALETTE[5], PALETTE[1]])),
-        shape=alt.Shape("phase:N", title=None),
-    )  # fmt: skip
-    text = base.mark_text(align="left", dx=9, dy=9, color=TEXT).encode(**axes, text="text:N")
-    return _finished(alt.layer(line, marks, text), height=260)
-
-
-def scaling(rows: Rows) -> Specification:
-    """Training speed by batch size, a line for each framework and number of threads; below it, how efficient several
-    threads are.
-    """
-    order = list(dict.fromkeys(row["framework"] for row in rows))
-    x = alt.X("batch_size:Q", title="images in a batch", scale=alt.Scale(type="log", base=2))
-    dash = alt.StrokeDash("threads:O", title="threads")
-    size = {"width": 480, "height": 200}
-    speed = _chart(rows).mark_line(point=True).encode(
-        x=x, y=alt.Y("train_images_per_s:Q", title="training images/s, logarithmic", scale=alt.Scale(type="log")),
-        color=_color(order), strokeDash=dash,
-    )  # fmt: skip
-    several = [row for row in rows if row["threads"] > 1 and row["efficiency_percent"] is not None]
-    efficiency = _chart(several).mark_line(point=True).encode(
-        x=x, y=alt.Y("efficiency_percent:Q", title="speed-up over one thread / threads, %"),
-        color=_color(order), strokeDash=dash,
-    )  # fmt: skip
-    parts = [speed, efficiency] if several else [speed]
-    return {**alt.vconcat(*(part.properties(**size) for part in parts)).to_dict(validate=False), "config": LOOK}
-
-
-def inference(rows: Rows) -> Specification:
-    """Latency's percentiles and throughput by ``batch`` size: one ``framework``'s."""
-    x = alt.X("batch:Q", title="images in a batch", scale=alt.Scale(type="log", base=2))
-    folded = [{"batch": row["batch"], "rank": rank, "ms": row[f"{rank}_ms"]}
-              for row in rows for rank in ("p50", "p90", "p99")]  # fmt: skip
-    latency = _chart(folded).mark_line(point=True).encode(
-        x=x, y=alt.Y("ms:Q", title="latency, ms", scale=alt.Scale(type="log")),
-        color=alt.Color("rank:N", title=None, scale=alt.Scale(range=[PALETTE[1], PALETTE[0], PALETTE[5]])),
-    )  # fmt: skip
-    throughput = (
-        _chart(rows)
-        .mark_line(point=True, color=PALETTE[3])
-        .encode(x=x, y=alt.Y("images_per_s:Q", title="images/s", scale=alt.Scale(zero=True)))
-    )
-    stacked = alt.vconcat(latency.properties(width=480, height=160), throughput.properties(width=480, height=160))
-    return {**stacked.to_dict(validate=False), "config": LOOK}
 
 
 def _chart(rows: Rows) -> alt.Chart:

@@ -19,7 +19,7 @@ from markupsafe import Markup
 from mlflow.tracking import MlflowClient
 
 from .. import __version__
-from . import charts, published, reproduction
+from . import charts, look, published, reproduction
 from .answer import FIGURES, Conditions, Entry, entries, number
 from .chapter import Picture, Table, chapter
 from .check import TAG
@@ -70,7 +70,7 @@ def page(runs: list[Measured], client: MlflowClient, experiment: str, said: Sequ
         gtdlbench=gtdlbench(runs, original), original=original, notes=notes(runs, original),
         tracks=tracks(compared), transfers=transfers, machines=machines(runs), missing=missing(runs),
         columns=COLUMNS, numeric=NUMBERS, number_of=lambda picture: numbers[id(picture)],
-        color=charts.color_of, specifications=_json(specifications), rows=_json(rows), library=library(),
+        color=look.color_of, specifications=_json(specifications), rows=_json(rows), library=library(),
     )  # fmt: skip
 
 

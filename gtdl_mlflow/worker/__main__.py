@@ -7,6 +7,8 @@ when it did, by ``time.perf_counter_ns``.
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import signal
 import sys
@@ -37,6 +39,8 @@ def main(arguments: list[str]) -> int:
     started_ns = int(arguments[3]) if driven else None
     if driven:
         end_with(int(arguments[2]))
+    # Nobody waits for the garbage of a framework's import to be looked for as the interpreter ends.
+    atexit.register(gc.freeze)
     # Frameworks print to descriptor 1 from C, so it is moved before any of them is imported.
     os.dup2(2, 1)
     # A process that a framework starts must not hold the stream open after this one is gone.
