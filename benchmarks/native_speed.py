@@ -3,8 +3,8 @@
     python benchmarks/native_speed.py [--repeats 5] [--seconds 10]
 
 Both run in the framework's own environment, each in a fresh process, in turns (ours, native, native, ours, ...), so
-that a drift of the machine hits both alike, on random images. Prints, per network, the median of each and of the
-pairwise ratio, with its lowest and highest. Run it on an otherwise idle machine.
+that a drift of the machine hits both alike, on the same random images. Prints, per network, the median of each and of
+the pairwise ratio, with its lowest and highest. Run it on an otherwise idle machine.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ import numpy as np
 from gtdl_mlflow import config, environments
 from gtdl_mlflow.benchmark import job_of
 from gtdl_mlflow.launch import launch, worker_environment
+from gtdl_mlflow.worker import initial
 from gtdl_mlflow.worker.events import Metrics
+from gtdl_mlflow.worker.inputs import Treatment
+from gtdl_mlflow.worker.network import build
 
 NATIVE = Path(__file__).parent / "native"
 NETWORKS = {"tensorflow_mnist": 1500, "caffe_mnist": 6000, "torch_mnist": 3000, "caffe_cifar10": 2000,
@@ -47,6 +50,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for framework, network in itertools.product(options.frameworks, options.networks):
             data = made_up(network, Path(folder))
+            begin(network, data)
             compare(framework, network, data, options.repeats, options.seconds, options.threads)
 
 
@@ -61,6 +65,19 @@ def made_up(network: str, folder: Path) -> Path:
             np.save(place / f"{part}_images.npy", random.randint(0, 256, (count, *shape)).astype(np.uint8))
             np.save(place / f"{part}_labels.npy", random.randint(0, 10, count).astype(np.uint8))
     return place
+
+
+def begin(network: str, data: Path) -> None:
+    """What the native loops begin with: treated images, float32 (N, height, width, channels), and our first weights."""
+    composed = config.compose([f"setting={network}"])
+    treatment = Treatment(composed.training.inputs)
+    for part in ("train", "test"):
+        images = np.load(data / f"{part}_images.npy")
+        np.save(data / f"{part}_treated.npy", treatment.apply(part, images, "NHWC"))
+    height, width, channels = images.shape[1:]
+    built = build(composed.model.layers, treatment.shape((height, width, channels)), 10)
+    masks = {f"{name} mask": mask for name, mask in initial.masks(built, 0).items()}
+    np.savez(data / "start.npz", **initial.weights(built, 0), **masks)
 
 
 def compare(framework: str, network: str, data: Path, repeats: int, seconds: float, threads: int) -> None:

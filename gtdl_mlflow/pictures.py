@@ -86,7 +86,7 @@ def roofline(results: Mapping[str, float], peak: Peak, path: Path) -> None:
     roof = [{"intensity": each, "gflops": min(gflops, peak.gb_per_s * each)} for each in (left, ridge, right)]
     low = min(roof[0]["gflops"], *(point["gflops"] for point in points)) / 2
     texts = [{**point, "text": f"{point['phase']}: {point['share']:.0f} % of the peak"} for point in points]
-    phases = {"field": "phase", "type": "nominal", "title": None}
+    phases = {"field": "phase", "type": "nominal", "title": None, "sort": [point["phase"] for point in points]}
     _write({
         "height": 260,
         "encoding": {
@@ -123,7 +123,7 @@ def inference(metrics: Sequence[Metric], framework: str, table: Path, path: Path
         {"width": WIDTH, "height": 160, "data": {"values": ranks}, "mark": {"type": "line", "point": True},
          "encoding": {"x": x, "y": _number("ms", "latency, ms", type="log"), "color": colors}},
         {"width": WIDTH, "height": 160, "data": {"values": speeds},
-         "mark": {"type": "line", "point": True, "color": look.PALETTE[3]},
+         "mark": {"type": "line", "point": {"color": look.PALETTE[3]}, "color": look.PALETTE[3]},
          "encoding": {"x": x, "y": _number("images_per_s", "images/s", zero=True)}},
     ]}, path)  # fmt: skip
 
@@ -134,7 +134,8 @@ def scaling(rows: Rows, path: Path) -> None:
     """
     same = {
         "x": _number("batch_size", "images in a batch", type="log", base=2), "color": _frameworks(rows),
-        "strokeDash": {"field": "threads", "type": "ordinal", "title": "threads"},
+        "strokeDash": {"field": "threads", "type": "ordinal", "title": "threads",
+                       "legend": {"symbolType": "stroke", "symbolSize": 400}},
     }  # fmt: skip
     speed = _number("train_images_per_s", "training images/s, logarithmic", type="log")
     several = [row for row in rows if row["threads"] > 1 and row["efficiency_percent"] is not None]

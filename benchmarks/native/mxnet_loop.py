@@ -50,46 +50,46 @@ def mask(weight: mx.nd.NDArray, read: int) -> mx.nd.NDArray:
     return mx.nd.from_numpy(chosen).copy()
 
 
-def tensorflow_mnist() -> tuple[nn.HybridSequential, mx.optimizer.Optimizer, int, int]:
+def tensorflow_mnist() -> tuple[nn.HybridSequential, mx.optimizer.Optimizer, int]:
     net = nn.HybridSequential()
     net.add(
         nn.Conv2D(32, 5, padding=2, activation="relu"), nn.MaxPool2D(2, 2),
         nn.Conv2D(64, 5, padding=2, activation="relu"), nn.MaxPool2D(2, 2),
         nn.Dense(1024, activation="relu"), nn.Dropout(0.5), nn.Dense(10),
     )  # fmt: skip
-    return net, mx.optimizer.Adam(learning_rate=1e-4), 50, 28
+    return net, mx.optimizer.Adam(learning_rate=1e-4), 50
 
 
-def caffe_mnist() -> tuple[nn.HybridSequential, mx.optimizer.Optimizer, int, int]:
+def caffe_mnist() -> tuple[nn.HybridSequential, mx.optimizer.Optimizer, int]:
     net = nn.HybridSequential()
     net.add(
         nn.Conv2D(20, 5), nn.MaxPool2D(2, 2), nn.Conv2D(50, 5), nn.MaxPool2D(2, 2),
         nn.Dense(500, activation="relu"), nn.Dense(10),
     )  # fmt: skip
-    return net, SGD(learning_rate=0.01, momentum=0.9, wd=5e-4), 64, 28
+    return net, SGD(learning_rate=0.01, momentum=0.9, wd=5e-4), 64
 
 
-def torch_mnist() -> tuple[nn.HybridSequential, mx.optimizer.Optimizer, int, int]:
+def torch_mnist() -> tuple[nn.HybridSequential, mx.optimizer.Optimizer, int]:
     net = nn.HybridSequential()
     net.add(
         nn.Conv2D(32, 5, activation="tanh"), nn.MaxPool2D(3, 3, 1),
         nn.Conv2D(64, 5, activation="tanh"), nn.MaxPool2D(2, 2),
         nn.Dense(200, activation="tanh"), nn.Dense(10),
     )  # fmt: skip
-    return net, SGD(learning_rate=0.05, lr_scheduler=Inverse()), 10, 32
+    return net, SGD(learning_rate=0.05, lr_scheduler=Inverse()), 10
 
 
-def torch_cifar10() -> tuple[nn.HybridSequential, mx.optimizer.Optimizer, int, int]:
+def torch_cifar10() -> tuple[nn.HybridSequential, mx.optimizer.Optimizer, int]:
     net = nn.HybridSequential()
     net.add(
         nn.Conv2D(16, 5, activation="tanh"), nn.MaxPool2D(2, 2),
         nn.Conv2D(256, 5, activation="tanh"), nn.MaxPool2D(2, 2),
         nn.Dense(128, activation="tanh"), nn.Dense(10),
     )  # fmt: skip
-    return net, SGD(learning_rate=0.001, lr_scheduler=Inverse()), 1, 32
+    return net, SGD(learning_rate=0.001, lr_scheduler=Inverse()), 1
 
 
-def caffe_cifar10() -> tuple[nn.HybridSequential, mx.optimizer.Optimizer, int, int]:
+def caffe_cifar10() -> tuple[nn.HybridSequential, mx.optimizer.Optimizer, int]:
     def average() -> nn.AvgPool2D:
         return nn.AvgPool2D(3, 2, ceil_mode=True, count_include_pad=False)
 
@@ -101,7 +101,7 @@ def caffe_cifar10() -> tuple[nn.HybridSequential, mx.optimizer.Optimizer, int, i
         nn.Conv2D(64, 5, padding=2, activation="relu", weight_initializer=mx.init.Normal(0.01)), average(),
         nn.Dense(64, weight_initializer=mx.init.Normal(0.1)), nn.Dense(10, weight_initializer=mx.init.Normal(0.1)),
     )  # fmt: skip
-    return net, SGD(learning_rate=0.001, momentum=0.9, wd=0.004), 100, 32
+    return net, SGD(learning_rate=0.001, momentum=0.9, wd=0.004), 100
 
 
 class Loss(gluon.HybridBlock):
@@ -118,17 +118,14 @@ class Loss(gluon.HybridBlock):
 def main() -> None:
     name, folder, steps, test_batch = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[5])
     mx.random.seed(0)
-    net, optimizer, batch, side = globals()[name]()
+    net, optimizer, batch = globals()[name]()
     net.initialize(mx.init.Xavier())
     graph = Loss(net)
     for block in (graph, net):
         block.hybridize(static_alloc=True, static_shape=True)
 
     def images(part: str) -> np.ndarray:
-        raw = np.load(folder / f"{part}_images.npy").astype(np.float32) / 255
-        raw = (raw - raw.mean()) / raw.std() if name.startswith("torch") else raw
-        pad = (side - raw.shape[1]) // 2
-        return np.ascontiguousarray(np.pad(raw, ((0, 0), (pad, pad), (pad, pad), (0, 0))).transpose(0, 3, 1, 2))
+        return np.ascontiguousarray(np.load(folder / f"{part}_treated.npy").transpose(0, 3, 1, 2))
 
     x, y = images("train"), np.load(folder / "train_labels.npy").astype(np.int32)
     x_test = images("test")

@@ -93,7 +93,7 @@ def sgd(
     return update
 
 
-def tensorflow_mnist(p: Parameters) -> tuple[Forward, Update, int, int]:
+def tensorflow_mnist(p: Parameters) -> tuple[Forward, Update, int]:
     conv1, conv2 = p.convolution(5, 1, 32, "SAME"), p.convolution(5, 32, 64, "SAME")
     dense1, dense2 = p.dense(3136, 1024), p.dense(1024, 10)
 
@@ -102,10 +102,10 @@ def tensorflow_mnist(p: Parameters) -> tuple[Forward, Update, int, int]:
         x = tf.nn.relu(dense1(tf.nn.max_pool2d(tf.nn.relu(conv2(x)), 2, 2, "SAME")))
         return dense2(tf.nn.dropout(x, 0.5) if training else x)
 
-    return forward, adam(p, 1e-4), 50, 28
+    return forward, adam(p, 1e-4), 50
 
 
-def caffe_mnist(p: Parameters) -> tuple[Forward, Update, int, int]:
+def caffe_mnist(p: Parameters) -> tuple[Forward, Update, int]:
     conv1, conv2 = p.convolution(5, 1, 20, "VALID"), p.convolution(5, 20, 50, "VALID")
     dense1, dense2 = p.dense(800, 500), p.dense(500, 10)
 
@@ -113,10 +113,10 @@ def caffe_mnist(p: Parameters) -> tuple[Forward, Update, int, int]:
         x = tf.nn.max_pool2d(conv2(tf.nn.max_pool2d(conv1(x), 2, 2, "VALID")), 2, 2, "VALID")
         return dense2(tf.nn.relu(dense1(x)))
 
-    return forward, sgd(p, 0.01, 0.9, 5e-4, 2), 64, 28
+    return forward, sgd(p, 0.01, 0.9, 5e-4, 2), 64
 
 
-def torch_mnist(p: Parameters) -> tuple[Forward, Update, int, int]:
+def torch_mnist(p: Parameters) -> tuple[Forward, Update, int]:
     conv1, conv2 = p.convolution(5, 1, 32, "VALID"), p.convolution(5, 32, 64, "VALID")
     dense1, dense2 = p.dense(576, 200), p.dense(200, 10)
 
@@ -126,10 +126,10 @@ def torch_mnist(p: Parameters) -> tuple[Forward, Update, int, int]:
         )
         return dense2(tf.tanh(dense1(tf.nn.max_pool2d(tf.tanh(conv2(x)), 2, 2, "VALID"))))
 
-    return forward, sgd(p, 0.05, gamma=5e-7), 10, 32
+    return forward, sgd(p, 0.05, gamma=5e-7), 10
 
 
-def torch_cifar10(p: Parameters) -> tuple[Forward, Update, int, int]:
+def torch_cifar10(p: Parameters) -> tuple[Forward, Update, int]:
     conv1, conv2 = p.connected(5, 3, 16, 1, 0.1), p.connected(5, 16, 256, 4, 0.05)
     dense1, dense2 = p.dense(6400, 128, 0.01), p.dense(128, 10)
 
@@ -137,10 +137,10 @@ def torch_cifar10(p: Parameters) -> tuple[Forward, Update, int, int]:
         x = tf.nn.max_pool2d(tf.tanh(conv1(x)), 2, 2, "VALID")
         return dense2(tf.tanh(dense1(tf.nn.max_pool2d(tf.tanh(conv2(x)), 2, 2, "VALID"))))
 
-    return forward, sgd(p, 0.001, gamma=5e-7), 1, 32
+    return forward, sgd(p, 0.001, gamma=5e-7), 1
 
 
-def caffe_cifar10(p: Parameters) -> tuple[Forward, Update, int, int]:
+def caffe_cifar10(p: Parameters) -> tuple[Forward, Update, int]:
     conv1 = p.convolution(5, 3, 32, "SAME", 1e-4)
     conv2, conv3 = p.convolution(5, 32, 32, "SAME", 0.01), p.convolution(5, 32, 64, "SAME", 0.01)
     dense1, dense2 = p.dense(1024, 64), p.dense(64, 10)
@@ -150,7 +150,7 @@ def caffe_cifar10(p: Parameters) -> tuple[Forward, Update, int, int]:
         x = tf.nn.avg_pool2d(tf.nn.relu(conv2(x)), 3, 2, "SAME")
         return dense2(dense1(tf.nn.avg_pool2d(tf.nn.relu(conv3(x)), 3, 2, "SAME")))
 
-    return forward, sgd(p, 0.001, 0.9, 0.004, 2), 100, 32
+    return forward, sgd(p, 0.001, 0.9, 0.004, 2), 100
 
 
 def main() -> None:
@@ -160,14 +160,11 @@ def main() -> None:
     tf.config.threading.set_inter_op_parallelism_threads(threads)
     tf.random.set_seed(0)
     parameters = Parameters()
-    forward, update, batch, side = globals()[name](parameters)
+    forward, update, batch = globals()[name](parameters)
     call = CALL_STEPS_OF_ONE if batch == 1 else CALL_STEPS
 
     def images(part: str) -> tf.Tensor:
-        raw = np.load(folder / f"{part}_images.npy").astype(np.float32) / 255
-        raw = (raw - raw.mean()) / raw.std() if name.startswith("torch") else raw
-        pad = (side - raw.shape[1]) // 2
-        return tf.constant(np.pad(raw, ((0, 0), (pad, pad), (pad, pad), (0, 0))))
+        return tf.constant(np.load(folder / f"{part}_treated.npy"))
 
     x, y = images("train"), tf.constant(np.load(folder / "train_labels.npy").astype(np.int64))
     x_test = images("test")

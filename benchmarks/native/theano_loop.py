@@ -149,48 +149,48 @@ scheduled = T.fscalar("rate")
 RATES = {"torch_mnist": 0.05, "torch_cifar10": 0.001}
 
 
-def tensorflow_mnist() -> tuple[list[Any], Any, int, int]:
+def tensorflow_mnist() -> tuple[list[Any], Any, int]:
     layers = [
         Conv(1, 32, 28, 2, bias=0.1), relu, Pool(2, 2), Conv(32, 64, 14, 2, bias=0.1), relu, Pool(2, 2),
         Dense(3136, 1024, bias=0.1), relu, dropout, Dense(1024, 10, bias=0.1),
     ]  # fmt: skip
-    return layers, adam, 50, 28
+    return layers, adam, 50
 
 
-def caffe_mnist() -> tuple[list[Any], Any, int, int]:
+def caffe_mnist() -> tuple[list[Any], Any, int]:
     layers = [Conv(1, 20, 28), Pool(2, 2), Conv(20, 50, 12), Pool(2, 2), Dense(800, 500), relu, Dense(500, 10)]
-    return layers, momentum(0.01, 5e-4), 64, 28
+    return layers, momentum(0.01, 5e-4), 64
 
 
-def torch_mnist() -> tuple[list[Any], Any, int, int]:
+def torch_mnist() -> tuple[list[Any], Any, int]:
     layers = [
         Conv(1, 32, 32), tanh, Pool(3, 3, 1), Conv(32, 64, 10), tanh, Pool(2, 2),
         Dense(576, 200), tanh, Dense(200, 10),
     ]  # fmt: skip
-    return layers, sgd(scheduled), 10, 32
+    return layers, sgd(scheduled), 10
 
 
-def torch_cifar10() -> tuple[list[Any], Any, int, int]:
+def torch_cifar10() -> tuple[list[Any], Any, int]:
     layers = [
         Connected(3, 16, 32, 1, 0.1), tanh, Pool(2, 2), Connected(16, 256, 14, 4, 0.05), tanh, Pool(2, 2),
         Dense(6400, 128, 0.01), tanh, Dense(128, 10),
     ]  # fmt: skip
-    return layers, sgd(scheduled), 1, 32
+    return layers, sgd(scheduled), 1
 
 
-def caffe_cifar10() -> tuple[list[Any], Any, int, int]:
+def caffe_cifar10() -> tuple[list[Any], Any, int]:
     average = Pool(3, 2, ignore_border=False, mode="average_exc_pad")
     layers = [
         Conv(3, 32, 32, 2, 1e-4), Pool(3, 2, ignore_border=False), relu, Conv(32, 32, 16, 2, 0.01), relu, average,
         Conv(32, 64, 8, 2, 0.01), relu, average, Dense(1024, 64), Dense(64, 10),
     ]  # fmt: skip
-    return layers, momentum(0.001, 0.004), 100, 32
+    return layers, momentum(0.001, 0.004), 100
 
 
 def main() -> None:
     # The threads: OMP_NUM_THREADS.
     name, folder, steps, test_batch = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[5])
-    layers, optimizer, batch, side = globals()[name]()
+    layers, optimizer, batch = globals()[name]()
 
     def network(x: Any, size: int | None) -> Any:
         for layer in layers:
@@ -205,12 +205,7 @@ def main() -> None:
     step.trust_input = logits.trust_input = True
 
     def images(part: str) -> np.ndarray:
-        raw = np.load(folder / f"{part}_images.npy").astype(np.float32)
-        raw = raw - raw.mean(axis=0) if name == "caffe_cifar10" else raw / 255
-        raw = (raw - raw.mean()) / raw.std() if name in RATES else raw
-        pad = (side - raw.shape[1]) // 2
-        padded = np.pad(raw, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-        return np.ascontiguousarray(padded.transpose(0, 3, 1, 2))
+        return np.ascontiguousarray(np.load(folder / f"{part}_treated.npy").transpose(0, 3, 1, 2))
 
     x_train, y_train = images("train"), np.load(folder / "train_labels.npy").astype(np.int64)
     x_test = images("test")

@@ -21,16 +21,16 @@ from torch import nn
 WARM_UP_STEPS = 15
 
 
-def tensorflow_mnist() -> tuple[nn.Module, torch.optim.Optimizer, int, int]:
+def tensorflow_mnist() -> tuple[nn.Module, torch.optim.Optimizer, int]:
     net = nn.Sequential(
         nn.Conv2d(1, 32, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
         nn.Conv2d(32, 64, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
         nn.Flatten(), nn.Linear(3136, 1024), nn.ReLU(), nn.Dropout(0.5), nn.Linear(1024, 10),
     ).to(memory_format=torch.channels_last)  # fmt: skip
-    return net, torch.optim.Adam(net.parameters(), lr=1e-4, fused=True), 50, 28
+    return net, torch.optim.Adam(net.parameters(), lr=1e-4, fused=True), 50
 
 
-def caffe_mnist() -> tuple[nn.Module, torch.optim.Optimizer, int, int]:
+def caffe_mnist() -> tuple[nn.Module, torch.optim.Optimizer, int]:
     net = nn.Sequential(
         nn.Conv2d(1, 20, 5), nn.MaxPool2d(2), nn.Conv2d(20, 50, 5), nn.MaxPool2d(2),
         nn.Flatten(), nn.Linear(800, 500), nn.ReLU(), nn.Linear(500, 10),
@@ -38,24 +38,24 @@ def caffe_mnist() -> tuple[nn.Module, torch.optim.Optimizer, int, int]:
     weights = [p for n, p in net.named_parameters() if n.endswith("weight")]
     biases = [p for n, p in net.named_parameters() if n.endswith("bias")]
     groups = [{"params": weights, "lr": 0.01}, {"params": biases, "lr": 0.02}]
-    return net, torch.optim.SGD(groups, momentum=0.9, weight_decay=5e-4, fused=True), 64, 28
+    return net, torch.optim.SGD(groups, momentum=0.9, weight_decay=5e-4, fused=True), 64
 
 
-def torch_mnist() -> tuple[nn.Module, torch.optim.Optimizer, int, int]:
+def torch_mnist() -> tuple[nn.Module, torch.optim.Optimizer, int]:
     net = nn.Sequential(
         nn.Conv2d(1, 32, 5), nn.Tanh(), nn.MaxPool2d(3, 3, 1), nn.Conv2d(32, 64, 5), nn.Tanh(), nn.MaxPool2d(2),
         nn.Flatten(), nn.Linear(576, 200), nn.Tanh(), nn.Linear(200, 10),
     ).to(memory_format=torch.channels_last)  # fmt: skip
-    return net, torch.optim.SGD(net.parameters(), lr=0.05, foreach=True), 10, 32
+    return net, torch.optim.SGD(net.parameters(), lr=0.05, foreach=True), 10
 
 
-def torch_cifar10() -> tuple[nn.Module, torch.optim.Optimizer, int, int]:
+def torch_cifar10() -> tuple[nn.Module, torch.optim.Optimizer, int]:
     net = nn.Sequential(
         Connected(3, 16, 5, 1), nn.Tanh(), nn.MaxPool2d(2), Connected(16, 256, 5, 4), nn.Tanh(), nn.MaxPool2d(2),
         nn.Flatten(), nn.Linear(6400, 128), nn.Tanh(), nn.Linear(128, 10),
     ).to(memory_format=torch.channels_last)  # fmt: skip
     # Without momentum a kernel per tensor and step is all there is to do, and takes 0.6 of the time of the fused one.
-    return net, torch.optim.SGD(net.parameters(), lr=0.001, foreach=True), 1, 32
+    return net, torch.optim.SGD(net.parameters(), lr=0.001, foreach=True), 1
 
 
 class Connected(nn.Conv2d):
@@ -71,7 +71,7 @@ class Connected(nn.Conv2d):
             self.weight.mul_(mask)
 
 
-def caffe_cifar10() -> tuple[nn.Module, torch.optim.Optimizer, int, int]:
+def caffe_cifar10() -> tuple[nn.Module, torch.optim.Optimizer, int]:
     average = partial(nn.AvgPool2d, 3, 2, ceil_mode=True, count_include_pad=False)
     net = nn.Sequential(
         nn.Conv2d(3, 32, 5, padding=2), nn.MaxPool2d(3, 2, ceil_mode=True), nn.ReLU(inplace=True),
@@ -85,7 +85,7 @@ def caffe_cifar10() -> tuple[nn.Module, torch.optim.Optimizer, int, int]:
     weights = [p for n, p in net.named_parameters() if n.endswith("weight")]
     biases = [p for n, p in net.named_parameters() if n.endswith("bias")]
     groups = [{"params": weights, "lr": 0.001}, {"params": biases, "lr": 0.002}]
-    return net, torch.optim.SGD(groups, momentum=0.9, weight_decay=0.004, fused=True), 100, 32
+    return net, torch.optim.SGD(groups, momentum=0.9, weight_decay=0.004, fused=True), 100
 
 
 def main() -> None:
@@ -93,14 +93,10 @@ def main() -> None:
     steps, threads, test_batch = map(int, sys.argv[3:6])
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    net, optimizer, batch, side = globals()[name]()
+    net, optimizer, batch = globals()[name]()
 
     def images(part: str) -> torch.Tensor:
-        raw = np.load(folder / f"{part}_images.npy").astype(np.float32) / 255
-        raw = (raw - raw.mean()) / raw.std() if name.startswith("torch") else raw
-        pad = (side - raw.shape[1]) // 2
-        padded = np.pad(raw, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-        return torch.from_numpy(padded).permute(0, 3, 1, 2)  # channels last already
+        return torch.from_numpy(np.load(folder / f"{part}_treated.npy")).permute(0, 3, 1, 2)  # channels last already
 
     x, y = images("train"), torch.from_numpy(np.load(folder / "train_labels.npy").astype(np.int64))
     x_test = images("test")
