@@ -18,7 +18,7 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
 from servers import mlflow_server
 
 from gtdl_mlflow import cli, config
-from gtdl_mlflow.report import charts, page, published, ui
+from gtdl_mlflow.report import look, page, published, ui
 from gtdl_mlflow.report.runs import load
 
 CHROMIUM = shutil.which("chromium")
@@ -143,8 +143,8 @@ def test_nothing_scrolls_sideways(tab: Page) -> None:
 
 def test_a_framework_has_one_colour(tab: Page) -> None:
     test_every_chart_is_drawn(tab)
-    assert tab.locator(f'.chart svg [fill="{charts.color_of("torch")}"]').count() > 5
-    assert len({charts.color_of(name) for name in ("torch", "tensorflow", "mxnet", "theano", "caffe")}) == 5
+    assert tab.locator(f'.chart svg [fill="{look.color_of("torch")}"]').count() > 5
+    assert len({look.color_of(name) for name in ("torch", "tensorflow", "mxnet", "theano", "caffe")}) == 5
 
 
 def test_sections_are_there_and_say_what_they_should(tab: Page) -> None:
