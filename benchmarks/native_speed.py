@@ -1,10 +1,13 @@
 """Our training and testing speed over a hand-written native loop's: same network, same data in memory, same threads.
 
-    python benchmarks/native_speed.py [--repeats 5] [--seconds 10]
+    python benchmarks/native_speed.py [--repeats 5] [--seconds 10] [--one-core]
 
 Both run in the framework's own environment, each in a fresh process, in turns (ours, native, native, ours, ...), so
 that a drift of the machine hits both alike, on the same random images. Prints, per network, the median of each and of
 the pairwise ratio, with its lowest and highest. Run it on an otherwise idle machine.
+
+On a machine whose speed changes from one second to the next, as a virtual one's may, ``--one-core`` tells more: both
+run at the same time, one thread each, on one core, which they share by milliseconds, and CPU time is what counts.
 """
 
 from __future__ import annotations
@@ -12,9 +15,11 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import statistics
 import subprocess
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -46,12 +51,14 @@ def main() -> None:
     parser.add_argument("--frameworks", nargs="+", choices=frameworks, default=frameworks)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--threads", type=int, default=0, help="0: as many as there are cores")
+    parser.add_argument("--one-core", action="store_true", help="both at once on one core, by CPU time")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         for framework, network in itertools.product(options.frameworks, options.networks):
             data = made_up(network, Path(folder))
             begin(network, data)
-            compare(framework, network, data, options.repeats, options.seconds, options.threads)
+            core = max(os.sched_getaffinity(0)) if options.one_core else None
+            compare(framework, network, data, options.repeats, options.seconds, options.threads, core)
 
 
 def made_up(network: str, folder: Path) -> Path:
@@ -80,10 +87,12 @@ def begin(network: str, data: Path) -> None:
     np.savez(data / "start.npz", **initial.weights(built, 0), **masks)
 
 
-def compare(framework: str, network: str, data: Path, repeats: int, seconds: float, threads: int) -> None:
+def compare(
+    framework: str, network: str, data: Path, repeats: int, seconds: float, threads: int, core: int | None
+) -> None:
     """Print the ratios of one framework on one network."""
     composed = config.compose([f"framework={framework}", f"setting={network}", "training.evaluate_every=0"])
-    composed.hardware.threads = threads or None
+    composed.hardware.threads, composed.hardware.cores = (threads or None, None) if core is None else (1, [core])
     # The setting's own batches, but none of all test images at once: Caffe's would take a gigabyte.
     composed.training.test_batch_size = min(composed.training.test_batch_size, LARGEST_TEST_BATCH)
     steps = int(seconds * NETWORKS[network] / SLOW.get(framework, 1) / composed.training.batch_size)
@@ -91,7 +100,9 @@ def compare(framework: str, network: str, data: Path, repeats: int, seconds: flo
     pairs = []
     for repeat in range(repeats):
         turns = [ours, native] if repeat % 2 == 0 else [native, ours]
-        results = {turn: turn(composed, data, steps) for turn in turns}
+        with ThreadPoolExecutor(1 if core is None else 2) as pool:
+            begun = {turn: pool.submit(turn, composed, data, steps) for turn in turns}
+            results = {turn: each.result() for turn, each in begun.items()}
         pairs.append((results[ours], results[native]))
     for phase in ("train", "test"):
         show(f"{framework} {network} {phase}", [(mine[phase], theirs[phase]) for mine, theirs in pairs])
@@ -107,7 +118,12 @@ def ours(composed: config.Config, data: Path, steps: int) -> dict[str, float]:
         for event in launch(job, environment.python, composed.settings.environment, Path(folder), 3600):
             if isinstance(event, Metrics):
                 values |= event.values
-    return {"train": values["train/steady_images_per_s"], "test": values["test/images_per_s"]}
+    if composed.hardware.cores is None:
+        return {"train": values["train/steady_images_per_s"], "test": values["test/images_per_s"]}
+    train_s = (values["training_time_s"] - values["train/compile_s"]) * values["train/cpu_utilization_percent"] / 100
+    test_s = values["testing_time_s"] * values["test/cpu_utilization_percent"] / 100
+    tested = values["test/images_per_s"] * values["testing_time_s"]
+    return {"train": steps * composed.training.batch_size / train_s, "test": tested / test_s}
 
 
 def native(composed: config.Config, data: Path, steps: int) -> dict[str, float]:
@@ -115,8 +131,10 @@ def native(composed: config.Config, data: Path, steps: int) -> dict[str, float]:
     environment = environments.ensure(composed.framework, composed.hardware.device)
     script = NATIVE / f"{composed.framework.name}_loop.py"
     numbers = (steps, composed.threads, composed.training.test_batch_size)
+    cores = composed.hardware.cores
+    pinned, clock = ([], "perf_counter") if cores is None else (["taskset", "-c", str(cores[0])], "process_time")
     answer = subprocess.run(
-        [environment.python, "-I", script, composed.model.name, data, *map(str, numbers)],
+        [*pinned, environment.python, "-I", script, composed.model.name, data, *map(str, numbers), clock],
         env=worker_environment(composed.threads, composed.settings.environment),
         stdout=subprocess.PIPE,
         text=True,

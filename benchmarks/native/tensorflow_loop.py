@@ -1,6 +1,6 @@
 """A hand-written TensorFlow loop of a default network, as an expert would write it: what the harness is held against.
 
-    python tensorflow_loop.py NETWORK FOLDER_OF_PREPARED_DATA STEPS THREADS TEST_BATCH
+    python tensorflow_loop.py NETWORK FOLDER_OF_PREPARED_DATA STEPS THREADS TEST_BATCH CLOCK
 
 Knows nothing of gtdl_mlflow. Prints one JSON object: training and testing images/s, warm-up left out.
 """
@@ -18,6 +18,9 @@ import numpy as np
 import tensorflow as tf
 
 WARM_UP_STEPS = 15
+
+clock = getattr(time, sys.argv[6])
+"""``perf_counter``, or ``process_time`` beside another process on the same core."""
 CALL_STEPS = 25
 CALL_STEPS_OF_ONE = 500
 """Training steps in one call of the graph; and where a step is one image. Batches to classify, too."""
@@ -190,17 +193,17 @@ def main() -> None:
         return logits.concat()
 
     def train(first: int, count: int) -> float:
-        began = time.perf_counter()
+        began = clock()
         for start in range(first, first + count, call):
             train_steps(tf.constant(start), tf.constant(min(call, first + count - start))).numpy()
-        return time.perf_counter() - began
+        return clock() - began
 
     def test(count: int) -> float:
-        began = time.perf_counter()
+        began = clock()
         images = call * test_batch
         stops = [(start, min(start + images, count)) for start in range(0, count, images)]
         tf.concat([classify(tf.constant(start), tf.constant(stop)) for start, stop in stops], 0).numpy()
-        return time.perf_counter() - began
+        return clock() - began
 
     train(0, WARM_UP_STEPS)
     training_s = train(WARM_UP_STEPS, steps)

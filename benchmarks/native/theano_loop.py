@@ -1,6 +1,6 @@
 """A hand-written Theano loop of a default network, as an expert would write it: what the harness is held against.
 
-    python theano_loop.py NETWORK FOLDER_OF_PREPARED_DATA STEPS THREADS TEST_BATCH
+    python theano_loop.py NETWORK FOLDER_OF_PREPARED_DATA STEPS THREADS TEST_BATCH CLOCK
 
 Knows nothing of gtdl_mlflow. Prints one JSON object: training and testing images/s, warm-up left out.
 """
@@ -32,6 +32,9 @@ from theano.tensor.nnet import conv2d, crossentropy_softmax_1hot  # noqa: E402
 from theano.tensor.signal.pool import pool_2d  # noqa: E402
 
 WARM_UP_STEPS = 15
+
+clock = getattr(time, sys.argv[6])
+"""``perf_counter``, or ``process_time`` beside another process on the same core."""
 
 
 def repaired(self: Any, *arguments: Any, broken: Any = Elemwise._c_all) -> Any:
@@ -214,15 +217,15 @@ def main() -> None:
     given = [(start, (rate,) if more else ()) for start, rate in zip(starts, rates, strict=True)]
 
     def train(chosen: list[tuple[int, tuple[np.ndarray, ...]]]) -> float:
-        began = time.perf_counter()
+        began = clock()
         for start, rate in chosen:
             step(x_train[start : start + batch], y_train[start : start + batch], *rate)
-        return time.perf_counter() - began
+        return clock() - began
 
     def test(shown: np.ndarray) -> float:
-        began = time.perf_counter()
+        began = clock()
         np.concatenate([logits(shown[start : start + test_batch]) for start in range(0, len(shown), test_batch)])
-        return time.perf_counter() - began
+        return clock() - began
 
     train(given[:WARM_UP_STEPS])
     training_s = train(given[WARM_UP_STEPS:])
