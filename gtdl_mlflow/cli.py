@@ -39,13 +39,17 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command ``gtdl``; returns its exit status."""
     arguments = parser().parse_args(argv)
-    atexit.register(gc.freeze)  # to look through all that MLflow made for garbage would take a second at the end
+    # Among what MLflow's import makes there is no garbage: to look for it, and once more at the end, takes two seconds.
+    gc.disable()
+    atexit.register(gc.freeze)
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # before its import, which sets its loggers up
     secrets.hide()
     try:
         status: int = arguments.verb(arguments)
     except KeyboardInterrupt:
         return fail("interrupted", status=130)
+    finally:
+        gc.enable()
     return status
 
 

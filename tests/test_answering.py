@@ -148,9 +148,9 @@ def answer(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_too_little_time_is_one_line_and_no_run(store: str, tmp_path: Path) -> None:
-    done = answer("minutes=0.05", "hardware=cpu_1core")
+    done = answer("minutes=0.05", "hardware=cpu_1core", "framework=torch,mxnet")
     assert done.returncode == 1
-    assert "minutes=0.05: too few for 5 runs of " in done.stderr
+    assert "minutes=0.05: too few for 5 runs of torch, mxnet here" in done.stderr
     assert not (tmp_path / "gtdl_answer.html").exists()
 
 
