@@ -56,7 +56,6 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for framework, network in itertools.product(options.frameworks, options.networks):
             data = made_up(network, Path(folder))
-            begin(network, data)
             core = max(os.sched_getaffinity(0)) if options.one_core else None
             compare(framework, network, data, options.repeats, options.seconds, options.threads, core)
 
@@ -71,6 +70,7 @@ def made_up(network: str, folder: Path) -> Path:
         for part, count in (("train", 10_000), ("test", min(10_000, 5 * NETWORKS[network]))):
             np.save(place / f"{part}_images.npy", random.randint(0, 256, (count, *shape)).astype(np.uint8))
             np.save(place / f"{part}_labels.npy", random.randint(0, 10, count).astype(np.uint8))
+        begin(network, place)
     return place
 
 

@@ -39,8 +39,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command ``gtdl``; returns its exit status."""
     arguments = parser().parse_args(argv)
-    # Among what MLflow's import makes there is no garbage: to look for it, and once more at the end, takes two seconds.
-    gc.disable()
+    # To look through all that MLflow's import made for garbage would take a second at the end.
     atexit.register(gc.freeze)
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # before its import, which sets its loggers up
     secrets.hide()
@@ -48,8 +47,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         status: int = arguments.verb(arguments)
     except KeyboardInterrupt:
         return fail("interrupted", status=130)
-    finally:
-        gc.enable()
     return status
 
 

@@ -41,13 +41,13 @@ def save_model(path: Path, data: Path, config: Config, environment: Environment,
         "build_dependencies": ["pip", "setuptools", "wheel"],
         "dependencies": ["-r requirements.txt"],
     }
-    _write_yaml(path / "python_env.yaml", python_env)
+    write_yaml(path / "python_env.yaml", python_env)
     conda_env = {
         "name": "mlflow-env",
         "channels": ["conda-forge"],
         "dependencies": [f"python={environment.python_version}", "pip", {"pip": requirements}],
     }
-    _write_yaml(path / "conda.yaml", conda_env)
+    write_yaml(path / "conda.yaml", conda_env)
 
     images = TensorSpec(np.dtype(np.uint8), (-1, *config.dataset.image_shape))
     probabilities = TensorSpec(np.dtype(np.float32), (-1, config.dataset.classes))
@@ -64,5 +64,7 @@ def save_model(path: Path, data: Path, config: Config, environment: Environment,
     model.save(path / "MLmodel")
 
 
-def _write_yaml(path: Path, values: dict[str, Any]) -> None:
-    path.write_text(yaml.safe_dump(values, sort_keys=False))
+def write_yaml(path: Path, values: dict[str, Any]) -> None:
+    """By libyaml, where PyYAML has it: in pure Python a run's settings take longer than MLflow needs to open it."""
+    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+    path.write_text(yaml.dump(values, Dumper=dumper, sort_keys=False))

@@ -13,7 +13,6 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-import yaml
 from mlflow.entities import Metric
 from mlflow.types import Schema, TensorSpec
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
@@ -25,7 +24,7 @@ from .delivery import FAILURE, STAGING, UNAVAILABLE, Away, TrackingFailed, patie
 from .environments import Environment
 from .making import say
 from .peaks import Peak
-from .pyfunc import save_model
+from .pyfunc import save_model, write_yaml
 from .resuming import Interrupted
 from .system_metrics import Sampler
 from .worker.events import Confusion, Described, Event, Finished, Metrics
@@ -79,9 +78,7 @@ class Run:
         self.record.params = {key: str(value) for key, value in _params(config).items()}  # told with what is used
         plain = config.plain()
         plain["tracking"]["uri"] = redacted(config.tracking.uri)
-        # By libyaml, where PyYAML has it: in pure Python this takes longer than MLflow takes to open a run.
-        dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
-        (self._folder / "config.yaml").write_text(yaml.dump(plain, Dumper=dumper, sort_keys=False))
+        write_yaml(self._folder / "config.yaml", plain)
         return self
 
     def uses(self, environment: Environment, data: Prepared, peak: Peak | None = None) -> None:
