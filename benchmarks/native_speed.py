@@ -1,13 +1,13 @@
 """Our training and testing speed over a hand-written native loop's: same network, same data in memory, same threads.
 
-    python benchmarks/native_speed.py [--repeats 5] [--seconds 10] [--one-core]
+    python benchmarks/native_speed.py [--repeats 5] [--seconds 10] [--one-process]
 
 Both run in the framework's own environment, each in a fresh process, in turns (ours, native, native, ours, ...), so
 that a drift of the machine hits both alike, on the same random images. Prints, per network, the median of each and of
 the pairwise ratio, with its lowest and highest. Run it on an otherwise idle machine.
 
-On a machine whose speed changes from one second to the next, as a virtual one's may, ``--one-core`` tells more: both
-run at the same time, one thread each, on one core, which they share by milliseconds, and CPU time is what counts.
+On a machine whose speed changes from one second to the next, as a virtual one's may, ``--one-process`` tells more: a
+repeat is one process, in which both take turns of a fraction of a second.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
 import statistics
 import subprocess
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -30,6 +31,7 @@ from gtdl_mlflow.launch import launch, worker_environment
 from gtdl_mlflow.worker import initial
 from gtdl_mlflow.worker.events import Metrics
 from gtdl_mlflow.worker.inputs import Treatment
+from gtdl_mlflow.worker.job import Job
 from gtdl_mlflow.worker.network import build
 
 NATIVE = Path(__file__).parent / "native"
@@ -46,18 +48,18 @@ SLOW = {"caffe": 3, "theano": 3}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=10.0, help="of training in a repeat, roughly")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of each phase in a repeat, roughly")
     frameworks = sorted(path.stem.removesuffix("_loop") for path in NATIVE.glob("*_loop.py"))
     parser.add_argument("--frameworks", nargs="+", choices=frameworks, default=frameworks)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--threads", type=int, default=0, help="0: as many as there are cores")
-    parser.add_argument("--one-core", action="store_true", help="both at once on one core, by CPU time")
+    parser.add_argument("--one-process", action="store_true", help="both in one process, in shorter turns")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         for framework, network in itertools.product(options.frameworks, options.networks):
             data = made_up(network, Path(folder))
-            core = max(os.sched_getaffinity(0)) if options.one_core else None
-            compare(framework, network, data, options.repeats, options.seconds, options.threads, core)
+            measure = both if options.one_process else apart
+            compare(framework, network, data, options.repeats, options.seconds, options.threads, measure)
 
 
 def made_up(network: str, folder: Path) -> Path:
@@ -87,71 +89,84 @@ def begin(network: str, data: Path) -> None:
     np.savez(data / "start.npz", **initial.weights(built, 0), **masks)
 
 
+Figures = tuple[float, float, float]
+"""Our images/s, the native loop's, and their ratio."""
+
+Measure = Callable[[config.Config, Path, float, int], dict[str, Figures]]
+
+
 def compare(
-    framework: str, network: str, data: Path, repeats: int, seconds: float, threads: int, core: int | None
+    framework: str, network: str, data: Path, repeats: int, seconds: float, threads: int, measure: Measure
 ) -> None:
     """Print the ratios of one framework on one network."""
     composed = config.compose([f"framework={framework}", f"setting={network}", "training.evaluate_every=0"])
-    composed.hardware.threads, composed.hardware.cores = (threads or None, None) if core is None else (1, [core])
+    composed.hardware.threads = threads or None
     # The setting's own batches, but none of all test images at once: Caffe's would take a gigabyte.
     composed.training.test_batch_size = min(composed.training.test_batch_size, LARGEST_TEST_BATCH)
+    results = [measure(composed, data, seconds, repeat) for repeat in range(repeats)]
+    for phase in ("train", "test"):
+        mine, theirs, ratios = zip(*(result[phase] for result in results), strict=True)
+        print(
+            f"{framework + ' ' + network + ' ' + phase:32} "
+            f"{statistics.median(mine):8,.0f} over {statistics.median(theirs):8,.0f} images/s  "
+            f"ratio {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f}, n = {repeats})",
+            flush=True,
+        )
+
+
+def both(composed: config.Config, data: Path, seconds: float, repeat: int) -> dict[str, Figures]:
+    """One process for both."""
+    with tempfile.TemporaryDirectory() as folder:
+        job_file = Path(folder) / "job.json"
+        job_of_random_images(composed, data, Path(folder)).write(job_file)
+        return run("in_turns", composed, job_file, seconds)
+
+
+def apart(composed: config.Config, data: Path, seconds: float, repeat: int) -> dict[str, Figures]:
+    """A process for each, in the order of this ``repeat``."""
+    framework, network = composed.framework.name, composed.model.name
     steps = int(seconds * NETWORKS[network] / SLOW.get(framework, 1) / composed.training.batch_size)
     composed.training.iterations, composed.training.epochs = steps, None
-    pairs = []
-    for repeat in range(repeats):
-        turns = [ours, native] if repeat % 2 == 0 else [native, ours]
-        with ThreadPoolExecutor(1 if core is None else 2) as pool:
-            begun = {turn: pool.submit(turn, composed, data, steps) for turn in turns}
-            results = {turn: each.result() for turn, each in begun.items()}
-        pairs.append((results[ours], results[native]))
-    for phase in ("train", "test"):
-        show(f"{framework} {network} {phase}", [(mine[phase], theirs[phase]) for mine, theirs in pairs])
+    turns = [ours, native] if repeat % 2 == 0 else [native, ours]
+    results = {turn: turn(composed, data, steps) for turn in turns}
+    mine, theirs = results[ours], results[native]
+    return {phase: (mine[phase], theirs[phase], mine[phase] / theirs[phase]) for phase in mine}
 
 
 def ours(composed: config.Config, data: Path, steps: int) -> dict[str, float]:
     """One run of the worker, without the tracker."""
     environment = environments.ensure(composed.framework, composed.hardware.device)
     with tempfile.TemporaryDirectory() as folder:
-        job = job_of(composed, data, Path(folder))
-        job.image_shape = list(np.load(data / "train_images.npy", mmap_mode="r").shape[1:])
+        job = job_of_random_images(composed, data, Path(folder))
         values: dict[str, float] = {}
         for event in launch(job, environment.python, composed.settings.environment, Path(folder), 3600):
             if isinstance(event, Metrics):
                 values |= event.values
-    if composed.hardware.cores is None:
-        return {"train": values["train/steady_images_per_s"], "test": values["test/images_per_s"]}
-    train_s = (values["training_time_s"] - values["train/compile_s"]) * values["train/cpu_utilization_percent"] / 100
-    test_s = values["testing_time_s"] * values["test/cpu_utilization_percent"] / 100
-    tested = values["test/images_per_s"] * values["testing_time_s"]
-    return {"train": steps * composed.training.batch_size / train_s, "test": tested / test_s}
+    return {"train": values["train/steady_images_per_s"], "test": values["test/images_per_s"]}
 
 
 def native(composed: config.Config, data: Path, steps: int) -> dict[str, float]:
-    """One run of the native loop, with the same environment variables."""
-    environment = environments.ensure(composed.framework, composed.hardware.device)
-    script = NATIVE / f"{composed.framework.name}_loop.py"
-    numbers = (steps, composed.threads, composed.training.test_batch_size)
-    cores = composed.hardware.cores
-    pinned, clock = ([], "perf_counter") if cores is None else (["taskset", "-c", str(cores[0])], "process_time")
+    """One run of the native loop."""
+    answer: dict[str, float] = run("alone", composed, data, steps, composed.threads, composed.training.test_batch_size)
+    return answer
+
+
+def run(script: str, composed: config.Config, *arguments: object) -> Any:
+    """What a script beside the loops prints, run as a worker is."""
+    python = environments.ensure(composed.framework, composed.hardware.device).python
     answer = subprocess.run(
-        [*pinned, environment.python, "-I", script, composed.model.name, data, *map(str, numbers), clock],
+        [python, "-I", NATIVE / f"{script}.py", composed.framework.name, composed.model.name, *map(str, arguments)],
         env=worker_environment(composed.threads, composed.settings.environment),
         stdout=subprocess.PIPE,
         text=True,
         check=True,
     ).stdout
-    values: dict[str, float] = json.loads(answer.splitlines()[-1])
-    return values
+    return json.loads(answer.splitlines()[-1])
 
 
-def show(what: str, pairs: list[tuple[float, float]]) -> None:
-    ratios = [mine / theirs for mine, theirs in pairs]
-    mine, theirs = (statistics.median(side) for side in zip(*pairs, strict=True))
-    print(
-        f"{what:32} {mine:8,.0f} over {theirs:8,.0f} images/s  "
-        f"ratio {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f}, n = {len(pairs)})",
-        flush=True,
-    )
+def job_of_random_images(composed: config.Config, data: Path, folder: Path) -> Job:
+    job = job_of(composed, data, folder)
+    return replace(job, image_shape=list(np.load(data / "train_images.npy", mmap_mode="r").shape[1:]))
 
 
 if __name__ == "__main__":

@@ -264,7 +264,14 @@ def run(minutes: float, wanted: Sequence[str], overrides: Sequence[str], experim
     planned = studies()
     say(f"timing a few steps of {', '.join(names)}")
     probes: dict[tuple[str, str], Probe] = {}
-    for setting in dict.fromkeys(study.setting for study in planned):
+
+    def costs_of(study: Study) -> dict[str, Cost]:
+        composed = {name: config.compose([*study.overrides(name), *overrides]) for name in names}
+        return {name: probes[name, study.setting].cost(composed[name]) for name in names}
+
+    settings = list(dict.fromkeys(study.setting for study in planned))
+    probing = time.monotonic()
+    for place, setting in enumerate(settings, 1):
         for name in list(names):
             composed = config.compose([*Study(DATASETS[0], setting).overrides(name), *overrides])
             try:
@@ -274,19 +281,15 @@ def run(minutes: float, wanted: Sequence[str], overrides: Sequence[str], experim
             except WorkerFailed as error:
                 names.remove(name)
                 remarks.append(f"{name} is left out: {error}")
-    costs = {
-        study: {
-            name: probes[name, study.setting].cost(config.compose([*study.overrides(name), *overrides]))
-            for name in names
-        }
-        for study in planned
-    }
-    left_s = MARGIN * (60 * minutes - (time.monotonic() - began)) - REPORT_S
-    made = plan(costs, left_s) if names else {}
-    if not made:
-        spent_s = time.monotonic() - began + REPORT_S + _seconds([costs[planned[0]]], 0)
-        raise NoTime(f"minutes={minutes:g}: too few for {SEEDS} runs of {', '.join(names) or 'nothing'} here; "
-                     f"minutes={math.ceil(spent_s / 60 / MARGIN) + 1} may do")  # fmt: skip
+        now, first = time.monotonic(), costs_of(planned[0])
+        left_s = MARGIN * (60 * minutes - (now - began)) - REPORT_S
+        if not names or not plan({planned[0]: first}, left_s):
+            other_probes_s = (now - probing) * (len(settings) - place) / place
+            spent_s = now - began + other_probes_s + REPORT_S + _seconds([first], 0)
+            raise NoTime(f"minutes={minutes:g}: too few for {SEEDS} runs of {', '.join(names) or 'nothing'} here; "
+                         f"minutes={math.ceil(spent_s / 60 / MARGIN) + 1} may do")  # fmt: skip
+    costs = {study: costs_of(study) for study in planned}
+    made = plan(costs, left_s)
     for study in planned:
         if study not in made:
             remarks.append(f"{study.text}: left out, there was no time for it; minutes={2 * minutes:g} may have it")

@@ -1,30 +1,20 @@
 """A hand-written Caffe loop of a default network, as an expert would write it: what the harness is held against.
 
-    python caffe_loop.py NETWORK FOLDER_OF_PREPARED_DATA STEPS THREADS TEST_BATCH CLOCK
-
-Knows nothing of gtdl_mlflow. Prints one JSON object: training and testing images/s, warm-up left out.
+Knows nothing of gtdl_mlflow. The number of threads is OpenBLAS's, set by OPENBLAS_NUM_THREADS before Caffe starts.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 import tempfile
-import time
+from collections.abc import Callable
 from pathlib import Path
+from time import perf_counter
 from typing import Any
-
-os.environ["OPENBLAS_NUM_THREADS"] = sys.argv[4]  # read when OpenBLAS is loaded
-os.environ.setdefault("GLOG_minloglevel", "2")
 
 import caffe
 import numpy as np
 
-WARM_UP_STEPS = 15
-
-clock = getattr(time, sys.argv[6])
-"""``perf_counter``, or ``process_time`` beside another process on the same core."""
+Timed = Callable[[int], float]
 
 
 # Weights and images are ours: Caffe's max pooling and tanh branch on what they see, and the loop is a fifth faster with
@@ -130,8 +120,8 @@ def begin(learner: caffe.Solver, start: Any) -> None:
         learner.add_callback(lambda: None, mask_gradients)
 
 
-def main() -> None:
-    name, folder, steps, test_batch = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[5])
+def loop(name: str, folder: Path, threads: int, test_batch: int) -> tuple[Timed, Timed, int]:
+    """Train so many further steps, classify so many of the test images, in seconds; and the batch size."""
     layers, rule, batch = globals()[name]()
 
     def images(part: str, size: int) -> np.ndarray:
@@ -157,25 +147,17 @@ def main() -> None:
     tester.share_with(learner.net)
     begin(learner, np.load(folder / "start.npz"))
     learner.net.set_input_arrays(x, y)
-    tester.set_input_arrays(x_test, np.zeros(len(x_test), np.float32))
+    labels = np.zeros(len(x_test), np.float32)  # it wants some
 
-    def train(count: int) -> float:
-        began = clock()
+    def train(count: int, kept: Any = (x, y)) -> float:  # Caffe reads them, but does not keep them alive
+        began = perf_counter()
         learner.step(count)  # the layer walks through the images by itself
-        return clock() - began
+        return perf_counter() - began
 
-    def test(images: np.ndarray) -> float:
-        tester.set_input_arrays(images, np.zeros(len(images), np.float32))
-        began = clock()
-        np.concatenate([tester.forward()["ip2"].copy() for _ in range(len(images) // test_batch)])
-        return clock() - began
+    def test(count: int) -> float:
+        tester.set_input_arrays(x_test[:count], labels[:count])
+        began = perf_counter()
+        np.concatenate([tester.forward()["ip2"].copy() for _ in range(count // test_batch)])
+        return perf_counter() - began
 
-    train(WARM_UP_STEPS)
-    training_s = train(steps)
-    test(x_test[:test_batch])  # one batch outside the clock, as the harness has it
-    testing_s = test(x_test)
-    print(json.dumps({"train": steps * batch / training_s, "test": len(x_test) / testing_s}))
-
-
-if __name__ == "__main__":
-    main()
+    return train, test, batch

@@ -1,27 +1,21 @@
 """A hand-written MXNet loop of a default network, as an expert would write it: what the harness is held against.
 
-    python mxnet_loop.py NETWORK FOLDER_OF_PREPARED_DATA STEPS THREADS TEST_BATCH CLOCK
-
-Knows nothing of gtdl_mlflow. Prints one JSON object: training and testing images/s, warm-up left out. The number of
-threads is OpenMP's, set by OMP_NUM_THREADS before MXNet starts.
+Knows nothing of gtdl_mlflow. The number of threads is OpenMP's, set by OMP_NUM_THREADS before MXNet starts.
 """
 
 from __future__ import annotations
 
-import json
-import sys
-import time
+import itertools
+from collections.abc import Callable
 from pathlib import Path
+from time import perf_counter
 
 import mxnet as mx
 import numpy as np
 from mxnet import gluon
 from mxnet.gluon import nn
 
-WARM_UP_STEPS = 15
-
-clock = getattr(time, sys.argv[6])
-"""``perf_counter``, or ``process_time`` beside another process on the same core."""
+Timed = Callable[[int], float]
 
 
 class SGD(mx.optimizer.SGD):
@@ -118,8 +112,8 @@ class Loss(gluon.HybridBlock):
         return -F.mean(F.pick(F.log_softmax(self.net(images)), labels), keepdims=True)
 
 
-def main() -> None:
-    name, folder, steps, test_batch = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[5])
+def loop(name: str, folder: Path, threads: int, test_batch: int) -> tuple[Timed, Timed, int]:
+    """Train so many further steps, classify so many of the test images, in seconds; and the batch size."""
     mx.random.seed(0)
     net, optimizer, batch = globals()[name]()
     net.initialize(mx.init.Xavier())
@@ -132,7 +126,7 @@ def main() -> None:
 
     x, y = images("train"), np.load(folder / "train_labels.npy").astype(np.int32)
     x_test = images("test")
-    starts = [(step * batch) % (len(x) - batch) for step in range(WARM_UP_STEPS + steps)]
+    numbers = itertools.count()
     net(mx.nd.from_numpy(x_test[:1]))  # Gluon learns the shapes from the first images
     parameters = list(net.collect_params().values())
     arrays = [(parameter.data(), parameter.list_grad()[0]) for parameter in parameters]
@@ -146,9 +140,10 @@ def main() -> None:
         weight *= chosen
     states = [optimizer.create_state(place, data) for place, (data, _) in enumerate(arrays)]
 
-    def train(chosen: list[int]) -> float:
-        began = clock()
-        for start in chosen:
+    def train(count: int) -> float:
+        starts = [(step * batch) % (len(x) - batch) for step in itertools.islice(numbers, count)]
+        began = perf_counter()
+        for start in starts:
             part = slice(start, start + batch)
             with mx.autograd.record():
                 loss = graph(mx.nd.from_numpy(x[part]), mx.nd.from_numpy(y[part]))
@@ -158,21 +153,12 @@ def main() -> None:
             for place, (data, gradient) in enumerate(arrays):
                 optimizer.update(place, data, gradient, states[place])
         mx.nd.waitall()
-        return clock() - began
+        return perf_counter() - began
 
-    def test(images: np.ndarray) -> float:
-        began = clock()
-        starts = range(0, len(images), test_batch)
-        queued = [net(mx.nd.from_numpy(images[start : start + test_batch])) for start in starts]
+    def test(count: int) -> float:
+        began = perf_counter()
+        queued = [net(mx.nd.from_numpy(x_test[start : start + test_batch])) for start in range(0, count, test_batch)]
         np.concatenate([logits.asnumpy() for logits in queued])
-        return clock() - began
+        return perf_counter() - began
 
-    train(starts[:WARM_UP_STEPS])
-    training_s = train(starts[WARM_UP_STEPS:])
-    test(x_test[:test_batch])  # one batch outside the clock, as the harness has it
-    testing_s = test(x_test)
-    print(json.dumps({"train": steps * batch / training_s, "test": len(x_test) / testing_s}))
-
-
-if __name__ == "__main__":
-    main()
+    return train, test, batch

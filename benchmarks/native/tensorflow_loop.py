@@ -1,26 +1,20 @@
 """A hand-written TensorFlow loop of a default network, as an expert would write it: what the harness is held against.
 
-    python tensorflow_loop.py NETWORK FOLDER_OF_PREPARED_DATA STEPS THREADS TEST_BATCH CLOCK
-
-Knows nothing of gtdl_mlflow. Prints one JSON object: training and testing images/s, warm-up left out.
+Knows nothing of gtdl_mlflow.
 """
 
 from __future__ import annotations
 
-import json
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-WARM_UP_STEPS = 15
+Timed = Callable[[int], float]
 
-clock = getattr(time, sys.argv[6])
-"""``perf_counter``, or ``process_time`` beside another process on the same core."""
 CALL_STEPS = 25
 CALL_STEPS_OF_ONE = 500
 """Training steps in one call of the graph; and where a step is one image. Batches to classify, too."""
@@ -156,9 +150,8 @@ def caffe_cifar10(p: Parameters) -> tuple[Forward, Update, int]:
     return forward, sgd(p, 0.001, 0.9, 0.004, 2), 100
 
 
-def main() -> None:
-    name, folder = sys.argv[1], Path(sys.argv[2])
-    steps, threads, test_batch = map(int, sys.argv[3:6])
+def loop(name: str, folder: Path, threads: int, test_batch: int) -> tuple[Timed, Timed, int]:
+    """Train so many further steps, classify so many of the test images, in seconds; and the batch size."""
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(threads)
     tf.random.set_seed(0)
@@ -192,25 +185,21 @@ def main() -> None:
             logits = logits.write((start - first) // test_batch, forward(x_test[start : start + test_batch], False))
         return logits.concat()
 
-    def train(first: int, count: int) -> float:
-        began = clock()
+    done = 0
+
+    def train(count: int) -> float:
+        nonlocal done
+        first, done = done, done + count
+        began = perf_counter()
         for start in range(first, first + count, call):
             train_steps(tf.constant(start), tf.constant(min(call, first + count - start))).numpy()
-        return clock() - began
+        return perf_counter() - began
 
     def test(count: int) -> float:
-        began = clock()
+        began = perf_counter()
         images = call * test_batch
         stops = [(start, min(start + images, count)) for start in range(0, count, images)]
         tf.concat([classify(tf.constant(start), tf.constant(stop)) for start, stop in stops], 0).numpy()
-        return clock() - began
+        return perf_counter() - began
 
-    train(0, WARM_UP_STEPS)
-    training_s = train(WARM_UP_STEPS, steps)
-    test(test_batch)  # one batch outside the clock, as the harness has it
-    testing_s = test(len(x_test))
-    print(json.dumps({"train": steps * batch / training_s, "test": len(x_test) / testing_s}))
-
-
-if __name__ == "__main__":
-    main()
+    return train, test, batch

@@ -1,18 +1,16 @@
 """A hand-written Theano loop of a default network, as an expert would write it: what the harness is held against.
 
-    python theano_loop.py NETWORK FOLDER_OF_PREPARED_DATA STEPS THREADS TEST_BATCH CLOCK
-
-Knows nothing of gtdl_mlflow. Prints one JSON object: training and testing images/s, warm-up left out.
+Knows nothing of gtdl_mlflow. The number of threads is OpenMP's, set by OMP_NUM_THREADS before Theano starts.
 """
 
 from __future__ import annotations
 
-import json
+import itertools
 import os
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -31,10 +29,7 @@ from theano.tensor.elemwise import Elemwise  # noqa: E402
 from theano.tensor.nnet import conv2d, crossentropy_softmax_1hot  # noqa: E402
 from theano.tensor.signal.pool import pool_2d  # noqa: E402
 
-WARM_UP_STEPS = 15
-
-clock = getattr(time, sys.argv[6])
-"""``perf_counter``, or ``process_time`` beside another process on the same core."""
+Timed = Callable[[int], float]
 
 
 def repaired(self: Any, *arguments: Any, broken: Any = Elemwise._c_all) -> Any:
@@ -190,9 +185,8 @@ def caffe_cifar10() -> tuple[list[Any], Any, int]:
     return layers, momentum(0.001, 0.004), 100
 
 
-def main() -> None:
-    # The threads: OMP_NUM_THREADS.
-    name, folder, steps, test_batch = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[5])
+def loop(name: str, folder: Path, threads: int, test_batch: int) -> tuple[Timed, Timed, int]:
+    """Train so many further steps, classify so many of the test images, in seconds; and the batch size."""
     layers, optimizer, batch = globals()[name]()
 
     def network(x: Any, size: int | None) -> Any:
@@ -212,27 +206,21 @@ def main() -> None:
 
     x_train, y_train = images("train"), np.load(folder / "train_labels.npy").astype(np.int64)
     x_test = images("test")
-    starts = [(number * batch) % (len(x_train) - batch) for number in range(WARM_UP_STEPS + steps)]
-    rates = [np.asarray(RATES.get(name, 0) / (1 + 5e-7 * number), np.float32) for number in range(len(starts))]
-    given = [(start, (rate,) if more else ()) for start, rate in zip(starts, rates, strict=True)]
+    numbers = itertools.count()
 
-    def train(chosen: list[tuple[int, tuple[np.ndarray, ...]]]) -> float:
-        began = clock()
-        for start, rate in chosen:
+    def train(count: int) -> float:
+        chosen = list(itertools.islice(numbers, count))
+        starts = [(number * batch) % (len(x_train) - batch) for number in chosen]
+        rates = [np.asarray(RATES.get(name, 0) / (1 + 5e-7 * number), np.float32) for number in chosen]
+        given = [(start, (rate,) if more else ()) for start, rate in zip(starts, rates, strict=True)]
+        began = perf_counter()
+        for start, rate in given:
             step(x_train[start : start + batch], y_train[start : start + batch], *rate)
-        return clock() - began
+        return perf_counter() - began
 
-    def test(shown: np.ndarray) -> float:
-        began = clock()
-        np.concatenate([logits(shown[start : start + test_batch]) for start in range(0, len(shown), test_batch)])
-        return clock() - began
+    def test(count: int) -> float:
+        began = perf_counter()
+        np.concatenate([logits(x_test[start : start + test_batch]) for start in range(0, count, test_batch)])
+        return perf_counter() - began
 
-    train(given[:WARM_UP_STEPS])
-    training_s = train(given[WARM_UP_STEPS:])
-    test(x_test[:test_batch])  # one batch outside the clock, as the harness has it
-    testing_s = test(x_test)
-    print(json.dumps({"train": steps * batch / training_s, "test": len(x_test) / testing_s}))
-
-
-if __name__ == "__main__":
-    main()
+    return train, test, batch

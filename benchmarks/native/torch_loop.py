@@ -1,27 +1,22 @@
 """A hand-written PyTorch loop of a default network, as an expert would write it: what the harness is held against.
 
-    python torch_loop.py NETWORK FOLDER_OF_PREPARED_DATA STEPS THREADS TEST_BATCH CLOCK
-
-Knows nothing of gtdl_mlflow. Prints one JSON object: training and testing images/s, warm-up left out.
+Knows nothing of gtdl_mlflow.
 """
 
 from __future__ import annotations
 
-import json
-import sys
-import time
+import itertools
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from time import perf_counter
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-WARM_UP_STEPS = 15
-
-clock = getattr(time, sys.argv[6])
-"""``perf_counter``, or ``process_time`` beside another process on the same core."""
+Timed = Callable[[int], float]
 
 
 def tensorflow_mnist() -> tuple[nn.Module, torch.optim.Optimizer, int]:
@@ -91,9 +86,8 @@ def caffe_cifar10() -> tuple[nn.Module, torch.optim.Optimizer, int]:
     return net, torch.optim.SGD(groups, momentum=0.9, weight_decay=0.004, fused=True), 100
 
 
-def main() -> None:
-    name, folder = sys.argv[1], Path(sys.argv[2])
-    steps, threads, test_batch = map(int, sys.argv[3:6])
+def loop(name: str, folder: Path, threads: int, test_batch: int) -> tuple[Timed, Timed, int]:
+    """Train so many further steps, classify so many of the test images, in seconds; and the batch size."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     net, optimizer, batch = globals()[name]()
@@ -103,16 +97,17 @@ def main() -> None:
 
     x, y = images("train"), torch.from_numpy(np.load(folder / "train_labels.npy").astype(np.int64))
     x_test = images("test")
-    starts = [(step * batch) % (len(x) - batch) for step in range(WARM_UP_STEPS + steps)]
-
     scheduled = name.startswith("torch")
     [rate, *_] = [group["lr"] for group in optimizer.param_groups]
     masked = [(layer.weight, layer.mask) for layer in net if isinstance(layer, Connected)]
 
-    def train(first: int, chosen: list[int]) -> float:
+    numbers = itertools.count()
+
+    def train(count: int) -> float:
         net.train()
-        began = clock()
-        for step, start in enumerate(chosen, first):
+        steps = [(step, (step * batch) % (len(x) - batch)) for step in itertools.islice(numbers, count)]
+        began = perf_counter()
+        for step, start in steps:
             loss = F.cross_entropy(net(x[start : start + batch]), y[start : start + batch])
             optimizer.zero_grad()
             loss.backward()
@@ -121,21 +116,15 @@ def main() -> None:
             if scheduled:
                 optimizer.param_groups[0]["lr"] = rate / (1 + 5e-7 * step)
             optimizer.step()
-        return clock() - began
+        return perf_counter() - began
 
-    def test(images: torch.Tensor) -> float:
+    def test(count: int) -> float:
         net.eval()
-        began = clock()
+        began = perf_counter()
         with torch.inference_mode():
-            torch.cat([net(images[start : start + test_batch]) for start in range(0, len(images), test_batch)])
-        return clock() - began
+            logits = torch.empty(count, 10)  # a list of small tensors would scatter them over the free memory
+            for start in range(0, count, test_batch):
+                logits[start : start + test_batch] = net(x_test[start : start + test_batch])
+        return perf_counter() - began
 
-    train(0, starts[:WARM_UP_STEPS])
-    training_s = train(WARM_UP_STEPS, starts[WARM_UP_STEPS:])
-    test(x_test[:test_batch])  # one batch outside the clock, as the harness has it
-    testing_s = test(x_test)
-    print(json.dumps({"train": steps * batch / training_s, "test": len(x_test) / testing_s}))
-
-
-if __name__ == "__main__":
-    main()
+    return train, test, batch

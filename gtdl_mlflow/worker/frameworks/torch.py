@@ -77,7 +77,7 @@ class Torch(Adapter):
     def predict(self, batches: Iterable[np.ndarray]) -> np.ndarray:
         module = self._renewed().eval()
         with torch.inference_mode():
-            logits = torch.cat([module(self._images(images)) for images in batches]).cpu()
+            logits = _gathered(module(self._images(images)) for images in batches).cpu()
         self._wait()
         return np.asarray(logits)
 
@@ -203,6 +203,25 @@ class Torch(Adapter):
         with torch.no_grad():
             for name, tensor in _named([*self._module.named_parameters(), *_state(self._module)]).items():
                 tensor.copy_(torch.from_numpy(_canonical(weights[name])))
+
+
+def _gathered(parts: Iterable[Tensor]) -> Tensor:
+    """The same as ``torch.cat(list(parts))``, each copied as it comes.
+
+    A small tensor kept from one batch to the next can lie, by chance, where the large ones of the next would: their
+    memory then comes from the kernel, page by page, batch after batch. In one run of four that took 10 to 20 % longer.
+    """
+    rows, count = torch.empty(0), 0
+    for part in parts:
+        end = count + len(part)
+        if end > len(rows):
+            longer = part.new_empty(max(end, 2 * count), *part.shape[1:])
+            if count:
+                longer[:count] = rows[:count]
+            rows = longer
+        rows[count:end] = part
+        count = end
+    return rows[:count]
 
 
 def _named(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
