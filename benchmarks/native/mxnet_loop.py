@@ -31,8 +31,12 @@ class SGD(mx.optimizer.SGD):
 
 
 class Inverse(mx.lr_scheduler.LRScheduler):
+    def __init__(self, gamma: float, power: float) -> None:
+        super().__init__()
+        self.gamma, self.power = gamma, power
+
     def __call__(self, num_update: int) -> float:
-        return self.base_lr / (1 + 5e-7 * num_update)
+        return self.base_lr * (1 + self.gamma * num_update) ** -self.power
 
 
 MASKED = {"torch_cifar10": {0: 1, 2: 4}}
@@ -63,7 +67,7 @@ def caffe_mnist() -> tuple[nn.HybridSequential, mx.optimizer.Optimizer, int]:
         nn.Conv2D(20, 5), nn.MaxPool2D(2, 2), nn.Conv2D(50, 5), nn.MaxPool2D(2, 2),
         nn.Dense(500, activation="relu"), nn.Dense(10),
     )  # fmt: skip
-    return net, SGD(learning_rate=0.01, momentum=0.9, wd=5e-4), 64
+    return net, SGD(learning_rate=0.01, momentum=0.9, wd=5e-4, lr_scheduler=Inverse(1e-4, 0.75)), 64
 
 
 def torch_mnist() -> tuple[nn.HybridSequential, mx.optimizer.Optimizer, int]:
@@ -73,7 +77,7 @@ def torch_mnist() -> tuple[nn.HybridSequential, mx.optimizer.Optimizer, int]:
         nn.Conv2D(64, 5, activation="tanh"), nn.MaxPool2D(2, 2),
         nn.Dense(200, activation="tanh"), nn.Dense(10),
     )  # fmt: skip
-    return net, SGD(learning_rate=0.05, lr_scheduler=Inverse()), 10
+    return net, SGD(learning_rate=0.05, lr_scheduler=Inverse(5e-7, 1.0)), 10
 
 
 def torch_cifar10() -> tuple[nn.HybridSequential, mx.optimizer.Optimizer, int]:
@@ -83,7 +87,7 @@ def torch_cifar10() -> tuple[nn.HybridSequential, mx.optimizer.Optimizer, int]:
         nn.Conv2D(256, 5, activation="tanh"), nn.MaxPool2D(2, 2),
         nn.Dense(128, activation="tanh"), nn.Dense(10),
     )  # fmt: skip
-    return net, SGD(learning_rate=0.001, lr_scheduler=Inverse()), 1
+    return net, SGD(learning_rate=0.001, lr_scheduler=Inverse(5e-7, 1.0)), 1
 
 
 def caffe_cifar10() -> tuple[nn.HybridSequential, mx.optimizer.Optimizer, int]:

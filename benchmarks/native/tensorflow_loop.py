@@ -70,12 +70,12 @@ def adam(parameters: Parameters, rate: float) -> Update:
 
 def sgd(
     parameters: Parameters, rate: float, momentum: float = 0.0, decay: float = 0.0, biases: float = 1.0,
-    gamma: float = 0.0,
+    gamma: float = 0.0, power: float = 1.0,
 ) -> Update:  # fmt: skip
     velocities = [tf.Variable(tf.zeros_like(p)) for p in parameters]
 
     def update(gradients: list[tf.Tensor], step: tf.Tensor) -> None:
-        now = rate / (1 + gamma * tf.cast(step, tf.float32)) if gamma else rate
+        now = rate * (1 + gamma * tf.cast(step, tf.float32)) ** -power if gamma else rate
         for place, (p, v, g) in enumerate(zip(parameters, velocities, gradients, strict=True)):
             own = now * (biases if p.shape.rank == 1 else 1)
             slope = g * parameters.masks[place] if place in parameters.masks else g
@@ -110,7 +110,7 @@ def caffe_mnist(p: Parameters) -> tuple[Forward, Update, int]:
         x = tf.nn.max_pool2d(conv2(tf.nn.max_pool2d(conv1(x), 2, 2, "VALID")), 2, 2, "VALID")
         return dense2(tf.nn.relu(dense1(x)))
 
-    return forward, sgd(p, 0.01, 0.9, 5e-4, 2), 64
+    return forward, sgd(p, 0.01, 0.9, 5e-4, 2, gamma=1e-4, power=0.75), 64
 
 
 def torch_mnist(p: Parameters) -> tuple[Forward, Update, int]:

@@ -18,6 +18,9 @@ from torch import nn
 
 Timed = Callable[[int], float]
 
+SCHEDULES = {"torch_mnist": (5e-7, 1.0), "torch_cifar10": (5e-7, 1.0), "caffe_mnist": (1e-4, 0.75)}
+"""Gamma and power of rates that fall with every step: rate (1 + gamma step)^-power."""
+
 
 def tensorflow_mnist() -> tuple[nn.Module, torch.optim.Optimizer, int]:
     net = nn.Sequential(
@@ -97,8 +100,8 @@ def loop(name: str, folder: Path, threads: int, test_batch: int) -> tuple[Timed,
 
     x, y = images("train"), torch.from_numpy(np.load(folder / "train_labels.npy").astype(np.int64))
     x_test = images("test")
-    scheduled = name.startswith("torch")
-    [rate, *_] = [group["lr"] for group in optimizer.param_groups]
+    groups = [(group, group["lr"]) for group in optimizer.param_groups] if name in SCHEDULES else []
+    gamma, power = SCHEDULES.get(name, (0.0, 0.0))
     masked = [(layer.weight, layer.mask) for layer in net if isinstance(layer, Connected)]
 
     numbers = itertools.count()
@@ -113,8 +116,8 @@ def loop(name: str, folder: Path, threads: int, test_batch: int) -> tuple[Timed,
             loss.backward()
             for weight, mask in masked:
                 weight.grad.mul_(mask)
-            if scheduled:
-                optimizer.param_groups[0]["lr"] = rate / (1 + 5e-7 * step)
+            for group, rate in groups:
+                group["lr"] = rate * (1 + gamma * step) ** -power
             optimizer.step()
         return perf_counter() - began
 
