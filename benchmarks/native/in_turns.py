@@ -31,6 +31,7 @@ TURN_S = 0.15
 on one that does, a loop held against itself for six seconds came within 2 % of 1, with turns of 0.4 s within 9 %.
 """
 
+LEAST_STEPS = 10
 WARM_UP_STEPS = 15
 LEAST_PAIRS = 3
 
@@ -73,7 +74,7 @@ def in_turns(ours: Timed, native: Timed, batch: int, most: int, seconds: float) 
     """Images/s of both, and the ratio, from turns of at most ``most`` batches that take ``seconds`` together."""
     warm_up = min(WARM_UP_STEPS, most)
     ours(warm_up), native(warm_up)
-    count = max(1, min(most, round(TURN_S * warm_up / min(ours(warm_up), native(warm_up)))))
+    count = min(most, max(LEAST_STEPS, round(TURN_S * warm_up / min(ours(warm_up), native(warm_up)))))
     pairs: list[tuple[float, float]] = []
     while len(pairs) < LEAST_PAIRS or sum(map(sum, pairs)) < seconds:
         if len(pairs) % 2:

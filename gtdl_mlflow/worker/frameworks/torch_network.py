@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,11 @@ from ..layers import Pads
 from ..network import IMAGES, Node
 from .base import Setup
 
+OVERWRITABLE = (
+    vocabulary.Convolution, vocabulary.Dense, vocabulary.Pool, vocabulary.BatchNormalization, vocabulary.Add,
+)  # fmt: skip
+"""Layers whose gradient does not need what they gave."""
+
 
 class TorchNetwork(nn.Module):
     """The layers by their names, and which of them takes what of which."""
@@ -20,8 +26,12 @@ class TorchNetwork(nn.Module):
     def __init__(self, setup: Setup) -> None:
         super().__init__()
         nodes = setup.network.nodes
+        uses = Counter(source for node in nodes for source in node.sources)
         for node in nodes:
-            self.add_module(node.layer.name, _module(node))
+            # Where nobody else takes a value, it gives its memory to what an activation makes of it.
+            own = all(uses[source] == 1 and source != IMAGES for source in node.sources)
+            in_place = own and isinstance(nodes[node.sources[0]].layer, OVERWRITABLE)
+            self.add_module(node.layer.name, _module(node, in_place))
         self._chain = all(node.sources == (place - 1,) for place, node in enumerate(nodes))
         self._sources = [node.sources for node in nodes]
         # After which position nobody takes a value any more, so that its memory can go while classifying.
@@ -42,7 +52,7 @@ class TorchNetwork(nn.Module):
         return values[len(self._sources) - 1]
 
 
-def _module(node: Node) -> nn.Module:
+def _module(node: Node, in_place: bool) -> nn.Module:
     layer = node.layer
     if isinstance(layer, vocabulary.Convolution):
         return _Convolution(node)
@@ -65,10 +75,19 @@ def _module(node: Node) -> nn.Module:
     if isinstance(layer, vocabulary.Add):
         return _Add()
     if isinstance(layer, vocabulary.Relu):
-        return nn.ReLU()
+        return nn.ReLU(in_place)
     if isinstance(layer, vocabulary.Tanh):
-        return nn.Tanh()
+        return _Tanh(in_place)
     raise NotImplementedError(f"framework=torch has no {type(layer).__name__} (layer {layer.name})")
+
+
+class _Tanh(nn.Module):
+    def __init__(self, in_place: bool) -> None:
+        super().__init__()
+        self._tanh = torch.tanh_ if in_place else torch.tanh
+
+    def forward(self, values: Tensor) -> Tensor:
+        return self._tanh(values)
 
 
 class _Add(nn.Module):
