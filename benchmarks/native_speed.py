@@ -128,12 +128,12 @@ def apart(composed: config.Config, data: Path, seconds: float, repeat: int) -> d
     steps = int(seconds * NETWORKS[network] / SLOW.get(framework, 1) / composed.training.batch_size)
     composed.training.iterations, composed.training.epochs = steps, None
     turns = [ours, native] if repeat % 2 == 0 else [native, ours]
-    results = {turn: turn(composed, data, steps) for turn in turns}
+    results = {turn: turn(composed, data) for turn in turns}
     mine, theirs = results[ours], results[native]
     return {phase: (mine[phase], theirs[phase], mine[phase] / theirs[phase]) for phase in mine}
 
 
-def ours(composed: config.Config, data: Path, steps: int) -> dict[str, float]:
+def ours(composed: config.Config, data: Path) -> dict[str, float]:
     """One run of the worker, without the tracker."""
     environment = environments.ensure(composed.framework, composed.hardware.device)
     with tempfile.TemporaryDirectory() as folder:
@@ -145,9 +145,11 @@ def ours(composed: config.Config, data: Path, steps: int) -> dict[str, float]:
     return {"train": values["train/steady_images_per_s"], "test": values["test/images_per_s"]}
 
 
-def native(composed: config.Config, data: Path, steps: int) -> dict[str, float]:
+def native(composed: config.Config, data: Path) -> dict[str, float]:
     """One run of the native loop."""
-    answer: dict[str, float] = run("alone", composed, data, steps, composed.threads, composed.training.test_batch_size)
+    answer: dict[str, float] = run(
+        "alone", composed, data, composed.training.iterations, composed.threads, composed.training.test_batch_size
+    )
     return answer
 
 

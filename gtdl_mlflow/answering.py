@@ -263,32 +263,32 @@ def run(minutes: float, wanted: Sequence[str], overrides: Sequence[str], experim
     names, remarks = able(device, wanted)
     planned = studies()
     say(f"timing a few steps of {', '.join(names)}")
-    probes: dict[tuple[str, str], Probe] = {}
-
-    def costs_of(study: Study) -> dict[str, Cost]:
-        composed = {name: config.compose([*study.overrides(name), *overrides]) for name in names}
-        return {name: probes[name, study.setting].cost(composed[name]) for name in names}
-
+    found: dict[Study, dict[str, Cost]] = {}
     settings = list(dict.fromkeys(study.setting for study in planned))
     probing = time.monotonic()
     for place, setting in enumerate(settings, 1):
+        probes: dict[str, Probe] = {}
         for name in list(names):
             composed = config.compose([*Study(DATASETS[0], setting).overrides(name), *overrides])
             try:
-                probes[name, setting] = probe(composed)
-                if probes[name, setting].fixed_s > COLD_S:
-                    probes[name, setting] = probe(composed)
+                probes[name] = probe(composed)
+                if probes[name].fixed_s > COLD_S:
+                    probes[name] = probe(composed)
             except WorkerFailed as error:
                 names.remove(name)
                 remarks.append(f"{name} is left out: {error}")
-        now, first = time.monotonic(), costs_of(planned[0])
+        for study in planned:
+            if study.setting == setting:
+                composed_of = {name: config.compose([*study.overrides(name), *overrides]) for name in names}
+                found[study] = {name: probes[name].cost(composed_of[name]) for name in names}
+        now, first = time.monotonic(), {name: found[planned[0]][name] for name in names}
         left_s = MARGIN * (60 * minutes - (now - began)) - REPORT_S
         if not names or not plan({planned[0]: first}, left_s):
             other_probes_s = (now - probing) * (len(settings) - place) / place
             spent_s = now - began + other_probes_s + REPORT_S + _seconds([first], 0)
             raise NoTime(f"minutes={minutes:g}: too few for {SEEDS} runs of {', '.join(names) or 'nothing'} here; "
                          f"minutes={math.ceil(spent_s / 60 / MARGIN) + 1} may do")  # fmt: skip
-    costs = {study: costs_of(study) for study in planned}
+    costs = {study: {name: found[study][name] for name in names} for study in planned}
     made = plan(costs, left_s)
     for study in planned:
         if study not in made:

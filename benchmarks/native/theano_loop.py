@@ -178,10 +178,10 @@ def loop(name: str, folder: Path, threads: int, test_batch: int) -> tuple[Timed,
 
     start = np.load(folder / "start.npz")
     for shared, key in zip(parameters, (key for key in start.files if not key.endswith(" mask")), strict=True):
-        mask = start[f"{key} mask"] if f"{key} mask" in start.files else np.float32(1)
-        shared.set_value(start[key] * mask)
-        if mask.ndim:
-            masks[shared] = np.broadcast_to(mask, start[key].shape).copy()
+        shared.set_value(start[key])
+        if f"{key} mask" in start.files:
+            masks[shared] = np.broadcast_to(start[f"{key} mask"], start[key].shape).copy()
+            shared.set_value(start[key] * masks[shared])
 
     def network(x: Any, size: int | None) -> Any:
         for layer in layers:
