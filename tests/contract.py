@@ -52,8 +52,9 @@ def answer(case: dict[str, Any], images: np.ndarray, labels: np.ndarray, folder:
     job = Job(**{**values, "training": training(values["training"])})
     treatment, model, _ = assembly.assemble(job, assembly.adapter(job.adapter))
     # Copied, as the transposed view would be read-only on some versions.
-    arranged = np.ascontiguousarray(images if model.layout == "NCHW" else images.transpose(0, 2, 3, 1))
-    feed = Counted(batches(arranged, labels.astype(model.label_type), job.training.batch_size, Order.sequential, 0))
+    arranged = model.adopt(np.ascontiguousarray(images if model.layout == "NCHW" else images.transpose(0, 2, 3, 1)))
+    labels = model.adopt(labels.astype(model.label_type))
+    feed = Counted(batches(arranged, labels, job.training.batch_size, Order.sequential, 0))
     given: list[Any] = []
     for action, *arguments in case["steps"]:
         if action == "weights":
@@ -81,7 +82,7 @@ def answer(case: dict[str, Any], images: np.ndarray, labels: np.ndarray, folder:
             place, taken = Path(arguments[0]), arguments[1]
             model.restore(place, taken)
             size = job.training.batch_size
-            feed = Counted(batches(arranged, labels.astype(model.label_type), size, Order.sequential, 0, taken))
+            feed = Counted(batches(arranged, labels, size, Order.sequential, 0, taken))
             given.append({})
         elif action == "pyfunc":
             given.append(Model(Path(arguments[0])).predict(np.rint(images.transpose(0, 2, 3, 1) * 255).astype("uint8")))

@@ -21,6 +21,9 @@ class Sleeping:
     def __init__(self, fixed_s: float, image_s: float) -> None:
         self.fixed_s, self.image_s, self.calls = fixed_s, image_s, 0
 
+    def adopt(self, array: np.ndarray) -> np.ndarray:
+        return array
+
     def predict(self, batches: list[np.ndarray]) -> np.ndarray:
         self.calls += 1
         count = sum(len(images) for images in batches)

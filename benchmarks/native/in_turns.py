@@ -44,6 +44,7 @@ def main() -> None:
     model.compile()
     data = Data(job, treatment, model)
     feed, size, done = data.feed(0), job.training.test_batch_size, 0
+    images = model.adopt(data.test_images)
 
     def our_train(count: int) -> float:
         nonlocal done
@@ -53,9 +54,8 @@ def main() -> None:
         return perf_counter() - began
 
     def our_test(batches: int) -> float:
-        images = data.test_images[: batches * size]
         began = perf_counter()
-        model.predict(test_batches(images, size))
+        model.predict(test_batches(images[: batches * size], size))
         return perf_counter() - began
 
     train, test, batch = loop.loop(network, Path(job.data), job.threads, size)

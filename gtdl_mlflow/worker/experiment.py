@@ -102,12 +102,12 @@ def prove(job: Job, adapter_class: type[Adapter], emit: Emit) -> None:
 
 def test(job: Job, model: Adapter, data: Data, course: Course, emit: Emit) -> None:
     """Classify the whole test set once, after one batch that is not timed."""
-    size = job.training.test_batch_size
+    images, size = model.adopt(data.test_images), job.training.test_batch_size
     with _measured(emit, "test/warm_up_s"):
-        model.predict(itertools.islice(test_batches(data.test_images, size), 1))
+        model.predict(itertools.islice(test_batches(images, size), 1))
     clock = Clock()
     clock.start()
-    logits = model.predict(test_batches(data.test_images, size))
+    logits = model.predict(test_batches(images, size))
     seconds = clock.stop()
     predicted = logits.argmax(axis=1)
     right = predicted == data.test_labels

@@ -13,8 +13,9 @@ import numpy as np
 from .job import Order, Training
 from .treatments import TREATMENTS, InputError, Statistics, check
 
-Batch = tuple[np.ndarray, np.ndarray]
-"""Images, float32, in the adapter's layout; labels, in the adapter's type."""
+Batch = tuple[Any, Any]
+"""Images, float32, in the adapter's layout; labels, in the adapter's type: as NumPy's arrays, or as the adapter adopted
+them."""
 
 
 class Treatment:
@@ -94,7 +95,7 @@ def split(images: int, training: Training) -> tuple[slice, slice]:
 
 
 def batches(
-    images: np.ndarray, labels: np.ndarray, size: int, order: Order, seed: int, start: int = 0
+    images: Any, labels: Any, size: int, order: Order, seed: int, start: int = 0
 ) -> Generator[Batch, None, None]:
     """Training batches without end, the first one that of iteration ``start``.
 
@@ -107,7 +108,12 @@ def batches(
         first = step * size
         epoch, at = divmod(first, count)
         if order is Order.sequential and at + size <= count:
-            yield images[at : at + size], labels[at : at + size]
+            # All that remain whole of this epoch, in as few instructions as can be: at batch 1 they show.
+            starts = range(at, count - size + 1, size)
+            for begin in starts:
+                end = begin + size
+                yield images[begin:end], labels[begin:end]
+            step += len(starts)
         else:
             last = (first + size - 1) // count
             for needed in range(epoch, last + 1):
@@ -119,7 +125,7 @@ def batches(
             whole = [permutations[key] for key in range(epoch, last + 1)]
             drawn = (whole[0] if epoch == last else np.concatenate(whole))[at : at + size]
             yield images[drawn], labels[drawn]
-        step += 1
+            step += 1
 
 
 def drawn(
@@ -165,7 +171,7 @@ def _permutation(count: int, order: Order, seed: int, epoch: int) -> np.ndarray:
     return np.random.RandomState([seed, 7, epoch]).permutation(count)
 
 
-def test_batches(images: np.ndarray, size: int) -> Iterator[np.ndarray]:
+def test_batches(images: Any, size: int) -> Iterator[Any]:
     """All images in order, ``size`` at a time, the last batch perhaps smaller."""
     for start in range(0, len(images), size):
         yield images[start : start + size]

@@ -41,7 +41,7 @@ def inference(job: Job, model: Adapter, images: np.ndarray) -> list[Metrics]:
     """
     said, throughput = [], {}
     for size in job.latency.batch_sizes:
-        batch = np.ascontiguousarray(images[np.arange(size) % len(images)])
+        batch = model.adopt(np.ascontiguousarray(images[np.arange(size) % len(images)]))
         seconds = repeated(partial(model.predict, [batch]), job.latency)
         throughput[size] = size * len(seconds) / sum(seconds)
         figures = {**percentiles(seconds), "images_per_s": throughput[size]}

@@ -29,7 +29,7 @@ class Model:
     def predict(self, images: Any, params: dict[str, Any] | None = None) -> np.ndarray:
         """Class probabilities, float32 (N, classes), of uint8 images (N, height, width, channels)."""
         raw = np.asarray(images)
-        treated = self._treatment.apply("test", raw, self._adapter.layout)
+        treated = self._adapter.adopt(self._treatment.apply("test", raw, self._adapter.layout))
         logits = self._adapter.predict(test_batches(treated, EVALUATION_BATCH))
         exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
         probabilities: np.ndarray = exponents / exponents.sum(axis=1, keepdims=True)

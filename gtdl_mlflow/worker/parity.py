@@ -45,9 +45,9 @@ def check(job: Job, adapter_class: type[Adapter]) -> dict[str, float]:
     images = random.standard_normal((IMAGES, *network.nodes[0].input)).astype(np.float32)
     labels = random.randint(0, job.classes, IMAGES)
 
-    arranged = np.ascontiguousarray(images if model.layout == "NCHW" else images.transpose(0, 2, 3, 1))
+    arranged = model.adopt(np.ascontiguousarray(images if model.layout == "NCHW" else images.transpose(0, 2, 3, 1)))
     logits = model.predict(test_batches(arranged, IMAGES))
-    feed = batches(arranged, labels.astype(model.label_type), BATCH, Order.sequential, 0)
+    feed = batches(arranged, model.adopt(labels.astype(model.label_type)), BATCH, Order.sequential, 0)
     losses = [model.train(feed, [RATE])]
     after = model.weights()
     losses.append(model.train(feed, [RATE] * (STEPS - 1)))

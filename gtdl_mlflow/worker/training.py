@@ -11,6 +11,7 @@ from contextlib import ExitStack, closing
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from .clock import Clock
 from .events import Described, Event, Metrics, Progress
 from .frameworks.base import Adapter
 from .inputs import Batch, Treatment, ahead, batches, drawn, split, test_batches
-from .job import WARM_UP_STEPS, EarlyStopping, Job
+from .job import WARM_UP_STEPS, EarlyStopping, Job, Order
 
 Emit = Callable[[Event], None]
 
@@ -34,7 +35,7 @@ class Data:
     """The treated images: float32 in the adapter's layout, but for training images that are drawn anew each time."""
 
     def __init__(self, job: Job, treatment: Treatment, model: Adapter) -> None:
-        self._job, self._treatment, self._layout = job, treatment, model.layout
+        self._job, self._treatment, self._model = job, treatment, model
         arrays = {
             name: np.load(Path(job.data) / f"{name}.npy", mmap_mode="r")
             for name in ("train_images", "train_labels", "test_images", "test_labels")
@@ -50,9 +51,18 @@ class Data:
 
     def feed(self, start: int) -> Generator[Batch, None, None]:
         """Training batches without end, the first one that of iteration ``start``."""
-        training, seed = self._job.training, self._job.seed
-        feed = batches(self.train_images, self.train_labels, training.batch_size, training.order, seed, start)
-        return ahead(drawn(feed, self._treatment, self._layout, seed, start)) if self._treatment.draws else feed
+        training, seed, adopt = self._job.training, self._job.seed, self._model.adopt
+
+        def ordered(images: Any, labels: Any) -> Generator[Batch, None, None]:
+            return batches(images, labels, training.batch_size, training.order, seed, start)
+
+        if training.order is Order.sequential and not self._treatment.draws:
+            return ordered(adopt(self.train_images), adopt(self.train_labels))
+        feed = ordered(self.train_images, self.train_labels)  # nothing picks images here and there faster than NumPy
+        if self._treatment.draws:
+            feed = drawn(feed, self._treatment, self._model.layout, seed, start)
+        adopted = ((adopt(images), adopt(labels)) for images, labels in feed)
+        return ahead(adopted) if self._treatment.draws else adopted
 
 
 class Course:
@@ -278,7 +288,7 @@ def evaluations(steps: int, steps_per_epoch: float, every: int) -> list[int]:
 
 def classify(model: Adapter, images: np.ndarray) -> np.ndarray:
     """The class of each image."""
-    classes: np.ndarray = model.predict(test_batches(images, EVALUATION_BATCH)).argmax(axis=1)
+    classes: np.ndarray = model.predict(test_batches(model.adopt(images), EVALUATION_BATCH)).argmax(axis=1)
     return classes
 
 

@@ -21,10 +21,10 @@ job = Job.read(Path(sys.argv[1]))
 _, model, network = assembly.assemble(job, assembly.adapter(job.adapter))
 channels, height, width = network.nodes[0].input
 count = job.training.batch_size
-images = np.ones((count, height, width, channels) if model.layout == "NHWC" else (count, channels, height, width),
-                 np.float32)  # fmt: skip
+shape = (height, width, channels) if model.layout == "NHWC" else (channels, height, width)
+images, labels = model.adopt(np.ones((count, *shape), np.float32)), model.adopt(np.zeros(count, np.int64))
 with FlopCounterMode(display=False) as testing:
     model.predict([images])
 with FlopCounterMode(display=False) as training:
-    model.train([(images, np.zeros(count, np.int64))], [0.01])
+    model.train([(images, labels)], [0.01])
 print(json.dumps({"test": testing.get_total_flops() / count, "train": training.get_total_flops() / count}))

@@ -80,12 +80,20 @@ class Adapter(ABC):
     def compile(self) -> None:  # noqa: B027 (most frameworks have nothing to do here)
         """Compile ahead of the first batch what this framework compiles ahead; timed apart (``setup/compile_s``)."""
 
+    def adopt(self, array: np.ndarray) -> Any:
+        """Images (N, ...) in ``layout``, or labels (N,), as the framework has them on the host: the same memory.
+
+        What ``train`` and ``predict`` get are slices of this, or this: to slice the framework's own array may take less
+        time than to make one of each of NumPy's slices.
+        """
+        return array
+
     @abstractmethod
     def train(self, batches: Iterable[Batch], rates: list[float]) -> np.ndarray:
         """One step per learning rate on as many batches; the loss of each step, before its update, float32."""
 
     @abstractmethod
-    def predict(self, batches: Iterable[np.ndarray]) -> np.ndarray:
+    def predict(self, batches: Iterable[Any]) -> np.ndarray:
         """Logits of all images of all batches, (images, classes), float32; dropout off."""
 
     @abstractmethod

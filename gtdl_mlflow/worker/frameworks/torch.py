@@ -42,7 +42,7 @@ class Torch(Adapter):
             (parameters[name], torch.zeros_like(parameters[name]).copy_(torch.from_numpy(mask)))
             for name, mask in setup.masks.items()
         ]
-        self._training = setup.training
+        self._training, self._momentum = setup.training, setup.training.momentum
         self._optimizer = _optimizer(self._module, setup)
         self._last_rate = 0.0
         self._steps = 0
@@ -51,12 +51,16 @@ class Torch(Adapter):
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
 
+    def adopt(self, array: np.ndarray) -> Tensor:
+        tensor = torch.from_numpy(array)
+        return tensor.permute(0, 3, 1, 2) if self._channels_last and tensor.dim() == 4 else tensor
+
     def train(self, batches: Iterable[Batch], rates: list[float]) -> np.ndarray:
         module, optimizer = self._module.train(), self._optimizer
         losses = []
         for rate, (images, labels) in zip(rates, batches, strict=False):
             self._set_rate(rate)
-            loss = F.cross_entropy(module(self._images(images)), self._tensor(labels))
+            loss = F.cross_entropy(module(self._placed(images)), self._placed(labels))
             optimizer.zero_grad()
             loss.backward()
             for weights, mask in self._masked:
@@ -71,10 +75,10 @@ class Torch(Adapter):
         self._wait()
         return np.asarray(read)
 
-    def predict(self, batches: Iterable[np.ndarray]) -> np.ndarray:
+    def predict(self, batches: Iterable[Tensor]) -> np.ndarray:
         module = self._renewed().eval()
         with torch.inference_mode():
-            logits = _gathered(module(self._images(images)) for images in batches).cpu()
+            logits = _gathered(module(self._placed(images)) for images in batches).cpu()
         self._wait()
         return np.asarray(logits)
 
@@ -178,23 +182,20 @@ class Torch(Adapter):
         filters = [tensor for tensor in self._module.parameters() if tensor.dim() == 4]
         return bool(filters) and all(tensor.is_contiguous(memory_format=torch.channels_last) for tensor in filters)
 
-    def _images(self, images: np.ndarray) -> Tensor:
-        tensor = self._tensor(images)
-        return tensor.permute(0, 3, 1, 2) if self._channels_last else tensor
-
-    def _tensor(self, array: np.ndarray) -> Tensor:
-        tensor = torch.from_numpy(array)
+    def _placed(self, tensor: Tensor) -> Tensor:
         return tensor if self._device.type == "cpu" else tensor.to(self._device, non_blocking=True)
 
     def _set_rate(self, rate: float) -> None:
         for group in self._optimizer.param_groups:
             group["lr"] = rate * group["rate_factor"]
-            if self._training.momentum:
-                # torch's velocity is the classical one divided by the rate, so it must shrink as the rate does:
-                # V = rate * b turns V' = momentum V + rate' g into b' = (momentum rate / rate') b + g. Set at every
-                # step: at the second one of a new rate it is the plain momentum again.
-                group["momentum"] = self._training.momentum * (self._last_rate / rate if self._last_rate else 1.0)
-        self._last_rate = rate
+        if self._momentum:
+            # torch's velocity is the classical one divided by the rate, so it must shrink as the rate does:
+            # V = rate * b turns V' = momentum V + rate' g into b' = (momentum rate / rate') b + g. Set at every
+            # step: at the second one of a new rate it is the plain momentum again.
+            momentum = self._momentum * (self._last_rate / rate if self._last_rate else 1.0)
+            for group in self._optimizer.param_groups:
+                group["momentum"] = momentum
+            self._last_rate = rate
 
     def _set_weights(self, weights: Weights) -> None:
         with torch.no_grad():
