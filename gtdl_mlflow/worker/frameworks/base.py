@@ -38,7 +38,7 @@ class Setup:
 
     def step_seed(self, step: int) -> int:
         """A seed below 2**31 for each step, for frameworks whose generator cannot be kept in a checkpoint."""
-        return int(np.random.RandomState([self.seed, 17, step]).randint(2**31 - 1))
+        return int(np.random.SeedSequence([self.seed, 17, step]).generate_state(1)[0] >> 1)
 
     def rate_factor(self, name: str) -> float:
         """The multiple of the learning rate at which the parameter ``layer/array`` learns."""
