@@ -17,6 +17,11 @@ Batch = tuple[Any, Any]
 """Images, float32, in the adapter's layout; labels, in the adapter's type: as NumPy's arrays, or as the adapter adopted
 them."""
 
+VIEWS = 64
+"""Of a data set that are made at a time: what makes them has left the processor's caches when the next batch is asked
+for. One at a time they took 43 us of a step of 3.5 ms.
+"""
+
 
 class Treatment:
     """The treatments of ``training.inputs`` in their order, with the statistics they took of each set of images.
@@ -108,11 +113,8 @@ def batches(
         first = step * size
         epoch, at = divmod(first, count)
         if order is Order.sequential and at + size <= count:
-            # All that remain whole of this epoch, in as few instructions as can be: at batch 1 they show.
-            starts = range(at, count - size + 1, size)
-            for begin in starts:
-                end = begin + size
-                yield images[begin:end], labels[begin:end]
+            starts = range(at, count - size + 1, size)[:VIEWS]
+            yield from [(images[begin : begin + size], labels[begin : begin + size]) for begin in starts]
             step += len(starts)
         else:
             last = (first + size - 1) // count
@@ -173,5 +175,6 @@ def _permutation(count: int, order: Order, seed: int, epoch: int) -> np.ndarray:
 
 def test_batches(images: Any, size: int) -> Iterator[Any]:
     """All images in order, ``size`` at a time, the last batch perhaps smaller."""
-    for start in range(0, len(images), size):
-        yield images[start : start + size]
+    starts = range(0, len(images), size)
+    for first in range(0, len(starts), VIEWS):
+        yield from [images[start : start + size] for start in starts[first : first + VIEWS]]

@@ -117,7 +117,7 @@ class Caffe(Adapter):
                 caffe.set_random_seed(self._step_seed(self._steps))
             self._solver.step(1)
             self._steps += 1
-            losses[step] = loss = self._loss[()]
+            losses[step] = loss = self._loss.item()
             if loss * len(labels) >= LARGEST_LOSS:  # else no image can have come that far
                 losses[step] = self._cross_entropy(labels)
             if self._max_pools and not math.isfinite(loss):

@@ -29,7 +29,8 @@ class Torch(Adapter):
         torch.backends.cudnn.allow_tf32 = False
         # Kernels chosen by a race are others in the next run, and with them the last bits.
         torch.backends.cudnn.benchmark = False
-        self._device = torch.device("cuda" if setup.device == "gpu" else "cpu")
+        self._on_gpu = setup.device == "gpu"
+        self._device = torch.device("cuda" if self._on_gpu else "cpu")
         self._channels_last = setup.options["channels_last"]
         self.layout = "NHWC" if self._channels_last else "NCHW"
         self._module = TorchNetwork(setup)
@@ -48,7 +49,7 @@ class Torch(Adapter):
         self._steps = 0
         self._average = None if setup.training.average is None else copy.deepcopy(self._module).requires_grad_(False)
         self._wait()
-        if self._device.type == "cuda":
+        if self._on_gpu:
             torch.cuda.reset_peak_memory_stats(self._device)
 
     def adopt(self, array: np.ndarray) -> Tensor:
@@ -108,7 +109,7 @@ class Torch(Adapter):
             self._average.load_state_dict(saved["average"])
         self._last_rate, self._steps = saved["last_rate"], step
         torch.set_rng_state(saved["random"].cpu())
-        if self._device.type == "cuda":
+        if self._on_gpu:
             torch.cuda.set_rng_state(saved["random_of_device"].cpu())
         self._wait()
 
@@ -119,11 +120,11 @@ class Torch(Adapter):
             "average": None if self._average is None else self._average.state_dict(),
             "last_rate": self._last_rate,
             "random": torch.get_rng_state(),
-            "random_of_device": torch.cuda.get_rng_state() if self._device.type == "cuda" else None,
+            "random_of_device": torch.cuda.get_rng_state() if self._on_gpu else None,
         }
 
     def figures(self) -> dict[str, float]:
-        if self._device.type == "cpu":
+        if not self._on_gpu:
             return {}
         return {"worker/peak_gpu_memory_mb": torch.cuda.max_memory_allocated(self._device) / 1e6}
 
@@ -157,7 +158,7 @@ class Torch(Adapter):
 
     def _wait(self) -> None:
         """For the device, which is only told what to do if it is a GPU: before any clock is started or stopped."""
-        if self._device.type == "cuda":
+        if self._on_gpu:
             torch.cuda.synchronize(self._device)
 
     @property
@@ -183,7 +184,7 @@ class Torch(Adapter):
         return bool(filters) and all(tensor.is_contiguous(memory_format=torch.channels_last) for tensor in filters)
 
     def _placed(self, tensor: Tensor) -> Tensor:
-        return tensor if self._device.type == "cpu" else tensor.to(self._device, non_blocking=True)
+        return tensor.to(self._device, non_blocking=True) if self._on_gpu else tensor
 
     def _set_rate(self, rate: float) -> None:
         for group in self._optimizer.param_groups:
@@ -209,11 +210,12 @@ def _gathered(parts: Iterable[Tensor]) -> Tensor:
     A small tensor kept from one batch to the next can lie, by chance, where the large ones of the next would: their
     memory then comes from the kernel, page by page, batch after batch. In one run of four that took 10 to 20 % longer.
     """
-    rows, count = torch.empty(0), 0
+    rows, count, room = torch.empty(0), 0, 0
     for part in parts:
-        end = count + len(part)
-        if end > len(rows):
-            longer = part.new_empty(max(end, 2 * count), *part.shape[1:])
+        end = count + part.shape[0]  # len() of a tensor is Python code, which shows at batch 1
+        if end > room:
+            room = max(end, 2 * count)
+            longer = part.new_empty(room, *part.shape[1:])
             if count:
                 longer[:count] = rows[:count]
             rows = longer
