@@ -32,6 +32,13 @@ def test_sequential_batches_go_round_and_round() -> None:
     assert numbers(5, 2, Order.sequential, 6) == [[0, 1], [2, 3], [4, 0], [1, 2], [3, 4], [0, 1]]
 
 
+@pytest.mark.parametrize("size", [1, 2])
+def test_sequential_batches_go_on_where_the_next_views_are_made(size: int) -> None:
+    count, steps = 2 * inputs.VIEWS + 3, 5 * inputs.VIEWS
+    shown = list(itertools.chain(*numbers(count, size, Order.sequential, steps)))
+    assert shown == [place % count for place in range(size * steps)]
+
+
 def test_a_batch_may_be_larger_than_the_data() -> None:
     assert numbers(3, 8, Order.sequential, 2) == [[0, 1, 2, 0, 1, 2, 0, 1], [2, 0, 1, 2, 0, 1, 2, 0]]
 
@@ -80,6 +87,8 @@ def test_starting_later_is_skipping(order: Order, size: int) -> None:
 def test_classifying_takes_every_image_once_in_order() -> None:
     parts = [part.ravel().tolist() for part in inputs.test_batches(np.arange(7)[:, None], 3)]
     assert parts == [[0, 1, 2], [3, 4, 5], [6]]
+    many = list(range(2 * inputs.VIEWS + 1))
+    assert [part.tolist() for part in inputs.test_batches(np.array(many), 1)] == [[each] for each in many]
 
 
 def validated(images: int, out_of: int, take: Take) -> Training:
