@@ -19,7 +19,7 @@ them."""
 
 VIEWS = 64
 """Of a data set that are made at a time: what makes them has left the processor's caches when the next batch is asked
-for. One at a time they took 43 us of a step of 3.5 ms.
+for. Made one at a time they took 43 us of a step of 3.5 ms at batch 1; so, 12 us of one of 5.9 ms.
 """
 
 
