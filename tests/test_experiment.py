@@ -284,6 +284,10 @@ TIME = Time()
 STEP_S, IMAGE_S, PREPARE_S, COMPILE_S = 1.0, 0.25, 1000.0, 30.0
 
 
+class Adopted(np.ndarray):
+    """What the recorder calls its own: its slices are, too."""
+
+
 class Recorder(Adapter):
     """Takes a second a step and a quarter a classified image; says class 1 of everything."""
 
@@ -299,6 +303,9 @@ class Recorder(Adapter):
         self.calls: list[str] = []
         MADE.append(self)
 
+    def adopt(self, array: np.ndarray) -> Any:
+        return array.view(Adopted)
+
     def compile(self) -> None:
         self.calls.append("compile")
         TIME.pass_(COMPILE_S)
@@ -306,6 +313,8 @@ class Recorder(Adapter):
     def train(self, batches: Iterable[Any], rates: list[float]) -> np.ndarray:
         assert rates
         for rate, (images, labels) in zip(rates, batches, strict=False):
+            assert isinstance(images, Adopted)
+            assert isinstance(labels, Adopted)
             self.trained.append((images, labels, rate))
             TIME.pass_(STEP_S)
         self.stretches.append(len(rates))
@@ -314,6 +323,7 @@ class Recorder(Adapter):
 
     def predict(self, batches: Iterable[np.ndarray]) -> np.ndarray:
         parts = list(batches)
+        assert all(isinstance(part, Adopted) for part in parts)
         self.predicted.append(parts)
         self.calls.append("predict")
         count = sum(map(len, parts))
@@ -399,6 +409,13 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Run:
 
 def metric(said: list[Event], name: str) -> list[float]:
     return [event.values[name] for event in said if isinstance(event, Metrics) and name in event.values]
+
+
+@pytest.mark.parametrize("order", Order)
+@pytest.mark.parametrize("inputs", [{}, {"random_flip": {}}])
+def test_a_framework_is_given_its_own_arrays(job: Job, run: Run, order: Order, inputs: dict[str, Any]) -> None:
+    model, _ = run(replace(job, training=training(order=order, inputs=inputs, iterations=30, evaluate_every=1)))
+    assert len(model.trained) == 30  # and each batch is looked at by the recorder
 
 
 def test_events_come_in_their_order(job: Job, run: Run) -> None:
