@@ -178,10 +178,11 @@ def loop(name: str, folder: Path, threads: int, test_batch: int) -> tuple[Timed,
 
     start = np.load(folder / "start.npz")
     for shared, key in zip(parameters, (key for key in start.files if not key.endswith(" mask")), strict=True):
-        shared.set_value(start[key])
+        weights = start[key]
         if f"{key} mask" in start.files:
-            masks[shared] = np.broadcast_to(start[f"{key} mask"], start[key].shape).copy()
-            shared.set_value(start[key] * masks[shared])
+            masks[shared] = np.broadcast_to(start[f"{key} mask"], weights.shape).copy()
+            weights = weights * masks[shared]
+        shared.set_value(weights)
 
     def network(x: Any, size: int | None) -> Any:
         for layer in layers:
