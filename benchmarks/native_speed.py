@@ -1,6 +1,6 @@
 """Our training and testing speed over a hand-written native loop's: same network, same data in memory, same threads.
 
-    python benchmarks/native_speed.py [--repeats 5] [--seconds 10] [--one-process]
+    python benchmarks/native_speed.py [--repeats 5] [--seconds 10] [--one-process] [--hardware gpu]
 
 Both run in the framework's own environment, each in a fresh process, in turns (ours, native, native, ours, ...), so
 that a drift of the machine hits both alike, on the same random images. Prints, per network, the median of each and of
@@ -54,12 +54,16 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--threads", type=int, default=0, help="0: as many as there are cores")
     parser.add_argument("--one-process", action="store_true", help="both in one process, in shorter turns")
+    parser.add_argument("--hardware", default="cpu", help="as for a run; of the loops, PyTorch's has a way to a GPU")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         for framework, network in itertools.product(options.frameworks, options.networks):
             data = made_up(network, Path(folder))
             measure = both if options.one_process else apart
-            compare(framework, network, data, options.repeats, options.seconds, options.threads, measure)
+            words = {"framework": framework, "setting": network, "hardware": options.hardware}
+            composed = config.compose([*map("=".join, words.items()), "training.evaluate_every=0"])
+            composed.hardware.threads = options.threads or None
+            compare(composed, data, options.repeats, options.seconds, measure)
 
 
 def made_up(network: str, folder: Path) -> Path:
@@ -95,12 +99,9 @@ Figures = tuple[float, float, float]
 Measure = Callable[[config.Config, Path, float, int], dict[str, Figures]]
 
 
-def compare(
-    framework: str, network: str, data: Path, repeats: int, seconds: float, threads: int, measure: Measure
-) -> None:
+def compare(composed: config.Config, data: Path, repeats: int, seconds: float, measure: Measure) -> None:
     """Print the ratios of one framework on one network."""
-    composed = config.compose([f"framework={framework}", f"setting={network}", "training.evaluate_every=0"])
-    composed.hardware.threads = threads or None
+    framework, network = composed.framework.name, composed.model.name
     # The setting's own batches, but none of all test images at once: Caffe's would take a gigabyte.
     composed.training.test_batch_size = min(composed.training.test_batch_size, LARGEST_TEST_BATCH)
     results = [measure(composed, data, seconds, repeat) for repeat in range(repeats)]
@@ -148,7 +149,13 @@ def ours(composed: config.Config, data: Path) -> dict[str, float]:
 def native(composed: config.Config, data: Path) -> dict[str, float]:
     """One run of the native loop."""
     answer: dict[str, float] = run(
-        "alone", composed, data, composed.training.iterations, composed.threads, composed.training.test_batch_size
+        "alone",
+        composed,
+        data,
+        composed.training.iterations,
+        composed.threads,
+        composed.training.test_batch_size,
+        composed.hardware.device,
     )
     return answer
 

@@ -9,8 +9,12 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
+
+if TYPE_CHECKING:
+    from .gpu import Gpu
 
 FOREIGN_PERCENT = 5.0
 """Of the machine's CPU time, had by other processes than the run's own: with more, it has been disturbed. A neighbour
@@ -38,9 +42,10 @@ class Moment:
     """Processes that ran or waited, the mean of the last minute."""
     mhz: float | None
     throttles: int | None
+    gpu: GpuMoment | None = None
 
     @classmethod
-    def now(cls, system: Path = Path("/sys/devices/system/cpu")) -> Moment:
+    def now(cls, system: Path = Path("/sys/devices/system/cpu"), gpu: GpuMoment | None = None) -> Moment:
         times = psutil.cpu_times()
         waiting = times.idle + getattr(times, "iowait", 0.0)
         stolen = getattr(times, "steal", 0.0)
@@ -50,7 +55,22 @@ class Moment:
         counters = [int(path.read_text()) for path in system.glob(THROTTLES)]
         return cls(time.monotonic(), total - waiting - stolen, stolen, total, time.process_time(), os.getloadavg()[0],
                    frequency.current if frequency and frequency.current else None,
-                   sum(counters) if counters else None)  # fmt: skip
+                   sum(counters) if counters else None, gpu)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class GpuMoment:
+    """What a GPU tells of itself."""
+
+    others: int
+    """Processes on it that are not the run's."""
+    mhz: float | None
+    throttled_s: float | None
+    joules: float | None
+
+    @classmethod
+    def now(cls, gpu: Gpu, worker: int) -> GpuMoment:
+        return cls(gpu.others(worker), gpu.mhz(), gpu.throttled_s(), gpu.joules())
 
 
 def figures(before: Moment, after: Moment, worker_s: float) -> dict[str, float]:
@@ -68,6 +88,17 @@ def figures(before: Moment, after: Moment, worker_s: float) -> dict[str, float]:
         made |= {"noise/mhz_before": before.mhz, "noise/mhz_after": after.mhz}
     if before.throttles is not None and after.throttles is not None:
         made["noise/throttles"] = after.throttles - before.throttles
+    return made if before.gpu is None or after.gpu is None else made | _gpu_figures(before.gpu, after.gpu)
+
+
+def _gpu_figures(before: GpuMoment, after: GpuMoment) -> dict[str, float]:
+    made: dict[str, float] = {"noise/gpu_other_processes": max(before.others, after.others)}
+    if before.mhz is not None and after.mhz is not None:
+        made |= {"noise/gpu_mhz_before": before.mhz, "noise/gpu_mhz_after": after.mhz}
+    if before.throttled_s is not None and after.throttled_s is not None:
+        made["noise/gpu_throttled_s"] = after.throttled_s - before.throttled_s
+    if before.joules is not None and after.joules is not None:
+        made["worker/gpu_energy_j"] = after.joules - before.joules
     return made
 
 
@@ -80,4 +111,8 @@ def flags(metrics: dict[str, float]) -> list[str]:
         found.append(f"the virtual machine's host kept {stolen:.0f} % of its CPU time")
     if throttles := metrics.get("noise/throttles", 0.0):
         found.append(f"the processor was throttled {throttles:.0f} times")
+    if others := metrics.get("noise/gpu_other_processes", 0.0):
+        found.append(f"other processes were on the GPU: {others:.0f}")
+    if seconds := metrics.get("noise/gpu_throttled_s", 0.0):
+        found.append(f"the GPU was throttled for {seconds:.2g} s")
     return found

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from mlflow.entities import Metric
@@ -28,6 +28,9 @@ from .pyfunc import save_model, write_yaml
 from .resuming import Interrupted
 from .system_metrics import Sampler
 from .worker.events import Confusion, Described, Event, Finished, Metrics
+
+if TYPE_CHECKING:
+    from .gpu import Gpu
 
 ARTIFACTS = ("config.yaml", "environment.txt", "contact_sheet.png", "learning_curve.svg", "confusion_matrix.svg",
              "confusion_matrix.csv", "roofline.svg", "roofline.csv", "inference.svg", "inference.csv", "job.json",
@@ -54,6 +57,8 @@ class Run:
         self._sampler = Sampler(config.tracking.system_metrics_interval_s, config.hardware.device)
         self._peak: Peak | None = None
         self._before: noise.Moment | None = None
+        self._gpu: Gpu | None = None
+        self._worker = 0
         self._beside = ThreadPoolExecutor(1)
         self._started = time.monotonic()
         self._environment: Environment | None = None
@@ -93,8 +98,14 @@ class Run:
 
     def starts(self, worker: int) -> None:
         """The process of this number works on the run from now on."""
+        self._worker = worker
+        if self._config.hardware.device == "gpu":
+            from .gpu import Gpu  # and NVML with it, which other runs do without
+
+            self._gpu = Gpu.found()
+            self._facts |= {"gpu_driver": self._gpu.driver()} if self._gpu else {}
         self._sampler.start(worker)
-        self._before = noise.Moment.now()
+        self._before = self._moment()
 
     def resumes(self, interrupted: Interrupted) -> None:
         """This run goes on with another, which can say no more."""
@@ -116,7 +127,7 @@ class Run:
             values = event.values
             if "worker/wall_s" in values and self._before is not None:  # its last word: what it used is known
                 used_s = values["worker/cpu_user_s"] + values["worker/cpu_system_s"]
-                values = values | noise.figures(self._before, noise.Moment.now(), used_s)
+                values = values | noise.figures(self._before, self._moment(), used_s)
             self._metrics += [Metric(key, value, at, event.step) for key, value in values.items()]
         elif isinstance(event, Described):
             self._facts |= event.facts
@@ -128,6 +139,9 @@ class Run:
             self._metrics += [Metric(key, value, now, 0) for key, value in shares.items()]
             # The renderer needs no Python: it works while the worker ends and MLflow hears of the rest.
             self._beside.submit(self._draw, list(self._metrics), self.results)
+
+    def _moment(self) -> noise.Moment:
+        return noise.Moment.now(gpu=noise.GpuMoment.now(self._gpu, self._worker) if self._gpu else None)
 
     @property
     def results(self) -> dict[str, float]:

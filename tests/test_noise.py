@@ -9,20 +9,23 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import Command, runs
 
-from gtdl_mlflow import noise
+from gtdl_mlflow import config, environments, noise
+from gtdl_mlflow.config import checks
+from gtdl_mlflow.gpu import Gpu
 from gtdl_mlflow.system_metrics import Energy, Processes, Sampler
 
 QUIET = noise.Moment(time=0, busy_s=100, stolen_s=0, total_s=1000, own_s=1, load=0.1, mhz=None, throttles=None)
 
 
-def after(**change: float) -> noise.Moment:
+def after(**change: Any) -> noise.Moment:
     """Ten seconds of two cores later, the worker having had 9 s of them."""
     given = {"time": 10, "busy_s": 109, "stolen_s": 0, "total_s": 1020, "own_s": 1, **change}
-    return replace(QUIET, **given)  # type: ignore[arg-type]
+    return replace(QUIET, **given)
 
 
 def test_a_worker_alone_is_not_flagged() -> None:
@@ -54,6 +57,43 @@ def test_throttling_is_counted_where_the_machine_tells(tmp_path: Path) -> None:
     later = noise.figures(before, replace(before, throttles=9), 0)
     assert later["noise/throttles"] == 2
     assert noise.flags(later) == ["the processor was throttled 2 times"]
+
+
+def test_what_was_on_the_gpu_is_named() -> None:
+    before = noise.GpuMoment(others=0, mhz=345, throttled_s=1.5, joules=1000)
+    alone = replace(before, mhz=1980, joules=1250)
+    found = noise.figures(replace(QUIET, gpu=before), after(gpu=alone), 9)
+    assert found.items() >= {
+        "noise/gpu_mhz_before": 345, "noise/gpu_mhz_after": 1980, "worker/gpu_energy_j": 250
+    }.items()  # fmt: skip
+    assert noise.flags(found) == []
+    disturbed = replace(alone, others=2, throttled_s=1.75)
+    for moments in ((before, disturbed), (replace(before, others=2), replace(alone, throttled_s=1.75))):
+        figures = noise.figures(replace(QUIET, gpu=moments[0]), after(gpu=moments[1]), 9)
+        assert noise.flags(figures) == ["other processes were on the GPU: 2", "the GPU was throttled for 0.25 s"]
+    untold = replace(before, mhz=None, throttled_s=None, joules=None)
+    told = [key for key in noise.figures(replace(QUIET, gpu=untold), after(gpu=untold), 9) if "gpu" in key]
+    assert told == ["noise/gpu_other_processes"]
+
+
+@pytest.mark.skipif(not checks.has_gpu(), reason="no GPU")
+def test_another_process_on_the_gpu_is_seen() -> None:
+    """The worker's own is not, nor is a process that the worker started."""
+    found = Gpu.found()
+    assert found is not None
+    framework = config.compose(["framework=torch", "setting=reference_mnist"]).framework
+    python = environments.ensure(framework, "gpu").python
+    script = "import torch; torch.ones(9, device='cuda').sum().item(); print('there', flush=True); input()"
+    with subprocess.Popen(
+        [python, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:  # fmt: skip
+        assert other.stdout is not None
+        assert other.stdout.readline() == "there\n"
+        # There may be more of them: another test's.
+        everybody = noise.GpuMoment.now(found, worker=0).others
+        assert everybody >= 1
+        assert found.others(other.pid) == found.others(os.getpid()) == everybody - 1
+        other.communicate("\n")
 
 
 def test_this_machine_is_measured_as_it_is() -> None:
@@ -139,3 +179,21 @@ def test_a_run_has_the_evidence(gtdl: Command, store: str) -> None:
     assert tags["gtdl.noise"] == ("; ".join(noise.flags(metrics)) or "ok")
     assert run.data.params["worker.framework_files"] in ("cold", "warm")
     assert run.data.params["worker.data_files"] in ("cold", "warm")
+
+
+@pytest.mark.skipif(not checks.has_gpu(), reason="no GPU")
+def test_a_run_on_a_gpu_has_the_evidence(gtdl: Command, store: str) -> None:
+    done = gtdl("framework=torch", "hardware=gpu", "training.epochs=2", "tracking.system_metrics_interval_s=0.2")
+    assert done.returncode == 0, done.stderr
+    (run,) = runs(store)
+    metrics, params = run.data.metrics, run.data.params
+    assert run.data.tags["gtdl.device"] == "gpu"
+    assert (params["worker.device"], params["worker.tf32"]) == ("gpu", "False")
+    assert params["worker.gpu"] in params["machine.gpus"]
+    assert params["worker.gpu_driver"]
+    assert metrics["worker/peak_gpu_memory_mb"] > 1
+    assert metrics["noise/gpu_other_processes"] >= 0
+    assert metrics["noise/gpu_mhz_after"] > 0
+    assert metrics["worker/gpu_energy_j"] > 0
+    assert metrics["system/gpu_0_power_usage_watts"] > 0
+    assert metrics["accuracy_percent"] > 50

@@ -212,9 +212,9 @@ def test_cpu_and_gpu_stand_side_by_side_and_thread_counts_apart(store: str) -> N
 def test_a_setting_is_known_where_it_cannot_be_run(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for asked in ("hardware=gpu", "hardware.cores=[0]"):
         with monkeypatch.context() as there:
-            there.setattr(config.checks, "_has_gpu", lambda: True)
+            there.setattr(config.checks, "has_gpu", lambda: True)
             finished(["framework=torch", "dataset=mnist", asked], 7, 1, 99)
-    monkeypatch.setattr(config.checks, "_has_gpu", lambda: False)
+    monkeypatch.setattr(config.checks, "has_gpu", lambda: False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {7})
     assert {run.kind.setting for run in load(store, ["gtdl"])} == {"torch_mnist"}
 

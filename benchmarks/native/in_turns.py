@@ -58,7 +58,8 @@ def main() -> None:
         model.predict(test_batches(images[: batches * size], size))
         return perf_counter() - began
 
-    train, test, batch = loop.loop(network, Path(job.data), job.threads, size)
+    on_gpu = {} if job.device == "cpu" else {"device": job.device}  # few loops have a way there
+    train, test, batch = loop.loop(network, Path(job.data), job.threads, size, **on_gpu)
     most = len(data.test_images) // size
     print(
         json.dumps(

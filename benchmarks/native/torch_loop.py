@@ -89,16 +89,31 @@ def caffe_cifar10() -> tuple[nn.Module, torch.optim.Optimizer, int]:
     return net, torch.optim.SGD(groups, momentum=0.9, weight_decay=0.004, fused=True), 100
 
 
-def loop(name: str, folder: Path, threads: int, test_batch: int) -> tuple[Timed, Timed, int]:
-    """Train so many further steps, classify so many of the test images, in seconds; and the batch size."""
+def loop(name: str, folder: Path, threads: int, test_batch: int, device: str = "cpu") -> tuple[Timed, Timed, int]:
+    """Train so many further steps, classify so many of the test images, in seconds; and the batch size.
+
+    On a GPU the images stay in the memory of the CPU, pinned, as those of a larger data set would.
+    """
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     net, optimizer, batch = globals()[name]()
+    on_gpu = device == "gpu"
+    place = torch.device("cuda" if on_gpu else "cpu")
+    net.to(place)  # the parameters stay those that the optimizer has
+    wait = torch.cuda.synchronize if on_gpu else lambda: None
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+
+    def held(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.pin_memory() if on_gpu else tensor
+
+    def placed(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(place, non_blocking=True) if on_gpu else tensor
 
     def images(part: str) -> torch.Tensor:
-        return torch.from_numpy(np.load(folder / f"{part}_treated.npy")).permute(0, 3, 1, 2)  # channels last already
+        there = held(torch.from_numpy(np.load(folder / f"{part}_treated.npy")))
+        return there.permute(0, 3, 1, 2)  # channels last already
 
-    x, y = images("train"), torch.from_numpy(np.load(folder / "train_labels.npy").astype(np.int64))
+    x, y = images("train"), held(torch.from_numpy(np.load(folder / "train_labels.npy").astype(np.int64)))
     x_test = images("test")
     groups = [(group, group["lr"]) for group in optimizer.param_groups] if name in SCHEDULES else []
     gamma, power = SCHEDULES.get(name, (0.0, 0.0))
@@ -111,7 +126,7 @@ def loop(name: str, folder: Path, threads: int, test_batch: int) -> tuple[Timed,
         steps = [(step, (step * batch) % (len(x) - batch)) for step in itertools.islice(numbers, count)]
         began = perf_counter()
         for step, start in steps:
-            loss = F.cross_entropy(net(x[start : start + batch]), y[start : start + batch])
+            loss = F.cross_entropy(net(placed(x[start : start + batch])), placed(y[start : start + batch]))
             optimizer.zero_grad()
             loss.backward()
             for weight, mask in masked:
@@ -119,15 +134,18 @@ def loop(name: str, folder: Path, threads: int, test_batch: int) -> tuple[Timed,
             for group, rate in groups:
                 group["lr"] = rate * (1 + gamma * step) ** -power
             optimizer.step()
+        wait()
         return perf_counter() - began
 
     def test(count: int) -> float:
         net.eval()
         began = perf_counter()
         with torch.inference_mode():
-            logits = torch.empty(count, 10)  # a list of small tensors would scatter them over the free memory
+            # Rows of one tensor: a list of small ones would scatter them over the free memory.
+            logits = torch.empty(count, 10, device=place)
             for start in range(0, count, test_batch):
-                logits[start : start + test_batch] = net(x_test[start : start + test_batch])
+                logits[start : start + test_batch] = net(placed(x_test[start : start + test_batch]))
+            logits.cpu()
         return perf_counter() - began
 
     return train, test, batch

@@ -163,7 +163,7 @@ def _check_device(config: Config) -> None:
     if reason := framework.devices[hardware.device].unavailable:
         usable = ", ".join(name for name, device in sorted(framework.devices.items()) if not device.unavailable)
         raise Unavailable(f"hardware.device={hardware.device}: framework={framework.name} runs on {usable}: {reason}")
-    if hardware.device == "gpu" and not _has_gpu():
+    if hardware.device == "gpu" and not has_gpu():
         raise Unavailable("hardware.device=gpu: no NVIDIA GPU on this machine; hardware=cpu uses its CPU")
     own = sorted(os.sched_getaffinity(0))
     if hardware.cores is not None and not (hardware.cores and set(hardware.cores) <= set(own)):
@@ -174,7 +174,7 @@ def _check_device(config: Config) -> None:
         raise ConfigError(f"hardware.threads={hardware.threads}: there are {len(hardware.usable_cores())} cores to use")
 
 
-def _has_gpu() -> bool:
+def has_gpu() -> bool:
     """Whether NVIDIA's driver lists a GPU; asked without any framework."""
     tool = shutil.which("nvidia-smi")
     return tool is not None and subprocess.run([tool, "-L"], capture_output=True, timeout=30).stdout.startswith(b"GPU")

@@ -18,14 +18,16 @@ from typing import Any
 REPEATS, SECONDS = 5, 0.4
 """At least so many of each, and for so long."""
 
-SIZES = (1024, 2048)
+SIZES = {"cpu": (1024, 2048), "gpu": (2048, 4096, 8192)}
 """Rows and columns of the matrices: the larger ones are faster on a large machine, the smaller ones on a small one."""
 
 CONVOLUTION = {"batch": 32, "maps": 64, "side": 28, "kernel": 5}
 """Same padding, as many maps out as in."""
 
-COPIED = 64 * 2**20
-"""Bytes of the array that is copied."""
+COPIED = {"cpu": 64 * 2**20, "gpu": 2**30}
+"""Bytes of the array that is copied: a GPU's cache holds up to 60 MB, and to tell it to copy takes longer than to copy
+little.
+"""
 
 
 def main(device: str, threads: int) -> dict[str, Any]:
@@ -44,7 +46,7 @@ def with_torch(device: str, threads: int) -> dict[str, Any]:
     wait = torch.cuda.synchronize if device == "gpu" else lambda: None
     gflops = {}
     with torch.inference_mode():
-        for size in SIZES:
+        for size in SIZES[device]:
             left, right = (torch.rand(size, size, device=place) for _ in range(2))
             product = torch.empty(size, size, device=place)
             seconds = best(partial(torch.mm, left, right, out=product), wait)
@@ -56,25 +58,26 @@ def with_torch(device: str, threads: int) -> dict[str, Any]:
         seconds = best(lambda: layer(images), wait)
         work = 2 * images.numel() * shape["maps"] * shape["kernel"] ** 2
         gflops["convolution"] = work / seconds / 1e9
-        source = torch.rand(COPIED // 4, device=place)
+        source = torch.rand(COPIED[device] // 4, device=place)
         target = torch.empty_like(source)
         seconds = best(lambda: target.copy_(source), wait)
-    return {"library": f"torch {torch.__version__}", "gflops": gflops, "gb_per_s": 2 * COPIED / seconds / 1e9}
+    gb_per_s = 2 * COPIED[device] / seconds / 1e9
+    return {"library": f"torch {torch.__version__}", "gflops": gflops, "gb_per_s": gb_per_s}
 
 
 def with_numpy() -> dict[str, Any]:
     import numpy as np
 
     gflops = {}
-    for size in SIZES:
+    for size in SIZES["cpu"]:
         left, right = (np.random.default_rng(seed).random((size, size), np.float32) for seed in range(2))
         product = np.empty((size, size), np.float32)
         seconds = best(partial(np.matmul, left, right, out=product))
         gflops[f"matrix product of {size}"] = 2 * size**3 / seconds / 1e9
-    source = np.ones(COPIED // 4, np.float32)
+    source = np.ones(COPIED["cpu"] // 4, np.float32)
     target = np.empty_like(source)
     seconds = best(lambda: np.copyto(target, source))
-    return {"library": f"numpy {np.__version__}", "gflops": gflops, "gb_per_s": 2 * COPIED / seconds / 1e9}
+    return {"library": f"numpy {np.__version__}", "gflops": gflops, "gb_per_s": 2 * source.nbytes / seconds / 1e9}
 
 
 def best(operation: Callable[[], object], wait: Callable[[], object] = lambda: None) -> float:

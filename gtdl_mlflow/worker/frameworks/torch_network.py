@@ -100,6 +100,7 @@ class _BatchNormalization(nn.Module):
 
     running_mean: Tensor
     running_var: Tensor
+    ones: Tensor | None
 
     def __init__(self, node: Node) -> None:
         super().__init__()
@@ -107,13 +108,16 @@ class _BatchNormalization(nn.Module):
         assert isinstance(layer, vocabulary.BatchNormalization)
         self._layer, maps = layer, node.input[0]
         self.gamma = nn.Parameter(torch.ones(maps)) if layer.scale else None
+        # Given no gamma but a beta, torch 2.11 failed on a GPU in the backward pass: "tensor does not have a device".
+        self.register_buffer("ones", None if layer.scale else torch.ones(maps), persistent=False)
         self.beta = nn.Parameter(torch.zeros(maps))
         self.register_buffer("running_mean", torch.zeros(maps))
         self.register_buffer("running_var", torch.ones(maps))
 
     def forward(self, images: Tensor) -> Tensor:
+        gamma = self.ones if self.gamma is None else self.gamma
         return F.batch_norm(
-            images, self.running_mean, self.running_var, self.gamma, self.beta, self.training,
+            images, self.running_mean, self.running_var, gamma, self.beta, self.training,
             1 - self._layer.momentum, self._layer.epsilon,
         )  # fmt: skip
 
@@ -166,11 +170,13 @@ class _AveragePool(nn.Module):
         super().__init__()
         layer = node.layer
         assert isinstance(layer, vocabulary.AveragePool)
-        self._native, self._extra = _padding(node.pads, most=layer.size // 2)
+        # Never by torch's own padding: on a GPU, with channels last, torch 2.11 gave wrong gradients for it, off
+        # by half of the largest. Nor can it leave out cells padded on one side only.
+        _, self._extra = _padding(node.pads, most=0)
         self._layer = layer
-        self._ceil = bool(self._extra) and self._native == (0, 0) and _ceil_fits(node)
+        self._ceil = bool(self._extra) and _ceil_fits(node)
         if self._extra and not self._ceil:
-            # torch cannot leave out cells padded on one side only, so their share is put back.
+            # What the padded cells took of the mean is put back.
             ones = F.avg_pool2d(F.pad(torch.ones(1, 1, *node.input[1:]), self._extra), layer.size, layer.stride)
             self.register_buffer("_share", ones, persistent=False)
 
@@ -178,7 +184,7 @@ class _AveragePool(nn.Module):
         size, stride = self._layer.size, self._layer.stride
         if self._extra and not self._ceil:
             return F.avg_pool2d(F.pad(images, self._extra), size, stride) / self._share
-        return F.avg_pool2d(images, size, stride, self._native, ceil_mode=self._ceil, count_include_pad=False)
+        return F.avg_pool2d(images, size, stride, ceil_mode=self._ceil, count_include_pad=False)
 
 
 def _padding(pads: Pads, most: float = math.inf) -> tuple[tuple[int, int], tuple[int, ...]]:
