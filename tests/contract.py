@@ -26,7 +26,7 @@ sys.modules["gtdl_mlflow"] = package = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(package)
 
 from gtdl_mlflow.worker import assembly, experiment  # noqa: E402
-from gtdl_mlflow.worker.inputs import batches, test_batches  # noqa: E402
+from gtdl_mlflow.worker.inputs import aligned, arranged, batches, test_batches  # noqa: E402
 from gtdl_mlflow.worker.job import Job, Order, training  # noqa: E402
 from gtdl_mlflow.worker.model import Model  # noqa: E402
 
@@ -51,16 +51,15 @@ def answer(case: dict[str, Any], images: np.ndarray, labels: np.ndarray, folder:
     values = case["job"]
     job = Job(**{**values, "training": training(values["training"])})
     treatment, model, _ = assembly.assemble(job, assembly.adapter(job.adapter))
-    # Copied, as the transposed view would be read-only on some versions.
-    arranged = model.adopt(np.ascontiguousarray(images if model.layout == "NCHW" else images.transpose(0, 2, 3, 1)))
+    treated = model.adopt(aligned(arranged(images.transpose(0, 2, 3, 1), model.layout)))
     labels = model.adopt(labels.astype(model.label_type))
-    feed = Counted(batches(arranged, labels, job.training.batch_size, Order.sequential, 0))
+    feed = Counted(batches(treated, labels, job.training.batch_size, Order.sequential, 0))
     given: list[Any] = []
     for action, *arguments in case["steps"]:
         if action == "weights":
             given.append(model.weights())
         elif action == "predict":
-            given.append(model.predict(test_batches(arranged, arguments[0])))
+            given.append(model.predict(test_batches(treated, arguments[0])))
         elif action == "train":
             before = feed.taken
             losses = model.train(feed, arguments[0])
@@ -82,7 +81,7 @@ def answer(case: dict[str, Any], images: np.ndarray, labels: np.ndarray, folder:
             place, taken = Path(arguments[0]), arguments[1]
             model.restore(place, taken)
             size = job.training.batch_size
-            feed = Counted(batches(arranged, labels, size, Order.sequential, 0, taken))
+            feed = Counted(batches(treated, labels, size, Order.sequential, 0, taken))
             given.append({})
         elif action == "pyfunc":
             given.append(Model(Path(arguments[0])).predict(np.rint(images.transpose(0, 2, 3, 1) * 255).astype("uint8")))

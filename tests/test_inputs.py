@@ -124,6 +124,7 @@ def treated(steps: dict[str, dict[str, Any]], images: np.ndarray = RAW, layout: 
     assert (images == before).all()  # the data set itself is never touched
     assert result.dtype == np.float32
     assert result.flags.c_contiguous
+    assert result.ctypes.data % inputs.ALIGNMENT == 0
     return result
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from . import initial, numpy_network
 from .assembly import assemble
 from .frameworks.base import Adapter
-from .inputs import batches, test_batches
+from .inputs import aligned, arranged, batches, test_batches
 from .job import Job, Optimizer, Order, Training
 from .network import expanded
 
@@ -45,9 +45,9 @@ def check(job: Job, adapter_class: type[Adapter]) -> dict[str, float]:
     images = random.standard_normal((IMAGES, *network.nodes[0].input)).astype(np.float32)
     labels = random.randint(0, job.classes, IMAGES)
 
-    arranged = model.adopt(np.ascontiguousarray(images if model.layout == "NCHW" else images.transpose(0, 2, 3, 1)))
-    logits = model.predict(test_batches(arranged, IMAGES))
-    feed = batches(arranged, model.adopt(labels.astype(model.label_type)), BATCH, Order.sequential, 0)
+    treated = model.adopt(aligned(arranged(images.transpose(0, 2, 3, 1), model.layout)))
+    logits = model.predict(test_batches(treated, IMAGES))
+    feed = batches(treated, model.adopt(labels.astype(model.label_type)), BATCH, Order.sequential, 0)
     losses = [model.train(feed, [RATE])]
     after = model.weights()
     losses.append(model.train(feed, [RATE] * (STEPS - 1)))

@@ -13,7 +13,7 @@ from tensorflow.python.util import _pywrap_util_port
 
 from .. import layers as vocabulary
 from ..initial import Weights
-from ..inputs import Batch
+from ..inputs import ALIGNMENT, Batch
 from ..job import Optimizer
 from ..layers import Pads
 from ..network import IMAGES, Node
@@ -76,7 +76,7 @@ class TensorFlow(Adapter):
             more = list(itertools.islice(feed, min(self._together(images), len(rates) - place) - 1))
             together = [images, *(each for each, _ in more)], [labels, *(each for _, each in more)]
             stop = place + len(together[0])
-            losses.append(self._train(*map(_stack, together), rows[place:stop], self._steps + place))
+            losses.append(self._train(*map(self._handed, together), rows[place:stop], self._steps + place))
             place = stop
         self._steps += len(rates)
         read = np.concatenate([some.numpy() for some in losses])
@@ -88,10 +88,10 @@ class TensorFlow(Adapter):
         waiting: list[np.ndarray] = []
         for images in batches:
             if waiting and (len(images) != len(waiting[0]) or len(waiting) == self._together(images)):
-                logits.append(self._predict(_stack(waiting)))
+                logits.append(self._predict(self._handed(waiting)))
                 waiting = []
             waiting.append(images)
-        logits.append(self._predict(_stack(waiting)))
+        logits.append(self._predict(self._handed(waiting)))
         read = np.concatenate([some.numpy().reshape(-1, some.shape[-1]) for some in logits])
         self._wait()
         return read
@@ -167,6 +167,18 @@ class TensorFlow(Adapter):
         """How many batches like this one are handed over in one call."""
         limit: int = self._setup.options["bytes_per_call"]
         return max(1, limit // max(images.nbytes, 1))
+
+    def _handed(self, arrays: list[np.ndarray]) -> np.ndarray | tf.Tensor:
+        """Arrays of one shape as one (arrays, ...), by itself where they lie if possible: two copies of each image, one
+        into a row and one into a tensor, took 5 % of testing caffe_cifar10.
+        """
+        whole = _in_a_row(arrays)
+        if whole is None:
+            return np.stack(arrays)
+        usable = whole.flags.c_contiguous and whole.flags.writeable and _address(whole) % ALIGNMENT == 0
+        if self._setup.device == "gpu" or not usable:
+            return whole
+        return tf.experimental.dlpack.from_dlpack(whole.__dlpack__())
 
     def _rows(self, rates: list[float]) -> np.ndarray:
         """Of each step: the rate, the powers of Adam's betas, and what an average keeps of itself. (steps, 4)"""
@@ -335,8 +347,22 @@ def _start(device: str, threads: int) -> None:
         tf.config.experimental.set_memory_growth(gpu, True)
 
 
-def _stack(arrays: list[np.ndarray]) -> np.ndarray:
-    return arrays[0][None] if len(arrays) == 1 else np.stack(arrays)
+def _in_a_row(arrays: list[np.ndarray]) -> np.ndarray | None:
+    """Views of one array that lie one after another, as one view (views, ...); None if they are anything else."""
+    first, *others = arrays
+    if not others:
+        return first[None]
+    begin, size, whole = _address(first), first.nbytes, first.base
+    if whole is None or not first.flags.c_contiguous:
+        return None
+    for number, other in enumerate(others, 1):
+        if other.base is not whole or _address(other) != begin + number * size:
+            return None
+    return np.lib.stride_tricks.as_strided(first, (len(arrays), *first.shape), (size, *first.strides))
+
+
+def _address(array: np.ndarray) -> int:
+    return int(array.__array_interface__["data"][0])
 
 
 def _explicit(pads: Pads) -> list[list[int]]:
