@@ -35,12 +35,14 @@ class Gpu:
         """The driver's version."""
         return str(pynvml.nvmlSystemGetDriverVersion())
 
-    def others(self, worker: int) -> int:
+    def others(self, worker: int) -> float | None:
         """How many processes compute on it that are neither ``worker`` nor started by it."""
         own = {worker}
         with suppress(psutil.Error):
             own |= {child.pid for child in psutil.Process(worker).children(recursive=True)}
-        return len({process.pid for process in pynvml.nvmlDeviceGetComputeRunningProcesses(self._gpu)} - own)
+        return _told(
+            lambda: len({process.pid for process in pynvml.nvmlDeviceGetComputeRunningProcesses(self._gpu)} - own)
+        )
 
     def mhz(self) -> float | None:
         """The clock of its multiprocessors, now."""

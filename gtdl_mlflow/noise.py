@@ -60,9 +60,9 @@ class Moment:
 
 @dataclass(frozen=True)
 class GpuMoment:
-    """What a GPU tells of itself."""
+    """What a GPU tells of itself; None is what it does not."""
 
-    others: int
+    others: float | None
     """Processes on it that are not the run's."""
     mhz: float | None
     throttled_s: float | None
@@ -92,7 +92,9 @@ def figures(before: Moment, after: Moment, worker_s: float) -> dict[str, float]:
 
 
 def _gpu_figures(before: GpuMoment, after: GpuMoment) -> dict[str, float]:
-    made: dict[str, float] = {"noise/gpu_other_processes": max(before.others, after.others)}
+    made = {}
+    if before.others is not None and after.others is not None:
+        made["noise/gpu_other_processes"] = max(before.others, after.others)
     if before.mhz is not None and after.mhz is not None:
         made |= {"noise/gpu_mhz_before": before.mhz, "noise/gpu_mhz_after": after.mhz}
     if before.throttled_s is not None and after.throttled_s is not None:

@@ -16,8 +16,8 @@ import tensorflow as tf
 Timed = Callable[[int], float]
 
 CALL_STEPS = 25
-CALL_STEPS_OF_ONE = 500
-"""Training steps in one call of the graph; and where a step is one image. Batches to classify, too."""
+CALL_STEPS_OF_FEW = 500
+"""Training steps in one call of the graph; and where a step is up to ten images. Batches to classify, too."""
 
 Forward = Callable[[tf.Tensor, bool], tf.Tensor]
 Update = Callable[[list[tf.Tensor], tf.Tensor], None]
@@ -157,7 +157,7 @@ def loop(name: str, folder: Path, threads: int, test_batch: int) -> tuple[Timed,
     tf.random.set_seed(0)
     parameters = Parameters()
     forward, update, batch = globals()[name](parameters)
-    call = CALL_STEPS_OF_ONE if batch == 1 else CALL_STEPS
+    call = CALL_STEPS if batch > 10 else CALL_STEPS_OF_FEW
 
     def images(part: str) -> tf.Tensor:
         return tf.constant(np.load(folder / f"{part}_treated.npy"))
