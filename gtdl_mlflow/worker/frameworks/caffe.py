@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import math
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,10 @@ _blas.openblas_get_corename.restype = ctypes.c_char_p
 _COUNT, _FACTOR, _ARRAY, _STRIDE = ctypes.c_int, ctypes.c_float, ctypes.c_void_p, ctypes.c_int
 _blas.cblas_saxpy.argtypes = [_COUNT, _FACTOR, _ARRAY, _STRIDE, _ARRAY, _STRIDE]
 _blas.cblas_saxpby.argtypes = [_COUNT, _FACTOR, _ARRAY, _STRIDE, _FACTOR, _ARRAY, _STRIDE]
+
+
+AT_HAND = 2**18
+"""Bytes of images that are taken ahead of their steps."""
 
 
 class Caffe(Adapter):
@@ -105,33 +110,34 @@ class Caffe(Adapter):
     def train(self, batches: Iterable[Batch], rates: list[float]) -> np.ndarray:
         losses = np.empty(len(rates), np.float32)
         sgd = self._training.optimizer is Optimizer.sgd
-        for step, (rate, (images, labels)) in enumerate(zip(rates, batches, strict=False)):
-            self._images[...] = images
-            self._labels[...] = labels
-            self._share = rate / self._training.learning_rate
+        own_rate, largest = self._training.learning_rate, LARGEST_LOSS / self._training.batch_size
+        # A step of Caffe's leaves little of Python in the processor's caches: by local names, and with the next few
+        # batches at hand, there is less of it to find again.
+        take, once, read = _few(batches, len(rates)).__next__, self._solver.step, self._loss.item
+        images, labels, loss_weight = self._images, self._labels, self._loss_weight
+        sizes, masked, step_seed, average = self._sizes, self._masked, self._step_seed, self._training.average
+        for step, rate in enumerate(rates):
+            images[...], labels[...] = take()
+            self._share = share = rate / own_rate
             if sgd:
                 # The solver's rate is fixed for good, but what the loss weighs scales all gradients at no cost.
-                self._loss_weight[...] = self._share
-            if self._step_seed is not None:
+                loss_weight[...] = share
+            if step_seed is not None:
                 # All nets of a process share one generator: started anew, it does not tell what the others did.
-                caffe.set_random_seed(self._step_seed(self._steps))
-            self._solver.step(1)
+                caffe.set_random_seed(step_seed(self._steps))
+            once(1)
             self._steps += 1
-            losses[step] = loss = self._loss.item()
-            if loss * len(labels) >= LARGEST_LOSS:  # else no image can have come that far
+            losses[step] = loss = read()
+            if not loss < largest:
+                self._look_at(loss, rate)
                 losses[step] = self._cross_entropy(labels)
-            if self._max_pools and not math.isfinite(loss):
-                raise FloatingPointError(
-                    f"framework=caffe: the loss is {loss} at a learning rate of {rate:g}, and Caffe's max-pooling "
-                    "writes outside its memory when it is given what is not a number"
-                )
-            if not sgd and self._share != 1:
+            if not sgd and share != 1:
                 self._rescale_update()
-            for size, value in self._sizes:
+            for size, value in sizes:
                 size[...] = value
-            for weights, mask in self._masked:
+            for weights, mask in masked:
                 np.multiply(weights, mask, out=weights)
-            if self._training.average is not None:
+            if average is not None:
                 self._move_average()
         return losses
 
@@ -201,6 +207,13 @@ class Caffe(Adapter):
         logits: np.ndarray = self._tested.forward()[self._prototxt.logits].copy()
         return logits
 
+    def _look_at(self, loss: float, rate: float) -> None:
+        if self._max_pools and not math.isfinite(loss):
+            raise FloatingPointError(
+                f"framework=caffe: the loss is {loss} at a learning rate of {rate:g}, and Caffe's max-pooling "
+                "writes outside its memory when it is given what is not a number"
+            )
+
     def _cross_entropy(self, labels: np.ndarray) -> float:
         """Of the batch just trained on, however large."""
         shifted = self._train_logits - self._train_logits.max(axis=1, keepdims=True)
@@ -231,3 +244,13 @@ class Caffe(Adapter):
         self.solver_prototxt.net = str(named)
         solver.write_text(str(self.solver_prototxt))
         return str(net), str(solver)
+
+
+def _few(batches: Iterable[Batch], count: int) -> Iterator[Batch]:
+    """The next ``count`` of the batches, ``AT_HAND`` of images taken at a time, and at least a batch."""
+    feed = iter(batches)
+    while count:
+        first = next(feed)
+        some = [first, *itertools.islice(feed, min(count, max(1, AT_HAND // first[0].nbytes)) - 1)]
+        yield from some
+        count -= len(some)
