@@ -85,8 +85,9 @@ def roofline(results: Mapping[str, float], peak: Peak, path: Path) -> None:
     right = max(ridge, *(point["intensity"] for point in points)) * 4
     roof = [{"intensity": each, "gflops": min(gflops, peak.gb_per_s * each)} for each in (left, ridge, right)]
     low = min(roof[0]["gflops"], *(point["gflops"] for point in points)) / 2
-    texts = [{**point, "text": f"{point['phase']}: {point['share']:.0f} % of the peak"} for point in points]
-    phases = {"field": "phase", "type": "nominal", "title": None, "sort": [point["phase"] for point in points]}
+    texts = [{**point, "text": f"{point['phase']}: {_two_digits(point['share'])} % of the peak"} for point in points]
+    # No legend: the points are named where they are.
+    phases = {"field": "phase", "type": "nominal", "legend": None, "sort": [point["phase"] for point in points]}
     _write({
         "height": 260,
         "encoding": {
@@ -102,6 +103,11 @@ def roofline(results: Mapping[str, float], peak: Peak, path: Path) -> None:
              "encoding": {"text": {"field": "text", "type": "nominal"}}},
         ],
     }, path)  # fmt: skip
+
+
+def _two_digits(share: float) -> str:
+    """In percent: 43, 4.3, 0.43, as a small network on a large GPU may have less than a hundredth of its peak."""
+    return f"{share:.0f}" if share >= 10 else f"{share:.2g}"
 
 
 def inference(metrics: Sequence[Metric], framework: str, table: Path, path: Path) -> None:

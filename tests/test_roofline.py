@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from conftest import ROOT, Command, runs
 from mlflow import MlflowClient
 
-from gtdl_mlflow import config, environments, peaks, roofline
+from gtdl_mlflow import config, environments, peaks, pictures, roofline
 from gtdl_mlflow.benchmark import job_of
 from gtdl_mlflow.home import home
 from gtdl_mlflow.worker.job import Optimizer, Training
@@ -147,7 +148,17 @@ def test_a_run_has_its_share_a_table_and_a_picture(gtdl: Command, store: str, tm
     assert float(rows[0]["flops_per_byte"]) == pytest.approx(15680 / (4 * (784 + 10 + 7850 / 50)), rel=0.01)
     assert rows[0]["limit"] in ("computing", "memory")
     picture = Path(client.download_artifacts(run.info.run_id, "roofline.svg", str(tmp_path))).read_text()
-    assert f"testing: {metrics['test/peak_share_percent']:.0f} % of the peak" in picture
+    named = re.search(r"testing: ([\d.]+) % of the peak", picture)
+    assert named is not None
+    assert float(named[1]) == pytest.approx(metrics["test/peak_share_percent"], rel=0.06)
+
+
+@pytest.mark.parametrize(("share", "text"), [(0.157, "0.16"), (4.26, "4.3"), (42.6, "43"), (100.0, "100")])
+def test_a_small_share_is_not_rounded_to_none(tmp_path: Path, share: float, text: str) -> None:
+    figures = {"flops_per_byte": 8.0, "gflops": 80.0, "peak_share_percent": share}
+    results = {f"{phase}/{name}": value for phase in ("train", "test") for name, value in figures.items()}
+    pictures.roofline(results, PEAK, tmp_path / "roofline.svg")
+    assert f"training: {text} % of the peak" in (tmp_path / "roofline.svg").read_text()
 
 
 def test_gtdl_machine_says_what_this_one_can_do(gtdl: Command, capsys: pytest.CaptureFixture[str]) -> None:
