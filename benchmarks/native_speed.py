@@ -56,6 +56,8 @@ def main() -> None:
     parser.add_argument("--one-process", action="store_true", help="both in one process, in shorter turns")
     parser.add_argument("--hardware", default="cpu", help="as for a run; of the loops, PyTorch's has a way to a GPU")
     options = parser.parse_args()
+    if options.hardware == "gpu" and options.frameworks != ["torch"]:
+        parser.error("--hardware gpu: of the loops only PyTorch's has a way there; add --frameworks torch")
     with tempfile.TemporaryDirectory() as folder:
         for framework, network in itertools.product(options.frameworks, options.networks):
             data = made_up(network, Path(folder))

@@ -33,8 +33,8 @@ ROOT = Path(__file__).parents[1]
 FRAMEWORKS = sorted(path.stem for path in (ROOT / "conf" / "framework").glob("*.yaml"))
 ON_GPU = [
     name
-    for name in FRAMEWORKS
-    if checks.has_gpu() and "recipes" in OmegaConf.load(ROOT / "conf" / "framework" / f"{name}.yaml").devices.gpu
+    for name in (FRAMEWORKS if checks.has_gpu() else [])
+    if "recipes" in OmegaConf.load(ROOT / "conf" / "framework" / f"{name}.yaml").devices.gpu
 ]
 """Each is asked everything a second time, on the GPU of the machine."""
 MODELS = sorted(path.stem for path in (ROOT / "conf" / "model").glob("*.yaml"))
@@ -455,8 +455,9 @@ def test_gradients_are_those_of_the_definition(contestant: Contestant, learned: 
         before, after = learned.weights(name, 0), learned.weights(name, 3)
         largest = max(float(np.abs(gradient).max()) for gradient in gradients.values())
         # See parity.BOUNDS: a deep network has activations at the very edge of a ReLU. A GPU's convolutions may be
-        # Winograd's, which round more: 4e-4 was seen.
-        bound = 1e-3 if name == "model mxnet_cifar10" or contestant.device == "gpu" else 1e-4
+        # Winograd's, which round more: 4e-4 was seen of a whole network.
+        rounds_more = contestant.device == "gpu" and name.startswith("model ")
+        bound = 1e-3 if name == "model mxnet_cifar10" or rounds_more else 1e-4
         for key, gradient in gradients.items():
             difference = np.abs(before[key].astype(np.float64) - after[key] - gradient).max()
             # The difference of two float32 values near 1 is exact to 1e-7.

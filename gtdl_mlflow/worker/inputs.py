@@ -96,13 +96,32 @@ def arranged(images: np.ndarray, layout: str) -> np.ndarray:
 
 def aligned(array: np.ndarray) -> np.ndarray:
     """The array, contiguous and from a multiple of ``ALIGNMENT`` bytes on; a copy if it is not."""
-    if array.flags.c_contiguous and array.ctypes.data % ALIGNMENT == 0:
+    if array.flags.c_contiguous and address(array) % ALIGNMENT == 0:
         return array
     room = np.empty(array.nbytes + ALIGNMENT, np.uint8)
-    first = -room.ctypes.data % ALIGNMENT
+    first = -address(room) % ALIGNMENT
     copy = room[first : first + array.nbytes].view(array.dtype).reshape(array.shape)
     np.copyto(copy, array)
     return copy
+
+
+def in_a_row(arrays: list[np.ndarray]) -> np.ndarray | None:
+    """Views of one array that lie one after another, as one view (views, ...); None if they are anything else."""
+    first, *others = arrays
+    if not others:
+        return first[None]
+    begin, size, whole = address(first), first.nbytes, first.base
+    if whole is None or not first.flags.c_contiguous:
+        return None
+    for number, other in enumerate(others, 1):
+        if other.base is not whole or address(other) != begin + number * size:
+            return None
+    return np.lib.stride_tricks.as_strided(first, (len(arrays), *first.shape), (size, *first.strides))
+
+
+def address(array: np.ndarray) -> int:
+    """Where in memory its first element is."""
+    return int(array.__array_interface__["data"][0])
 
 
 def split(images: int, training: Training) -> tuple[slice, slice]:

@@ -13,7 +13,7 @@ from tensorflow.python.util import _pywrap_util_port
 
 from .. import layers as vocabulary
 from ..initial import Weights
-from ..inputs import ALIGNMENT, Batch
+from ..inputs import ALIGNMENT, Batch, address, in_a_row
 from ..job import Optimizer
 from ..layers import Pads
 from ..network import IMAGES, Node
@@ -172,10 +172,10 @@ class TensorFlow(Adapter):
         """Arrays of one shape as one (arrays, ...), by itself where they lie if possible: two copies of each image, one
         into a row and one into a tensor, took 5 % of testing caffe_cifar10.
         """
-        whole = _in_a_row(arrays)
+        whole = in_a_row(arrays)
         if whole is None:
             return np.stack(arrays)
-        usable = whole.flags.c_contiguous and whole.flags.writeable and _address(whole) % ALIGNMENT == 0
+        usable = whole.flags.c_contiguous and whole.flags.writeable and address(whole) % ALIGNMENT == 0
         if self._setup.device == "gpu" or not usable:
             return whole
         return tf.experimental.dlpack.from_dlpack(whole.__dlpack__())
@@ -345,24 +345,6 @@ def _start(device: str, threads: int) -> None:
         raise RuntimeError("framework=tensorflow finds no GPU that it can use; why not is in the lines above")
     for gpu in tf.config.get_visible_devices("GPU"):
         tf.config.experimental.set_memory_growth(gpu, True)
-
-
-def _in_a_row(arrays: list[np.ndarray]) -> np.ndarray | None:
-    """Views of one array that lie one after another, as one view (views, ...); None if they are anything else."""
-    first, *others = arrays
-    if not others:
-        return first[None]
-    begin, size, whole = _address(first), first.nbytes, first.base
-    if whole is None or not first.flags.c_contiguous:
-        return None
-    for number, other in enumerate(others, 1):
-        if other.base is not whole or _address(other) != begin + number * size:
-            return None
-    return np.lib.stride_tricks.as_strided(first, (len(arrays), *first.shape), (size, *first.strides))
-
-
-def _address(array: np.ndarray) -> int:
-    return int(array.__array_interface__["data"][0])
 
 
 def _explicit(pads: Pads) -> list[list[int]]:

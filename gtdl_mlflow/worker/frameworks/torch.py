@@ -28,7 +28,8 @@ class Torch(Adapter):
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.allow_tf32 = False
         # The same seed gives the same bits: kernels chosen by a race are others in the next run, and some add up in
-        # whatever order their threads come. On an H200 that took up to 15 % of a step (caffe_cifar10), mostly nothing.
+        # whatever order their threads come. To do without took 15 to 20 % of a step of caffe_cifar10 on an H200, and
+        # nothing that showed of the other four networks.
         torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
         self._on_gpu = setup.device == "gpu"
         self._device = torch.device("cuda" if self._on_gpu else "cpu")
