@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.framework import config
 from tensorflow.python.util import _pywrap_util_port
 
 from .. import layers as vocabulary
@@ -140,6 +141,7 @@ class TensorFlow(Adapter):
                 "cuda": build["cuda_version"],
                 "cudnn": build["cudnn_version"],
                 "tf32": tf.config.experimental.tensor_float_32_execution_enabled(),
+                "op_determinism": config.is_op_determinism_enabled(),
             }
         return facts
 
@@ -345,6 +347,8 @@ def _start(device: str, threads: int) -> None:
         raise RuntimeError("framework=tensorflow finds no GPU that it can use; why not is in the lines above")
     for gpu in tf.config.get_visible_devices("GPU"):
         tf.config.experimental.set_memory_growth(gpu, True)
+    if device == "gpu":  # the same seed gives the same bits, as PyTorch's does there; the CPU's kernels do anyway
+        tf.config.experimental.enable_op_determinism()
 
 
 def _explicit(pads: Pads) -> list[list[int]]:
