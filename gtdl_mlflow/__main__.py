@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from . import secrets
 from .callbacks import SweepRun
-from .config import CONF, Config, ConfigError, Unavailable, typed
+from .config import CONF, Config, ConfigError, Unavailable, loader, typed
 from .explain import explain
 
 FLAGS = {
@@ -45,6 +45,7 @@ def main() -> None:
     warnings.filterwarnings("ignore", message=r"(?s).*is validated against ConfigStore schema")
     signal.signal(signal.SIGTERM, _interrupt)
     secrets.hide()
+    loader.install()
     try:
         sys.argv[1:] = overrides(sys.argv[1:])
         application()

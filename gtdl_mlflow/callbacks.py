@@ -19,7 +19,6 @@ from hydra.experimental.callback import Callback
 from omegaconf import open_dict, read_write
 
 from .config import ConfigError, Order, Rerun, Unavailable, compose, load
-from .config.loader import SweepLoader
 from .making import say
 
 if TYPE_CHECKING:
@@ -44,9 +43,6 @@ class CheckFirst(Callback):
             refuse(error)
 
     def on_multirun_start(self, config: Any, **_: Any) -> None:
-        hydra = GlobalHydra.instance().hydra
-        assert hydra is not None
-        hydra.config_loader = SweepLoader(hydra.config_loader)  # its sweepers and launchers get it from there
         try:
             check_launcher(config.hydra)
             for overrides in one_by_one(asked(config.hydra)):

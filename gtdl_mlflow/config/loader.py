@@ -1,8 +1,9 @@
-"""Hydra's loader of configurations, for sweeps: what differs in its values alone is composed once.
+"""Hydra's loader of configurations, which composes the same thing once.
 
-Hydra composes each cell of a sweep from all its files twice, to see that it can and to run it, and before that we do,
-to answer a mistake before anything starts. Values are the last that Hydra applies to what it has composed, so all
-before them serves every cell with the same choices.
+Hydra composes a command line twice, to see whether it is a sweep and to run it: half a second on a slow machine. Each
+cell of a sweep it composes from all its files twice, to see that it can and to run it, and before that we do, to answer
+a mistake before anything starts. Values are the last that Hydra applies to what it has composed, so all before them
+serves every cell with the same choices.
 """
 
 from __future__ import annotations
@@ -10,21 +11,31 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+from hydra._internal import hydra as hydra_itself
 from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
-from hydra.core.config_loader import ConfigLoader
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from hydra.types import RunMode
+from omegaconf import OmegaConf
 
 KEPT = 64
 """Compositions, the latest: more than the choices that a sweep goes through in turns."""
 
 
-class SweepLoader(ConfigLoaderImpl):
-    """Composes what ``loader`` would, from the same places."""
+def install() -> None:
+    """Have Hydra load by ``Loader``: it has a place for other loaders, but none to name one before it asks for the
+    first composition.
+    """
+    hydra_itself.ConfigLoaderImpl = Loader  # type: ignore[attr-defined]
 
-    def __init__(self, loader: ConfigLoader) -> None:
-        super().__init__(loader.get_search_path())
+
+class Loader(ConfigLoaderImpl):
+    """Composes what Hydra's own would, from the same places."""
+
+    def __init__(self, config_search_path: ConfigSearchPath) -> None:
+        super().__init__(config_search_path)
+        self._command: tuple[tuple[str | None, list[str]], Any] | None = None
         self._kept: dict[tuple[str | None, tuple[str, ...]], Any] = {}
 
     def load_configuration(
@@ -36,11 +47,24 @@ class SweepLoader(ConfigLoaderImpl):
         validate_sweep_overrides: bool = True,
     ) -> Any:
         parsed = OverridesParser.create().parse_overrides(overrides)
+        if validate_sweep_overrides:
+            self.validate_sweep_overrides_legal(parsed, run_mode, from_shell)
+        command = config_name, list(overrides)
+        if self._command is not None and self._command[0] == command:
+            composed = self._command[1]
+            choices = composed.hydra.runtime.choices
+            # A choice that is missing is left out of a sweep, and an error in a run.
+            if run_mode is RunMode.MULTIRUN or not any(OmegaConf.is_missing(choices, group) for group in choices):
+                return copy.deepcopy(composed)
+        if run_mode is RunMode.MULTIRUN:
+            composed = super().load_configuration(config_name, overrides, run_mode, from_shell, False)
+            self._command = command, composed
+            return copy.deepcopy(composed)
         values = [each for each in parsed if self._is_value(each)]
-        choices = [each for each in parsed if each.is_hydra_override() or self._is_choice(each)]
-        if run_mode is not RunMode.RUN or len(values) + len(choices) < len(parsed):
+        chosen = [each for each in parsed if each.is_hydra_override() or self._is_choice(each)]
+        if len(values) + len(chosen) < len(parsed):
             return super().load_configuration(config_name, overrides, run_mode, from_shell, validate_sweep_overrides)
-        lines = [str(each.input_line) for each in choices]
+        lines = [str(each.input_line) for each in chosen]
         key = config_name, tuple(lines)
         if key not in self._kept:
             self._kept[key] = super().load_configuration(config_name, lines, run_mode, from_shell)
