@@ -295,9 +295,10 @@ COMMANDS = [
 ]
 
 
+@pytest.mark.parametrize("asks", [[], ["hydra.mode=RUN"], ["hydra.mode=MULTIRUN"]])
 @pytest.mark.parametrize(("command", "mode"), COMMANDS)
 def test_a_command_line_is_composed_once_for_both_that_ask(
-    hydras_own: ConfigLoader, command: list[str], mode: RunMode, monkeypatch: pytest.MonkeyPatch
+    hydras_own: ConfigLoader, command: list[str], mode: RunMode, asks: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hydra_itself, "ConfigLoaderImpl", hydra_itself.ConfigLoaderImpl)  # and back after the test
     loaders.install()
@@ -311,8 +312,9 @@ def test_a_command_line_is_composed_once_for_both_that_ask(
     )
     asked = ours.load_configuration("config", command, RunMode.MULTIRUN, validate_sweep_overrides=False)
     asked.hydra.mode = RunMode.RUN  # what is done to one is not done to the other
-    found = ours.load_configuration("config", command, mode)
-    assert OmegaConf.to_yaml(found) == OmegaConf.to_yaml(hydras_own.load_configuration("config", command, mode))
+    again = [*command, *asks]
+    found = ours.load_configuration("config", again, mode)
+    assert OmegaConf.to_yaml(found) == OmegaConf.to_yaml(hydras_own.load_configuration("config", again, mode))
     assert len(read) == 1
 
 

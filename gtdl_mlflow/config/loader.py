@@ -36,6 +36,7 @@ class Loader(ConfigLoaderImpl):
     def __init__(self, config_search_path: ConfigSearchPath) -> None:
         super().__init__(config_search_path)
         self._command: tuple[tuple[str | None, list[str]], Any] | None = None
+        """The one that Hydra looked at to see whether it is a sweep, and what it was composed to."""
         self._kept: dict[tuple[str | None, tuple[str, ...]], Any] = {}
 
     def load_configuration(
@@ -49,17 +50,22 @@ class Loader(ConfigLoaderImpl):
         parsed = OverridesParser.create().parse_overrides(overrides)
         if validate_sweep_overrides:
             self.validate_sweep_overrides_legal(parsed, run_mode, from_shell)
-        command = config_name, list(overrides)
+        # Hydra's own words for what it found, added when it asks again.
+        found = [each for each in parsed[-1:] if str(each.input_line).startswith("hydra.mode=")]
+        command = config_name, overrides[: len(overrides) - len(found)]
         if self._command is not None and self._command[0] == command:
-            composed = self._command[1]
-            choices = composed.hydra.runtime.choices
+            choices = self._command[1].hydra.runtime.choices
             # A choice that is missing is left out of a sweep, and an error in a run.
             if run_mode is RunMode.MULTIRUN or not any(OmegaConf.is_missing(choices, group) for group in choices):
-                return copy.deepcopy(composed)
+                composed = copy.deepcopy(self._command[1])
+                self._apply_overrides_to_config(found, composed)
+                composed.hydra.overrides.hydra.extend([each.input_line for each in found])
+                return composed
         if run_mode is RunMode.MULTIRUN:
             composed = super().load_configuration(config_name, overrides, run_mode, from_shell, False)
-            self._command = command, composed
-            return copy.deepcopy(composed)
+            if not found:
+                self._command = command, copy.deepcopy(composed)
+            return composed
         values = [each for each in parsed if self._is_value(each)]
         chosen = [each for each in parsed if each.is_hydra_override() or self._is_choice(each)]
         if len(values) + len(chosen) < len(parsed):
