@@ -91,6 +91,17 @@ def test_a_scaling_run_has_enough_steps_for_a_steady_pace() -> None:
         assert composed.training.iterations == iterations
 
 
+def test_a_scaling_run_of_single_images_computes_with_numbers(gtdl: Command, store: str) -> None:
+    """Kernels that branch on what they see take other times for what is not a number, and Caffe refuses it."""
+    done = gtdl("framework=reference", "experiment=scaling", "training.batch_size=1", "hardware.threads=1")
+    assert done.returncode == 0, done.stderr
+    client = MlflowClient(store)
+    experiment = client.get_experiment_by_name("gtdl_scaling")
+    assert experiment is not None
+    [run] = [run for run in client.search_runs([experiment.experiment_id]) if "accuracy_percent" in run.data.metrics]
+    assert run.data.metrics["accuracy_percent"] > 50  # ten classes: without numbers it is 10
+
+
 @pytest.mark.parametrize(
     ("arguments", "artifacts", "cells"),
     [
