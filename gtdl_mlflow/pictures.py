@@ -138,17 +138,17 @@ def scaling(rows: Rows, path: Path) -> None:
     """Training speed by batch size, a line for each framework and number of threads; below it, how efficient several
     threads are.
     """
-    same = {
-        "x": _number("batch_size", "images in a batch", type="log", base=2), "color": _frameworks(rows),
-        "strokeDash": {"field": "threads", "type": "ordinal", "title": "threads",
-                       "legend": {"symbolType": "stroke", "symbolSize": 400}},
-    }  # fmt: skip
+    same = {"x": _number("batch_size", "images in a batch", type="log", base=2), "color": _frameworks(rows)}
+    threads = {"field": "threads", "type": "ordinal", "title": "threads",
+               "legend": {"symbolType": "stroke", "symbolSize": 400}}  # fmt: skip
     speed = _number("train_images_per_s", "training images/s, logarithmic", type="log")
     several = [row for row in rows if row["threads"] > 1 and row["efficiency_percent"] is not None]
     efficiency = _number("efficiency_percent", "speed-up over one thread / threads, %")
     _write({"vconcat": [
-        {"width": WIDTH, "height": 200, "data": {"values": data}, "mark": {"type": "line", "point": True},
-         "encoding": {**same, "y": y}}
+        {"width": WIDTH, "height": 200, "data": {"values": data}, "encoding": {**same, "y": y},
+         # The points in a layer of their own: with a line's, its legend has symbols without a stroke.
+         "layer": [{"mark": "line", "encoding": {"strokeDash": threads}},
+                   {"mark": {"type": "point", "filled": True, "opacity": 1}}]}
         for data, y in ((rows, speed), (several, efficiency)) if data
     ]}, path)  # fmt: skip
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import itertools
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import Command
+from conftest import Command, need_torch
 from mlflow import MlflowClient
 
 from gtdl_mlflow import studies
@@ -77,6 +78,8 @@ def test_scaling_is_against_one_thread_with_the_same_batch(tmp_path: Path) -> No
     picture = (tmp_path / "scaling.svg").read_text()
     assert "images in a batch" in picture
     assert "speed-up over one thread / threads, %" in picture
+    of_threads = re.findall(r'<path[^>]*stroke="#[^>]*stroke-dasharray="([^"]*)"', picture.partition('role-legend"')[2])
+    assert len(set(of_threads)) == 2  # a legend that shows how the lines differ
 
 
 def test_too_few_runs_conclude_nothing(tmp_path: Path) -> None:
@@ -93,7 +96,8 @@ def test_a_scaling_run_has_enough_steps_for_a_steady_pace() -> None:
 
 def test_a_scaling_run_of_single_images_computes_with_numbers(gtdl: Command, store: str) -> None:
     """Kernels that branch on what they see take other times for what is not a number, and Caffe refuses it."""
-    done = gtdl("framework=reference", "experiment=scaling", "training.batch_size=1", "hardware.threads=1")
+    need_torch()
+    done = gtdl("framework=torch", "experiment=scaling", "training.batch_size=1", "hardware.threads=1")
     assert done.returncode == 0, done.stderr
     client = MlflowClient(store)
     experiment = client.get_experiment_by_name("gtdl_scaling")
