@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +15,9 @@ import pytest
 from mlflow.entities import Run
 
 from gtdl_mlflow import config, environments
+
+# What a shell starts in the background ignores Ctrl-C, and so would all that the tests start and send one.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parents[1]
 
