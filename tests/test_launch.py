@@ -165,3 +165,20 @@ def test_the_worker_runs_by_hand_from_its_job_file(tmp_path: Path) -> None:
 
 def test_signals_are_named() -> None:
     assert launch._ending(-signal.SIGTERM) == "was killed by SIGTERM"
+
+
+def test_at_its_end_a_worker_runs_what_was_registered_and_takes_nothing_apart() -> None:
+    worker = Path(launch.__file__).parent / "worker" / "__main__.py"
+    program = f"""
+import atexit, os, runpy, sys
+class Framework:
+    def __del__(self, write=os.write): write(2, b"taken apart")
+framework = Framework()
+atexit.register(print, "farewell", file=sys.stderr)
+sys.argv = ["worker"]
+runpy.run_path({str(worker)!r}, run_name="__main__")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2  # no job was given
+    assert "farewell" in done.stderr
+    assert "taken apart" not in done.stderr
