@@ -112,6 +112,8 @@ def test_no_password_reaches_params_tags_files_or_messages(
     server: Server, gtdl: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, how: str
 ) -> None:
     monkeypatch.setenv("GTDL_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")  # a server that is gone is found gone at once
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_JITTER", "0")
     address = server.uri.replace("http://", f"http://{ADMIN[0]}:{ADMIN[1]}@")
     uri = [f"tracking.uri={address}"]
     if how == "environment":
