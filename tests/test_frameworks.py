@@ -26,7 +26,7 @@ from gtdl_mlflow import config, environments, launch
 from gtdl_mlflow.config import checks
 from gtdl_mlflow.worker import initial, numpy_network
 from gtdl_mlflow.worker.inputs import Treatment
-from gtdl_mlflow.worker.job import Decayed, Job, Optimizer, Order, Training
+from gtdl_mlflow.worker.job import Decayed, Job, LearningRateSchedule, Optimizer, Order, Schedule, Training
 from gtdl_mlflow.worker.network import Network, build, expanded
 
 ROOT = Path(__file__).parents[1]
@@ -192,6 +192,8 @@ ONE_LAYER = {
 }  # fmt: skip
 SHAPES = ((2, 7, 10), (2, 8, 9))
 
+# A framework may follow it by itself; what counts are the rates it is given.
+INVERSE = {"schedule": LearningRateSchedule(Schedule.inverse, gamma=0.3, power=0.75)}
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "sgd": {},
     "momentum": {"momentum": 0.9},
@@ -202,6 +204,7 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "average": {"average": 0.5},
     "average, slow": {"average": 0.9999, "momentum": 0.9},
     "caffe": {"momentum": 0.9, "weight_decay": 0.1, "bias_rate": 2.0},
+    "caffe, inverse": {"momentum": 0.9, "weight_decay": 0.1, "bias_rate": 2.0, **INVERSE},
     "adam": {"optimizer": Optimizer.adam},
     "adam, all of it": {"optimizer": Optimizer.adam, "beta1": 0.8, "beta2": 0.9, "epsilon": 0.1, "weight_decay": 0.1,
                         "bias_rate": 2.0},
@@ -217,6 +220,7 @@ RESUMED: dict[str, dict[str, Any]] = {
     "momentum": {"momentum": 0.9, "weight_decay": 0.1, "bias_rate": 2.0},
     "adam": {"optimizer": Optimizer.adam},
     "average": {"momentum": 0.9, "average": 0.5},
+    "inverse": {"momentum": 0.9, "weight_decay": 0.1, **INVERSE},
 }
 FOLLOWED: dict[str, dict[str, Any]] = {
     "plain": {"weight_decay": 0.3, "decayed": Decayed.weights},

@@ -21,7 +21,7 @@ from ..initial import Weights
 from ..inputs import Batch
 from ..job import Optimizer
 from .base import Adapter, Setup
-from .caffe_prototxt import IMAGES, LABELS, LOSS, Prototxt, solver_prototxt, turned
+from .caffe_prototxt import IMAGES, LABELS, LOSS, Prototxt, solver_prototxt, solver_rates, turned
 
 LARGEST_EPSILON = 1e-6
 """Of Adam: Caffe has it in another place of the formula, the same only where it hardly counts."""
@@ -110,17 +110,18 @@ class Caffe(Adapter):
     def train(self, batches: Iterable[Batch], rates: list[float]) -> np.ndarray:
         losses = np.empty(len(rates), np.float32)
         sgd = self._training.optimizer is Optimizer.sgd
-        own_rate, largest = self._training.learning_rate, LARGEST_LOSS / self._training.batch_size
+        own_rates = solver_rates(self._training, self._steps, self._steps + len(rates))
+        largest = LARGEST_LOSS / self._training.batch_size
         # A step of Caffe's leaves little of Python in the processor's caches: by local names, and with the next few
         # batches at hand, there is less of it to find again.
         take, once, read = _few(batches, len(rates)).__next__, self._solver.step, self._loss.item
         images, labels, loss_weight = self._images, self._labels, self._loss_weight
         sizes, masked, step_seed, average = self._sizes, self._masked, self._step_seed, self._training.average
-        for step, rate in enumerate(rates):
+        for step, (rate, own_rate) in enumerate(zip(rates, own_rates, strict=True)):
             images[...], labels[...] = take()
             self._share = share = rate / own_rate
             if sgd:
-                # The solver's rate is fixed for good, but what the loss weighs scales all gradients at no cost.
+                # The solver's schedule is fixed for good, but what the loss weighs scales all gradients at no cost.
                 loss_weight[...] = share
             if step_seed is not None:
                 # All nets of a process share one generator: started anew, it does not tell what the others did.

@@ -10,7 +10,7 @@ from caffe.proto import caffe_pb2
 
 from .. import layers as vocabulary
 from ..initial import Weights
-from ..job import Optimizer
+from ..job import Optimizer, Schedule, Training
 from ..layers import Shape
 from ..network import IMAGES as THE_IMAGES
 from ..network import Network, Node
@@ -21,10 +21,12 @@ LARGEST_BLOB = 2**31 - 1
 
 
 def solver_prototxt(setup: Setup) -> Any:
-    """The solver's parameters; the rate of each step is set beside them, step by step."""
+    """The solver's parameters; the rates of steps that are not ``solver_rates`` are set beside them, step by step."""
     training = setup.training
     common = {"base_lr": training.learning_rate, "lr_policy": "fixed", "weight_decay": training.weight_decay,
               "solver_mode": "CPU", "random_seed": setup.seed}  # fmt: skip
+    if training.schedule.type is Schedule.inverse:
+        common |= {"lr_policy": "inv", "gamma": training.schedule.gamma, "power": training.schedule.power}
     if training.optimizer is Optimizer.sgd:
         return caffe_pb2.SolverParameter(type="SGD", momentum=training.momentum, **common)
     # Caffe adds delta to the root of the second moment before the correction, so what counts is delta over
@@ -32,6 +34,13 @@ def solver_prototxt(setup: Setup) -> Any:
     delta = training.epsilon * math.sqrt(1 - training.beta2)
     moments = {"momentum": training.beta1, "momentum2": training.beta2, "delta": delta}
     return caffe_pb2.SolverParameter(type="Adam", **moments, **common)
+
+
+def solver_rates(training: Training, start: int, stop: int) -> list[float]:
+    """The learning rates of the steps ``start`` to ``stop`` by the solver's own schedule, which knows of no budget."""
+    if training.schedule.type is Schedule.inverse:
+        return training.rates(start, stop, budget=1)
+    return [training.learning_rate] * (stop - start)
 
 
 # Names that no layer of a user's can have.
