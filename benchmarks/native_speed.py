@@ -1,13 +1,15 @@
 """Our training and testing speed over a hand-written native loop's: same network, same data in memory, same threads.
 
-    python benchmarks/native_speed.py [--repeats 5] [--seconds 10] [--one-process] [--hardware gpu]
+    python benchmarks/native_speed.py [--repeats 5] [--seconds 10] [--one-process | --control] [--hardware gpu]
 
 Both run in the framework's own environment, each in a fresh process, in turns (ours, native, native, ours, ...), so
 that a drift of the machine hits both alike, on the same random images. Prints, per network, the median of each and of
 the pairwise ratio, with its lowest and highest. Run it on an otherwise idle machine.
 
 On a machine whose speed changes from one second to the next, as a virtual one's may, ``--one-process`` tells more: a
-repeat is one process, in which both take turns of a fraction of a second.
+repeat is one process, in which both take turns of a fraction of a second. Whoever is made first there may be faster or
+slower for good, by where its buffers come to lie: the next repeat makes them the other way round. ``--control`` holds
+ours against ours, made twice, in the same way: how far from 1 its ratios are is what the instrument itself gets wrong.
 """
 
 from __future__ import annotations
@@ -53,7 +55,9 @@ def main() -> None:
     parser.add_argument("--frameworks", nargs="+", choices=frameworks, default=frameworks)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--threads", type=int, default=0, help="0: as many as there are cores")
-    parser.add_argument("--one-process", action="store_true", help="both in one process, in shorter turns")
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--one-process", action="store_true", help="both in one process, in shorter turns")
+    mode.add_argument("--control", action="store_true", help="so too, but ours against ours")
     parser.add_argument("--hardware", default="cpu", help="as for a run; of the loops, PyTorch's has a way to a GPU")
     options = parser.parse_args()
     if options.hardware == "gpu" and options.frameworks != ["torch"]:
@@ -61,7 +65,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for framework, network in itertools.product(options.frameworks, options.networks):
             data = made_up(network, Path(folder))
-            measure = both if options.one_process else apart
+            measure = both if options.one_process else control if options.control else apart
             words = {"framework": framework, "setting": network, "hardware": options.hardware}
             composed = config.compose([*map("=".join, words.items()), "training.evaluate_every=0"])
             composed.hardware.threads = options.threads or None
@@ -118,11 +122,25 @@ def compare(composed: config.Config, data: Path, repeats: int, seconds: float, m
 
 
 def both(composed: config.Config, data: Path, seconds: float, repeat: int) -> dict[str, Figures]:
-    """One process for both."""
+    """One process for both, made in the order of this ``repeat``."""
+    if repeat % 2 == 0:
+        return in_turns(composed, data, seconds, "ours", "native")
+    turned = in_turns(composed, data, seconds, "native", "ours")
+    return {phase: (mine, theirs, 1 / ratio) for phase, (theirs, mine, ratio) in turned.items()}
+
+
+def control(composed: config.Config, data: Path, seconds: float, repeat: int) -> dict[str, Figures]:
+    """Two of ours in one process: the figures of the first are given as ours, those of the second as native."""
+    return in_turns(composed, data, seconds, "ours", "ours")
+
+
+def in_turns(composed: config.Config, data: Path, seconds: float, *sides: str) -> dict[str, Figures]:
+    """The figures of the first of two ``sides``, of the second, and their ratio."""
     with tempfile.TemporaryDirectory() as folder:
         job_file = Path(folder) / "job.json"
         job_of_random_images(composed, data, Path(folder)).write(job_file)
-        return run("in_turns", composed, job_file, seconds)
+        answer: dict[str, Figures] = run("in_turns", composed, job_file, seconds, *sides)
+        return answer
 
 
 def apart(composed: config.Config, data: Path, seconds: float, repeat: int) -> dict[str, Figures]:

@@ -73,6 +73,7 @@ def _account(build: config.Build, inputs: Mapping[str, Any]) -> list[str]:
         *(f"  {version}" for version in inputs["tools"].values()),
         *(f"  {path}" for path in inputs["libraries"].values()),
         f"  cmake {' '.join(build.options)}",
+        *(f"  {name}: {new}" for name, changes in build.edits.items() for new in changes.values()),
     ]
 
 
@@ -86,6 +87,7 @@ def _make(build: config.Build, toolchain: Toolchain, folder: Path, inputs: Mappi
     try:
         with log_file.open("wb") as log:
             source = _fetch(build, work, log)
+            _edit(build, source)
             _compile(build, toolchain, source, work, log)
             done = work / "done"
             name = Path(build.package).name
@@ -118,6 +120,17 @@ def _fetch(build: config.Build, work: Path, log: IO[bytes]) -> Path:
         sources.extractall(work / "unpacked")
     [source] = (work / "unpacked").iterdir()
     return source
+
+
+def _edit(build: config.Build, source: Path) -> None:
+    for name, changes in build.edits.items():
+        file = source / name
+        text = file.read_text(encoding="utf-8")
+        for old, new in changes.items():
+            if (times := text.count(old)) != 1:
+                raise BuildFailed(f"{build.source} cannot be edited: {name} has {old!r} {times} times, not once")
+            text = text.replace(old, new)
+        file.write_text(text, encoding="utf-8")
 
 
 def _compile(build: config.Build, toolchain: Toolchain, source: Path, work: Path, log: IO[bytes]) -> None:

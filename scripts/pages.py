@@ -76,7 +76,9 @@ def needs(recipe: Recipe) -> list[str]:
     if recipe.system:
         lines.append(f"- of the system, by Debian's names: {', '.join(f'`{each}`' for each in recipe.system)}")
     if recipe.build:
-        lines.append(f"- compiled from `{recipe.build.source}`, once")
+        edits = [f"`{new}` in `{name}`" for name, changes in recipe.build.edits.items() for new in changes.values()]
+        changed = f" (changed: {', '.join(edits)})" if edits else ""
+        lines.append(f"- compiled from `{recipe.build.source}`{changed}, once")
     if recipe.note:
         lines.append(f"- {recipe.note}")
     return lines

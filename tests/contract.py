@@ -6,9 +6,11 @@ beside it in ``arrays.npz``; the answers go to ``answers.npz`` and ``answers.jso
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import json
 import sys
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -91,6 +93,20 @@ def answer(case: dict[str, Any], images: np.ndarray, labels: np.ndarray, folder:
             given.append({})
         elif action == "waits":
             given.append({"facts": {"count": len(waits)}})
+        elif action == "train on copies":
+            size, copies = job.training.batch_size, []
+
+            def copied(copies: list[Any] = copies, size: int = size) -> Iterator[Any]:
+                """As batches of a shuffled set are: of memory of their own."""
+                for arrays in batches(images.copy(), np.zeros(len(images)), size, Order.sequential, 0):
+                    both = [np.array(arrays[0].transpose(0, 2, 3, 1)), np.array(arrays[1], model.label_type)]
+                    both[0] = np.array(arranged(both[0], model.layout))
+                    copies += map(weakref.ref, both)
+                    yield tuple(map(model.adopt, both))
+
+            model.train(copied(), arguments[0])
+            gc.collect()
+            given.append({"facts": {"made": len(copies), "kept": sum(copy() is not None for copy in copies)}})
         elif action == "describe":
             given.append({"facts": model.describe()})
         else:

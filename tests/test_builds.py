@@ -113,7 +113,12 @@ def sha256(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return write_sources(folder)
 
 
-def framework(sha256: str, *options: str, system: dict[str, config.SystemPackage] | None = None) -> config.Framework:
+def framework(
+    sha256: str,
+    *options: str,
+    system: dict[str, config.SystemPackage] | None = None,
+    edits: dict[str, dict[str, str]] | None = None,
+) -> config.Framework:
     build = config.Build(
         source="tinyc==1.0",
         sha256=sha256,
@@ -121,6 +126,7 @@ def framework(sha256: str, *options: str, system: dict[str, config.SystemPackage
         package="python/tinyc",
         options=["-DCMAKE_BUILD_TYPE=Release", *options],
         aliases={"mathematics": "m"},
+        edits=edits or {},
     )
     recipe = config.Recipe(["tiny==1.0"], system={**SYSTEM, **(system or {})}, build=build)
     return config.Framework(
@@ -188,6 +194,24 @@ def test_another_option_is_another_build_beside_the_first(sha256: str) -> None:
     assert one.folder != two.folder
     assert [answer(one), answer(two)] == [42, int(HERE.replace(".", ""))]
     assert (times_built(), len(builds())) == (2, 2)
+
+
+def test_edited_sources_are_another_build_and_the_environment_says_so(sha256: str) -> None:
+    edits = {"tinyc/_tinyc.cpp": {"PyLong_FromLong(ANSWER)": "PyLong_FromLong(-ANSWER)"}}
+    plain, edited = ensure(framework(sha256), "cpu"), ensure(framework(sha256, edits=edits), "cpu")
+    assert [answer(plain), answer(edited)] == [42, -42]
+    assert (times_built(), len(builds())) == (2, 2)
+    assert edited.packages[-1] == "#   tinyc/_tinyc.cpp: PyLong_FromLong(-ANSWER)"
+
+
+@pytest.mark.parametrize(("old", "times"), [("no_such_text", 0), ("answer", 3)])
+def test_an_edit_of_what_the_sources_do_not_have_once_is_refused(sha256: str, old: str, times: int) -> None:
+    with pytest.raises(EnvironmentFailed) as failed:
+        ensure(framework(sha256, edits={"tinyc/_tinyc.cpp": {old: "something else"}}), "cpu")
+    reason = f"tinyc==1.0 cannot be edited: tinyc/_tinyc.cpp has '{old}' {times} times, not once"
+    assert str(failed.value) == f"tinyc 1.0 cannot be made: {reason}"
+    assert times_built() == 0
+    assert left_behind() == []
 
 
 def test_another_version_of_a_system_library_is_another_build(

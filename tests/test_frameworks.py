@@ -281,6 +281,7 @@ def listed() -> dict[str, Case]:
         cases.append(case(f"describe {name}", layers, (3, 6, 5), [["predict", 4], ["describe"]]))
     watched: list[list[Any]] = [["watch"], ["train", [0.1] * 2], ["waits"], ["predict", 4], ["waits"]]
     cases.append(case("waits", {"dense": dense()}, (3, 6, 5), watched))
+    cases.append(case("copies", {"dense": dense()}, (3, 6, 5), [["train on copies", [0.1] * 20]]))
     return {made.name: made for made in cases}
 
 
@@ -609,6 +610,12 @@ def test_the_device_is_waited_for_at_the_end_of_training_and_of_classifying(cont
     for tuning in ("plain", "best"):
         said = contestant.answers[tuning].plain["waits"]
         assert [said[step]["facts"]["count"] for step in ("2", "4")] == [1, 2]
+
+
+def test_batches_that_were_trained_on_are_let_go(answers: Answers) -> None:
+    said = answers.plain["copies"]["0"]["facts"]
+    assert said["made"] >= 2 * 20
+    assert said["kept"] <= 2  # the last one's images and labels
 
 
 def test_a_gpu_that_is_not_there_is_no_cpu(contestant: Contestant, tmp_path: Path) -> None:

@@ -65,6 +65,8 @@ class Build:
     """Arguments of ``cmake``."""
     aliases: dict[str, str] = field(default_factory=dict)
     """Libraries by the names that the sources use, to those they have in ``Recipe.system``."""
+    edits: dict[str, dict[str, str]] = field(default_factory=dict)
+    """What the sources are changed in: of a file, a text that it has once, to what takes its place."""
 
 
 @dataclass

@@ -42,7 +42,8 @@ class Data:
         }
         trained, held_back = split(len(arrays["train_images"]), job.training)
         self.train_images = treatment.apply("train", arrays["train_images"][trained], model.layout)
-        self.train_labels = arrays["train_labels"][trained].astype(model.label_type)
+        # Not a memmap any more, whose slices are Python code, and views of nothing in common.
+        self.train_labels = np.array(arrays["train_labels"][trained], model.label_type)
         if job.training.early_stopping:  # nothing else looks at them
             self.validation_images = treatment.apply("validation", arrays["train_images"][held_back], model.layout)
             self.validation_labels = np.asarray(arrays["train_labels"][held_back])

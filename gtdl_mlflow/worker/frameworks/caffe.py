@@ -1,4 +1,4 @@
-"""Caffe: the network and the solver as prototxt, a step of Caffe's own solver per batch."""
+"""Caffe: the network and the solver as prototxt, steps of Caffe's own solver on the batches where they lie."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from caffe.proto import caffe_pb2
 
 from .. import layers as vocabulary
 from ..initial import Weights
-from ..inputs import Batch
+from ..inputs import VIEWS, Batch, in_a_row
 from ..job import Optimizer
 from .base import Adapter, Setup
 from .caffe_prototxt import IMAGES, LABELS, LOSS, Prototxt, solver_prototxt, solver_rates, turned
@@ -42,7 +42,7 @@ _blas.cblas_saxpby.argtypes = [_COUNT, _FACTOR, _ARRAY, _STRIDE, _FACTOR, _ARRAY
 
 
 AT_HAND = 2**18
-"""Bytes of images that are taken ahead of their steps."""
+"""Bytes of images that are taken ahead of their steps where they are copies, which shall stay in the caches."""
 
 
 class Caffe(Adapter):
@@ -56,7 +56,8 @@ class Caffe(Adapter):
             raise NotImplementedError(
                 f"framework=caffe trains by adam with training.epsilon of at most {LARGEST_EPSILON:g}"
             )
-        self._training = training
+        self._setup, self._training = setup, training
+        self._largest_loss = LARGEST_LOSS / training.batch_size
         self._prototxt = Prototxt(setup)
         self.solver_prototxt = solver_prototxt(setup)
         caffe.set_mode_cpu()
@@ -77,7 +78,6 @@ class Caffe(Adapter):
         """Images at a time that the tested net is shaped for."""
 
         # Views of Caffe's own memory: it stays where it is as long as the shapes do.
-        self._images, self._labels = (self._trained.blobs[name].data for name in (IMAGES, LABELS))
         self._train_logits = self._trained.blobs[self._prototxt.logits].data
         self._loss = self._trained.blobs[LOSS].data
         self._loss_weight = self._trained.blobs[LOSS].diff
@@ -86,8 +86,9 @@ class Caffe(Adapter):
             (blob.count, setup.weight_decay(name), blob.data.ctypes.data, blob.diff.ctypes.data)
             for name, blob in blobs.items()
         ]
+        # Where a weight starts at 0 and has no gradient it stays 0: no need to mask it whenever it is used.
         self._masked = [
-            (blobs[name].data, np.broadcast_to(mask, blobs[name].data.shape).copy())
+            (blobs[name].diff, np.broadcast_to(mask, blobs[name].diff.shape).copy())
             for name, mask in setup.masks.items()
         ]
         self._sizes = self._prototxt.sizes(self._trained)
@@ -98,49 +99,25 @@ class Caffe(Adapter):
         layers = [node.layer for node in setup.network.nodes]
         self._max_pools = any(isinstance(layer, vocabulary.MaxPool) for layer in layers)
         drops = any(isinstance(layer, vocabulary.Dropout) for layer in layers)
-        self._step_seed = setup.step_seed if drops else None
         self._share = 1.0
         """The learning rate, as a multiple of the solver's."""
         self._steps = 0
-        if training.optimizer is Optimizer.sgd and training.weight_decay:
-            # The solver never lets go of its callbacks: one that held this object would keep it alive for good.
-            rescale = weakref.WeakMethod(self._rescale_decay)
-            self._solver.add_callback(lambda: None, lambda: rescale()())  # type: ignore[misc]
+        self._losses: list[float] = []
+        """Of the steps of one call of ``train``."""
+        # The solver never lets go of its callbacks: one that held this object would keep it alive for good.
+        begun, done = weakref.WeakMethod(self._begin_step), weakref.WeakMethod(self._take_gradients)
+        self._solver.add_callback((lambda: begun()()) if drops else _nothing, lambda: done()())  # type: ignore[misc]
 
     def train(self, batches: Iterable[Batch], rates: list[float]) -> np.ndarray:
-        losses = np.empty(len(rates), np.float32)
-        sgd = self._training.optimizer is Optimizer.sgd
         own_rates = solver_rates(self._training, self._steps, self._steps + len(rates))
-        largest = LARGEST_LOSS / self._training.batch_size
-        # A step of Caffe's leaves little of Python in the processor's caches: by local names, and with the next few
-        # batches at hand, there is less of it to find again.
-        take, once, read = _few(batches, len(rates)).__next__, self._solver.step, self._loss.item
-        images, labels, loss_weight = self._images, self._labels, self._loss_weight
-        sizes, masked, step_seed, average = self._sizes, self._masked, self._step_seed, self._training.average
-        for step, (rate, own_rate) in enumerate(zip(rates, own_rates, strict=True)):
-            images[...], labels[...] = take()
-            self._share = share = rate / own_rate
-            if sgd:
-                # The solver's schedule is fixed for good, but what the loss weighs scales all gradients at no cost.
-                loss_weight[...] = share
-            if step_seed is not None:
-                # All nets of a process share one generator: started anew, it does not tell what the others did.
-                caffe.set_random_seed(step_seed(self._steps))
-            once(1)
-            self._steps += 1
-            losses[step] = loss = read()
-            if not loss < largest:
-                self._look_at(loss, rate)
-                losses[step] = self._cross_entropy(labels)
-            if not sgd and share != 1:
-                self._rescale_update()
-            for size, value in sizes:
-                size[...] = value
-            for weights, mask in masked:
-                np.multiply(weights, mask, out=weights)
-            if average is not None:
-                self._move_average()
-        return losses
+        shares = [rate / own_rate for rate, own_rate in zip(rates, own_rates, strict=True)]
+        feed, self._losses = iter(batches), []
+        for share, group in itertools.groupby(shares):
+            self._set_share(share)
+            for some in _few(feed, len(list(group))):
+                for images, labels in _rows(some):
+                    self._step(images, labels)
+        return np.array(self._losses, np.float32)
 
     def predict(self, batches: Iterable[np.ndarray]) -> np.ndarray:
         self._hand_state_over()
@@ -188,7 +165,7 @@ class Caffe(Adapter):
         return {
             "version": caffe.__version__,
             "device": "cpu",  # pycaffe does not tell; its GPU mode is never switched on
-            "precision": str(self._images.dtype),
+            "precision": str(self._train_logits.dtype),
             "threads": _blas.openblas_get_num_threads(),
             "blas": _blas.openblas_get_config().decode(),
             "blas_kernels": _blas.openblas_get_corename().decode(),
@@ -208,35 +185,74 @@ class Caffe(Adapter):
         logits: np.ndarray = self._tested.forward()[self._prototxt.logits].copy()
         return logits
 
-    def _look_at(self, loss: float, rate: float) -> None:
+    def _step(self, images: np.ndarray, labels: np.ndarray) -> None:
+        """On each of some batches in a row."""
+        # Through the net as it is given anew each time: such an object keeps alive all that it was ever handed.
+        self._solver.net.set_input_arrays(images, labels)
+        count = len(images) // self._training.batch_size
+        if not self._acts_between_steps:
+            # One call: what Python does between two of them cost 1 to 3 % of a step, the caches being Caffe's by then.
+            self._solver.step(count)
+            return
+        for _ in range(count):
+            self._solver.step(1)
+            self._finish_step()
+
+    def _set_share(self, share: float) -> None:
+        self._share = share
+        sgd = self._training.optimizer is Optimizer.sgd
+        if sgd:
+            # The solver's schedule is fixed for good, but what the loss weighs scales all gradients at no cost.
+            self._loss_weight[...] = share
+        averages = self._training.average is not None
+        self._acts_between_steps = bool(self._sizes) or averages or not (sgd or share == 1)
+
+    def _begin_step(self) -> None:
+        # All nets of a process share one generator: started anew, it does not tell what the others did.
+        caffe.set_random_seed(self._setup.step_seed(self._steps))
+
+    def _take_gradients(self) -> None:
+        """When they are there and the solver has not used them yet."""
+        loss = self._loss.item()
+        if not loss < self._largest_loss:
+            self._look_at(loss)
+            loss = self._cross_entropy()
+        self._losses.append(loss)
+        self._steps += 1
+        for gradient, mask in self._masked:
+            np.multiply(gradient, mask, out=gradient)
+        if self._share != 1 and self._training.optimizer is Optimizer.sgd:
+            # They have the learning rate already, and the solver will add the decay.
+            for count, decay, values, gradient in self._updated:
+                if decay:
+                    _blas.cblas_saxpy(count, (self._share - 1) * decay, values, 1, gradient, 1)
+
+    def _finish_step(self) -> None:
+        if self._share != 1 and self._training.optimizer is Optimizer.adam:
+            # The solver took away an update, which is as large as the rate.
+            for count, _, values, update in self._updated:
+                _blas.cblas_saxpy(count, 1 - self._share, update, 1, values, 1)
+        for size, value in self._sizes:
+            size[...] = value
+        if self._training.average is not None:
+            kept = self._training.average_decay(self._steps)
+            for count, values, average in self._averaged:
+                _blas.cblas_saxpby(count, 1 - kept, values, 1, kept, average, 1)
+
+    def _look_at(self, loss: float) -> None:
         if self._max_pools and not math.isfinite(loss):
+            rate = self._share * solver_rates(self._training, self._steps, self._steps + 1)[0]
             raise FloatingPointError(
                 f"framework=caffe: the loss is {loss} at a learning rate of {rate:g}, and Caffe's max-pooling "
                 "writes outside its memory when it is given what is not a number"
             )
 
-    def _cross_entropy(self, labels: np.ndarray) -> float:
+    def _cross_entropy(self) -> float:
         """Of the batch just trained on, however large."""
+        labels = self._trained.blobs[LABELS].data.ravel()
         shifted = self._train_logits - self._train_logits.max(axis=1, keepdims=True)
         wanted = shifted[np.arange(len(labels)), labels.astype(np.intp)]
         return float(np.mean(np.log(np.exp(shifted).sum(axis=1)) - wanted))
-
-    def _rescale_decay(self) -> None:
-        """Between the gradients, which have the learning rate already, and the solver, which will add the decay."""
-        if self._share != 1:
-            for count, decay, values, gradient in self._updated:
-                if decay:
-                    _blas.cblas_saxpy(count, (self._share - 1) * decay, values, 1, gradient, 1)
-
-    def _rescale_update(self) -> None:
-        """After the solver took away an update of Adam's, which is as large as the rate."""
-        for count, _, values, update in self._updated:
-            _blas.cblas_saxpy(count, 1 - self._share, update, 1, values, 1)
-
-    def _move_average(self) -> None:
-        kept = self._training.average_decay(self._steps)
-        for count, values, average in self._averaged:
-            _blas.cblas_saxpby(count, 1 - kept, values, 1, kept, average, 1)
 
     def _write_prototxts(self, folder: Path, named: Path) -> tuple[str, str]:
         """``net.prototxt`` and ``solver.prototxt``, which says that the net is the file ``named``."""
@@ -247,11 +263,27 @@ class Caffe(Adapter):
         return str(net), str(solver)
 
 
-def _few(batches: Iterable[Batch], count: int) -> Iterator[Batch]:
-    """The next ``count`` of the batches, ``AT_HAND`` of images taken at a time, and at least a batch."""
+def _nothing() -> None:
+    pass
+
+
+def _few(batches: Iterable[Batch], count: int) -> Iterator[list[Batch]]:
+    """The next ``count`` of the batches, some at a time: of what are views as many as were made at a time."""
     feed = iter(batches)
     while count:
         first = next(feed)
-        some = [first, *itertools.islice(feed, min(count, max(1, AT_HAND // first[0].nbytes)) - 1)]
-        yield from some
+        most = VIEWS if first[0].base is not None else max(1, AT_HAND // first[0].nbytes)
+        some = [first, *itertools.islice(feed, min(count, most) - 1)]
+        yield some
         count -= len(some)
+
+
+def _rows(batches: list[Batch]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Images and labels of those that lie one after another, as one; contiguous."""
+    images, labels = (in_a_row(list(arrays)) for arrays in zip(*batches, strict=True))
+    if images is not None and labels is not None:
+        first = batches[0][0]
+        yield np.ascontiguousarray(images.reshape(-1, *first.shape[1:])), np.ascontiguousarray(labels.reshape(-1))
+    else:
+        half = len(batches) // 2
+        yield from itertools.chain(_rows(batches[:half]), _rows(batches[half:]))

@@ -44,7 +44,7 @@ def solver_rates(training: Training, start: int, stop: int) -> list[float]:
 
 
 # Names that no layer of a user's can have.
-IMAGES, LABELS, LOSS = "net/images", "net/labels", "net/loss"
+BATCHES, IMAGES, LABELS, LOSS = "net/batches", "net/images", "net/labels", "net/loss"
 
 FIXED = {"lr_mult": 0.0, "decay_mult": 0.0}
 """Of a blob that the solver shall leave alone."""
@@ -65,7 +65,13 @@ class Prototxt:
         nodes = setup.network.nodes
         shape = nodes[0].input
         self._largest = (math.prod(shape), nodes[0].layer.name)
-        tops = {THE_IMAGES: self._input(IMAGES, shape)}
+        # Batches to train on are read where they lie, several in a row; the layer that does it has to be the first.
+        own = dict(zip(("batch_size", "channels", "height", "width"), (setup.training.batch_size, *shape), strict=True))
+        only_training, only_testing = [{"phase": "TRAIN"}], [{"phase": "TEST"}]
+        self.net.layer.add(
+            type="MemoryData", name=BATCHES, top=[IMAGES, LABELS], memory_data_param=own, include=only_training
+        )
+        tops = {THE_IMAGES: self._input(IMAGES, shape, include=only_testing)}
         taken = [source for node in nodes for source in node.sources]
         for place, node in enumerate(nodes):
             tops[place] = self._add_node(node, [tops[source] for source in node.sources])
@@ -73,8 +79,6 @@ class Prototxt:
                 self._final.add(tops[place])
             self._largest = max(self._largest, (math.prod(node.output), node.layer.name))
         top = self.logits = tops[place]
-        only_training = [{"phase": "TRAIN"}]
-        self._input(LABELS, (), include=only_training)
         self._add("SoftmaxWithLoss", LOSS, [top, LABELS], LOSS, include=only_training)
         values, layer = self._largest
         self.most_images = LARGEST_BLOB // values
