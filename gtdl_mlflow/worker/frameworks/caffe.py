@@ -272,7 +272,9 @@ def _few(batches: Iterable[Batch], count: int) -> Iterator[list[Batch]]:
     feed = iter(batches)
     while count:
         first = next(feed)
-        most = VIEWS if first[0].base is not None else max(1, AT_HAND // first[0].nbytes)
+        images, whole = first[0], first[0].base
+        views = isinstance(whole, np.ndarray) and whole.nbytes > images.nbytes
+        most = VIEWS if views else max(1, AT_HAND // images.nbytes)
         some = [first, *itertools.islice(feed, min(count, most) - 1)]
         yield some
         count -= len(some)
