@@ -1,5 +1,6 @@
 """``python -m gtdl_mlflow [key=value ...]``: one run, or with ``-m`` a sweep. The Hydra application."""
 
+# ruff: noqa: E402 - what is imported is read ahead from before the first import on
 from __future__ import annotations
 
 import atexit
@@ -12,6 +13,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
+
+from . import readahead
+
+readahead.begin()
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -49,6 +54,8 @@ def main() -> None:
     try:
         sys.argv[1:] = overrides(sys.argv[1:])
         application()
+        if "mlflow" in sys.modules:  # it was no --help
+            readahead.remember()
     except (HydraException, OmegaConfBaseException, ConfigError) as error:
         print(f"gtdl_mlflow: {error if isinstance(error, ConfigError) else explain(error, Config)}", file=sys.stderr)
         if SweepRun.open is not None:
