@@ -2,11 +2,11 @@
 
     python benchmarks/startup.py [--repeats 5] [--cold] [--frameworks torch ...]
 
-``driver``: from the command to the worker's process, in which MLflow and Hydra are imported, the configuration is
-composed and the run opened; then the worker's own parts, and the first step, compilation in it. ``allowed`` is the
-worker's import, data, build and compilation, ``import mlflow, hydra`` (timed in turns, in a process of its own) and
-half a second. With ``--cold``, Linux drops its page cache before every command (as root), and Theano's cache of
-compiled operations is removed.
+``driver``: from the command until the worker begins, in which MLflow and Hydra are imported, the configuration is
+composed and the run opened; the worker's interpreter gets ready meanwhile (``start``). Then the worker's own parts, and
+the first step, compilation in it. ``allowed`` is the worker's import, data, build and compilation, ``import mlflow,
+hydra`` (timed in turns, in a process of its own) and half a second. With ``--cold``, Linux drops its page cache before
+every command (as root), and Theano's cache of compiled operations is removed.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def one(folder: Path, framework: str, overrides: list[str], cold: bool) -> dict[
         return client.get_metric_history(run.info.run_id, part)[0].timestamp / 1000 - began
 
     return {
-        "driver": said("setup/start_s") - parts["setup/start_s"],
+        "driver": said("setup/start_s"),
         "first step begins": said("setup/data_s"),
         **parts,
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,7 +15,8 @@ from .config import Config, ConfigError, check
 from .datasets import Prepared
 from .delivery import TrackingFailed
 from .environments import Environment
-from .launch import WorkerFailed, launch
+from .launch import Worker, WorkerFailed
+from .pip_settings import SettingsUnreadable
 from .progress import ProgressLine
 from .worker.job import Job
 
@@ -43,19 +44,22 @@ def run(config: Config, folder: Path, place: sweeps.Place | None = None) -> Outc
     """
     with (
         devices.held(config.hardware) as waited_s,
+        _early(config, folder) as worker,
         tracking.Run(config, folder, place, waited_s) as tracked,
         ProgressLine(label(config)) as line,
     ):
         check(config)  # a combination in a sweep may be impossible though each of its values is not
         data = datasets.prepare(config.dataset)
         environment = environments.ensure(config.framework, config.hardware.device)
-        tracked.uses(environment, data, peaks.peak(config.hardware, config.threads))
+        peak = peaks.peak(config.hardware, config.threads)
+        number = worker.start(environment.python)
+        tracked.uses(environment, data, peak)
         job = job_of(config, data.folder, folder)
-        settings, limit_s = config.settings.environment, config.limits.run_timeout_s
         with _checkpoints(config, environment, data, tracked) as checkpoints:
             job = replace(job, checkpoints=checkpoints)
+            tracked.starts(number)
             # Closed at once if anything is raised in here, and the worker with it; not when the generator is collected.
-            with closing(launch(job, environment.python, settings, folder, limit_s, tracked.starts)) as events:
+            with closing(worker.work(job, config.limits.run_timeout_s)) as events:
                 for event in events:
                     tracked.add(event)
                     line.show(event)
@@ -80,6 +84,15 @@ def done_already(config: Config, place: sweeps.Place) -> Run | None:
         return done
     except FAILURES:
         return None  # the run itself will meet it, and keep the reason
+
+
+def _early(config: Config, folder: Path) -> Worker:
+    """The run's worker, whose interpreter gets ready while MLflow hears of the run, if its environment is there."""
+    worker = Worker(folder, config.threads, config.settings.environment)
+    with suppress(OSError, SettingsUnreadable, WorkerFailed):  # the run itself will meet it, and keep the reason
+        if there := environments.ready(config.framework, config.hardware.device):
+            worker.start(there.python)
+    return worker
 
 
 @contextmanager

@@ -71,8 +71,6 @@ def ensure(framework: config.Framework, device: str) -> Environment:
     offer = framework.devices[device]
     if offer.unavailable:
         raise EnvironmentFailed(f"{framework.name} cannot run on {device}: {offer.unavailable}")
-    if not offer.recipes:
-        return _drivers_own(framework, device)
     try:
         return ready(framework, device) or _make(framework, device)
     except pip_settings.SettingsUnreadable as error:
@@ -85,15 +83,20 @@ def ensure(framework: config.Framework, device: str) -> Environment:
 
 
 def ready(framework: config.Framework, device: str) -> Environment | None:
-    """What ``ensure`` would give at once; None if it would have to make it.
+    """What ``ensure`` would give at once; None if it would have to make it, or cannot.
 
     Found by reading alone: asking uv which Pythons there are would cost a second.
     """
+    offer = framework.devices.get(device)
+    if offer is None or offer.unavailable:
+        return None
+    if not offer.recipes:
+        return _drivers_own(framework, device)
     fitting = [
         environment
         for environment in existing()
         if (environment.framework, environment.device) == (framework.name, device)
-        and environment.key == _key(framework.devices[device], environment.python_version)
+        and environment.key == _key(offer, environment.python_version)
         and _supports(framework, environment.python_version)
     ]
     return max(fitting, key=lambda environment: _prefers(framework, environment.python_version), default=None)

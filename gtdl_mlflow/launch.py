@@ -7,8 +7,9 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from pathlib import Path
+from typing import TextIO
 
 from .worker import events
 from .worker.job import Job
@@ -31,53 +32,52 @@ class WorkerFailed(Exception):
     """The worker did not finish; the message says how it ended and what it last said."""
 
 
-def launch(
-    job: Job,
-    python: Path,
-    environment: dict[str, str],
-    folder: Path,
-    timeout_s: float,
-    started: Callable[[int], None] = lambda worker: None,
-) -> Generator[events.Event, None, None]:
-    """Run ``job`` under the interpreter ``python`` and yield its events; ``started`` hears the worker's number.
+class Worker:
+    """A framework's process. Its interpreter gets ready from ``start`` on and waits, until ``work``, for its job.
 
-    ``folder`` gets ``job.json``, ``events.jsonl`` and ``worker.log``. However the generator is left, by its end, an
-    exception or ``close()``, no process of the worker survives it.
-
-    Raises:
-        WorkerFailed: it crashed, was killed, took longer than ``timeout_s`` seconds, or said what is not an event.
+    A context: however it is left, no process of the worker survives it. ``folder`` gets ``job.json``, ``events.jsonl``
+    and ``worker.log``; ``environment`` are the framework's variables.
     """
-    job_file, log_file = folder / "job.json", folder / "worker.log"
-    job.write(job_file)
-    read_end, write_end = os.pipe()
-    with os.fdopen(read_end) as stream, log_file.open("wb") as log, (folder / "events.jsonl").open("w") as record:
-        try:
-            process = subprocess.Popen(
-                # A virtual environment's python is a symlink: resolving it would leave the environment. -I keeps
-                # PYTHONPATH and the user's site-packages out of the measurement.
-                [
-                    python,
-                    "-I",
-                    "-X",
-                    "faulthandler",
-                    WORKER,
-                    job_file,
-                    str(write_end),
-                    str(os.getpid()),
-                    str(time.perf_counter_ns()),
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=worker_environment(job.threads, environment),
-                pass_fds=[write_end],
-                start_new_session=True,  # one group to kill, and a Ctrl-C at the terminal comes to the driver alone
-            )
-        except OSError as error:
-            raise WorkerFailed(f"the worker cannot be started with {python}: {error.strerror}") from error
-        finally:
-            os.close(write_end)
 
+    def __init__(self, folder: Path, threads: int, environment: dict[str, str]) -> None:
+        self._folder, self._environment = folder, worker_environment(threads, environment)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._said: TextIO | None = None
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
+
+    def start(self, python: Path) -> int:
+        """Start its interpreter, if that has not been done; its process's number.
+
+        Raises:
+            WorkerFailed: there is no such interpreter.
+        """
+        if self._process is None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            read_end, write_end = os.pipe()
+            self._said = os.fdopen(read_end)
+            try:
+                self._process = self._popen(python, write_end)
+            except OSError as error:
+                raise WorkerFailed(f"the worker cannot be started with {python}: {error.strerror}") from error
+            finally:
+                os.close(write_end)
+        return self._process.pid
+
+    def work(self, job: Job, timeout_s: float) -> Generator[events.Event, None, None]:
+        """Have it do the job and yield its events; however the generator is left, the worker is gone.
+
+        Raises:
+            WorkerFailed: it crashed, was killed, took longer than ``timeout_s`` seconds, or said what is not an event.
+        """
+        process, said = self._process, self._said
+        assert process is not None
+        assert process.stdin is not None
+        assert said is not None
         timed_out = threading.Event()
 
         def give_up() -> None:
@@ -89,28 +89,82 @@ def launch(
         timer.start()
         finished = False
         try:
-            started(process.pid)
-            for line in stream:
-                record.write(line)
-                try:
-                    event = events.parse(line)
-                except ValueError as error:
-                    if line.endswith("\n"):
-                        raise WorkerFailed(f"the worker said what is {error}; {_last_words(log_file)}") from error
-                    break  # cut off in the middle of a word: how the process ended tells more
-                finished = isinstance(event, events.Finished)
-                yield event
+            job.write(self._job_file)
+            process.stdin.close()  # the word to begin
+            with (self._folder / "events.jsonl").open("w") as record:
+                for line in said:
+                    record.write(line)
+                    try:
+                        event = events.parse(line)
+                    except ValueError as error:
+                        if line.endswith("\n"):
+                            raise WorkerFailed(f"the worker said what is {error}; {self._last_words()}") from error
+                        break  # cut off in the middle of a word: how the process ended tells more
+                    finished = isinstance(event, events.Finished)
+                    yield event
             status = process.wait()
             if timed_out.is_set():
                 raise WorkerFailed(
-                    f"the worker was killed after limits.run_timeout_s={timeout_s:g} seconds; {_last_words(log_file)}"
+                    f"the worker was killed after limits.run_timeout_s={timeout_s:g} seconds; {self._last_words()}"
                 )
             if status or not finished:
-                raise WorkerFailed(f"the worker {_ending(status)}; {_last_words(log_file)}")
+                raise WorkerFailed(f"the worker {_ending(status)}; {self._last_words()}")
         finally:
             timer.cancel()
-            _kill(process)
-            process.wait()
+            self._end()
+
+    def _popen(self, python: Path, write_end: int) -> subprocess.Popen[bytes]:
+        # A virtual environment's python is a symlink: resolving it would leave the environment. -I keeps PYTHONPATH and
+        # the user's site-packages out of the measurement.
+        command: list[str | Path] = [python, "-I", "-X", "faulthandler", WORKER, self._job_file]
+        numbers = map(str, (write_end, os.getpid(), time.perf_counter_ns()))
+        with self._log_file.open("wb") as log:
+            return subprocess.Popen(
+                [*command, *numbers],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                env=self._environment,
+                pass_fds=[write_end],
+                start_new_session=True,  # one group to kill, and a Ctrl-C at the terminal comes to the driver alone
+            )
+
+    def _end(self) -> None:
+        if self._process is not None:
+            _kill(self._process)
+            self._process.wait()
+            assert self._process.stdin is not None
+            self._process.stdin.close()
+            self._process = None
+        if self._said is not None:
+            self._said.close()
+            self._said = None
+
+    @property
+    def _job_file(self) -> Path:
+        return self._folder / "job.json"
+
+    @property
+    def _log_file(self) -> Path:
+        return self._folder / "worker.log"
+
+    def _last_words(self) -> str:
+        lines = [line.strip() for line in self._log_file.read_text(errors="replace").splitlines() if line.strip()]
+        said = " | ".join(lines[-LOG_LINES:]) if lines else "it printed nothing"
+        return f"last lines of {self._log_file}: {said}"
+
+
+def launch(
+    job: Job, python: Path, environment: dict[str, str], folder: Path, timeout_s: float
+) -> Generator[events.Event, None, None]:
+    """Have a worker under the interpreter ``python`` do ``job`` and yield its events.
+
+    Raises:
+        WorkerFailed: as by ``Worker``.
+    """
+    with Worker(folder, job.threads, environment) as worker:
+        worker.start(python)
+        yield from worker.work(job, timeout_s)
 
 
 def worker_environment(threads: int, framework: dict[str, str]) -> dict[str, str]:
@@ -133,9 +187,3 @@ def _ending(status: int) -> str:
         return f"exited with status {status}" + ("" if status else " before it had finished")
     name = signal.Signals(-status).name
     return f"was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
-
-
-def _last_words(log_file: Path) -> str:
-    lines = [line.strip() for line in log_file.read_text(errors="replace").splitlines() if line.strip()]
-    said = " | ".join(lines[-LOG_LINES:]) if lines else "it printed nothing"
-    return f"last lines of {log_file}: {said}"

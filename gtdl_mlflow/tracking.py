@@ -5,21 +5,22 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import psutil
 from mlflow.entities import Metric
 from mlflow.types import Schema, TensorSpec
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
 from . import __version__, delivery, machine, mllog, noise, resuming, roofline, sweeps
 from .config import Config, Unavailable
-from .datasets import Prepared, contact_sheet
+from .datasets import Prepared
 from .delivery import FAILURE, STAGING, UNAVAILABLE, Away, TrackingFailed, patience, reaching, redacted
 from .environments import Environment
 from .making import say
@@ -59,9 +60,12 @@ class Run:
         self._before: noise.Moment | None = None
         self._gpu: Gpu | None = None
         self._worker = 0
+        self._used_before_s = 0.0
+        """What the worker had had of the CPU when it was told to begin."""
         self._beside = ThreadPoolExecutor(1)
         self._started = time.monotonic()
         self._environment: Environment | None = None
+        self._data: Prepared | None = None
         self._resumes: Interrupted | None = None
         self.undelivered = ""
         """Why MLflow has not heard all of the run; empty if it has."""
@@ -90,7 +94,7 @@ class Run:
         """What the run runs in and on, and what the machine can do at most."""
         self._environment, self._peak = environment, peak
         (self._folder / "environment.txt").write_text("\n".join(environment.packages) + "\n")
-        contact_sheet.write(data, self._folder / "contact_sheet.png")
+        self._data = data
         self.record.tags |= {"gtdl.data_digest": data.digest, "gtdl.environment": environment.key}
         self.record.inputs = [_dataset_input(self._config, data)]
         if not self.undelivered:
@@ -105,6 +109,9 @@ class Run:
             self._gpu = Gpu.found()
             self._facts |= {"gpu_driver": self._gpu.driver()} if self._gpu else {}
         self._sampler.start(worker)
+        with suppress(psutil.NoSuchProcess):  # how it ended, its driver will hear
+            times = psutil.Process(worker).cpu_times()
+            self._used_before_s = times.user + times.system
         self._before = self._moment()
 
     def resumes(self, interrupted: Interrupted) -> None:
@@ -126,7 +133,7 @@ class Run:
             at = round(event.time * 1000)
             values = event.values
             if "worker/wall_s" in values and self._before is not None:  # its last word: what it used is known
-                used_s = values["worker/cpu_user_s"] + values["worker/cpu_system_s"]
+                used_s = values["worker/cpu_user_s"] + values["worker/cpu_system_s"] - self._used_before_s
                 values = values | noise.figures(self._before, self._moment(), used_s)
             self._metrics += [Metric(key, value, at, event.step) for key, value in values.items()]
         elif isinstance(event, Described):
@@ -198,6 +205,8 @@ class Run:
         # A tracker that was away at the start may be back; one that was there will soon be again.
         patient = (2, 10) if self.undelivered else (4, 30)
         self._deliver(*patient, refusal=True)
+        if self._data is not None:
+            self._beside.submit(self._draw_data, self._data)
         self._beside.shutdown()
         told.artifacts += ARTIFACTS
         delivery.end(told, status, now)
@@ -209,9 +218,9 @@ class Run:
             say(f"{self.undelivered}; all of the run is kept in {self._folder}, `gtdl track replay` delivers it")
 
     def _draw(self, metrics: list[Metric], results: dict[str, float]) -> None:
-        """What MLflow's page of the run shows; a run that took hours is not lost for the lack of it."""
+        """What MLflow's page of the run shows."""
         folder = self._folder
-        try:
+        with _not_worth_a_run("the run's pictures"):
             from . import pictures  # a second to import, which no run needs to wait for before it starts
 
             framework, network, training = self._config.framework.name, self._config.network, self._config.training
@@ -222,8 +231,12 @@ class Run:
                 pictures.roofline(results, self._peak, folder / "roofline.svg")
             if self._config.latency.batch_sizes:
                 pictures.inference(metrics, framework, folder / "inference.csv", folder / "inference.svg")
-        except Exception as error:  # whatever a renderer in another language may raise
-            say(f"the run's pictures cannot be drawn: {error}")
+
+    def _draw_data(self, data: Prepared) -> None:
+        with _not_worth_a_run("the data set's contact sheet"):
+            from .datasets import contact_sheet  # with PIL: so too
+
+            contact_sheet.write(data, self._folder / "contact_sheet.png")
 
     def _deliver(self, retries: int, timeout_s: int, refusal: bool = False) -> None:
         """Tell MLflow what it has not heard, and keep what cannot be told; a ``refusal`` is kept too, or raised."""
@@ -239,6 +252,15 @@ class Run:
         self.undelivered = ""
         delivery.forget(self.record)
         shutil.rmtree(self._folder / STAGING, ignore_errors=True)
+
+
+@contextmanager
+def _not_worth_a_run(what: str) -> Iterator[None]:
+    """What fails in here is said, and the run goes on: one that took hours is not lost for a picture."""
+    try:
+        yield
+    except Exception as error:  # whatever a renderer in another language may raise
+        say(f"{what} cannot be drawn: {error}")
 
 
 def quality(metrics: Iterable[Metric], classes: int) -> str:

@@ -182,3 +182,29 @@ runpy.run_path({str(worker)!r}, run_name="__main__")
     assert done.returncode == 2  # no job was given
     assert "farewell" in done.stderr
     assert "taken apart" not in done.stderr
+
+
+def test_an_interpreter_that_is_ready_early_waits_and_that_counts_nowhere(tmp_path: Path) -> None:
+    composed = config.compose(["framework=reference", "training.epochs=1"])
+    job = job_of(composed, datasets.prepare(composed.dataset).folder, tmp_path)
+    values: dict[str, float] = {}
+    began = time.monotonic()
+    with launch.Worker(tmp_path, job.threads, {}) as worker:
+        number = worker.start(Path(sys.executable))
+        time.sleep(4)
+        assert worker.start(Path("/nowhere/python")) == number  # it is there already
+        os.kill(number, 0)
+        for event in worker.work(job, 60):
+            if isinstance(event, Metrics):
+                values |= event.values
+    assert "accuracy_percent" in values
+    assert values["setup/start_s"] < 4
+    assert values["worker/wall_s"] < time.monotonic() - began - 3
+    assert gone(number)
+
+
+def test_a_worker_that_was_never_told_to_begin_is_gone(tmp_path: Path) -> None:
+    with launch.Worker(tmp_path, 1, {}) as worker:
+        number = worker.start(Path(sys.executable))
+    assert gone(number)
+    assert no_children()

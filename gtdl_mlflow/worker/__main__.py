@@ -2,7 +2,7 @@
 
 Events go to the descriptor EVENTS_FD, or to standard output if none is given; all that a framework prints goes to
 standard error, whichever stream it chose. DRIVER is the process that started this one, which ends with it, and STARTED
-when it did, by ``time.perf_counter_ns``.
+when it did, by ``time.perf_counter_ns``; the job begins when it has closed standard input.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import atexit
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 if not __package__:
@@ -35,7 +36,6 @@ def main(arguments: list[str]) -> int:
         return 2
     driven = len(arguments) == 4
     descriptor = int(arguments[1]) if driven else os.dup(1)
-    started_ns = int(arguments[3]) if driven else None
     if driven:
         end_with(int(arguments[2]))
     # Frameworks print to descriptor 1 from C, so it is moved before any of them is imported.
@@ -46,12 +46,16 @@ def main(arguments: list[str]) -> int:
     from . import events, experiment
     from .job import Job
 
+    start_s = None
+    if driven:
+        start_s = (time.perf_counter_ns() - int(arguments[3])) / 1e9
+        sys.stdin.read()  # to its end: the driver has said to begin
     job = Job.read(Path(arguments[0]))
     if job.cores is not None:
         os.sched_setaffinity(0, job.cores)
     with os.fdopen(descriptor, "w") as stream:
         try:
-            experiment.run(job, lambda event: events.write(stream, event), started_ns)
+            experiment.run(job, lambda event: events.write(stream, event), start_s)
         except BrokenPipeError:
             # The driver is gone. Nobody will read the result, and the device is wanted by others.
             print("the driver is gone, stopping", file=sys.stderr)

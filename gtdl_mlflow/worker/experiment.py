@@ -27,22 +27,22 @@ COLD_FAULTS = 20
 """Pages that had to be fetched from the disk while files were read: with more, they were not in memory."""
 
 
-def run(job: Job, emit: Emit, started_ns: int | None = None) -> None:
+def run(job: Job, emit: Emit, start_s: float | None = None) -> None:
     """Train and test the job's network, telling ``emit`` what happens as it happens.
 
-    Boundaries of the times: ``setup/start_s`` the interpreter and NumPy, from ``started_ns`` on (of
-    ``time.perf_counter_ns``, which all processes of a machine share), when the process was started; ``setup/import_s``
-    the adapter and its framework; ``setup/build_s`` initial weights and network; ``setup/compile_s`` what the framework
-    compiles ahead of the first batch; ``setup/data_s`` mapping and treating the images; ``training_time_s`` from before
-    the first batch to after the device finished the last step, evaluation, validation and checkpoints left out
-    (``train/evaluation_s``, ``train/validation_s``, ``train/checkpoint_s``); ``testing_time_s`` one pass over the test
-    set, batching and transfer included, after one batch outside the clock (``test/warm_up_s``); ``save/model_s``;
-    ``latency/time_s`` single operations. ``worker/wall_s`` is all of it and what lies between.
+    Boundaries of the times: ``setup/start_s`` the interpreter and NumPy, which took ``start_s`` seconds; after that,
+    outside all clocks, the driver may have had the worker wait; ``setup/import_s`` the adapter and its framework;
+    ``setup/build_s`` initial weights and network; ``setup/compile_s`` what the framework compiles ahead of the first
+    batch; ``setup/data_s`` mapping and treating the images; ``training_time_s`` from before the first batch to after
+    the device finished the last step, evaluation, validation and checkpoints left out (``train/evaluation_s``,
+    ``train/validation_s``, ``train/checkpoint_s``); ``testing_time_s`` one pass over the test set, batching and
+    transfer included, after one batch outside the clock (``test/warm_up_s``); ``save/model_s``; ``latency/time_s``
+    single operations. ``worker/wall_s`` is all of it and what lies between, but for that wait.
     """
     wall = Clock()
     wall.start()
-    if started_ns is not None:
-        wall.add((time.perf_counter_ns() - started_ns) / 1e9, time.process_time())
+    if start_s is not None:
+        wall.add(start_s, time.process_time())
         emit(Metrics({"setup/start_s": wall.seconds}))
     with _Cold() as framework_files, _measured(emit, "setup/import_s"):
         adapter_class = adapter(job.adapter)
