@@ -63,6 +63,7 @@ class Worker:
             try:
                 self._process = self._popen(python, write_end)
             except OSError as error:
+                self._end()
                 raise WorkerFailed(f"the worker cannot be started with {python}: {error.strerror}") from error
             finally:
                 os.close(write_end)

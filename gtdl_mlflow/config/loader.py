@@ -54,7 +54,6 @@ class Loader(ConfigLoaderImpl):
         found = [each for each in parsed[-1:] if str(each.input_line).startswith("hydra.mode=")]
         command = config_name, overrides[: len(overrides) - len(found)]
         if self._command is not None and self._command[0] == command:
-            # Hydra has read the mode off it, and nothing else: it is ours to give away.
             choices = self._command[1].hydra.runtime.choices
             # A choice that is missing is left out of a sweep, and an error in a run.
             if run_mode is RunMode.MULTIRUN or not any(OmegaConf.is_missing(choices, group) for group in choices):
@@ -65,7 +64,7 @@ class Loader(ConfigLoaderImpl):
         if run_mode is RunMode.MULTIRUN:
             composed = super().load_configuration(config_name, overrides, run_mode, from_shell, False)
             if not found:
-                self._command = command, composed
+                self._command = command, copy.deepcopy(composed)
             return composed
         values = [each for each in parsed if self._is_value(each)]
         chosen = [each for each in parsed if each.is_hydra_override() or self._is_choice(each)]
