@@ -35,7 +35,7 @@ from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 from sqlalchemy.exc import SQLAlchemyError
 
-from .home import home
+from .home import home, write_whole
 
 logging.getLogger("alembic").setLevel(logging.WARNING)
 
@@ -235,11 +235,7 @@ def _place(key: str) -> Path:
 def keep(told: Record) -> None:
     """Write the record down, for a later delivery by whichever process, which may not come to forget it."""
     told.tried = True
-    place = _place(told.key)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    new = place.with_suffix(f".{os.getpid()}.part")
-    new.write_text(json.dumps(dataclasses.asdict(told)), encoding="utf-8")
-    new.replace(place)
+    write_whole(_place(told.key), json.dumps(dataclasses.asdict(told)))
 
 
 def forget(told: Record) -> None:

@@ -16,6 +16,14 @@ def home() -> Path:
     return folder.absolute()
 
 
+def write_whole(place: Path, text: str) -> None:
+    """Write a file in ``home()`` whole or not at all, whichever other process writes it too."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    new = place.with_suffix(f".{os.getpid()}.part")
+    new.write_text(text, encoding="utf-8")
+    new.replace(place)
+
+
 def data_home() -> Path:
     """Data sets as published, one folder each: ``GTDL_DATA``, or a folder in ``home()``."""
     chosen = os.environ.get("GTDL_DATA")

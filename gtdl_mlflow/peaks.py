@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import resource
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from pathlib import Path
 
 from . import environments, machine, noise
 from .config import Hardware
-from .home import home
+from .home import home, write_whole
 from .launch import WORKER, worker_environment
 from .making import say
 
@@ -105,11 +104,7 @@ def measure(hardware: Hardware, threads: int) -> Peak | None:
         gflops = {name: max(value, old.gflops.get(name, 0.0)) for name, value in new.gflops.items()}
         new = replace(new, gflops=gflops, gb_per_s=max(new.gb_per_s, old.gb_per_s),
                       disturbed=disturbed and old.disturbed, tries=old.tries + 1)  # fmt: skip
-    place = _place(hardware.device, threads, library)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    part = place.with_suffix(f".{os.getpid()}.part")
-    part.write_text(json.dumps(asdict(new), indent=1), encoding="utf-8")
-    part.replace(place)
+    write_whole(_place(hardware.device, threads, library), json.dumps(asdict(new), indent=1))
     return new
 
 

@@ -14,12 +14,12 @@ from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 
-from .home import home
+from .home import home, write_whole
 
 
 def begin() -> None:
     """Have a thread ask the kernel for the files, unless they are in memory; it waits for none of them."""
-    if not hasattr(os, "posix_fadvise"):  # only Linux and some others have it
+    if sys.platform != "linux":  # others do not tell what is in memory
         return
     with suppress(OSError):  # no run has been before
         names = _list().read_text(encoding="utf-8").splitlines()
@@ -33,20 +33,14 @@ def remember() -> None:
     with suppress(OSError):  # a run has better things to complain about
         known = place.read_text(encoding="utf-8").splitlines() if place.exists() else []
         if not set(names) <= set(known):
-            place.parent.mkdir(parents=True, exist_ok=True)
-            new = place.with_suffix(f".{os.getpid()}.part")
-            new.write_text("\n".join(names), encoding="utf-8")
-            new.replace(place)
+            write_whole(place, "\n".join(names))
 
 
 def _in_memory(name: str) -> bool:
     """Whether the kernel has the file's beginning at hand, asked without waiting; False where it does not tell."""
     try:
-        descriptor = os.open(name, os.O_RDONLY)
-        try:
-            return os.preadv(descriptor, [bytearray(1)], 0, os.RWF_NOWAIT) == 1
-        finally:
-            os.close(descriptor)
+        with Path(name).open("rb", buffering=0) as file:
+            return os.preadv(file.fileno(), [bytearray(1)], 0, os.RWF_NOWAIT) == 1
     except OSError:
         return False
 
@@ -55,12 +49,8 @@ def _fetch(names: list[str]) -> None:
     if names and _in_memory(names[-1]):  # and so are the others, then
         return
     for name in names:
-        with suppress(OSError):  # gone since
-            descriptor = os.open(name, os.O_RDONLY)
-            try:
-                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
-            finally:
-                os.close(descriptor)
+        with suppress(OSError), Path(name).open("rb", buffering=0) as file:  # it may be gone since
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
 
 
 def _read_for(module: ModuleType) -> str | None:
