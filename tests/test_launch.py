@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from gtdl_mlflow import config, datasets, launch
@@ -45,6 +46,13 @@ def gone(pid: int) -> bool:
             return True
         time.sleep(0.05)
     return False
+
+
+def until_idle(pid: int) -> None:
+    """Wait for a process to have nothing more to do, however slow the machine is just now."""
+    used, process = -1.0, psutil.Process(pid)
+    while used < (used := sum(process.cpu_times()[:2])) or not used:
+        time.sleep(1)
 
 
 def no_children() -> bool:
@@ -191,6 +199,8 @@ def test_an_interpreter_that_is_ready_early_waits_and_that_counts_nowhere(tmp_pa
     began = time.monotonic()
     with launch.Worker(tmp_path, job.threads, {}) as worker:
         number = worker.start(Path(sys.executable))
+        until_idle(number)
+        ready_s = time.monotonic() - began
         time.sleep(4)
         assert worker.start(Path("/nowhere/python")) == number  # it is there already
         os.kill(number, 0)
@@ -198,7 +208,7 @@ def test_an_interpreter_that_is_ready_early_waits_and_that_counts_nowhere(tmp_pa
             if isinstance(event, Metrics):
                 values |= event.values
     assert "accuracy_percent" in values
-    assert values["setup/start_s"] < 4
+    assert values["setup/start_s"] <= ready_s
     assert values["worker/wall_s"] < time.monotonic() - began - 3
     assert gone(number)
 
