@@ -12,7 +12,6 @@ import psutil
 from mlflow.entities import Metric
 from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
 from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
-from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
 from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
 
 from .making import say
@@ -52,6 +51,8 @@ class Sampler:
         monitors[0].collect_metrics()  # psutil's first answer is always 0 %
         monitors[0].clear_metrics()
         if self._device == "gpu":
+            from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor  # NVML, which every start would wait for
+
             try:
                 monitors.append(GPUMonitor())
             except (ImportError, RuntimeError) as error:
