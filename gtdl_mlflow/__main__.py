@@ -45,6 +45,7 @@ def main() -> None:
     # Before MLflow's import, which sets its loggers up: what a run prints must not drown in migrations.
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # a run's last line says it
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # it asks and tells a server of MLflow, beside the worker
     # conf/hydra/launcher/ has what our runs need of each launcher, under the name that its plugin gave it.
     warnings.filterwarnings("ignore", message=r"(?s).*is validated against ConfigStore schema")
     signal.signal(signal.SIGTERM, _interrupt)

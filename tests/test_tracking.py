@@ -269,6 +269,20 @@ def test_the_tracker_is_left_alone_while_a_worker_runs(
     assert len(client.get_metric_history(run.record.run_id, "system/cpu_utilization_percentage")) >= 2
 
 
+def test_a_run_tells_nobody_but_its_tracker(store: str, gtdl: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PYTEST_CURRENT_TEST", "CI", "GITHUB_ACTIONS", "GITLAB_CI", "JENKINS_URL", "DO_NOT_TRACK"):
+        monkeypatch.delenv(name, raising=False)  # where MLflow finds one it has no telemetry anyway
+    with socket() as proxy:
+        proxy.bind(("127.0.0.1", 0))
+        proxy.listen()
+        proxy.setblocking(False)
+        for name in ("http_proxy", "https_proxy"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.getsockname()[1]}")
+        assert gtdl("framework=reference", "training.epochs=1").returncode == 0
+        with pytest.raises(BlockingIOError):  # none has connected
+            proxy.accept()
+
+
 def test_a_picture_that_cannot_be_drawn_costs_no_run(
     store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
