@@ -6,10 +6,11 @@ Both run in the framework's own environment, each in a fresh process, in turns (
 that a drift of the machine hits both alike, on the same random images. Prints, per network, the median of each and of
 the pairwise ratio, with its lowest and highest. Run it on an otherwise idle machine.
 
-On a machine whose speed changes from one second to the next, as a virtual one's may, ``--one-process`` tells more: a
-repeat is one process, in which both take turns of a fraction of a second. Whoever is made first there may be faster or
-slower for good, by where its buffers come to lie: the next repeat makes them the other way round. ``--control`` holds
-ours against ours, made twice, in the same way: how far from 1 its ratios are is what the instrument itself gets wrong.
+On a machine whose speed changes from one second to the next, as a virtual one's may, ``--one-process`` tells more: both
+take turns of a fraction of a second in one process. Whoever is made first there may be faster or slower for good, by
+where its buffers come to lie: a repeat is two processes, one for either order, and its ratio their geometric mean.
+``--control`` holds ours against ours, made twice, in the same way: how far from 1 its ratios are is what the instrument
+itself gets wrong.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import statistics
 import subprocess
 import tempfile
@@ -122,16 +124,26 @@ def compare(composed: config.Config, data: Path, repeats: int, seconds: float, m
 
 
 def both(composed: config.Config, data: Path, seconds: float, repeat: int) -> dict[str, Figures]:
-    """One process for both, made in the order of this ``repeat``."""
-    if repeat % 2 == 0:
-        return in_turns(composed, data, seconds, "ours", "native")
-    turned = in_turns(composed, data, seconds, "native", "ours")
-    return {phase: (mine, theirs, 1 / ratio) for phase, (theirs, mine, ratio) in turned.items()}
+    """Both in one process, and in another, made in the other order; the means of the two."""
+    return either_way(composed, data, seconds, "native")
 
 
 def control(composed: config.Config, data: Path, seconds: float, repeat: int) -> dict[str, Figures]:
-    """Two of ours in one process: the figures of the first are given as ours, those of the second as native."""
-    return in_turns(composed, data, seconds, "ours", "ours")
+    """Two of ours so: the figures of the second are given as native."""
+    return either_way(composed, data, seconds, "ours")
+
+
+def either_way(composed: config.Config, data: Path, seconds: float, other: str) -> dict[str, Figures]:
+    straight = in_turns(composed, data, seconds / 2, "ours", other)
+    turned = in_turns(composed, data, seconds / 2, other, "ours")
+    return {
+        phase: (
+            statistics.mean([straight[phase][0], turned[phase][1]]),
+            statistics.mean([straight[phase][1], turned[phase][0]]),
+            math.sqrt(straight[phase][2] / turned[phase][2]),
+        )
+        for phase in straight
+    }
 
 
 def in_turns(composed: config.Config, data: Path, seconds: float, *sides: str) -> dict[str, Figures]:
