@@ -134,6 +134,7 @@ def control(composed: config.Config, data: Path, seconds: float, repeat: int) ->
 
 
 def either_way(composed: config.Config, data: Path, seconds: float, other: str) -> dict[str, Figures]:
+    """Ours and the ``other`` side in two processes, each made first in one: means of images/s, and of the ratios."""
     straight = in_turns(composed, data, seconds / 2, "ours", other)
     turned = in_turns(composed, data, seconds / 2, other, "ours")
     return {
