@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -105,7 +105,7 @@ def aligned(array: np.ndarray) -> np.ndarray:
     return copy
 
 
-def in_a_row(arrays: list[np.ndarray]) -> np.ndarray | None:
+def in_a_row(arrays: Sequence[np.ndarray]) -> np.ndarray | None:
     """Views of one array that lie one after another, as one view (views, ...); None if they are anything else."""
     first, *others = arrays
     if not others:

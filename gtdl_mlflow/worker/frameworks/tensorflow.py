@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -52,20 +53,17 @@ class TensorFlow(Adapter):
         }
         self._steps = 0
         channels, height, width = nodes[0].input
-        images = tf.TensorSpec((None, None, height, width, channels), tf.float32)
-        labels, rows = tf.TensorSpec((None, None), tf.int64), tf.TensorSpec((None, 4), tf.float32)
-        self._train = tf.function(self._loop, input_signature=[images, labels, rows, tf.TensorSpec((), tf.int64)])
-        self._predict = tf.function(self._classify, input_signature=[images])
+        self._image = (height, width, channels)
         self._wait()
         if setup.device == "gpu":
             tf.config.experimental.reset_memory_stats("GPU:0")
 
     def compile(self) -> None:
         # TensorFlow optimizes a graph when it first runs it: here over no training step, and to classify one image.
-        shape = list(self._predict.input_signature[0].shape[2:])
-        images = np.zeros((0, self._training.batch_size, *shape), np.float32)
-        self._train(images, np.zeros(images.shape[:2], np.int64), np.zeros((0, 4), np.float32), 0)
-        self._predict(np.zeros((1, 1, *shape), np.float32))
+        images = tf.zeros((0, self._training.batch_size, *self._image))
+        labels, rows = tf.zeros(images.shape[:2], tf.int64), tf.zeros((0, 4))
+        self._train(images, labels, rows, tf.constant(0, tf.int64))
+        self._predict(tf.zeros((1, 1, *self._image)))
         self._wait()
 
     def train(self, batches: Iterable[Batch], rates: list[float]) -> np.ndarray:
@@ -73,11 +71,18 @@ class TensorFlow(Adapter):
         rows = self._rows(rates)
         place = 0
         while place < len(rates):
-            images, labels = next(feed)
-            more = list(itertools.islice(feed, min(self._together(images), len(rates) - place) - 1))
-            together = [images, *(each for each, _ in more)], [labels, *(each for _, each in more)]
-            stop = place + len(together[0])
-            losses.append(self._train(*map(self._handed, together), rows[place:stop], self._steps + place))
+            first = next(feed)
+            more = itertools.islice(feed, min(self._together(first[0]), len(rates) - place) - 1)
+            images, labels = zip(first, *more, strict=True)
+            stop = place + len(images)
+            losses.append(
+                self._train(
+                    self._handed(images),
+                    tf.constant(np.concatenate(labels).reshape(len(labels), -1)),
+                    tf.constant(rows[place:stop]),
+                    tf.constant(self._steps + place, tf.int64),
+                )
+            )
             place = stop
         self._steps += len(rates)
         read = np.concatenate([some.numpy() for some in losses])
@@ -170,16 +175,16 @@ class TensorFlow(Adapter):
         limit: int = self._setup.options["bytes_per_call"]
         return max(1, limit // max(images.nbytes, 1))
 
-    def _handed(self, arrays: list[np.ndarray]) -> np.ndarray | tf.Tensor:
+    def _handed(self, arrays: Sequence[np.ndarray]) -> tf.Tensor:
         """Arrays of one shape as one (arrays, ...), by itself where they lie if possible: two copies of each image, one
         into a row and one into a tensor, took 5 % of testing caffe_cifar10.
         """
         whole = in_a_row(arrays)
         if whole is None:
-            return np.stack(arrays)
+            return tf.constant(np.stack(arrays))
         usable = whole.flags.c_contiguous and whole.flags.writeable and address(whole) % ALIGNMENT == 0
         if self._setup.device == "gpu" or not usable:
-            return whole
+            return tf.constant(whole)
         return tf.experimental.dlpack.from_dlpack(whole.__dlpack__())
 
     def _rows(self, rates: list[float]) -> np.ndarray:
@@ -196,7 +201,18 @@ class TensorFlow(Adapter):
             np.float32,
         )  # fmt: skip
 
-    # Graphs.
+    # Graphs. Called without tf.function's own dispatch, which takes a third of a millisecond to see that arguments are
+    # what its signature says.
+
+    @cached_property
+    def _train(self) -> Any:
+        images = tf.TensorSpec((None, None, *self._image), tf.float32)
+        labels, rows = tf.TensorSpec((None, None), tf.int64), tf.TensorSpec((None, 4), tf.float32)
+        return tf.function(self._loop).get_concrete_function(images, labels, rows, tf.TensorSpec((), tf.int64))
+
+    @cached_property
+    def _predict(self) -> Any:
+        return tf.function(self._classify).get_concrete_function(tf.TensorSpec((None, None, *self._image), tf.float32))
 
     def _loop(self, images: tf.Tensor, labels: tf.Tensor, rows: tf.Tensor, first: tf.Tensor) -> tf.Tensor:
         """The losses of one training step a batch."""
