@@ -42,8 +42,13 @@ class Peak:
     """By kernel."""
     gb_per_s: float
     disturbed: bool
-    """Whether other processes had so much of the CPU meanwhile that it may do better."""
+    """Whether it may do better: other processes had so much of the CPU meanwhile, or a run has computed more since."""
     tries: int
+
+    @property
+    def measured_again(self) -> bool:
+        """Whether the next run does."""
+        return self.disturbed and self.tries < TRIES
 
     @property
     def flops_per_s(self) -> float:
@@ -58,9 +63,10 @@ class Peak:
     def text(self) -> str:
         """One line."""
         kernels = ", ".join(f"{name} {value:,.0f}" for name, value in self.gflops.items())
-        disturbed = "; disturbed meanwhile, so the next run measures again" if self.disturbed else ""
+        doubt = "; may do better" if self.disturbed else ""
+        again = ", so the next run measures again" if self.measured_again else ""
         return (f"{self.device}, {self.threads} {'thread' if self.threads == 1 else 'threads'}: {kernels} GFLOP/s; "
-                f"copy {self.gb_per_s:,.1f} GB/s ({self.library}{disturbed})")  # fmt: skip
+                f"copy {self.gb_per_s:,.1f} GB/s ({self.library}{doubt}{again})")  # fmt: skip
 
 
 def peak(hardware: Hardware, threads: int) -> Peak | None:
@@ -68,7 +74,7 @@ def peak(hardware: Hardware, threads: int) -> Peak | None:
     beside other runs.
     """
     found = kept(hardware.device, threads)
-    if hardware.side_by_side or (found is not None and not (found.disturbed and found.tries < TRIES)):
+    if hardware.side_by_side or (found is not None and not found.measured_again):
         return found
     return measure(hardware, threads) or found
 
@@ -106,6 +112,13 @@ def measure(hardware: Hardware, threads: int) -> Peak | None:
                       disturbed=disturbed and old.disturbed, tries=old.tries + 1)  # fmt: skip
     write_whole(_place(hardware.device, threads, library), json.dumps(asdict(new), indent=1))
     return new
+
+
+def doubt(peak: Peak) -> Peak:
+    """The ``peak``, known to be less than the machine can do: a run has computed more. Kept so."""
+    doubted = replace(peak, disturbed=True)
+    write_whole(_place(peak.device, peak.threads, _library(peak.device)[0]), json.dumps(asdict(doubted), indent=1))
+    return doubted
 
 
 def _used_s() -> float:

@@ -18,13 +18,12 @@ from mlflow.entities import Metric
 from mlflow.types import Schema, TensorSpec
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
-from . import __version__, delivery, machine, mllog, noise, resuming, roofline, sweeps
+from . import __version__, delivery, machine, mllog, noise, peaks, resuming, roofline, sweeps
 from .config import Config, Unavailable
 from .datasets import Prepared
 from .delivery import FAILURE, STAGING, UNAVAILABLE, Away, TrackingFailed, patience, reaching, redacted
 from .environments import Environment
 from .making import say
-from .peaks import Peak
 from .pyfunc import save_model, write_yaml
 from .resuming import Interrupted
 from .system_metrics import Sampler
@@ -56,7 +55,7 @@ class Run:
         self._facts: dict[str, Any] = {}
         self._confusion: list[list[int]] = []
         self._sampler = Sampler(config.tracking.system_metrics_interval_s, config.hardware.device)
-        self._peak: Peak | None = None
+        self._peak: peaks.Peak | None = None
         self._before: noise.Moment | None = None
         self._gpu: Gpu | None = None
         self._worker = 0
@@ -90,7 +89,7 @@ class Run:
         write_yaml(self._folder / "config.yaml", plain)
         return self
 
-    def uses(self, environment: Environment, data: Prepared, peak: Peak | None = None) -> None:
+    def uses(self, environment: Environment, data: Prepared, peak: peaks.Peak | None = None) -> None:
         """What the run runs in and on, and what the machine can do at most."""
         self._environment, self._peak = environment, peak
         (self._folder / "environment.txt").write_text("\n".join(environment.packages) + "\n")
@@ -144,6 +143,11 @@ class Run:
             now = round(time.time() * 1000)
             shares = roofline.shares(self.results, self._config.network, self._config.training, self._peak)
             self._metrics += [Metric(key, value, now, 0) for key, value in shares.items()]
+            highest = max((value for key, value in shares.items() if key.endswith("/peak_share_percent")), default=0.0)
+            if self._peak is not None and highest > 100:
+                with _not_worth_a_run("that the machine's peak was exceeded cannot be kept"):
+                    doubted = peaks.doubt(self._peak)
+                    say(f"{highest:.0f} % of the machine's peak, which was measured while it was slow: {doubted.text}")
             # The renderer needs no Python: it works while the worker ends and MLflow hears of the rest.
             self._beside.submit(self._draw, list(self._metrics), self.results)
 
@@ -220,7 +224,7 @@ class Run:
     def _draw(self, metrics: list[Metric], results: dict[str, float]) -> None:
         """What MLflow's page of the run shows."""
         folder = self._folder
-        with _not_worth_a_run("the run's pictures"):
+        with _not_worth_a_run("the run's pictures cannot be drawn"):
             from . import pictures  # a second to import, which no run needs to wait for before it starts
 
             framework, network, training = self._config.framework.name, self._config.network, self._config.training
@@ -233,7 +237,7 @@ class Run:
                 pictures.inference(metrics, framework, folder / "inference.csv", folder / "inference.svg")
 
     def _draw_data(self, data: Prepared) -> None:
-        with _not_worth_a_run("the data set's contact sheet"):
+        with _not_worth_a_run("the data set's contact sheet cannot be drawn"):
             from .datasets import contact_sheet  # with PIL: so too
 
             contact_sheet.write(data, self._folder / "contact_sheet.png")
@@ -260,7 +264,7 @@ def _not_worth_a_run(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # whatever a renderer in another language may raise
-        say(f"{what} cannot be drawn: {error}")
+        say(f"{what}: {error}")
 
 
 def quality(metrics: Iterable[Metric], classes: int) -> str:

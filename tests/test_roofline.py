@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -149,6 +150,28 @@ def test_a_run_has_its_share_a_table_and_a_picture(gtdl: Command, store: str, tm
     picture = Path(client.download_artifacts(run.info.run_id, "roofline.svg", str(tmp_path))).read_text()
     share = metrics["test/peak_share_percent"]
     assert f"testing: {f'{share:.0f}' if share >= 10 else f'{share:.2g}'} % of the peak" in picture
+
+
+def test_a_peak_that_a_run_exceeds_is_measured_again(
+    gtdl: Command, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GTDL_HOME", str(tmp_path / "home"))
+    run = "framework=reference", "training.epochs=1"
+    assert gtdl(*run).returncode == 0
+    (record,) = (home() / "peaks").glob("*.json")
+    kept = json.loads(record.read_text())
+    record.write_text(
+        json.dumps({**kept, "gflops": dict.fromkeys(kept["gflops"], 1e-3), "disturbed": False, "tries": 1})
+    )
+    done = gtdl(*run)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"\d{3,} % of the machine's peak, .*so the next run measures again", done.stderr)
+    done = gtdl(*run)
+    assert done.returncode == 0, done.stderr
+    assert "of the machine's peak" not in done.stderr
+    assert peaks.Peak(**json.loads(record.read_text())).flops_per_s > 1e9
+    shares = [each.data.metrics["test/peak_share_percent"] for each in runs(store)]
+    assert sorted(share < 100 for share in shares) == [False, True, True]
 
 
 @pytest.mark.parametrize(("share", "text"), [(0.157, "0.16"), (4.26, "4.3"), (42.6, "43"), (100.0, "100")])
