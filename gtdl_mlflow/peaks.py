@@ -115,7 +115,7 @@ def measure(hardware: Hardware, threads: int) -> Peak | None:
 
 
 def doubt(peak: Peak) -> Peak:
-    """The ``peak``, known to be less than the machine can do: a run has computed more. Kept so."""
+    """The ``peak``, no longer sure, and kept so: a run has computed more."""
     doubted = replace(peak, disturbed=True)
     if kept(peak.device, peak.threads) == peak:  # another run may have measured again meanwhile
         write_whole(_place(peak.device, peak.threads, _library(peak.device)[0]), json.dumps(asdict(doubted), indent=1))

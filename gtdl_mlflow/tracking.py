@@ -147,7 +147,8 @@ class Run:
             if self._peak is not None and highest > 100:
                 with _not_worth_a_run("that the machine's peak was exceeded cannot be kept"):
                     doubted = peaks.doubt(self._peak)
-                    say(f"{highest:.0f} % of the machine's peak, which was measured while it was slow: {doubted.text}")
+                    say(f"{highest:.0f} % of the machine's peak: it was measured while the machine was slow, or the "
+                        f"framework leaves products with padding out, which are counted: {doubted.text}")  # fmt: skip
             # The renderer needs no Python: it works while the worker ends and MLflow hears of the rest.
             self._beside.submit(self._draw, list(self._metrics), self.results)
 

@@ -165,7 +165,7 @@ def test_a_peak_that_a_run_exceeds_is_measured_again(
     )
     done = gtdl(*run)
     assert done.returncode == 0, done.stderr
-    assert re.search(r"\d{3,} % of the machine's peak, .*so the next run measures again", done.stderr)
+    assert re.search(r"\d{3,} % of the machine's peak: .*so the next run measures again", done.stderr)
     done = gtdl(*run)
     assert done.returncode == 0, done.stderr
     assert "of the machine's peak" not in done.stderr
