@@ -110,7 +110,7 @@ def measure(hardware: Hardware, threads: int) -> Peak | None:
         gflops = {name: max(value, old.gflops.get(name, 0.0)) for name, value in new.gflops.items()}
         new = replace(new, gflops=gflops, gb_per_s=max(new.gb_per_s, old.gb_per_s),
                       disturbed=disturbed and old.disturbed, tries=old.tries + 1)  # fmt: skip
-    write_whole(_place(hardware.device, threads, library), json.dumps(asdict(new), indent=1))
+    _keep(new, library)
     return new
 
 
@@ -118,8 +118,12 @@ def doubt(peak: Peak) -> Peak:
     """The ``peak``, no longer sure, and kept so: a run has computed more."""
     doubted = replace(peak, disturbed=True)
     if kept(peak.device, peak.threads) == peak:  # another run may have measured again meanwhile
-        write_whole(_place(peak.device, peak.threads, _library(peak.device)[0]), json.dumps(asdict(doubted), indent=1))
+        _keep(doubted, _library(peak.device)[0])
     return doubted
+
+
+def _keep(peak: Peak, library: str) -> None:
+    write_whole(_place(peak.device, peak.threads, library), json.dumps(asdict(peak), indent=1))
 
 
 def _used_s() -> float:

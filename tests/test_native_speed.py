@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import re
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from conftest import ROOT, need_torch
@@ -17,17 +16,9 @@ from gtdl_mlflow import config
 SCRIPT = ROOT / "benchmarks" / "native_speed.py"
 
 
-def script() -> ModuleType:
-    specification = importlib.util.spec_from_file_location(SCRIPT.stem, SCRIPT)
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
-
-
 def test_it_does_not_matter_who_is_made_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    native_speed = script()
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    native_speed = importlib.import_module(SCRIPT.stem)
 
     def leaning(composed: object, data: object, seconds: float, *sides: str) -> dict[str, tuple[float, float, float]]:
         first, second = ({"ours": 90.0, "native": 100.0}[side] for side in sides)

@@ -75,14 +75,9 @@ class TensorFlow(Adapter):
             more = itertools.islice(feed, min(self._together(first[0]), len(rates) - place) - 1)
             images, labels = zip(first, *more, strict=True)
             stop = place + len(images)
-            losses.append(
-                self._train(
-                    self._handed(images),
-                    tf.constant(np.concatenate(labels).reshape(len(labels), -1)),
-                    tf.constant(rows[place:stop]),
-                    tf.constant(self._steps + place, tf.int64),
-                )
-            )
+            joined = tf.constant(np.concatenate(labels).reshape(len(labels), -1))
+            begin = tf.constant(self._steps + place, tf.int64)
+            losses.append(self._train(self._handed(images), joined, tf.constant(rows[place:stop]), begin))
             place = stop
         self._steps += len(rates)
         read = np.concatenate([some.numpy() for some in losses])
