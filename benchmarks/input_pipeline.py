@@ -25,11 +25,11 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0, help="of training in a repeat, roughly")
     options = parser.parse_args()
     drawn = config.compose(
-        [f"framework={options.framework}", "setting=tensorflow_cifar10", "training.evaluate_every=0"]
+        [f"framework={options.framework}", "setting=tensorflow_cifar10", "training.evaluate_every_epochs=0"]
     )
     drawn.training.iterations = int(options.seconds * 1500 / drawn.training.batch_size)
     treated = copy.deepcopy(drawn)
-    treated.training.inputs = {"central_crop": {"pixels": 24}, "standardize_image": {}}
+    treated.training.preprocessing = {"central_crop": {"pixels": 24}, "standardize_image": {}}
     pairs = []
     with tempfile.TemporaryDirectory() as folder:
         data = made_up("tensorflow_cifar10", Path(folder))

@@ -23,7 +23,7 @@ from pathlib import Path
 import psutil
 from mlflow.tracking import MlflowClient
 
-SWEEP = ["-m", "framework=reference", "training.epochs=400", "training.checkpoint_every=0.2",
+SWEEP = ["-m", "framework=reference", "training.epochs=400", "training.checkpoint_every_s=0.2",
          f"seed={','.join(map(str, range(20)))}"]  # fmt: skip
 VICTIMS = ("driver", "worker", "driver and worker", "process group")
 

@@ -30,13 +30,13 @@ from typing import Any
 import numpy as np
 
 from gtdl_mlflow import config, environments
-from gtdl_mlflow.benchmark import job_of
-from gtdl_mlflow.launch import launch, worker_environment
-from gtdl_mlflow.worker import initial
+from gtdl_mlflow.config.job import create_job
+from gtdl_mlflow.worker import initialization
 from gtdl_mlflow.worker.events import Metrics
-from gtdl_mlflow.worker.inputs import Treatment
+from gtdl_mlflow.worker.inputs import Preprocessing
 from gtdl_mlflow.worker.job import Job
 from gtdl_mlflow.worker.network import build
+from gtdl_mlflow.worker_process import run_worker, worker_environment
 
 NATIVE = Path(__file__).parent / "native"
 NETWORKS = {"tensorflow_mnist": 1500, "caffe_mnist": 6000, "torch_mnist": 3000, "caffe_cifar10": 2000,
@@ -69,7 +69,7 @@ def main() -> None:
             data = made_up(network, Path(folder))
             measure = both if options.one_process else control if options.control else apart
             words = {"framework": framework, "setting": network, "hardware": options.hardware}
-            composed = config.compose([*map("=".join, words.items()), "training.evaluate_every=0"])
+            composed = config.compose([*map("=".join, words.items()), "training.evaluate_every_epochs=0"])
             composed.hardware.threads = options.threads or None
             compare(composed, data, options.repeats, options.seconds, measure)
 
@@ -91,14 +91,14 @@ def made_up(network: str, folder: Path) -> Path:
 def begin(network: str, data: Path) -> None:
     """What the native loops begin with: treated images, float32 (N, height, width, channels), and our first weights."""
     composed = config.compose([f"setting={network}"])
-    treatment = Treatment(composed.training.inputs)
+    treatment = Preprocessing(composed.training.preprocessing)
     for part in ("train", "test"):
         images = np.load(data / f"{part}_images.npy")
         np.save(data / f"{part}_treated.npy", treatment.apply(part, images, "NHWC"))
     height, width, channels = images.shape[1:]
     built = build(composed.model.layers, treatment.shape((height, width, channels)), 10)
-    masks = {f"{name} mask": mask for name, mask in initial.masks(built, 0).items()}
-    np.savez(data / "start.npz", **initial.weights(built, 0), **masks)
+    masks = {f"{name} mask": mask for name, mask in initialization.masks(built, 0).items()}
+    np.savez(data / "start.npz", **initialization.weights(built, 0), **masks)
 
 
 Figures = tuple[float, float, float]
@@ -173,10 +173,10 @@ def ours(composed: config.Config, data: Path) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         job = job_of_random_images(composed, data, Path(folder))
         values: dict[str, float] = {}
-        for event in launch(job, environment.python, composed.settings.environment, Path(folder), 3600):
+        for event in run_worker(job, environment.python, composed.settings.environment, Path(folder), 3600):
             if isinstance(event, Metrics):
                 values |= event.values
-    return {"train": values["train/steady_images_per_s"], "test": values["test/images_per_s"]}
+    return {"train": values["train/steady_state_images_per_s"], "test": values["test/images_per_s"]}
 
 
 def native(composed: config.Config, data: Path) -> dict[str, float]:
@@ -207,7 +207,7 @@ def run(script: str, composed: config.Config, *arguments: object) -> Any:
 
 
 def job_of_random_images(composed: config.Config, data: Path, folder: Path) -> Job:
-    job = job_of(composed, data, folder)
+    job = create_job(composed, data, folder)
     return replace(job, image_shape=list(np.load(data / "train_images.npy", mmap_mode="r").shape[1:]))
 
 

@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 
 from gtdl_mlflow import config, datasets
-from gtdl_mlflow.benchmark import job_of
+from gtdl_mlflow.config.job import create_job
 from gtdl_mlflow.worker import experiment
 from gtdl_mlflow.worker.events import Event, Metrics, write
 from gtdl_mlflow.worker.frameworks.base import Adapter, Setup
-from gtdl_mlflow.worker.initial import Weights
+from gtdl_mlflow.worker.initialization import Weights
 from gtdl_mlflow.worker.inputs import Batch
 
 
@@ -78,7 +78,7 @@ def train(overrides: list[str], order: str, size: int, steps: int) -> float:
     """The training time in seconds."""
     composed = config.compose([*overrides, f"training.order={order}", f"training.batch_size={size}"])
     with tempfile.TemporaryDirectory() as folder, Path(os.devnull).open("w", encoding="utf-8") as pipe:
-        job = job_of(composed, datasets.prepare(composed.dataset).folder, Path(folder))
+        job = create_job(composed, datasets.prepare(composed.dataset).folder, Path(folder))
         job = replace(job, training=replace(job.training, iterations=steps, epochs=None), adapter=f"{__name__}:Null")
         figures: dict[str, float] = {}
 

@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 
 from gtdl_mlflow import config, datasets
-from gtdl_mlflow.home import data_home
+from gtdl_mlflow.files import datasets_dir
 
 PREPARE = """
 import json, resource, statistics, sys, time
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def prepare(name: str, home: str) -> list[float]:
-    environment = {**os.environ, "GTDL_HOME": home, "GTDL_DATA": str(data_home()),
+    environment = {**os.environ, "GTDL_HOME": home, "GTDL_DATA": str(datasets_dir()),
                    "PYTHONPATH": str(Path(__file__).parents[1])}  # fmt: skip
     answer = subprocess.run([sys.executable, "-c", PREPARE, name], env=environment, capture_output=True, text=True,
                             check=True).stdout  # fmt: skip

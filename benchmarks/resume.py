@@ -21,9 +21,9 @@ from pathlib import Path
 import psutil
 from mlflow.tracking import MlflowClient
 
-from gtdl_mlflow.home import home
+from gtdl_mlflow.files import cache_dir
 
-RUN = ["framework=torch", "setting=caffe_mnist", "training.checkpoint_every=1"]
+RUN = ["framework=torch", "setting=caffe_mnist", "training.checkpoint_every_s=1"]
 
 
 def main() -> None:
@@ -38,7 +38,7 @@ def main() -> None:
         environment = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",
                        "PYTHONPATH": str(Path(__file__).parents[1])}  # fmt: skip
         command = [sys.executable, "-m", "gtdl_mlflow", *options.overrides]
-        subprocess.run([*command, "training.checkpoint_every=0"], cwd=folder, env=environment, check=True)
+        subprocess.run([*command, "training.checkpoint_every_s=0"], cwd=folder, env=environment, check=True)
         for number in range(options.kills):
             print(
                 f"kill {number + 1}: {kill(command, folder, environment, chance):.1f} s after a new checkpoint",
@@ -76,7 +76,7 @@ def kill(command: list[str], folder: Path, environment: dict[str, str], chance: 
 
 def checkpoints() -> set[str]:
     """The newest ones, of all runs."""
-    return {str(path) for path in home().glob("checkpoints/*/step-*")}
+    return {str(path) for path in cache_dir().glob("checkpoints/*/step-*")}
 
 
 if __name__ == "__main__":

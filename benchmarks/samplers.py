@@ -21,8 +21,8 @@ from native_speed import NATIVE, job_of_random_images, made_up
 from scipy import stats
 
 from gtdl_mlflow import config, environments
-from gtdl_mlflow.launch import worker_environment
-from gtdl_mlflow.system_metrics import Sampler
+from gtdl_mlflow.hardware.system_metrics import Sampler
+from gtdl_mlflow.worker_process import worker_environment
 
 LEVEL = 0.95
 TRIAL_STEPS = 30
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", default=["setting=caffe_mnist"])
     options = parser.parse_args()
     for framework in options.frameworks:
-        composed = config.compose([f"framework={framework}", *options.overrides, "training.evaluate_every=0"])
+        composed = config.compose([f"framework={framework}", *options.overrides, "training.evaluate_every_epochs=0"])
         ratios, shares = measured(composed, options.pairs, options.seconds, options.interval)
         low, high = interval(ratios)
         print(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from types import TracebackType
 
-from .worker.events import Event, Metrics, Progress
+from .worker.events import Event, Phase, Progress
 
 
 class ProgressLine:
@@ -24,8 +24,8 @@ class ProgressLine:
             return
         if isinstance(event, Progress):
             self._write(line(self._label, event))
-        elif isinstance(event, Metrics) and "testing_time_s" in event.values:
-            self._write(f"{self._label}: tested, saving")
+        elif isinstance(event, Phase):
+            self._write(f"{self._label}: {event.name}")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -17,8 +17,8 @@ import yaml
 from PIL import Image
 
 from gtdl_mlflow import config
-from gtdl_mlflow.datasets import DatasetError, Prepared, contact_sheet, prepare, published
-from gtdl_mlflow.home import data_home
+from gtdl_mlflow.datasets import DatasetError, PreparedDataset, contact_sheet, prepare, source_files
+from gtdl_mlflow.files import datasets_dir
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 STATISTICS = DOCS / "datasets" / "statistics.yaml"
@@ -41,7 +41,7 @@ def main(words: list[str]) -> None:
     STATISTICS.write_text(f"# Made by scripts/data_statistics.py.\n{text}", encoding="utf-8")
 
 
-def statistics(dataset: config.Dataset, data: Prepared) -> dict[str, Any]:
+def statistics(dataset: config.Dataset, data: PreparedDataset) -> dict[str, Any]:
     """Of the prepared arrays; mean and standard deviation are of the training pixels, from 0 to 1, by channel."""
     labels = {part: np.load(data.folder / f"{part}_labels.npy") for part in ("train", "test")}
     each = {part: np.bincount(found, minlength=data.classes) for part, found in labels.items()}
@@ -61,10 +61,10 @@ def statistics(dataset: config.Dataset, data: Prepared) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def class_names(dataset: config.Dataset, data: Prepared) -> list[str]:
+def class_names(dataset: config.Dataset, data: PreparedDataset) -> list[str]:
     """As the publisher calls them: in a list of his, or by the folders that the images came in; else their numbers."""
     try:
-        for _, entry in published.entries(dataset, data_home() / dataset.name, NAMES):
+        for _, entry in source_files.entries(dataset, datasets_dir() / dataset.name, NAMES):
             return entry.read(2**16).decode().split()
     except DatasetError:  # built in, or not an archive
         pass
@@ -78,7 +78,7 @@ def class_names(dataset: config.Dataset, data: Prepared) -> list[str]:
     return [names[label] for label in range(data.classes)]
 
 
-def sheet(data: Prepared, path: Path) -> None:
+def sheet(data: PreparedDataset, path: Path) -> None:
     """The contact sheet of a run, less what is below its first rows, in few colours."""
     contact_sheet.write(data, path)
     with Image.open(path) as picture:

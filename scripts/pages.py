@@ -103,13 +103,13 @@ def dataset(name: str) -> str:
     of, path = config.compose([f"dataset={name}"]).dataset, CONF / "dataset" / f"{name}.yaml"
     height, width, channels = of.image_shape
     counts = [f"{count:,}" if count is not None else f"at most {each} of a class"
-              for count, each in ((of.train_images, of.train_each), (of.test_images, of.test_each))]  # fmt: skip
+              for count, each in ((of.train_images, of.train_per_class), (of.test_images, of.test_per_class))]  # fmt: skip
     facts = [
         ["images to train on", counts[0]], ["images to test on", counts[1]], ["classes", f"{of.classes}"],
         ["an image", f"{height} x {width}, {'grey' if channels == 1 else 'colour'}"],
         ["default setting", f"`FRAMEWORK_{of.family}`"],
         ["accuracy", "the mean over the classes" if of.mean_per_class else "of all test images"],
-        ["time to target", f"until {of.target_accuracy:g} %"],
+        ["time to target", f"until {of.target_accuracy_percent:g} %"],
     ]  # fmt: skip
     files = [[f"`{each.file}`", f"{each.bytes:,}" if each.sha256 or each.md5 else f"at most {each.bytes:,}",
               f"SHA-256 `{each.sha256}`" if each.sha256 else f"MD5 `{each.md5}`" if each.md5 else "none published",
@@ -158,7 +158,7 @@ def protocol(of: config.Dataset) -> list[str]:
     read = ast.get_docstring(ast.parse(reader.read_text(encoding="utf-8"))) or ""
     if of.split_seed is not None:
         split = (f"The split is drawn with `dataset.split_seed={of.split_seed}`: of each class at most "
-                 f"{of.train_each} images for training, at most {of.test_each} of the others for testing.")  # fmt: skip
+                 f"{of.train_per_class} images for training, at most {of.test_per_class} of the others for testing.")  # fmt: skip
     elif of.archives or of.downloads:
         split = "The split into training and testing is the publisher's."
     else:

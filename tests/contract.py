@@ -28,9 +28,9 @@ sys.modules["gtdl_mlflow"] = package = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(package)
 
 from gtdl_mlflow.worker import assembly, experiment  # noqa: E402
-from gtdl_mlflow.worker.inputs import aligned, arranged, batches, test_batches  # noqa: E402
-from gtdl_mlflow.worker.job import Job, Order, training  # noqa: E402
-from gtdl_mlflow.worker.model import Model  # noqa: E402
+from gtdl_mlflow.worker.inputs import aligned, batches, test_batches, to_layout  # noqa: E402
+from gtdl_mlflow.worker.job import BatchOrder, Job, training_from_json  # noqa: E402
+from gtdl_mlflow.worker.saved_model import SavedModel  # noqa: E402
 
 
 class Counted:
@@ -51,11 +51,11 @@ class Counted:
 def answer(case: dict[str, Any], images: np.ndarray, labels: np.ndarray, folder: Path) -> list[Any]:
     """What each of the case's steps gave: arrays, or plain data."""
     values = case["job"]
-    job = Job(**{**values, "training": training(values["training"])})
-    treatment, model, _ = assembly.assemble(job, assembly.adapter(job.adapter))
-    treated = model.adopt(aligned(arranged(images.transpose(0, 2, 3, 1), model.layout)))
-    labels = model.adopt(labels.astype(model.label_type))
-    feed = Counted(batches(treated, labels, job.training.batch_size, Order.sequential, 0))
+    job = Job(**{**values, "training": training_from_json(values["training"])})
+    treatment, model, _ = assembly.build_model(job, assembly.load_adapter(job.adapter))
+    treated = model.to_native(aligned(to_layout(images.transpose(0, 2, 3, 1), model.layout)))
+    labels = model.to_native(labels.astype(model.label_type))
+    feed = Counted(batches(treated, labels, job.training.batch_size, BatchOrder.sequential, 0))
     given: list[Any] = []
     for action, *arguments in case["steps"]:
         if action == "weights":
@@ -83,10 +83,12 @@ def answer(case: dict[str, Any], images: np.ndarray, labels: np.ndarray, folder:
             place, taken = Path(arguments[0]), arguments[1]
             model.restore(place, taken)
             size = job.training.batch_size
-            feed = Counted(batches(treated, labels, size, Order.sequential, 0, taken))
+            feed = Counted(batches(treated, labels, size, BatchOrder.sequential, 0, taken))
             given.append({})
         elif action == "pyfunc":
-            given.append(Model(Path(arguments[0])).predict(np.rint(images.transpose(0, 2, 3, 1) * 255).astype("uint8")))
+            given.append(
+                SavedModel(Path(arguments[0])).predict(np.rint(images.transpose(0, 2, 3, 1) * 255).astype("uint8"))
+            )
         elif action == "watch":
             waits: list[str] = []
             model._wait = lambda waits=waits: waits.append("waited")  # type: ignore[attr-defined]
@@ -98,11 +100,11 @@ def answer(case: dict[str, Any], images: np.ndarray, labels: np.ndarray, folder:
 
             def copied(copies: list[Any] = copies, size: int = size) -> Iterator[Any]:
                 """As batches of a shuffled set are: of memory of their own."""
-                for arrays in batches(images.copy(), np.zeros(len(images)), size, Order.sequential, 0):
+                for arrays in batches(images.copy(), np.zeros(len(images)), size, BatchOrder.sequential, 0):
                     both = [np.array(arrays[0].transpose(0, 2, 3, 1)), np.array(arrays[1], model.label_type)]
-                    both[0] = np.array(arranged(both[0], model.layout))
+                    both[0] = np.array(to_layout(both[0], model.layout))
                     copies += map(weakref.ref, both)
-                    yield tuple(map(model.adopt, both))
+                    yield tuple(map(model.to_native, both))
 
             model.train(copied(), arguments[0])
             gc.collect()

@@ -20,7 +20,7 @@ from PIL import Image
 
 from gtdl_mlflow.config import Dataset
 from gtdl_mlflow.datasets import DatasetError, prepare
-from gtdl_mlflow.home import data_home, home
+from gtdl_mlflow.files import cache_dir, datasets_dir
 
 ROOT = Path(__file__).parents[1]
 
@@ -162,7 +162,7 @@ def lzw_bomb() -> bytes:
 
 def refuses(dataset: Dataset, *words: str) -> None:
     """It cannot be prepared; the reason is one line with these words; no file comes or goes, but for a lock."""
-    places = [data_home(), home() / "prepared"]
+    places = [datasets_dir(), cache_dir() / "prepared"]
     before = [_files(place) for place in places]
     with pytest.raises(DatasetError) as refused:
         prepare(dataset)

@@ -7,7 +7,7 @@ import pytest
 from planted import finished, plant
 
 from gtdl_mlflow import cli
-from gtdl_mlflow.report import answer
+from gtdl_mlflow.report import ranking
 from gtdl_mlflow.report.runs import load
 
 PARITY = ("dataset=mnist_5k", "setting=caffe_mnist")
@@ -22,8 +22,8 @@ def five(framework: str, training: float, accuracy: float, *overrides: str, seed
 
 def said(store: str) -> tuple[list[str], list[str]]:
     """The sentences and the remarks of the only conditions there are."""
-    (found,) = [each for each in answer.entries(load(store, ["gtdl"])).values() if len(each) > 1]
-    return [each.sentence for each in answer.answers(found)], answer.remarks(found)
+    (found,) = [each for each in ranking.group_by_conditions(load(store, ["gtdl"])).values() if len(each) > 1]
+    return [each.sentence for each in ranking.answers(found)], ranking.remarks(found)
 
 
 def test_twice_as_fast_is_said_and_is_significant(store: str) -> None:
@@ -94,7 +94,7 @@ def test_noise_is_told_once_for_all(store: str) -> None:
 def test_another_machine_is_another_comparison(store: str) -> None:
     five("torch", 10, 98)
     five("tensorflow", 5, 98, **{"gtdl.machine": "a faster one (abc)"})
-    assert answer.text(load(store, ["gtdl"])).startswith("there are no two frameworks")
+    assert ranking.text(load(store, ["gtdl"])).startswith("there are no two frameworks")
 
 
 def test_what_cannot_run_here_is_named_with_its_reason(store: str) -> None:
@@ -109,9 +109,11 @@ def test_own_defaults_are_compared_beside_a_common_setting(store: str) -> None:
     five("caffe", 20, 98)  # its own default, and the common setting
     for seed in range(5):
         finished(["framework=torch", "dataset=mnist_5k", f"seed={seed}"], 40 + seed / 10, 0.5, 97)
-    settings = [each.setting for each, found in answer.entries(load(store, ["gtdl"])).items() if len(found) > 1]
+    settings = [
+        each.setting for each, found in ranking.group_by_conditions(load(store, ["gtdl"])).items() if len(found) > 1
+    ]
     assert settings == ["each under its own default", "caffe_mnist"]
-    text = answer.text(load(store, ["gtdl"]))
+    text = ranking.text(load(store, ["gtdl"]))
     own, common = text.split("\n\n")
     assert "caffe 1.0.0 trains fastest" in own
     assert "torch" in common.splitlines()[1].split(" trains fastest")[0]

@@ -17,7 +17,7 @@ import pytest
 from made_files import cifar10, compressed, lay_out, lzw_bomb, prepared_elsewhere, refuses, tar, zipped
 
 from gtdl_mlflow.datasets import archives
-from gtdl_mlflow.datasets.prepared import read
+from gtdl_mlflow.datasets.prepare import read
 
 pytestmark = pytest.mark.usefixtures("places")
 

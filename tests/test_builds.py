@@ -18,11 +18,11 @@ import psutil
 import pytest
 from test_environments import HERE, wait_for, write_wheel
 
-from gtdl_mlflow import cli, config, environments
-from gtdl_mlflow.environments import Environment, EnvironmentFailed, ensure, existing, remove
-from gtdl_mlflow.toolchain import PackagesMissing, Toolchain
+from gtdl_mlflow import cli, config
+from gtdl_mlflow.environments import Environment, EnvironmentFailed, ensure, list_environments, remove
+from gtdl_mlflow.environments.toolchain import PackagesMissing, Toolchain
 
-ROOT = Path(environments.__file__).parents[1]
+ROOT = Path(environment.__file__).parents[1]
 
 # ``tinyc`` 1.0: an extension module that answers what it was configured with. Configuring it says so in $TINY_LOG and
 # then takes $TINY_S seconds.
@@ -134,7 +134,7 @@ def framework(
         version="1.0",
         adapter="nowhere:Nothing",
         python=config.Python(HERE, ">=3.8"),
-        devices={"cpu": config.Device(recipes=[recipe])},
+        devices={"cpu": config.DeviceSupport(recipes=[recipe])},
     )
 
 
@@ -159,12 +159,12 @@ def times_built() -> int:
 
 def builds() -> list[Path]:
     """What looks finished."""
-    return sorted(path.parent for path in (environments.home() / "builds").glob("*/build.json"))
+    return sorted(path.parent for path in (environment.home() / "builds").glob("*/build.json"))
 
 
 def left_behind() -> list[str]:
     """Folders in GTDL_HOME's rooms, finished or not."""
-    return sorted(path.name for path in environments.home().glob("*/*") if path.is_dir())
+    return sorted(path.name for path in environment.home().glob("*/*") if path.is_dir())
 
 
 def test_built_once_and_copied_into_every_environment_that_wants_it(sha256: str) -> None:
@@ -175,7 +175,7 @@ def test_built_once_and_copied_into_every_environment_that_wants_it(sha256: str)
     again = ensure(framework(sha256), "cpu")
     assert (again.folder, answer(again)) == (made.folder, 42)
     assert times_built() == 1
-    shutil.rmtree(environments.home() / "builds")
+    shutil.rmtree(environment.home() / "builds")
     assert answer(again) == 42
 
 
@@ -336,7 +336,7 @@ def test_stopped_in_the_middle_it_leaves_no_process_and_is_built_again(
     maker.communicate(timeout=10)
     if sys.platform == "linux":
         assert psutil.wait_procs(below, timeout=5)[1] == []
-    assert existing() == []
+    assert list_environments() == []
     assert builds() == []
     if how == signal.SIGINT:
         assert left_behind() == []
@@ -362,8 +362,8 @@ def test_two_processes_at_once_build_it_once(sha256: str, monkeypatch: pytest.Mo
     assert times_built() == 1
     assert err.count("gtdl: built tinyc==1.0") == 1
     assert "waiting for another process that is making" in other_err
-    assert [answer(made) for made in existing()] == [42, 42]
-    assert {str(made.python) for made in existing()} == {out.strip(), other_out.strip()}
+    assert [answer(made) for made in list_environments()] == [42, 42]
+    assert {str(made.python) for made in list_environments()} == {out.strip(), other_out.strip()}
 
 
 # gtdl env packages

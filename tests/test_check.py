@@ -54,7 +54,7 @@ def test_runs_that_are_fit_pass_and_are_tagged(store: str, capsys: pytest.Captur
         ("warm_up_kept", {"metrics": {"train/first_step_s": math.nan}}),
         ("quality_gate", {"gtdl.quality": "the loss is not finite"}),
         ("noise", {"metrics": {"training_time_s": 12.0, "worker/wall_s": 20.0}}),
-        ("undisturbed", {"gtdl.noise": "other processes had 20 % of the machine's CPU time"}),
+        ("undisturbed", {"gtdl.interference": "other processes had 20 % of the machine's CPU time"}),
         ("resumed", {"gtdl.resumed": "after iteration 5 of run x"}),
         ("resumed_silently", {"said": {"worker.resumed_from_iteration": "5"}}),
         ("alone", {"gtdl.side_by_side": "true"}),

@@ -142,7 +142,7 @@ def test_ctrl_c_ends_the_run_as_killed_and_leaves_no_process(store: str, number:
             "gtdl_mlflow",
             "framework=reference",
             "training.epochs=1000000",
-            "training.checkpoint_every=0",
+            "training.checkpoint_every_s=0",
         ],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.DEVNULL,

@@ -16,8 +16,6 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from gtdl_mlflow.config import CONF, ConfigError, compose
-from gtdl_mlflow.config import loader as loaders
-from gtdl_mlflow.config.loader import Loader
 
 FRAMEWORKS = sorted(path.stem for path in (CONF / "framework").glob("*.yaml"))
 SETTINGS = sorted(path.stem for path in (CONF / "setting").glob("*.yaml"))
@@ -105,7 +103,7 @@ def test_cells_are_runs_but_for_the_seed() -> None:
     assert one.cell() == other.cell()
     assert one.hash() != other.hash()
     assert one.cell() != compose(["seed=1", "budget=0.5"]).cell()
-    assert one.cell() == compose(["seed=1", "training.checkpoint_every=0"]).cell()
+    assert one.cell() == compose(["seed=1", "training.checkpoint_every_s=0"]).cell()
 
 
 def test_the_framework_version_is_an_axis() -> None:
@@ -150,12 +148,18 @@ def test_the_hash_is_of_what_can_change_a_result(given: list[str], changes: bool
         ("training.epochs=null", r"training\.epochs=null: .*training\.iterations"),
         ("training.epochs=nan", r"training\.epochs=nan: must be above 0"),
         ("training.momentum=1", r"training\.momentum=1\.0: must be at least 0 and below 1"),
-        ("training.average=1", r"training\.average=1\.0: must be above 0 and below 1"),
-        ("training.decayed=biases", r"training\.decayed=biases: expected one of all, weights, hidden_dense_weights"),
+        ("training.ema_decay=1", r"training\.ema_decay=1\.0: must be above 0 and below 1"),
+        (
+            "training.weight_decay_on=biases",
+            r"training\.weight_decay_on=biases: expected one of all, weights, hidden_dense_weights",
+        ),
         ("training.schedule.type=cosine", r"training\.schedule\.type=cosine: expected one of .*multistep"),
         ("training.optimizer=lion", r"training\.optimizer=lion: expected one of sgd, adam"),
         ("training.validation.images=1", r"training\.validation\.images=1: must be below .*out_of=1"),
-        ("training.inputs.pad.pixels=-1", r"training\.inputs\.pad\.pixels=-1: expected a whole number of at least 0"),
+        (
+            "training.preprocessing.pad.pixels=-1",
+            r"training\.preprocessing\.pad\.pixels=-1: expected a whole number of at least 0",
+        ),
         ("tuning=fastest", r"tuning=fastest: expected one of plain, best"),
         ("budget=0", r"budget=0\.0: must be above 0 and at most 1"),
         ("budget=2", r"budget=2\.0: must be above 0 and at most 1"),
@@ -190,10 +194,13 @@ def test_a_mistake_is_answered_in_one_line(given: str, complaint: str) -> None:
 @pytest.mark.parametrize(
     ("given", "complaint"),
     [
-        (["type=step", "gamma=0.1"], r"training\.schedule\.every=0\.0: must be above 0"),
-        (["type=step", "gamma=0", "every=10"], r"training\.schedule\.gamma=0\.0: must be above 0"),
-        (["type=multistep", "gamma=0.1"], r"training\.schedule\.boundaries=\[\]: expected rising iterations"),
-        (["type=multistep", "gamma=0.1", "boundaries=[20,10]"], r"boundaries=\[20\.0, 10\.0\]: expected rising"),
+        (["type=step", "gamma=0.1"], r"training\.schedule\.every_iterations=0\.0: must be above 0"),
+        (["type=step", "gamma=0", "every_iterations=10"], r"training\.schedule\.gamma=0\.0: must be above 0"),
+        (["type=multistep", "gamma=0.1"], r"training\.schedule\.boundary_iterations=\[\]: expected rising iterations"),
+        (
+            ["type=multistep", "gamma=0.1", "boundary_iterations=[20,10]"],
+            r"boundary_iterations=\[20\.0, 10\.0\]: expected rising",
+        ),
     ],
 )
 def test_a_schedule_that_cannot_be_is_answered_in_one_line(given: list[str], complaint: str) -> None:
@@ -234,7 +241,7 @@ def test_shapes_and_classes_follow_what_is_chosen(given: list[str], shape: list[
           for size in ("0", "257", "abc", "null", "[32]", "[32,0]", "[1,2,3]", "true", "1.5", "{a:1}")),
         ("image_shape=[8,8,1]", r"dataset\.image_size=32: dataset=att_faces has images of 8 x 8 .*not resized"),
         ("split_seed=null", r"dataset\.split_seed, .*: dataset=att_faces needs all three"),
-        ("train_each=0", r"dataset\.train_each=0: must be at least 1"),
+        ("train_per_class=0", r"dataset\.train_per_class=0: must be at least 1"),
         ("split_seed=-1", r"dataset\.split_seed=-1: must be at least 0"),
     ],
 )  # fmt: skip

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gtdl_mlflow.datasets import Prepared, contact_sheet
+from gtdl_mlflow.datasets import PreparedDataset, contact_sheet
 
 
 @pytest.mark.parametrize(("classes", "channels"), [(3, 1), (40, 3)])
@@ -17,7 +17,7 @@ def test_every_class_has_its_strip(tmp_path: Path, classes: int, channels: int) 
     images = np.zeros((len(labels), 6, 5, channels), np.uint8) + labels[:, None, None, None]
     np.save(tmp_path / "train_images.npy", images)
     np.save(tmp_path / "train_labels.npy", labels)
-    data = Prepared(tmp_path, "", len(labels), 1, (6, 5, channels), classes, "", None)
+    data = PreparedDataset(tmp_path, "", len(labels), 1, (6, 5, channels), classes, "", None)
     contact_sheet.write(data, tmp_path / "sheet.png")
     sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
     each, down = (10, 3) if classes == 3 else (4, 10)

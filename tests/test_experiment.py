@@ -19,23 +19,23 @@ from gtdl_mlflow.worker import events, experiment
 from gtdl_mlflow.worker import training as procedure
 from gtdl_mlflow.worker.checkpoints import Checkpoints
 from gtdl_mlflow.worker.clock import Clock
-from gtdl_mlflow.worker.events import Described, Event, Finished, Metrics, Progress
-from gtdl_mlflow.worker.experiment import cross_entropy, digest, mean_over_classes
+from gtdl_mlflow.worker.events import Event, Finished, Metadata, Metrics, Progress
+from gtdl_mlflow.worker.experiment import cross_entropy, mean_class_accuracy, weights_sha256
 from gtdl_mlflow.worker.frameworks.base import Adapter, Setup
 from gtdl_mlflow.worker.job import (
+    BatchOrder,
     EarlyStopping,
     Job,
     Latency,
     LearningRateSchedule,
     Optimizer,
-    Order,
     Schedule,
     Take,
     Training,
     Validation,
 )
-from gtdl_mlflow.worker.model import Model
-from gtdl_mlflow.worker.training import Steady, Stopping, evaluations
+from gtdl_mlflow.worker.saved_model import SavedModel
+from gtdl_mlflow.worker.training import EarlyStoppingState, Throughput, evaluation_steps
 
 
 class Time:
@@ -77,7 +77,7 @@ def test_clock_keeps_nanoseconds() -> None:
 
 def training(**more: Any) -> Training:
     given: dict[str, Any] = {
-        "name": "here", "order": Order.sequential, "batch_size": 4, "test_batch_size": 5, "iterations": 20,
+        "name": "here", "order": BatchOrder.sequential, "batch_size": 4, "test_batch_size": 5, "iterations": 20,
         "optimizer": Optimizer.sgd, "learning_rate": 0.1,
     }  # fmt: skip
     return Training(**{**given, **more})
@@ -101,9 +101,9 @@ CAFFE, TORCH = LearningRateSchedule(Schedule.inverse, 1e-4, 0.75), LearningRateS
 
 
 STEP = LearningRateSchedule(
-    Schedule.step, 0.1, every=136_718.75
+    Schedule.step, 0.1, every_iterations=136_718.75
 )  # TensorFlow's: 350 epochs of 50,000 in batches of 128
-MULTISTEP = LearningRateSchedule(Schedule.multistep, 0.1, boundaries=[4000, 6000])
+MULTISTEP = LearningRateSchedule(Schedule.multistep, 0.1, boundary_iterations=[4000, 6000])
 
 
 @pytest.mark.parametrize("schedule", [CAFFE, TORCH, LearningRateSchedule(), STEP, MULTISTEP])
@@ -135,9 +135,9 @@ def test_rates_that_step_are_the_originals() -> None:
 
 
 def test_the_average_starts_short_and_grows_long() -> None:
-    made = training(average=0.9999)
-    assert [made.average_decay(step) for step in (1, 2, 91)] == pytest.approx([2 / 11, 3 / 12, 92 / 101])
-    assert made.average_decay(10**6) == 0.9999
+    made = training(ema_decay=0.9999)
+    assert [made.ema_decay_at(step) for step in (1, 2, 91)] == pytest.approx([2 / 11, 3 / 12, 92 / 101])
+    assert made.ema_decay_at(10**6) == 0.9999
 
 
 def test_stretches_of_rates_join() -> None:
@@ -146,17 +146,17 @@ def test_stretches_of_rates_join() -> None:
 
 
 def test_evaluations_are_at_the_ends_of_epochs_but_not_at_the_end() -> None:
-    assert evaluations(100, 25, 1) == [25, 50, 75]
-    assert evaluations(100, 25, 2) == [50]
-    assert evaluations(101, 25, 1) == [25, 50, 75, 100]
-    assert evaluations(100, 25, 0) == []
-    assert evaluations(20, 25, 1) == []
-    assert evaluations(11, 2.5, 1) == [2, 5, 8, 10]  # 7.5 is nearer to the even number
+    assert evaluation_steps(100, 25, 1) == [25, 50, 75]
+    assert evaluation_steps(100, 25, 2) == [50]
+    assert evaluation_steps(101, 25, 1) == [25, 50, 75, 100]
+    assert evaluation_steps(100, 25, 0) == []
+    assert evaluation_steps(20, 25, 1) == []
+    assert evaluation_steps(11, 2.5, 1) == [2, 5, 8, 10]  # 7.5 is nearer to the even number
 
 
 def test_evaluations_never_look_twice_at_one_step() -> None:
     for steps_per_epoch in (0.25, 0.5, 1, 1.5):  # less than one: a batch larger than the data
-        looks = evaluations(9, steps_per_epoch, 1)
+        looks = evaluation_steps(9, steps_per_epoch, 1)
         assert sorted(set(looks)) == looks
         assert all(0 < look < 9 for look in looks)
 
@@ -182,7 +182,7 @@ def tutorial(errors: list[float], per_epoch: int, epochs: int, patience: int) ->
 def test_early_stopping_is_the_tutorials(seed: int) -> None:
     random = np.random.RandomState(seed)
     errors = (np.maximum.accumulate(random.uniform(0, 1, 40))[::-1] + random.uniform(0, 0.02, 40)).tolist()
-    rule, step, per_epoch = Stopping(EarlyStopping(patience=25), 1.0), 0, 10
+    rule, step, per_epoch = EarlyStoppingState(EarlyStopping(patience_iterations=25), 1.0), 0, 10
     for error in errors:
         step = min(step + per_epoch, rule.limit)
         if step % per_epoch:
@@ -194,7 +194,7 @@ def test_early_stopping_is_the_tutorials(seed: int) -> None:
 
 
 def test_steady_speed_leaves_out_the_warm_up() -> None:
-    steady = Steady()
+    steady = Throughput()
     steady.add(0, 1, 60.0)
     assert steady.first_s == 60
     assert steady.steps_per_s == 1 / 60  # there is nothing better yet
@@ -210,7 +210,7 @@ def test_steady_speed_leaves_out_the_warm_up() -> None:
 def test_every_class_counts_alike() -> None:
     labels = np.array([0, 0, 0, 0, 2, 2, 5], np.uint8)
     right = np.array([1, 1, 1, 0, 1, 0, 1], bool)
-    assert mean_over_classes(right, labels) == pytest.approx((3 / 4 + 1 / 2 + 1) / 3)
+    assert mean_class_accuracy(right, labels) == pytest.approx((3 / 4 + 1 / 2 + 1) / 3)
 
 
 def test_cross_entropy_is_the_definition() -> None:
@@ -229,14 +229,14 @@ def test_cross_entropy_survives_large_logits() -> None:
 
 def test_digest_tells_any_bit_and_any_name() -> None:
     weights = {"a": np.ones((2, 3), np.float32), "b": np.zeros(2, np.float32)}
-    same = digest({"b": weights["b"], "a": np.asfortranarray(weights["a"])})
-    assert digest(weights) == same
-    assert digest({**weights, "b": np.array([0, 1e-45], np.float32)}) != same
-    assert digest({"a": weights["a"], "c": weights["b"]}) != same
+    same = weights_sha256({"b": weights["b"], "a": np.asfortranarray(weights["a"])})
+    assert weights_sha256(weights) == same
+    assert weights_sha256({**weights, "b": np.array([0, 1e-45], np.float32)}) != same
+    assert weights_sha256({"a": weights["a"], "c": weights["b"]}) != same
 
 
 SAID = [
-    Described({"version": "2.13.0", "threads": 2, "tf32": False, "gpu": None, "note": 'a "quoted"\nline, ü'}),
+    Metadata({"version": "2.13.0", "threads": 2, "tf32": False, "gpu": None, "note": 'a "quoted"\nline, ü'}),
     Progress(3, 100, 50, 0.5, 2.25, 1234.5),
     Progress(3, 100, 50, 0.5, math.inf, -math.inf),
     Metrics({"train/loss": 0.5, "count": 3}, 7, 1.5),
@@ -303,7 +303,7 @@ class Recorder(Adapter):
         self.calls: list[str] = []
         MADE.append(self)
 
-    def adopt(self, array: np.ndarray) -> Any:
+    def to_native(self, array: np.ndarray) -> Any:
         return array.view(Adopted)
 
     def compile(self) -> None:
@@ -398,7 +398,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Run:
 
         def emit(event: Event) -> None:
             said.append(event)
-            if isinstance(event, Described):
+            if isinstance(event, Metadata):
                 TIME.pass_(PREPARE_S)
 
         experiment.run(job, emit)
@@ -411,10 +411,10 @@ def metric(said: list[Event], name: str) -> list[float]:
     return [event.values[name] for event in said if isinstance(event, Metrics) and name in event.values]
 
 
-@pytest.mark.parametrize("order", Order)
+@pytest.mark.parametrize("order", BatchOrder)
 @pytest.mark.parametrize("inputs", [{}, {"random_flip": {}}])
-def test_a_framework_is_given_its_own_arrays(job: Job, run: Run, order: Order, inputs: dict[str, Any]) -> None:
-    model, _ = run(replace(job, training=training(order=order, inputs=inputs, iterations=30, evaluate_every=1)))
+def test_a_framework_is_given_its_own_arrays(job: Job, run: Run, order: BatchOrder, inputs: dict[str, Any]) -> None:
+    model, _ = run(replace(job, training=training(order=order, inputs=inputs, iterations=30, evaluate_every_epochs=1)))
     assert len(model.trained) == 30  # and each batch is looked at by the recorder
 
 
@@ -424,7 +424,7 @@ def test_events_come_in_their_order(job: Job, run: Run) -> None:
     for event in said:
         if isinstance(event, Metrics):
             words.append(next(iter(event.values)))
-        elif isinstance(event, Described):
+        elif isinstance(event, Metadata):
             words.append("weights" if "weights_sha256" in event.facts else "described")
         else:
             words.append(type(event).__name__.lower())
@@ -438,11 +438,11 @@ def test_events_come_in_their_order(job: Job, run: Run) -> None:
 
 def test_described_says_what_ran(job: Job, run: Run) -> None:
     _, said = run(replace(job, training=training(validation=Validation(1, 10, Take.first))))
-    facts = {key: value for event in said if isinstance(event, Described) for key, value in event.facts.items()}
+    facts = {key: value for event in said if isinstance(event, Metadata) for key, value in event.facts.items()}
     expected = {"framework_version": "7", "threads": 1, "device": "cpu", "parameters": 42, "train_images": 18}
     assert expected.items() <= facts.items()
     assert facts["test_images"] == 12
-    assert facts["weights_sha256"] == digest({"dense/weights": np.zeros((6, 6)), "dense/biases": np.zeros(6)})
+    assert facts["weights_sha256"] == weights_sha256({"dense/weights": np.zeros((6, 6)), "dense/biases": np.zeros(6)})
 
 
 def test_training_time_is_that_of_the_steps_alone(job: Job, run: Run) -> None:
@@ -477,7 +477,10 @@ def test_every_step_is_trained_once_with_its_batch_and_rate(job: Job, run: Run) 
 def test_training_ends_with_its_patience_and_the_best_model_is_tested(job: Job, run: Run) -> None:
     # 16 images in batches of 4; the Recorder says 1 of everything, so the error never falls after the first look.
     made = training(
-        epochs=30, validation=Validation(1, 5, Take.last), early_stopping=EarlyStopping(patience=9), evaluate_every=2
+        epochs=30,
+        validation=Validation(1, 5, Take.last),
+        early_stopping=EarlyStopping(patience_iterations=9),
+        evaluate_every_epochs=2,
     )
     adapter, said = run(replace(job, training=made))
     assert metric(said, "train/iterations") == [10]
@@ -500,8 +503,8 @@ def test_an_interrupted_training_goes_on_as_if_it_had_not_been(
     job: Job, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: int
 ) -> None:
     made = training(
-        order=Order.shuffled, epochs=6, validation=Validation(1, 5, Take.last), checkpoint_every=3 * STEP_S,
-        early_stopping=EarlyStopping(patience=14),
+        order=BatchOrder.shuffled, epochs=6, validation=Validation(1, 5, Take.last), checkpoint_every_s=3 * STEP_S,
+        early_stopping=EarlyStopping(patience_iterations=14),
     )  # fmt: skip
     whole, said_of_whole = run(replace(job, training=made))
     assert metric(said_of_whole, "train/iterations") == [15]
@@ -519,7 +522,7 @@ def test_an_interrupted_training_goes_on_as_if_it_had_not_been(
     first = MADE.pop()
     monkeypatch.setattr(Recorder, "train", untouched)
     second, said = run(job)
-    resumed = [event.facts["resumed_from_iteration"] for event in said if isinstance(event, Described)
+    resumed = [event.facts["resumed_from_iteration"] for event in said if isinstance(event, Metadata)
                and "resumed_from_iteration" in event.facts]  # fmt: skip
     taken = last // 3 * 3
     assert resumed == ([taken] if taken else [])
@@ -539,7 +542,7 @@ def test_an_interrupted_training_goes_on_as_if_it_had_not_been(
 
 def test_checkpoints_are_due_by_the_clock_of_training_and_outside_it(job: Job, run: Run, tmp_path: Path) -> None:
     job = replace(job, checkpoints=str(tmp_path / "checkpoints"))
-    adapter, said = run(replace(job, training=training(checkpoint_every=6 * STEP_S)))
+    adapter, said = run(replace(job, training=training(checkpoint_every_s=6 * STEP_S)))
     assert adapter.calls.count("checkpoint") == 3  # after 6, 12, 18 of 20 steps of a second
     assert metric(said, "train/checkpoint_s") == [3 * PREPARE_S]
     assert metric(said, "training_time_s") == [20 * STEP_S]
@@ -606,7 +609,7 @@ def test_accuracy_is_the_share_of_right_first_guesses(job: Job, run: Run) -> Non
 
 
 def test_evaluation_only_when_asked(job: Job, run: Run) -> None:
-    adapter, said = run(replace(job, training=training(evaluate_every=0)))
+    adapter, said = run(replace(job, training=training(evaluate_every_epochs=0)))
     assert len(adapter.predicted) == 2
     assert metric(said, "eval/accuracy_percent") == []
     assert metric(said, "train/evaluation_s") == [0]
@@ -629,7 +632,7 @@ def test_progress_ends_at_the_last_step(job: Job, run: Run) -> None:
 
 def test_stretches_grow_to_half_a_second(job: Job, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(f"{__name__}.STEP_S", 0.01)
-    adapter, _ = run(replace(job, training=training(iterations=200, evaluate_every=0)))
+    adapter, _ = run(replace(job, training=training(iterations=200, evaluate_every_epochs=0)))
     assert adapter.stretches[:7] == [1, 2, 4, 8, 16, 32, 50]
     assert sum(adapter.stretches) == 200
 
@@ -640,7 +643,7 @@ def test_saved_model_classifies_raw_images(job: Job, run: Run) -> None:
     saved = Job.read(folder / "job.json")
     assert (saved.data, saved.folder, saved.cores) == ("", "", None)  # nothing of this machine
     raw = np.arange(TEST_IMAGES, dtype=np.uint8)[:, None, None, None] * np.ones((3, 2, 1), np.uint8)
-    probabilities = Model(folder).predict(raw[2:4])
+    probabilities = SavedModel(folder).predict(raw[2:4])
     assert probabilities.shape == (2, CLASSES)
     assert probabilities.sum(axis=1) == pytest.approx([1, 1])
     treated = MADE.pop().predicted[0][0]
@@ -650,7 +653,7 @@ def test_saved_model_classifies_raw_images(job: Job, run: Run) -> None:
 
 def test_a_job_reads_as_it_was_written(job: Job, tmp_path: Path) -> None:
     schedule, validation = LearningRateSchedule(Schedule.inverse, 0.1, 2), Validation(1, 5, Take.first)
-    made = training(schedule=schedule, validation=validation, optimizer=Optimizer.adam, order=Order.shuffled)
+    made = training(schedule=schedule, validation=validation, optimizer=Optimizer.adam, order=BatchOrder.shuffled)
     written = replace(job, cores=[0, 1], training=made)
     written.write(tmp_path / "job.json")
     assert Job.read(tmp_path / "job.json") == written

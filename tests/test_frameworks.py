@@ -22,12 +22,12 @@ import pytest
 from omegaconf import OmegaConf
 from test_network import NORMAL, NORMALIZE, SPREAD, TANH, average, conf_layers, convolution, dense, maximum, numbered
 
-from gtdl_mlflow import config, environments, launch
+from gtdl_mlflow import config, environments, worker_process
 from gtdl_mlflow.config import checks
-from gtdl_mlflow.worker import initial, numpy_network
-from gtdl_mlflow.worker.inputs import Treatment
-from gtdl_mlflow.worker.job import Decayed, Job, LearningRateSchedule, Optimizer, Order, Schedule, Training
-from gtdl_mlflow.worker.network import Network, build, expanded
+from gtdl_mlflow.worker import initialization, numpy_network
+from gtdl_mlflow.worker.inputs import Preprocessing
+from gtdl_mlflow.worker.job import BatchOrder, Job, LearningRateSchedule, Optimizer, Schedule, Training, WeightDecayOn
+from gtdl_mlflow.worker.network import Network, build, expand_blocks
 
 ROOT = Path(__file__).parents[1]
 FRAMEWORKS = sorted(path.stem for path in (ROOT / "conf" / "framework").glob("*.yaml"))
@@ -62,11 +62,11 @@ class Case:
 
     @functools.cached_property
     def weights(self) -> dict[str, np.ndarray]:
-        return initial.weights(self.network, self.seed)
+        return initialization.weights(self.network, self.seed)
 
     @functools.cached_property
     def masks(self) -> dict[str, np.ndarray]:
-        return initial.masks(self.network, self.seed)
+        return initialization.masks(self.network, self.seed)
 
     def expected(self, rates: list[float]) -> tuple[list[float], dict[str, np.ndarray]]:
         """Losses and last weights of the slow network; the images in batches, over and over."""
@@ -90,7 +90,7 @@ def case(
 ) -> Case:
     random = np.random.RandomState(5)
     images = random.standard_normal((count, *shape)).astype(np.float32)
-    given: dict[str, Any] = {"name": name, "order": Order.sequential, "batch_size": batch, "test_batch_size": batch,
+    given: dict[str, Any] = {"name": name, "order": BatchOrder.sequential, "batch_size": batch, "test_batch_size": batch,
                              "iterations": 1, "optimizer": Optimizer.sgd, "learning_rate": 0.1}  # fmt: skip
     return Case(
         name, layers, images, random.randint(0, classes, count), Training(**{**given, **training}), steps, classes, seed
@@ -104,14 +104,14 @@ LEARN: list[list[Any]] = [["weights"], ["predict", 4], ["train", [1.0]], ["weigh
 def model(name: str) -> tuple[dict[str, dict[str, Any]], tuple[int, ...]]:
     """The layers of ``conf/model`` without dropout and with weights of a useful size, and the shape of their images."""
     # Fourteen layers have all that 110 have: a stage's first unit, and a second one.
-    layers = expanded(conf_layers(name, **({"depth": 14} if name == "mxnet_cifar10" else {})))
+    layers = expand_blocks(conf_layers(name, **({"depth": 14} if name == "mxnet_cifar10" else {})))
     for layer in layers.values():
         layer.update({"keep": 1} if layer["type"] == "dropout" else {})
         layer.update({"weights": SPREAD} if "weights" in layer else {})
     inputs: dict[str, Any] = {}
     if (path := ROOT / "conf" / "training" / f"{name}.yaml").exists():
         inputs = OmegaConf.to_container(OmegaConf.load(path))["inputs"]  # type: ignore[index,call-overload,assignment]
-    return layers, Treatment(inputs).shape((28, 28, 1) if name.endswith("mnist") else (32, 32, 3))
+    return layers, Preprocessing(inputs).shape((28, 28, 1) if name.endswith("mnist") else (32, 32, 3))
 
 
 def layered(*layers: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -153,7 +153,7 @@ ONE_LAYER = {
         {**convolution(3, 1), "biases": {"distribution": "constant", "value": -9}},
         maximum(3, 2, padding=1, rounding="ceil"), dense(),
     ),
-    "average": layered(average(2, 2)),
+    "ema_decay": layered(average(2, 2)),
     "average, overlapping": layered(average(3, 2)),
     "average, padding": layered(average(3, 2, padding=1)),
     "average, wide padding": layered(average(3, 2, padding=2)),
@@ -198,16 +198,16 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "sgd": {},
     "momentum": {"momentum": 0.9},
     "weight decay": {"weight_decay": 0.3},
-    "weight decay on weights": {"weight_decay": 0.3, "decayed": Decayed.weights},
-    "weight decay on hidden dense weights": {"weight_decay": 0.3, "decayed": Decayed.hidden_dense_weights},
-    "bias rate": {"bias_rate": 2.0},
-    "average": {"average": 0.5},
-    "average, slow": {"average": 0.9999, "momentum": 0.9},
-    "caffe": {"momentum": 0.9, "weight_decay": 0.1, "bias_rate": 2.0},
-    "caffe, inverse": {"momentum": 0.9, "weight_decay": 0.1, "bias_rate": 2.0, **INVERSE},
+    "weight decay on weights": {"weight_decay": 0.3, "weight_decay_on": WeightDecayOn.weights},
+    "weight decay on hidden dense weights": {"weight_decay": 0.3, "weight_decay_on": WeightDecayOn.hidden_dense_weights},
+    "bias rate": {"bias_lr_multiplier": 2.0},
+    "ema_decay": {"ema_decay": 0.5},
+    "average, slow": {"ema_decay": 0.9999, "momentum": 0.9},
+    "caffe": {"momentum": 0.9, "weight_decay": 0.1, "bias_lr_multiplier": 2.0},
+    "caffe, inverse": {"momentum": 0.9, "weight_decay": 0.1, "bias_lr_multiplier": 2.0, **INVERSE},
     "adam": {"optimizer": Optimizer.adam},
     "adam, all of it": {"optimizer": Optimizer.adam, "beta1": 0.8, "beta2": 0.9, "epsilon": 0.1, "weight_decay": 0.1,
-                        "bias_rate": 2.0},
+                        "bias_lr_multiplier": 2.0},
 }  # fmt: skip
 # Falling, resting, dropping to a third and resting, rising.
 RATES = [0.1, 0.1, 0.09, 0.08, 0.08, 0.025, 0.025, 0.025, 0.03, 0.03]
@@ -217,14 +217,14 @@ NETWORK_OF_ALL = numbered(
 )  # fmt: skip
 RESUMED: dict[str, dict[str, Any]] = {
     "sgd": {},
-    "momentum": {"momentum": 0.9, "weight_decay": 0.1, "bias_rate": 2.0},
+    "momentum": {"momentum": 0.9, "weight_decay": 0.1, "bias_lr_multiplier": 2.0},
     "adam": {"optimizer": Optimizer.adam},
-    "average": {"momentum": 0.9, "average": 0.5},
+    "ema_decay": {"momentum": 0.9, "ema_decay": 0.5},
     "inverse": {"momentum": 0.9, "weight_decay": 0.1, **INVERSE},
 }
 FOLLOWED: dict[str, dict[str, Any]] = {
-    "plain": {"weight_decay": 0.3, "decayed": Decayed.weights},
-    "average": {"momentum": 0.9, "average": 0.5},
+    "plain": {"weight_decay": 0.3, "weight_decay_on": WeightDecayOn.weights},
+    "ema_decay": {"momentum": 0.9, "ema_decay": 0.5},
 }
 NOT_DROPPED = {name: layer for name, layer in NETWORK_OF_ALL.items() if layer["type"] != "dropout"}
 SMALL = layered(TANH, convolution(6, 3, connections=2), TANH, dense(7), TANH)
@@ -270,7 +270,7 @@ def listed() -> dict[str, Case]:
     networks: dict[str, tuple[Any, dict[str, Any]]] = {
         "softmax": ({"dense": dense()}, {}),
         "network": (CONVOLUTIONAL, {}),
-        "averaged": (NOT_DROPPED, {"average": 0.5}),
+        "averaged": (NOT_DROPPED, {"ema_decay": 0.5}),
     }
     for name, (layers, more) in networks.items():
         used = case(f"use {name}", layers, (3, 6, 5), USED, count=7, inputs={"scale": {"factor": 1 / 255}}, **more)
@@ -414,7 +414,7 @@ def _ask(
     (folder / "request.json").write_text(json.dumps(asked))
     done = subprocess.run(
         [python, "-I", ROOT / "tests" / "contract.py", folder / "request.json"],
-        env=launch.worker_environment(threads, settings.environment),
+        env=worker_process.worker_environment(threads, settings.environment),
         capture_output=True,
         text=True,
     )

@@ -24,7 +24,7 @@ from made_files import caltech, cifar10, compressed, configured, idx, jpeg, pgm,
 
 from gtdl_mlflow.config import Dataset
 from gtdl_mlflow.datasets import DatasetError, images
-from gtdl_mlflow.datasets.prepared import read
+from gtdl_mlflow.datasets.prepare import read
 
 EXAMPLES = int(os.environ.get("GTDL_FUZZ_EXAMPLES", "30"))
 SECONDS = 60

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gtdl_mlflow.worker import initial
-from gtdl_mlflow.worker.experiment import digest
+from gtdl_mlflow.worker import initialization
+from gtdl_mlflow.worker.experiment import weights_sha256
 from gtdl_mlflow.worker.network import Network, build
 
 ZERO = {"distribution": "constant", "value": 0}
@@ -29,7 +29,7 @@ def network(weights: dict[str, Any], biases: dict[str, Any] = ZERO, units: int =
 
 
 def test_uniform_fills_its_bounds() -> None:
-    drawn = initial.weights(network({"distribution": "uniform_fan_in", "gain": 3}), seed=1)
+    drawn = initialization.weights(network({"distribution": "uniform_fan_in", "gain": 3}), seed=1)
     for name, fan_in in (("conv", 3 * 5 * 5), ("dense", 20 * 12 * 12), ("last", 500)):
         values, limit = drawn[f"{name}/weights"], math.sqrt(3 / fan_in)
         assert 0.98 * limit < abs(values).max() <= limit * (1 + 1e-6)
@@ -39,17 +39,17 @@ def test_uniform_fills_its_bounds() -> None:
 
 def test_biases_are_drawn_with_the_fan_in_of_their_layer() -> None:
     spread = {"distribution": "uniform_fan_in", "gain": 1}
-    drawn = initial.weights(network(spread, spread), seed=1)
+    drawn = initialization.weights(network(spread, spread), seed=1)
     assert 0.9 / math.sqrt(2880) < abs(drawn["dense/biases"]).max() <= (1 + 1e-6) / math.sqrt(2880)
 
 
 def test_fan_in_counts_connected_maps_only() -> None:
     made = network({"distribution": "uniform_fan_in", "gain": 1}, connections=1)
-    assert 0.9 / 5 < abs(initial.weights(made, seed=1)["conv/weights"]).max() <= (1 + 1e-6) / 5
+    assert 0.9 / 5 < abs(initialization.weights(made, seed=1)["conv/weights"]).max() <= (1 + 1e-6) / 5
 
 
 def test_normal_has_its_deviation() -> None:
-    values = initial.weights(network({"distribution": "normal", "stddev": 0.2}), seed=1)["dense/weights"]
+    values = initialization.weights(network({"distribution": "normal", "stddev": 0.2}), seed=1)["dense/weights"]
     assert values.std() == pytest.approx(0.2, rel=0.005)
     assert abs(values.mean()) < 4 * 0.2 / math.sqrt(values.size)
     assert abs(values).max() > 0.8  # more than 4 deviations, in 1.4 million draws
@@ -57,7 +57,9 @@ def test_normal_has_its_deviation() -> None:
 
 
 def test_truncated_normal_is_redrawn_beyond_two_deviations() -> None:
-    values = initial.weights(network({"distribution": "truncated_normal", "stddev": 0.1}), seed=1)["dense/weights"]
+    values = initialization.weights(network({"distribution": "truncated_normal", "stddev": 0.1}), seed=1)[
+        "dense/weights"
+    ]
     assert 0.1999 < abs(values).max() <= 0.2 * (1 + 1e-6)
     # Redrawn and not clipped: no heap of values at the border. A normal cut at 2 has a deviation of 0.8796.
     assert (abs(values) > 0.199).mean() == pytest.approx(0.00113, rel=0.1)
@@ -65,28 +67,28 @@ def test_truncated_normal_is_redrawn_beyond_two_deviations() -> None:
 
 
 def test_deviation_by_fan_in() -> None:
-    drawn = initial.weights(network({"distribution": "normal_fan_in", "gain": 2}), seed=1)
+    drawn = initialization.weights(network({"distribution": "normal_fan_in", "gain": 2}), seed=1)
     assert drawn["dense/weights"].std() == pytest.approx(math.sqrt(2 / 2880), rel=0.005)
     assert drawn["conv/weights"].std() == pytest.approx(math.sqrt(2 / 75), rel=0.05)
 
 
 def test_uniform_by_both_fans() -> None:
-    drawn = initial.weights(network({"distribution": "uniform_fan_in_out", "gain": 6}), seed=1)
+    drawn = initialization.weights(network({"distribution": "uniform_fan_in_out", "gain": 6}), seed=1)
     for name, fans in (("conv", 75 + 20 * 25), ("dense", 2880 + 500), ("last", 500 + 10)):
         assert 0.98 * math.sqrt(6 / fans) < abs(drawn[f"{name}/weights"]).max() <= math.sqrt(6 / fans) * (1 + 1e-6)
-    pooled = initial.weights(network({"distribution": "uniform_fan_in_out", "gain": 6, "pool": 2}), seed=1)
+    pooled = initialization.weights(network({"distribution": "uniform_fan_in_out", "gain": 6, "pool": 2}), seed=1)
     limit = math.sqrt(6 / (75 + 20 * 25 / 4))  # Theano's LeNet tutorial
     assert 0.98 * limit < abs(pooled["conv/weights"]).max() <= limit * (1 + 1e-6)
 
 
 def test_constant_is_constant() -> None:
-    drawn = initial.weights(network({"distribution": "constant", "value": 0.1}), seed=1)
+    drawn = initialization.weights(network({"distribution": "constant", "value": 0.1}), seed=1)
     assert all((values == (np.float32(0.1) if name.endswith("weights") else 0)).all() for name, values in drawn.items())
 
 
 def test_values_are_float32_in_canonical_shapes() -> None:
     made = network({"distribution": "normal", "stddev": 1})
-    drawn = initial.weights(made, seed=1)
+    drawn = initialization.weights(made, seed=1)
     assert {name: values.shape for name, values in drawn.items()} == made.parameters
     assert {values.dtype for values in drawn.values()} == {np.dtype(np.float32)}
 
@@ -108,25 +110,25 @@ def test_values_are_float32_in_canonical_shapes() -> None:
     ],
 )
 def test_a_seed_gives_the_same_bytes_with_every_numpy(distribution: dict[str, Any], sha256: str) -> None:
-    assert digest(initial.weights(network(distribution, connections=2), seed=1)) == sha256
+    assert weights_sha256(initialization.weights(network(distribution, connections=2), seed=1)) == sha256
 
 
 def test_another_seed_gives_other_values() -> None:
     made = network({"distribution": "normal", "stddev": 0.1}, connections=2)
-    one, other = initial.weights(made, seed=1), initial.weights(made, seed=2)
+    one, other = initialization.weights(made, seed=1), initialization.weights(made, seed=2)
     for name in ("conv/weights", "dense/weights", "last/weights"):
         assert (one[name] != other[name]).any()
-    assert (initial.masks(made, 1)["conv/weights"] != initial.masks(made, 2)["conv/weights"]).any()
+    assert (initialization.masks(made, 1)["conv/weights"] != initialization.masks(made, 2)["conv/weights"]).any()
 
 
 def test_layers_do_not_repeat_each_other() -> None:
-    drawn = initial.weights(network({"distribution": "normal", "stddev": 1}), seed=1)
+    drawn = initialization.weights(network({"distribution": "normal", "stddev": 1}), seed=1)
     assert not np.intersect1d(drawn["conv/weights"], drawn["last/weights"]).size > 5
 
 
 def test_a_changed_layer_moves_no_other() -> None:
     how = {"distribution": "normal", "stddev": 0.1}
-    one, other = initial.weights(network(how), seed=1), initial.weights(network(how, units=100), seed=1)
+    one, other = initialization.weights(network(how), seed=1), initialization.weights(network(how, units=100), seed=1)
     assert one["dense/weights"].shape != other["dense/weights"].shape
     assert (one["conv/weights"] == other["conv/weights"]).all()
     assert (one["last/weights"][0] == other["last/weights"][0]).all()
@@ -140,12 +142,12 @@ def test_a_layer_without_weights_moves_none() -> None:
     for layer in layers.values():
         layer.update(weights={"distribution": "normal", "stddev": 1}, biases=ZERO)
     one, other = build(layers, (3, 5, 5), 10), build({"first": {"type": "tanh"}, **layers}, (3, 5, 5), 10)
-    assert digest(initial.weights(one, 1)) == digest(initial.weights(other, 1))
+    assert weights_sha256(initialization.weights(one, 1)) == weights_sha256(initialization.weights(other, 1))
 
 
 def test_masks_have_as_many_ones_as_connections() -> None:
     made = network({"distribution": "constant", "value": 1}, connections=2)
-    mask = initial.masks(made, seed=1)["conv/weights"]
+    mask = initialization.masks(made, seed=1)["conv/weights"]
     assert mask.shape == (20, 3, 1, 1)
     assert mask.dtype == np.float32
     assert set(mask.ravel()) == {0, 1}
@@ -156,9 +158,9 @@ def test_masks_have_as_many_ones_as_connections() -> None:
 
 def test_unconnected_weights_are_zero() -> None:
     made = network({"distribution": "constant", "value": 1}, connections=2)
-    weights = initial.weights(made, seed=1)["conv/weights"]
-    assert (weights == np.broadcast_to(initial.masks(made, seed=1)["conv/weights"], weights.shape)).all()
+    weights = initialization.weights(made, seed=1)["conv/weights"]
+    assert (weights == np.broadcast_to(initialization.masks(made, seed=1)["conv/weights"], weights.shape)).all()
 
 
 def test_all_connected_needs_no_mask() -> None:
-    assert initial.masks(network({"distribution": "constant", "value": 1}), seed=1) == {}
+    assert initialization.masks(network({"distribution": "constant", "value": 1}), seed=1) == {}

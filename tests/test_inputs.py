@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 from gtdl_mlflow.worker import inputs
-from gtdl_mlflow.worker.inputs import Treatment, ahead, batches, drawn, split
-from gtdl_mlflow.worker.job import Order, Take, Training, Validation
-from gtdl_mlflow.worker.treatments import InputError, check
+from gtdl_mlflow.worker.inputs import Preprocessing, augmented, batches, prefetched, split
+from gtdl_mlflow.worker.job import BatchOrder, Take, Training, Validation
+from gtdl_mlflow.worker.preprocessing import PreprocessingError, check
 
 
-def numbers(count: int, size: int, order: Order, steps: int, seed: int = 0, start: int = 0) -> list[list[int]]:
+def numbers(count: int, size: int, order: BatchOrder, steps: int, seed: int = 0, start: int = 0) -> list[list[int]]:
     """Which images the first batches hold; image i is the number i, and so is its label."""
     images, labels = np.arange(count, dtype=np.float32)[:, None], np.arange(count)
     taken = []
@@ -29,56 +29,56 @@ def numbers(count: int, size: int, order: Order, steps: int, seed: int = 0, star
 
 
 def test_sequential_batches_go_round_and_round() -> None:
-    assert numbers(5, 2, Order.sequential, 6) == [[0, 1], [2, 3], [4, 0], [1, 2], [3, 4], [0, 1]]
+    assert numbers(5, 2, BatchOrder.sequential, 6) == [[0, 1], [2, 3], [4, 0], [1, 2], [3, 4], [0, 1]]
 
 
 @pytest.mark.parametrize("size", [1, 2])
 def test_sequential_batches_go_on_where_the_next_views_are_made(size: int) -> None:
     count, steps = 2 * inputs.VIEWS + 3, 5 * inputs.VIEWS
-    shown = list(itertools.chain(*numbers(count, size, Order.sequential, steps)))
+    shown = list(itertools.chain(*numbers(count, size, BatchOrder.sequential, steps)))
     assert shown == [place % count for place in range(size * steps)]
 
 
 def test_a_batch_may_be_larger_than_the_data() -> None:
-    assert numbers(3, 8, Order.sequential, 2) == [[0, 1, 2, 0, 1, 2, 0, 1], [2, 0, 1, 2, 0, 1, 2, 0]]
+    assert numbers(3, 8, BatchOrder.sequential, 2) == [[0, 1, 2, 0, 1, 2, 0, 1], [2, 0, 1, 2, 0, 1, 2, 0]]
 
 
 def test_sequential_batches_are_views() -> None:
     images = np.zeros((6, 1), np.float32)
-    batch, _ = next(batches(images, np.arange(6), 3, Order.sequential, 0))
+    batch, _ = next(batches(images, np.arange(6), 3, BatchOrder.sequential, 0))
     assert np.shares_memory(batch, images)
 
 
 @pytest.mark.parametrize("size", [1, 3, 4, 7, 12, 30])
 def test_every_epoch_shows_every_image_once(size: int) -> None:
-    shown = list(itertools.chain(*numbers(12, size, Order.shuffled, 60 // size + 1)))
+    shown = list(itertools.chain(*numbers(12, size, BatchOrder.shuffled, 60 // size + 1)))
     epochs = [shown[start : start + 12] for start in range(0, 60, 12)]
     assert all(sorted(epoch) == list(range(12)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 5  # another order each time
 
 
 def test_a_shuffled_batch_goes_on_with_the_next_epoch() -> None:
-    by_one = list(itertools.chain(*numbers(5, 1, Order.shuffled, 15, seed=4)))
-    assert list(itertools.chain(*numbers(5, 3, Order.shuffled, 5, seed=4))) == by_one
+    by_one = list(itertools.chain(*numbers(5, 1, BatchOrder.shuffled, 15, seed=4)))
+    assert list(itertools.chain(*numbers(5, 3, BatchOrder.shuffled, 5, seed=4))) == by_one
 
 
 def test_the_seed_decides_the_order() -> None:
-    one = numbers(50, 10, Order.shuffled, 5, seed=1)
-    assert numbers(50, 10, Order.shuffled, 5, seed=1) == one
-    assert numbers(50, 10, Order.shuffled, 5, seed=2) != one
-    assert numbers(50, 10, Order.sequential, 5, seed=1) == numbers(50, 10, Order.sequential, 5, seed=2)
+    one = numbers(50, 10, BatchOrder.shuffled, 5, seed=1)
+    assert numbers(50, 10, BatchOrder.shuffled, 5, seed=1) == one
+    assert numbers(50, 10, BatchOrder.shuffled, 5, seed=2) != one
+    assert numbers(50, 10, BatchOrder.sequential, 5, seed=1) == numbers(50, 10, BatchOrder.sequential, 5, seed=2)
 
 
 def test_the_order_of_a_seed_never_changes() -> None:
-    assert numbers(10, 10, Order.shuffled, 2, seed=1) == [
+    assert numbers(10, 10, BatchOrder.shuffled, 2, seed=1) == [
         [5, 6, 4, 9, 8, 3, 7, 0, 2, 1],
         [4, 7, 6, 8, 0, 1, 3, 5, 9, 2],
     ]
 
 
-@pytest.mark.parametrize("order", list(Order))
+@pytest.mark.parametrize("order", list(BatchOrder))
 @pytest.mark.parametrize("size", [3, 4, 17])
-def test_starting_later_is_skipping(order: Order, size: int) -> None:
+def test_starting_later_is_skipping(order: BatchOrder, size: int) -> None:
     whole = numbers(12, size, order, 14, seed=3)
     for start in (1, 3, 4, 9):
         assert numbers(12, size, order, 14 - start, seed=3, start=start) == whole[start:]
@@ -120,7 +120,7 @@ RAW = np.random.RandomState(0).randint(0, 256, (6, 5, 4, 3)).astype(np.uint8)
 
 def treated(steps: dict[str, dict[str, Any]], images: np.ndarray = RAW, layout: str = "NHWC") -> np.ndarray:
     before = images.copy()
-    result = Treatment(steps).apply("train", images, layout)
+    result = Preprocessing(steps).apply("train", images, layout)
     assert (images == before).all()  # the data set itself is never touched
     assert result.dtype == np.float32
     assert result.flags.c_contiguous
@@ -159,7 +159,7 @@ def test_standardize_uses_one_mean_and_deviation_of_the_set() -> None:
 def test_standardize_is_exact_over_many_images() -> None:
     # More than one part of 1,000, the last one not full.
     images = np.random.RandomState(1).randint(0, 256, (2_300, 8, 8, 1)).astype(np.uint8)
-    treatment = Treatment({"standardize": {}})
+    treatment = Preprocessing({"standardize": {}})
     result = treatment.apply("train", images, "NHWC").astype(np.float64)
     assert abs(result.mean()) < 1e-6
     assert abs(result.std() - 1) < 1e-6
@@ -177,7 +177,7 @@ def test_treatments_go_in_their_order() -> None:
 
 
 def test_each_set_has_its_own_statistics() -> None:
-    treatment = Treatment({"standardize": {}})
+    treatment = Preprocessing({"standardize": {}})
     for part, images in (("train", RAW), ("test", RAW // 2)):
         result = treatment.apply(part, images, "NHWC")
         assert abs(result.mean()) < 1e-6
@@ -186,27 +186,27 @@ def test_each_set_has_its_own_statistics() -> None:
 
 
 def test_the_mean_image_is_that_of_the_training_set() -> None:
-    treatment = Treatment({"subtract_mean": {}})
+    treatment = Preprocessing({"subtract_mean": {}})
     mean = RAW.astype(np.float64).mean(axis=0)
     assert treatment.apply("train", RAW, "NHWC") == pytest.approx(RAW - mean, abs=1e-4)
     other = 255 - RAW
     assert treatment.apply("test", other, "NHWC") == pytest.approx(other - mean, abs=1e-4)
-    again = Treatment({"subtract_mean": {}}, json.loads(json.dumps(treatment.statistics)))
+    again = Preprocessing({"subtract_mean": {}}, json.loads(json.dumps(treatment.statistics)))
     assert (again.apply("test", other, "NCHW") == treatment.apply("test", other, "NCHW")).all()
 
 
 def test_a_single_image_is_treated_as_its_set_was() -> None:
     steps: dict[str, dict[str, Any]] = {"pad": {"pixels": 1}, "standardize": {}}
-    treatment = Treatment(steps)
+    treatment = Preprocessing(steps)
     whole = treatment.apply("test", RAW, "NCHW")
-    again = Treatment(steps, treatment.statistics)
+    again = Preprocessing(steps, treatment.statistics)
     assert (again.apply("test", RAW[2:3], "NCHW") == whole[2:3]).all()
     assert (treatment.apply("test", RAW[2:3], "NCHW") == whole[2:3]).all()
 
 
 def draw_one(steps: dict[str, dict[str, Any]], images: np.ndarray = RAW, seed: int = 3) -> np.ndarray:
     """A training batch, treated anew."""
-    treatment = Treatment(steps)
+    treatment = Preprocessing(steps)
     before = treatment.apply("train", images, "NHWC")
     kept = before.copy()
     result = treatment.draw(before, np.random.RandomState(seed), "NHWC")
@@ -234,7 +234,7 @@ def test_the_central_crop_is_in_the_middle() -> None:
     assert (treated({"central_crop": {"pixels": 2}}) == RAW[:, 1:3, 1:3]).all()
     # When testing, a random crop is the central one.
     assert (
-        Treatment({"random_crop": {"pixels": 2, "padding": 0}}).apply("test", RAW, "NHWC") == RAW[:, 1:3, 1:3]
+        Preprocessing({"random_crop": {"pixels": 2, "padding": 0}}).apply("test", RAW, "NHWC") == RAW[:, 1:3, 1:3]
     ).all()
 
 
@@ -255,7 +255,7 @@ def test_half_of_the_images_are_flipped() -> None:
     flipped = (result == RAW[0, :, ::-1]).all(axis=(1, 2, 3))
     assert ((result == RAW[0]).all(axis=(1, 2, 3)) != flipped).all()
     assert 150 < flipped.sum() < 250
-    assert (Treatment({"random_flip": {}}).apply("test", images, "NHWC") == images).all()
+    assert (Preprocessing({"random_flip": {}}).apply("test", images, "NHWC") == images).all()
 
 
 def test_brightness_moves_each_image_as_a_whole() -> None:
@@ -277,23 +277,23 @@ def test_contrast_stretches_each_channel_about_its_mean() -> None:
 
 
 def test_a_batch_is_drawn_from_the_seed_and_its_iteration() -> None:
-    treatment = Treatment({"random_crop": {"pixels": 3, "padding": 0}, "scale": {"factor": 0.5}})
+    treatment = Preprocessing({"random_crop": {"pixels": 3, "padding": 0}, "scale": {"factor": 0.5}})
     images = np.repeat(RAW, 20, axis=0)
     feed = [(images, np.arange(120))] * 3
-    once, again = (list(drawn(feed, treatment, "NCHW", 1)) for _ in range(2))
+    once, again = (list(augmented(feed, treatment, "NCHW", 1)) for _ in range(2))
     assert all((one[0] == other[0]).all() for one, other in zip(once, again, strict=True))
-    assert (next(iter(drawn(feed[2:], treatment, "NCHW", 1, start=2)))[0] == once[2][0]).all()
+    assert (next(iter(augmented(feed[2:], treatment, "NCHW", 1, start=2)))[0] == once[2][0]).all()
     assert (once[0][0] != once[1][0]).any()
-    assert (next(iter(drawn(feed, treatment, "NCHW", 2)))[0] != once[0][0]).any()
+    assert (next(iter(augmented(feed, treatment, "NCHW", 2)))[0] != once[0][0]).any()
     assert once[0][0].shape == (120, 3, 3, 3)
     assert once[0][0].max() <= 127.5
 
 
 def test_batches_made_ahead_are_the_same_and_leave_no_thread() -> None:
     before = threading.active_count()
-    feed = batches(np.arange(10.0), np.arange(10), 3, Order.sequential, 0)
+    feed = batches(np.arange(10.0), np.arange(10), 3, BatchOrder.sequential, 0)
     wanted = [labels.tolist() for _, labels in itertools.islice(feed, 50)]
-    early = ahead(batches(np.arange(10.0), np.arange(10), 3, Order.sequential, 0))
+    early = prefetched(batches(np.arange(10.0), np.arange(10), 3, BatchOrder.sequential, 0))
     assert [labels.tolist() for _, labels in itertools.islice(early, 50)] == wanted
     assert threading.active_count() == before + 1
     early.close()
@@ -305,7 +305,7 @@ def test_a_fault_in_the_thread_reaches_who_asks() -> None:
         yield "first"
         raise MemoryError("no room")
 
-    early = ahead(broken())
+    early = prefetched(broken())
     assert next(early) == "first"
     with pytest.raises(MemoryError, match="no room"):
         next(early)
@@ -324,7 +324,7 @@ def test_yuv_is_torch7s() -> None:
 
 def test_y_is_normalised_by_its_neighbourhood_and_u_and_v_by_the_training_set() -> None:
     images = np.random.RandomState(4).randint(0, 256, (3, 9, 8, 3)).astype(np.uint8)
-    treatment = Treatment({"contrastive_normalization": {}})
+    treatment = Preprocessing({"contrastive_normalization": {}})
     result = treatment.apply("train", images, "NHWC")
     weights = {(i, j): math.exp(-((i / 1.75) ** 2) / 2) * math.exp(-((j / 1.75) ** 2) / 2)
                for i in range(-3, 4) for j in range(-3, 4)}  # fmt: skip
@@ -368,34 +368,39 @@ def test_both_layouts_hold_the_same_pixels() -> None:
 def test_the_network_is_told_the_treated_shape() -> None:
     for steps in ({}, {"pad": {"pixels": 2}}, {"scale": {"factor": 2.0}, "pad": {"pixels": 1}}):
         result = treated(steps, layout="NCHW")
-        assert Treatment(steps).shape((5, 4, 3)) == result.shape[1:]
+        assert Preprocessing(steps).shape((5, 4, 3)) == result.shape[1:]
 
 
 @pytest.mark.parametrize(
     ("steps", "message"),
     [
-        ({"blur": {}}, "training.inputs.blur: no such treatment; there are scale, pad"),
-        ({"scale": {}}, "training.inputs.scale={}: takes factor, given none"),
-        ({"scale": {"by": 2}}, "training.inputs.scale={'by': 2}: takes factor, given by"),
-        ({"standardize": {"mean": 0.5}}, "training.inputs.standardize={'mean': 0.5}: takes no options, given mean"),
+        ({"blur": {}}, "training.preprocessing.blur: no such treatment; there are scale, pad"),
+        ({"scale": {}}, "training.preprocessing.scale={}: takes factor, given none"),
+        ({"scale": {"by": 2}}, "training.preprocessing.scale={'by': 2}: takes factor, given by"),
+        (
+            {"standardize": {"mean": 0.5}},
+            "training.preprocessing.standardize={'mean': 0.5}: takes no options, given mean",
+        ),
         (
             {"random_flip": {}, "subtract_mean": {}},
-            "training.inputs.subtract_mean: takes statistics of the whole set, so it must stand before random_flip",
+            "training.preprocessing.subtract_mean: takes statistics of the whole set, so it must stand before random_flip",
         ),
-        ({"pad": {"pixels": 1.5}}, "training.inputs.pad.pixels=1.5: expected a whole number of at least 0"),
-        ({"pad": {"pixels": -1}}, "training.inputs.pad.pixels=-1: expected a whole number of at least 0"),
-        ({"pad": {"pixels": True}}, "training.inputs.pad.pixels=True: expected a whole number of at least 0"),
-        ({"scale": {"factor": "half"}}, "training.inputs.scale.factor=half: expected a number of at least 0"),
+        ({"pad": {"pixels": 1.5}}, "training.preprocessing.pad.pixels=1.5: expected a whole number of at least 0"),
+        ({"pad": {"pixels": -1}}, "training.preprocessing.pad.pixels=-1: expected a whole number of at least 0"),
+        ({"pad": {"pixels": True}}, "training.preprocessing.pad.pixels=True: expected a whole number of at least 0"),
+        ({"scale": {"factor": "half"}}, "training.preprocessing.scale.factor=half: expected a number of at least 0"),
     ],
 )
 def test_impossible_treatment_is_one_line_with_its_key(steps: dict[str, dict[str, Any]], message: str) -> None:
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(PreprocessingError) as caught:
         check(steps)
     assert str(caught.value).startswith(message)
-    with pytest.raises(InputError):
-        Treatment(steps)
+    with pytest.raises(PreprocessingError):
+        Preprocessing(steps)
 
 
 def test_an_image_too_small_for_its_crop_is_said() -> None:
-    with pytest.raises(InputError, match=r"training.inputs.random_crop.pixels=24: expected 1 to 4, the images are 5x4"):
-        Treatment({"random_crop": {"pixels": 24, "padding": 0}}).shape((5, 4, 3))
+    with pytest.raises(
+        PreprocessingError, match=r"training.preprocessing.random_crop.pixels=24: expected 1 to 4, the images are 5x4"
+    ):
+        Preprocessing({"random_crop": {"pixels": 24, "padding": 0}}).shape((5, 4, 3))

@@ -12,7 +12,7 @@ import pytest
 import uv
 from conftest import ROOT
 
-from gtdl_mlflow import pip_settings
+from gtdl_mlflow.environments import pip_settings
 
 
 @pytest.fixture(params=["pip install .", "uv tool install ."])

@@ -21,7 +21,7 @@ class Sleeping:
     def __init__(self, fixed_s: float, image_s: float) -> None:
         self.fixed_s, self.image_s, self.calls = fixed_s, image_s, 0
 
-    def adopt(self, array: np.ndarray) -> np.ndarray:
+    def to_native(self, array: np.ndarray) -> np.ndarray:
         return array
 
     def predict(self, batches: list[np.ndarray]) -> np.ndarray:
@@ -38,11 +38,11 @@ class Job:
 
 def test_repeats_end_by_number_or_by_time_and_leave_the_warm_up_out() -> None:
     calls = []
-    assert len(latency.repeated(lambda: calls.append(0), Latency(repeats=7, seconds=60))) == 7
+    assert len(latency.time_calls(lambda: calls.append(0), Latency(repeats=7, limit_s=60))) == 7
     assert len(calls) == 7 + latency.WARM_UP
-    slow = latency.repeated(lambda: time.sleep(0.02), Latency(repeats=1000, seconds=0.1))
+    slow = latency.time_calls(lambda: time.sleep(0.02), Latency(repeats=1000, limit_s=0.1))
     assert 3 <= len(slow) <= 5
-    assert len(latency.repeated(lambda: time.sleep(0.05), Latency(repeats=100, seconds=0.001))) == 1
+    assert len(latency.time_calls(lambda: time.sleep(0.05), Latency(repeats=100, limit_s=0.001))) == 1
 
 
 def test_percentiles_are_of_the_repeats_in_milliseconds() -> None:
@@ -65,7 +65,7 @@ def test_throughput_saturates_where_the_fixed_cost_no_longer_matters() -> None:
 
 
 def test_an_inference_experiment_shows_latency_by_batch_size(gtdl: Command, store: str, tmp_path: Path) -> None:
-    done = gtdl("experiment=inference", "framework=reference", "latency.batch_sizes=[1,8,2000]", "latency.seconds=0.1")
+    done = gtdl("experiment=inference", "framework=reference", "latency.batch_sizes=[1,8,2000]", "latency.limit_s=0.1")
     assert done.returncode == 0, done.stderr
     client = MlflowClient(store)
     (run,) = (each for each in runs(store) if "gtdl.framework" in each.data.tags)
@@ -85,8 +85,8 @@ def test_steps_alone_do_not_touch_what_is_tested_and_saved(gtdl: Command, store:
         done = gtdl("framework=reference", "training.iterations=20", f"latency.repeats={repeats}")
         assert done.returncode == 0, done.stderr
     with_steps, without = runs(store)
-    assert with_steps.data.metrics["step/samples"] == 50
-    assert "step/p50_ms" not in without.data.metrics
+    assert with_steps.data.metrics["train_step/samples"] == 50
+    assert "train_step/p50_ms" not in without.data.metrics
     for key in ("gtdl.weights_sha256", "gtdl.config_hash"):
         assert with_steps.data.tags[key] == without.data.tags[key]
     assert with_steps.data.metrics["accuracy_percent"] == without.data.metrics["accuracy_percent"]
@@ -95,7 +95,7 @@ def test_steps_alone_do_not_touch_what_is_tested_and_saved(gtdl: Command, store:
 def test_impossible_values_are_refused(gtdl: Command) -> None:
     for override, complaint in (("latency.batch_sizes=[4,0]", "latency.batch_sizes=0: must be at least 1"),
                                 ("latency.repeats=-1", "latency.repeats=-1: must be at least 0"),
-                                ("latency.seconds=0", "latency.seconds=0.0: must be above 0")):  # fmt: skip
+                                ("latency.limit_s=0", "latency.limit_s=0.0: must be above 0")):  # fmt: skip
         done = gtdl("framework=reference", override)
         assert done.returncode == 2
         assert complaint in done.stderr

@@ -14,10 +14,10 @@ from typing import Any
 import psutil
 import pytest
 
-from gtdl_mlflow import config, datasets, launch
-from gtdl_mlflow.benchmark import job_of
-from gtdl_mlflow.launch import WorkerFailed
-from gtdl_mlflow.worker.events import Described, Event, Finished, Metrics
+from gtdl_mlflow import config, datasets, worker_process
+from gtdl_mlflow.config.job import create_job
+from gtdl_mlflow.worker.events import Event, Finished, Metadata, Metrics
+from gtdl_mlflow.worker_process import WorkerFailed
 
 SAMPLE = Path(__file__).parent / "samples" / "worker.py"
 
@@ -28,9 +28,9 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(launch, "WORKER", SAMPLE)
 
     def started(behaviour: str, timeout_s: float = 30, environment: dict[str, str] | None = None) -> Iterator[Event]:
-        job = job_of(config.compose(["framework=reference"]), tmp_path, tmp_path)
+        job = create_job(config.compose(["framework=reference"]), tmp_path, tmp_path)
         job.options = {"behaviour": behaviour}
-        return launch.launch(job, Path(sys.executable), environment or {}, tmp_path, timeout_s)
+        return worker_process.run_worker(job, Path(sys.executable), environment or {}, tmp_path, timeout_s)
 
     return started
 
@@ -93,7 +93,7 @@ def test_a_worker_that_hangs_is_killed_with_its_children(start: Any) -> None:
     facts: dict[str, Any] = {}
     with pytest.raises(WorkerFailed, match=r"killed after limits\.run_timeout_s=2 seconds"):
         for event in start("hang with a child", timeout_s=2):
-            if isinstance(event, Described):
+            if isinstance(event, Metadata):
                 facts = event.facts
     assert gone(facts["child"])
     assert no_children()
@@ -134,19 +134,27 @@ def test_a_worker_inherits_neither_the_tracker_nor_stray_thread_counts(
 
 
 def test_an_interpreter_that_is_gone_is_one_line(tmp_path: Path) -> None:
-    job = job_of(config.compose(["framework=reference"]), tmp_path, tmp_path)
+    job = create_job(config.compose(["framework=reference"]), tmp_path, tmp_path)
     with pytest.raises(WorkerFailed, match=r"cannot be started with /nowhere/python: No such file"):
-        list(launch.launch(job, Path("/nowhere/python"), {}, tmp_path, 10))
+        list(worker_process.run_worker(job, Path("/nowhere/python"), {}, tmp_path, 10))
 
 
 def test_a_worker_stops_when_its_driver_is_gone(tmp_path: Path) -> None:
     # The real worker, with the reading end of its events closed as it is when a driver is killed.
     composed = config.compose(["framework=reference", "training.epochs=100000"])
-    job = job_of(composed, datasets.prepare(composed.dataset).folder, tmp_path)
+    job = create_job(composed, datasets.prepare(composed.dataset).folder, tmp_path)
     job.write(tmp_path / "job.json")
     read_end, write_end = os.pipe()
     worker = subprocess.Popen(
-        [sys.executable, "-I", launch.WORKER, tmp_path / "job.json", str(write_end), str(os.getpid()), "0"],
+        [
+            sys.executable,
+            "-I",
+            worker_process.WORKER_MAIN,
+            tmp_path / "job.json",
+            str(write_end),
+            str(os.getpid()),
+            "0",
+        ],
         pass_fds=[write_end],
         stderr=subprocess.DEVNULL,
     )
@@ -158,7 +166,7 @@ def test_a_worker_stops_when_its_driver_is_gone(tmp_path: Path) -> None:
 
 def test_the_worker_runs_by_hand_from_its_job_file(tmp_path: Path) -> None:
     composed = config.compose(["framework=reference", "training.epochs=1"])
-    job = job_of(composed, datasets.prepare(composed.dataset).folder, tmp_path)
+    job = create_job(composed, datasets.prepare(composed.dataset).folder, tmp_path)
     job.write(tmp_path / "job.json")
     done = subprocess.run(
         [sys.executable, "-m", "gtdl_mlflow.worker", tmp_path / "job.json"],
@@ -172,11 +180,11 @@ def test_the_worker_runs_by_hand_from_its_job_file(tmp_path: Path) -> None:
 
 
 def test_signals_are_named() -> None:
-    assert launch._ending(-signal.SIGTERM) == "was killed by SIGTERM"
+    assert worker_process._ending(-signal.SIGTERM) == "was killed by SIGTERM"
 
 
 def test_at_its_end_a_worker_runs_what_was_registered_and_takes_nothing_apart() -> None:
-    worker = Path(launch.__file__).parent / "worker" / "__main__.py"
+    worker = Path(worker_process.__file__).parent / "worker" / "__main__.py"
     program = f"""
 import atexit, os, runpy, sys
 class Framework:
@@ -194,10 +202,10 @@ runpy.run_path({str(worker)!r}, run_name="__main__")
 
 def test_an_interpreter_that_is_ready_early_waits_and_that_counts_nowhere(tmp_path: Path) -> None:
     composed = config.compose(["framework=reference", "training.epochs=1"])
-    job = job_of(composed, datasets.prepare(composed.dataset).folder, tmp_path)
+    job = create_job(composed, datasets.prepare(composed.dataset).folder, tmp_path)
     values: dict[str, float] = {}
     began = time.monotonic()
-    with launch.Worker(tmp_path, job.threads, {}) as worker:
+    with worker_process.WorkerProcess(tmp_path, job.threads, {}) as worker:
         number = worker.start(Path(sys.executable))
         until_idle(number)
         ready_s = time.monotonic() - began
@@ -214,7 +222,7 @@ def test_an_interpreter_that_is_ready_early_waits_and_that_counts_nowhere(tmp_pa
 
 
 def test_a_worker_that_was_never_told_to_begin_is_gone(tmp_path: Path) -> None:
-    with launch.Worker(tmp_path, 1, {}) as worker:
+    with worker_process.WorkerProcess(tmp_path, 1, {}) as worker:
         number = worker.start(Path(sys.executable))
     assert gone(number)
     assert no_children()

@@ -10,9 +10,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from gtdl_mlflow import config  # noqa: F401  (registers what conf/ is written with)
-from gtdl_mlflow.worker import initial, numpy_network
+from gtdl_mlflow.worker import initialization, numpy_network
 from gtdl_mlflow.worker.layers import AveragePool, Convolution, Initial, MaxPool, NetworkError
-from gtdl_mlflow.worker.network import Network, build, expanded
+from gtdl_mlflow.worker.network import Network, build, expand_blocks
 
 CONF = Path(__file__).parents[1] / "conf"
 ZERO = {"distribution": "constant", "value": 0}
@@ -191,8 +191,8 @@ def _assert_gradients(network: Network) -> None:
     """Held against differences of the loss."""
     random = np.random.RandomState(0)
     images, labels = random.standard_normal((2, *network.nodes[0].input)), np.array([2, 0])
-    weights = {name: value.astype(np.float64) for name, value in initial.weights(network, 1).items()}
-    masks = initial.masks(network, 1)
+    weights = {name: value.astype(np.float64) for name, value in initialization.weights(network, 1).items()}
+    masks = initialization.masks(network, 1)
     _, found = numpy_network.gradients(network, weights, images, labels, masks)
     for name in network.parameters:
         value = weights[name]
@@ -217,7 +217,7 @@ def test_a_block_is_its_layers_under_its_name_as_often_as_it_says() -> None:
         "one": {"type": "block", "layers": BLOCK},
         "two": {"type": "block", "times": 2, "layers": BLOCK},
     }
-    flat = expanded({**layers, "dense": dense()})
+    flat = expand_blocks({**layers, "dense": dense()})
     assert list(flat) == [
         "tanh", "one_conv", "one_relu", "one_sum", "one_skip", "two_1_conv", "two_1_relu", "two_1_sum", "two_1_skip",
         "two_2_conv", "two_2_relu", "two_2_sum", "two_2_skip", "dense",
@@ -227,7 +227,7 @@ def test_a_block_is_its_layers_under_its_name_as_often_as_it_says() -> None:
     ]  # fmt: skip
     network = build({**layers, "dense": dense()}, (2, 4, 4), 10)
     assert [node.sources for node in network.nodes[:5]] == [(-1,), (0,), (1,), (2, 1), (3, 0)]
-    assert list(expanded({"tanh": TANH, "none": {"type": "block", "times": 0, "layers": BLOCK}})) == ["tanh"]
+    assert list(expand_blocks({"tanh": TANH, "none": {"type": "block", "times": 0, "layers": BLOCK}})) == ["tanh"]
 
 
 def wrong(message: str, *layers: Any, shape: tuple[int, ...] = (1, 8, 8)) -> Any:

@@ -14,25 +14,26 @@ from typing import Any
 import pytest
 from conftest import Command, runs
 
-from gtdl_mlflow import config, environments, noise
+from gtdl_mlflow import config, environments
 from gtdl_mlflow.config import checks
-from gtdl_mlflow.gpu import Gpu
-from gtdl_mlflow.system_metrics import Energy, Processes, Sampler
+from gtdl_mlflow.hardware import interference
+from gtdl_mlflow.hardware.gpu import Gpu
+from gtdl_mlflow.hardware.system_metrics import CpuEnergy, ProcessUsage, Sampler
 
-QUIET = noise.Moment(time=0, busy_s=100, stolen_s=0, total_s=1000, own_s=1, load=0.1, mhz=None, throttles=None)
+QUIET = interference.Snapshot(time=0, busy_s=100, stolen_s=0, total_s=1000, own_s=1, load=0.1, mhz=None, throttles=None)
 
 
-def after(**change: Any) -> noise.Moment:
+def after(**change: Any) -> interference.Snapshot:
     """Ten seconds of two cores later, the worker having had 9 s of them."""
     given = {"time": 10, "busy_s": 109, "stolen_s": 0, "total_s": 1020, "own_s": 1, **change}
     return replace(QUIET, **given)
 
 
 def test_a_worker_alone_is_not_flagged() -> None:
-    found = noise.figures(QUIET, after(own_s=1.05, busy_s=109.1), 9)
-    assert found["noise/foreign_cpu_percent"] == pytest.approx(0.25)
-    assert found["noise/driver_cpu_percent"] == pytest.approx(0.5)
-    assert noise.flags(found) == []
+    found = interference.metrics_between(QUIET, after(own_s=1.05, busy_s=109.1), 9)
+    assert found["interference/foreign_cpu_percent"] == pytest.approx(0.25)
+    assert found["interference/driver_cpu_percent"] == pytest.approx(0.5)
+    assert interference.warnings(found) == []
     assert not any("mhz" in key or "throttles" in key for key in found)  # the machine does not tell
 
 
@@ -44,7 +45,7 @@ def test_a_worker_alone_is_not_flagged() -> None:
     ],
 )
 def test_what_disturbed_it_is_named(change: dict[str, float], words: str) -> None:
-    assert noise.flags(noise.figures(QUIET, after(**change), 9)) == [words]
+    assert interference.warnings(interference.metrics_between(QUIET, after(**change), 9)) == [words]
 
 
 def test_throttling_is_counted_where_the_machine_tells(tmp_path: Path) -> None:
@@ -52,27 +53,32 @@ def test_throttling_is_counted_where_the_machine_tells(tmp_path: Path) -> None:
         place = tmp_path / f"cpu{core}" / "thermal_throttle"
         place.mkdir(parents=True)
         (place / "core_throttle_count").write_text(f"{count}\n")
-    before = noise.Moment.now(tmp_path)
+    before = interference.Snapshot.now(tmp_path)
     assert before.throttles == 7
-    later = noise.figures(before, replace(before, throttles=9), 0)
-    assert later["noise/throttles"] == 2
-    assert noise.flags(later) == ["the processor was throttled 2 times"]
+    later = interference.metrics_between(before, replace(before, throttles=9), 0)
+    assert later["interference/cpu_throttle_count"] == 2
+    assert interference.warnings(later) == ["the processor was throttled 2 times"]
 
 
 def test_what_was_on_the_gpu_is_named() -> None:
-    before = noise.GpuMoment(others=0, mhz=345, throttled_s=1.5, joules=1000)
+    before = interference.GpuSnapshot(others=0, mhz=345, throttled_s=1.5, joules=1000)
     alone = replace(before, mhz=1980, joules=1250)
-    found = noise.figures(replace(QUIET, gpu=before), after(gpu=alone), 9)
+    found = interference.metrics_between(replace(QUIET, gpu=before), after(gpu=alone), 9)
     assert found.items() >= {
-        "noise/gpu_mhz_before": 345, "noise/gpu_mhz_after": 1980, "worker/gpu_energy_j": 250
+        "interference/gpu_mhz_before": 345, "interference/gpu_mhz_after": 1980, "system/gpu_energy_j": 250
     }.items()  # fmt: skip
-    assert noise.flags(found) == []
+    assert interference.warnings(found) == []
     disturbed = replace(alone, others=2, throttled_s=1.75)
     for moments in ((before, disturbed), (replace(before, others=2), replace(alone, throttled_s=1.75))):
-        figures = noise.figures(replace(QUIET, gpu=moments[0]), after(gpu=moments[1]), 9)
-        assert noise.flags(figures) == ["other processes were on the GPU: 2", "the GPU was throttled for 0.25 s"]
-    untold = noise.GpuMoment(others=None, mhz=None, throttled_s=None, joules=None)
-    assert not any("gpu" in key for key in noise.figures(replace(QUIET, gpu=untold), after(gpu=untold), 9))
+        figures = interference.metrics_between(replace(QUIET, gpu=moments[0]), after(gpu=moments[1]), 9)
+        assert interference.warnings(figures) == [
+            "other processes were on the GPU: 2",
+            "the GPU was throttled for 0.25 s",
+        ]
+    untold = interference.GpuSnapshot(others=None, mhz=None, throttled_s=None, joules=None)
+    assert not any(
+        "gpu" in key for key in interference.metrics_between(replace(QUIET, gpu=untold), after(gpu=untold), 9)
+    )
 
 
 @pytest.mark.skipif(not checks.has_gpu(), reason="no GPU")
@@ -89,7 +95,7 @@ def test_another_process_on_the_gpu_is_seen() -> None:
         assert other.stdout is not None
         assert other.stdout.readline() == "there\n"
         # There may be more of them: another test's.
-        everybody = noise.GpuMoment.now(found, worker=0).others
+        everybody = interference.GpuSnapshot.now(found, worker=0).others
         assert everybody is not None
         assert everybody >= 1
         assert found.others(other.pid) == found.others(os.getpid()) == everybody - 1
@@ -98,13 +104,13 @@ def test_another_process_on_the_gpu_is_seen() -> None:
 
 def test_this_machine_is_measured_as_it_is() -> None:
     """A process that burns a core shows as foreign unless it is the worker's."""
-    before = noise.Moment.now()
+    before = interference.Snapshot.now()
     burner = multiprocessing.get_context("spawn").Process(target=burn, args=(1.0,))
     burner.start()
     burner.join()
-    now = noise.Moment.now()
-    foreign = noise.figures(before, now, 0)["noise/foreign_cpu_percent"]
-    own = noise.figures(before, now, 1.0)["noise/foreign_cpu_percent"]
+    now = interference.Snapshot.now()
+    foreign = interference.metrics_between(before, now, 0)["interference/foreign_cpu_percent"]
+    own = interference.metrics_between(before, now, 1.0)["interference/foreign_cpu_percent"]
     share = 100 * 1.0 / (now.total_s - before.total_s)
     assert foreign - own == pytest.approx(share, rel=0.01)
     assert foreign > 0.8 * share
@@ -122,7 +128,7 @@ def test_a_process_and_its_children_are_sampled() -> None:
     process = subprocess.Popen([sys.executable, "-c", script], start_new_session=True)
     try:
         time.sleep(0.5)
-        found = Processes(process.pid)
+        found = ProcessUsage(process.pid)
         time.sleep(0.5)
         sample = found.sample()
         assert sample["worker_cpu_user_percent"] > 10  # the child's; this machine may be busy
@@ -141,7 +147,7 @@ def test_energy_is_that_of_the_packages_and_survives_the_counters_turn(tmp_path:
         (place / "name").write_text(f"{name}\n")
         (place / "max_energy_range_uj").write_text("100000000\n")
         (place / "energy_uj").write_text("99000000\n")
-    energy = Energy(tmp_path)
+    energy = CpuEnergy(tmp_path)
     time.sleep(0.1)
     (package / "energy_uj").write_text("4000000\n")  # 5 J later
     (core / "energy_uj").write_text("4000000\n")
@@ -151,7 +157,7 @@ def test_energy_is_that_of_the_packages_and_survives_the_counters_turn(tmp_path:
 
 
 def test_energy_is_absent_where_nobody_tells(tmp_path: Path) -> None:
-    assert Energy(tmp_path).sample() == {}
+    assert CpuEnergy(tmp_path).sample() == {}
 
 
 def test_a_gpu_that_cannot_be_asked_is_said_once_and_stops_nothing(capfd: pytest.CaptureFixture[str]) -> None:
@@ -169,14 +175,14 @@ def test_a_run_has_the_evidence(gtdl: Command, store: str) -> None:
     assert done.returncode == 0, done.stderr
     (run,) = runs(store)
     metrics, tags = run.data.metrics, run.data.tags
-    for name in ("noise/load_before", "noise/load_after", "noise/foreign_cpu_percent", "noise/steal_percent",
-                 "noise/driver_cpu_percent", "worker/cpu_user_s", "worker/cpu_system_s", "worker/peak_memory_mb",
+    for name in ("interference/load_before", "interference/load_after", "interference/foreign_cpu_percent", "interference/steal_percent",
+                 "interference/driver_cpu_percent", "worker/cpu_user_s", "worker/cpu_system_s", "worker/peak_memory_mb",
                  "worker/context_switches", "worker/involuntary_context_switches", "worker/disk_read_mb",
                  "worker/disk_write_mb"):  # fmt: skip
         assert name in metrics
     assert metrics["worker/peak_memory_mb"] > 20
     assert metrics["worker/cpu_user_s"] + metrics["worker/cpu_system_s"] < 100
-    assert tags["gtdl.noise"] == ("; ".join(noise.flags(metrics)) or "ok")
+    assert tags["gtdl.interference"] == ("; ".join(interference.warnings(metrics)) or "ok")
     assert run.data.params["worker.framework_files"] in ("cold", "warm")
     assert run.data.params["worker.data_files"] in ("cold", "warm")
 
@@ -192,8 +198,8 @@ def test_a_run_on_a_gpu_has_the_evidence(gtdl: Command, store: str) -> None:
     assert params["worker.gpu"] in params["machine.gpus"]
     assert params["worker.gpu_driver"]
     assert metrics["worker/peak_gpu_memory_mb"] > 1
-    assert "noise/gpu_other_processes" in metrics  # another test's may be there
-    assert metrics["noise/gpu_mhz_after"] > 0
-    assert metrics["worker/gpu_energy_j"] > 0
+    assert "interference/gpu_other_processes" in metrics  # another test's may be there
+    assert metrics["interference/gpu_mhz_after"] > 0
+    assert metrics["system/gpu_energy_j"] > 0
     assert metrics["system/gpu_0_power_usage_watts"] > 0
     assert metrics["accuracy_percent"] > 50

@@ -13,19 +13,19 @@ from hydra import initialize_config_dir
 from omegaconf import OmegaConf
 from test_network import TANH, convolution, dense, maximum, numbered
 
-from gtdl_mlflow.callbacks import one_by_one
 from gtdl_mlflow.config import CONF
+from gtdl_mlflow.sweeps.hydra_callbacks import check_lines
 from gtdl_mlflow.worker import numpy_network, parity
 from gtdl_mlflow.worker.frameworks.base import Adapter, Setup
-from gtdl_mlflow.worker.frameworks.reference import Reference
-from gtdl_mlflow.worker.job import Job, Optimizer, Order, Training
+from gtdl_mlflow.worker.frameworks.reference.adapter import Reference
+from gtdl_mlflow.worker.job import BatchOrder, Job, Optimizer, Training
 
 LAYERS = numbered(convolution(4, 3), TANH, maximum(2, 2), {"type": "dropout", "keep": 0.5}, dense())
 
 
 def job(layers: dict[str, dict[str, Any]]) -> Job:
     training = Training(
-        name="hers", inputs={"pad": {"pixels": 1}}, order=Order.shuffled, batch_size=64, test_batch_size=64, epochs=1,
+        name="hers", inputs={"pad": {"pixels": 1}}, order=BatchOrder.shuffled, batch_size=64, test_batch_size=64, epochs=1,
         optimizer=Optimizer.adam, learning_rate=3,
     )  # fmt: skip
     return Job(
@@ -121,7 +121,7 @@ def test_the_experiment_is_of_every_framework_and_every_default(gtdl: Command, s
     assert done.returncode == 0, done.stderr
     composed = OmegaConf.create(done.stdout)
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        given = one_by_one([f"{key}={value}" for key, value in composed.hydra.sweeper.params.items()])
+        given = check_lines([f"{key}={value}" for key, value in composed.hydra.sweeper.params.items()])
     for group in ("framework", "setting"):
         found = {word.removeprefix(f"{group}=") for words in given for word in words if word.startswith(f"{group}=")}
         assert found == {path.stem for path in (CONF / group).glob("*.yaml")} - {

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from gtdl_mlflow import pip_settings
-from gtdl_mlflow.pip_settings import for_pip, parse, translate, without_credentials
+from gtdl_mlflow.environments import pip_settings
+from gtdl_mlflow.environments.pip_settings import for_pip, parse, translate
+from gtdl_mlflow.redaction import redact
 
 
 def test_later_sections_win_and_empty_values_do_not_count() -> None:
@@ -125,5 +126,5 @@ def test_a_broken_configuration_stops(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_credentials_are_blotted_out() -> None:
-    told = without_credentials("see https://ann:p@ss@host/simple and http://TOKEN@other, not https://plain/@scope")
+    told = redact("see https://ann:p@ss@host/simple and http://TOKEN@other, not https://plain/@scope")
     assert told == "see https://****@host/simple and http://****@other, not https://plain/@scope"

@@ -19,7 +19,8 @@ import yaml
 from conftest import ROOT, Command, need_torch
 from test_command_line import worker_of
 
-from gtdl_mlflow import config, datasets, pip_settings
+from gtdl_mlflow import config, datasets
+from gtdl_mlflow.environments import pip_settings
 
 
 @pytest.fixture
@@ -116,7 +117,7 @@ def test_a_worker_killed_while_it_trains_fails_its_run_and_nothing_else(
     gtdl: Command, store: str, torch_environment: None
 ) -> None:
     driver = subprocess.Popen(
-        [sys.executable, "-m", "gtdl_mlflow", "training.epochs=1000", "training.checkpoint_every=0"],
+        [sys.executable, "-m", "gtdl_mlflow", "training.epochs=1000", "training.checkpoint_every_s=0"],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

@@ -32,8 +32,8 @@ from made_files import (
 from PIL import Image
 
 from gtdl_mlflow.config import Dataset
-from gtdl_mlflow.datasets import DatasetError, FilesNotFound, Prepared, images, locate, prepare, verify
-from gtdl_mlflow.datasets.prepared import read
+from gtdl_mlflow.datasets import DatasetError, FilesNotFound, PreparedDataset, images, locate, prepare, verify
+from gtdl_mlflow.datasets.prepare import read
 
 pytestmark = pytest.mark.usefixtures("places")
 
@@ -47,11 +47,11 @@ def data(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def array(prepared: Prepared, name: str) -> np.ndarray:
+def array(prepared: PreparedDataset, name: str) -> np.ndarray:
     return np.load(prepared.folder / f"{name}.npy")
 
 
-def split(prepared: Prepared) -> list[dict[str, str]]:
+def split(prepared: PreparedDataset) -> list[dict[str, str]]:
     with (prepared.folder / "split.csv").open(newline="") as file:
         return list(csv.DictReader(file))
 
@@ -262,7 +262,7 @@ def test_categories_are_split_as_the_protocol_has_it(data: Path, categories: dic
     assert np.bincount(array(prepared, "train_labels")).tolist() == [30, 18, 15, 30, 1]
     assert np.bincount(array(prepared, "test_labels")).tolist() == [30, 12, 10, 1, 1]
     assert (prepared.train_images, prepared.test_images) == (94, 54)
-    limited = prepare(small_caltech("train_each=20", "test_each=5"))
+    limited = prepare(small_caltech("train_per_class=20", "test_per_class=5"))
     assert np.bincount(array(limited, "train_labels")).tolist() == [20, 20, 20, 20, 1]
     assert np.bincount(array(limited, "test_labels")).tolist() == [5, 5, 5, 5, 1]
     rows = split(prepared)

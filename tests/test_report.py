@@ -17,8 +17,8 @@ from planted import finished, plant
 from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
 from servers import mlflow_server
 
-from gtdl_mlflow import cli, config
-from gtdl_mlflow.report import look, page, published, ui
+from gtdl_mlflow import chart_style, cli, config
+from gtdl_mlflow.report import page, published_figures, ui
 from gtdl_mlflow.report.runs import load
 
 CHROMIUM = shutil.which("chromium")
@@ -143,8 +143,8 @@ def test_nothing_scrolls_sideways(tab: Page) -> None:
 
 def test_a_framework_has_one_colour(tab: Page) -> None:
     test_every_chart_is_drawn(tab)
-    assert tab.locator(f'.chart svg [fill="{look.color_of("torch")}"]').count() > 5
-    assert len({look.color_of(name) for name in ("torch", "tensorflow", "mxnet", "theano", "caffe")}) == 5
+    assert tab.locator(f'.chart svg [fill="{chart_style.color_of("torch")}"]').count() > 5
+    assert len({chart_style.color_of(name) for name in ("torch", "tensorflow", "mxnet", "theano", "caffe")}) == 5
 
 
 def test_sections_are_there_and_say_what_they_should(tab: Page) -> None:
@@ -200,7 +200,7 @@ def test_cpu_and_gpu_stand_side_by_side_and_thread_counts_apart(store: str) -> N
     finished(run, 100, 1, 99)
     finished([*run, "hardware=cpu_1core"], 180, 1, 99)
     finished(run, 7, 1, 99, **{"gtdl.device": "gpu"})
-    tables = page.gtdlbench(load(store, ["gtdl"]), published.load())
+    tables = page.gtdlbench(load(store, ["gtdl"]), published_figures.load())
     figures = [[cell[0] for cell in row] for table in tables for row in table.rows]
     cpu, gpu = ("100.00, 1", "180.00, 1"), ["7, 1", "1, 1", "99.00, 1"]
     assert sorted(row[1] for row in figures) == sorted(cpu)

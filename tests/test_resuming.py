@@ -15,7 +15,12 @@ import pytest
 from conftest import ROOT, Command
 from test_command_line import child_of
 
-LONG = ("framework=reference", "training.epochs=400", "training.evaluate_every=50", "training.checkpoint_every=0.1")
+LONG = (
+    "framework=reference",
+    "training.epochs=400",
+    "training.evaluate_every_epochs=50",
+    "training.checkpoint_every_s=0.1",
+)
 
 
 def runs() -> Any:
@@ -50,7 +55,7 @@ def home(places: None, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("victims", ["driver", "worker", "both"])
 def test_the_same_command_goes_on_after_a_kill(gtdl: Command, store: str, home: Path, victims: str) -> None:
-    assert gtdl(*LONG, "training.checkpoint_every=0").returncode == 0
+    assert gtdl(*LONG, "training.checkpoint_every_s=0").returncode == 0
     assert kept(home) == []
     driver = start(*LONG)
     wait_for_checkpoint(home)

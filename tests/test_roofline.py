@@ -14,14 +14,15 @@ import pytest
 from conftest import ROOT, Command, runs
 from mlflow import MlflowClient
 
-from gtdl_mlflow import config, environments, peaks, pictures, roofline
-from gtdl_mlflow.benchmark import job_of
-from gtdl_mlflow.home import home
+from gtdl_mlflow import charts, config, environments
+from gtdl_mlflow.config.job import create_job
+from gtdl_mlflow.files import cache_dir
+from gtdl_mlflow.hardware import peak, roofline
 from gtdl_mlflow.worker.job import Optimizer, Training
 from gtdl_mlflow.worker.network import build
 
 NORMAL = {"distribution": "normal", "stddev": 0.1}
-PEAK = peaks.Peak("here", "cpu", 2, "numpy", {"matrix product of 1024": 100.0, "convolution": 200.0}, 20.0, False, 1)
+PEAK = peak.Peak("here", "cpu", 2, "numpy", {"matrix product of 1024": 100.0, "convolution": 200.0}, 20.0, False, 1)
 
 
 def training(**more: Any) -> Training:
@@ -38,7 +39,7 @@ def small() -> Any:
 
 
 def test_a_layer_computes_what_it_multiplies_and_moves_what_goes_through_it() -> None:
-    conv, relu, dense = roofline.layers(small(), 10)
+    conv, relu, dense = roofline.layer_work(small(), 10)
     # 3 maps of 4 x 4, each a sum of 2 x 3 x 3 products; 2 x 6 x 6 in, 48 out, 57 parameters for ten images.
     assert (conv.work.flops, conv.work.bytes) == (2 * 48 * 18, 4 * (72 + 48 + 5.7))
     assert (relu.work.flops, relu.work.bytes) == (0, 4 * 96)
@@ -46,21 +47,21 @@ def test_a_layer_computes_what_it_multiplies_and_moves_what_goes_through_it() ->
 
 
 def test_training_does_without_the_gradient_of_the_images() -> None:
-    plain = roofline.training(small(), training())
+    plain = roofline.training_work(small(), training())
     assert plain.flops == 2 * (2 * 48 * 18) + 3 * (2 * 48 * 10)
     values, parameters = 4 * (72 + 48 + 96 + 58), 4 * (57 + 490) / 10
     assert plain.bytes == pytest.approx(3 * values + 6 * parameters)
-    adam = roofline.training(small(), training(optimizer=Optimizer.adam))
+    adam = roofline.training_work(small(), training(optimizer=Optimizer.adam))
     assert adam.bytes - plain.bytes == pytest.approx(4 * parameters)
 
 
 def test_the_share_is_of_the_fastest_kernel() -> None:
-    speeds = {"train/steady_images_per_s": 1e6, "test/images_per_s": 2e6}
-    found = roofline.shares(speeds, small(), training(), PEAK)
+    speeds = {"train/steady_state_images_per_s": 1e6, "test/images_per_s": 2e6}
+    found = roofline.peak_shares(speeds, small(), training(), PEAK)
     assert found["train/gflops"] == pytest.approx(6336 * 1e6 / 1e9)
     assert found["train/peak_share_percent"] == pytest.approx(100 * 6.336 / 200)
     assert found["test/peak_share_percent"] == pytest.approx(100 * 5.376 / 200)
-    assert "train/peak_share_percent" not in roofline.shares(speeds, small(), training(), None)
+    assert "train/peak_share_percent" not in roofline.peak_shares(speeds, small(), training(), None)
 
 
 DEFAULTS = [f"{framework}_{kind}" for framework in ("caffe", "mxnet", "tensorflow", "theano", "torch")
@@ -78,60 +79,60 @@ def test_operations_are_those_that_torch_counts(setting: str, tmp_path: Path) ->
     composed = config.compose(["framework=torch", f"setting={setting}", f"dataset={dataset}", "hardware.threads=1",
                                "training.batch_size=4", *more.get(setting, [])])  # fmt: skip
     environment = environments.ensure(composed.framework, "cpu")
-    job_of(composed, tmp_path, tmp_path).write(tmp_path / "job.json")
+    create_job(composed, tmp_path, tmp_path).write(tmp_path / "job.json")
     done = subprocess.run([environment.python, "-I", ROOT / "tests" / "samples" / "flops.py", tmp_path / "job.json"],
                           capture_output=True, text=True)  # fmt: skip
     assert done.returncode == 0, done.stderr
     counted = json.loads(done.stdout)
-    assert roofline.testing(composed.network, 4).flops == pytest.approx(counted["test"])
-    assert roofline.training(composed.network, composed.training).flops == pytest.approx(counted["train"])
+    assert roofline.testing_work(composed.network, 4).flops == pytest.approx(counted["test"])
+    assert roofline.training_work(composed.network, composed.training).flops == pytest.approx(counted["train"])
 
 
 def test_a_machine_is_measured_once_and_a_disturbed_measurement_again(
     places: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hardware = config.compose(["framework=reference"]).hardware
-    monkeypatch.setattr(peaks.noise, "flags", lambda figures: ["somebody else"])
-    first = peaks.peak(hardware, 1)
+    monkeypatch.setattr(peak.noise, "flags", lambda figures: ["somebody else"])
+    first = peak.get_or_measure(hardware, 1)
     assert first is not None
     assert first.disturbed
     assert first.library.startswith("numpy")  # there is no torch in this GTDL_HOME
     assert first.flops_per_s > 1e9
     assert first.gb_per_s > 0.5
-    monkeypatch.setattr(peaks.noise, "flags", lambda figures: [])
-    second = peaks.peak(hardware, 1)
+    monkeypatch.setattr(peak.noise, "flags", lambda figures: [])
+    second = peak.get_or_measure(hardware, 1)
     assert second is not None
     assert not second.disturbed
     assert second.flops_per_s >= first.flops_per_s  # the better one is kept
-    assert peaks.peak(hardware, 1) == second
+    assert peak.get_or_measure(hardware, 1) == second
     assert second.tries == 2
 
 
 def test_a_machine_that_is_never_quiet_is_taken_as_it_is(places: None, monkeypatch: pytest.MonkeyPatch) -> None:
     hardware = config.compose(["framework=reference"]).hardware
-    monkeypatch.setattr(peaks.noise, "flags", lambda figures: ["somebody else"])
-    found = [peaks.peak(hardware, 1) for _ in range(peaks.TRIES + 2)]
+    monkeypatch.setattr(peak.noise, "flags", lambda figures: ["somebody else"])
+    found = [peak.get_or_measure(hardware, 1) for _ in range(peak.TRIES + 2)]
     assert [each.tries for each in found if each is not None] == [1, 2, 3, 4, 5, 5, 5]
 
 
 def test_a_record_that_cannot_be_read_is_made_anew(places: None) -> None:
     hardware = config.compose(["framework=reference"]).hardware
-    peaks.peak(hardware, 1)
-    (record,) = (home() / "peaks").glob("*.json")
+    peak.get_or_measure(hardware, 1)
+    (record,) = (cache_dir() / "peaks").glob("*.json")
     for damaged in ("{", '{"machine": "of another version"}'):
         record.write_text(damaged)
-        assert peaks.kept("cpu", 1) is None
-        assert peaks.peak(hardware, 1) is not None
+        assert peak.load("cpu", 1) is None
+        assert peak.get_or_measure(hardware, 1) is not None
 
 
 def test_the_processor_does_not_stand_in_for_a_gpu(places: None) -> None:
     hardware = replace(config.compose(["framework=reference"]).hardware, device="gpu")
-    assert peaks.measure(hardware, 1) is None
+    assert peak.measure(hardware, 1) is None
 
 
 def test_beside_other_runs_nothing_is_measured(places: None) -> None:
     hardware = config.compose(["framework=reference", "hardware.cores=[0]", "hardware.side_by_side=true"]).hardware
-    assert peaks.peak(hardware, 1) is None
+    assert peak.get_or_measure(hardware, 1) is None
 
 
 def test_a_run_has_its_share_a_table_and_a_picture(gtdl: Command, store: str, tmp_path: Path) -> None:
@@ -158,7 +159,7 @@ def test_a_peak_that_a_run_exceeds_is_measured_again(
     monkeypatch.setenv("GTDL_HOME", str(tmp_path / "home"))
     run = "framework=reference", "training.epochs=1"
     assert gtdl(*run).returncode == 0
-    (record,) = (home() / "peaks").glob("*.json")
+    (record,) = (cache_dir() / "peaks").glob("*.json")
     kept = json.loads(record.read_text())
     record.write_text(
         json.dumps({**kept, "gflops": dict.fromkeys(kept["gflops"], 1e-3), "disturbed": False, "tries": 1})
@@ -169,7 +170,7 @@ def test_a_peak_that_a_run_exceeds_is_measured_again(
     done = gtdl(*run)
     assert done.returncode == 0, done.stderr
     assert "of the machine's peak" not in done.stderr
-    assert peaks.Peak(**json.loads(record.read_text())).flops_per_s > 1e9
+    assert peak.Peak(**json.loads(record.read_text())).flops_per_s > 1e9
     shares = [each.data.metrics["test/peak_share_percent"] for each in runs(store)]
     assert sorted(share < 100 for share in shares) == [False, True, True]
 
@@ -178,7 +179,7 @@ def test_a_peak_that_a_run_exceeds_is_measured_again(
 def test_a_small_share_is_not_rounded_to_none(tmp_path: Path, share: float, text: str) -> None:
     figures = {"flops_per_byte": 8.0, "gflops": 80.0, "peak_share_percent": share}
     results = {f"{phase}/{name}": value for phase in ("train", "test") for name, value in figures.items()}
-    pictures.roofline(results, PEAK, tmp_path / "roofline.svg")
+    charts.roofline(results, PEAK, tmp_path / "roofline.svg")
     assert f"training: {text} % of the peak" in (tmp_path / "roofline.svg").read_text()
 
 

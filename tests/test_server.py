@@ -16,7 +16,7 @@ import yaml
 from conftest import ROOT, Command
 from servers import PASSWORD, Server, mlflow_server, postgresql, postgresql_programs
 
-from gtdl_mlflow.delivery import deliver, record
+from gtdl_mlflow.tracking.outbox import deliver, new_record
 
 ADMIN = ("admin", "sesame-of-the-tracker")
 
@@ -88,7 +88,7 @@ def test_runs_that_name_a_new_data_set_at_the_same_moment_all_have_it(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", ADMIN[0])
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", ADMIN[1])
-    records = [record(server.uri, tmp_path, f"run {number}", "datasets") for number in range(8)]
+    records = [new_record(server.uri, tmp_path, f"run {number}", "datasets") for number in range(8)]
     for told in records:
         deliver(told, server.uri)
     with ThreadPoolExecutor(len(records)) as threads:
@@ -123,7 +123,7 @@ def test_no_password_reaches_params_tags_files_or_messages(
     elif how == "address":
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
         uri = []
-    sweep = ["-m", "framework=reference", "training.epochs=1", "training.checkpoint_every=0.01",
+    sweep = ["-m", "framework=reference", "training.epochs=1", "training.checkpoint_every_s=0.01",
              f"tracking.experiment={how}"]  # fmt: skip
     outputs = []
     done = gtdl(*sweep, "seed=1,2", *uri)

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from gtdl_mlflow.report.statistics import compare, holm, noise, summarize
+from gtdl_mlflow.report.stats import compare, holm, noise_flags, summarize
 
 
 def test_a_summary_is_that_of_the_textbook() -> None:
@@ -58,4 +58,4 @@ def test_the_interval_of_a_ratio_holds_the_ratio() -> None:
     ],
 )
 def test_noise_is_flagged(values: list[float], flags: int) -> None:
-    assert len(noise(values)) == flags
+    assert len(noise_flags(values)) == flags

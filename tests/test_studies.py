@@ -13,9 +13,9 @@ import pytest
 from conftest import Command, need_torch
 from mlflow import MlflowClient
 
-from gtdl_mlflow import studies
 from gtdl_mlflow.config import Study, compose
-from gtdl_mlflow.report.statistics import drift, repeats_needed
+from gtdl_mlflow.report.stats import drift, repeats_needed
+from gtdl_mlflow.sweeps import studies
 
 
 def run(start: int, metrics: dict[str, float], **tags: str) -> Any:
@@ -65,7 +65,7 @@ def test_stability_is_of_repeats_of_a_cell_in_their_order(tmp_path: Path) -> Non
 
 def test_scaling_is_against_one_thread_with_the_same_batch(tmp_path: Path) -> None:
     speeds = {("1", "1"): 100.0, ("2", "1"): 90.0, ("1", "64"): 1000.0, ("2", "64"): 1900.0, ("2", "128"): 2000.0}
-    runs = [run(0, {"train/steady_images_per_s": speed, "test/images_per_s": 3 * speed}, threads=threads, batch=batch)
+    runs = [run(0, {"train/steady_state_images_per_s": speed, "test/images_per_s": 3 * speed}, threads=threads, batch=batch)
             for (threads, batch), speed in speeds.items()]  # fmt: skip
     found = studies.conclude(Study.scaling, runs, tmp_path)
     assert found is not None

@@ -16,9 +16,10 @@ from mlflow.entities import Run
 from omegaconf import OmegaConf
 from test_resuming import start
 
-from gtdl_mlflow import delivery, environments
-from gtdl_mlflow.callbacks import asked, count, one_by_one, ordered
-from gtdl_mlflow.config import CONF, Order, compose
+from gtdl_mlflow import environments
+from gtdl_mlflow.config import CONF, SweepOrder, compose
+from gtdl_mlflow.sweeps.hydra_callbacks import check_lines, count, ordered, requested_overrides
+from gtdl_mlflow.tracking import store
 
 
 def family(experiment: str = "gtdl") -> tuple[Run, list[Run]]:
@@ -73,7 +74,7 @@ def test_a_combination_that_cannot_be_fails_alone_with_its_reason(gtdl: Command,
 
 
 def test_every_value_of_a_sweep_is_checked_once() -> None:
-    assert one_by_one(["a=1,2,3", "b=x", "c=range(0,2)", "d=interval(0,1)"]) == [
+    assert check_lines(["a=1,2,3", "b=x", "c=range(0,2)", "d=interval(0,1)"]) == [
         ["a=1", "b=x", "c=0"],
         ["a=2", "b=x", "c=0"],
         ["a=3", "b=x", "c=0"],
@@ -97,7 +98,7 @@ def test_an_experiments_own_sweep_is_checked_and_yields_to_what_is_typed() -> No
     hydra: Any = OmegaConf.create(
         {"overrides": {"task": ["experiment=x", "seed=1"]}, "sweeper": {"params": {"seed": "1,2", "budget": "0.5,1"}}}
     )
-    assert asked(hydra) == ["budget=0.5,1", "experiment=x", "seed=1"]
+    assert requested_overrides(hydra) == ["budget=0.5,1", "experiment=x", "seed=1"]
 
 
 SWEEP = ("-m", "framework=reference", "training.epochs=1")
@@ -242,7 +243,7 @@ def test_under_mlflow_run_the_cells_of_the_run_before_are_taken_over(
 
 
 def all_runs() -> list[Run]:
-    client = delivery.connect(mlflow.get_tracking_uri())
+    client = store.connect(mlflow.get_tracking_uri())
     experiment = client.get_experiment_by_name("gtdl")
     return [] if experiment is None else list(client.search_runs([experiment.experiment_id]))
 
@@ -255,8 +256,8 @@ def test_a_run_answers_a_sweeper_with_its_objective(gtdl: Command, store: str) -
 
 def test_the_order_of_a_sweeps_words() -> None:
     words = ["framework=a,b", "dataset=x,y", "seed=0,1", "budget=0.1"]
-    assert ordered(words, Order.interleaved) == ["seed=0,1", "dataset=x,y", "budget=0.1", "framework=a,b"]
-    assert ordered(words, Order.grouped) == ["framework=a,b", "dataset=x,y", "budget=0.1", "seed=0,1"]
+    assert ordered(words, SweepOrder.interleaved) == ["seed=0,1", "dataset=x,y", "budget=0.1", "framework=a,b"]
+    assert ordered(words, SweepOrder.grouped) == ["framework=a,b", "dataset=x,y", "budget=0.1", "seed=0,1"]
     assert count(words) == 8
     assert count([*words, "training.learning_rate=interval(0.1,1)"]) is None
 

@@ -21,10 +21,11 @@ import yaml
 from conftest import ROOT, Command
 from mlflow.entities import Metric, Run
 
-from gtdl_mlflow import config, datasets, delivery, pictures, tracking
+from gtdl_mlflow import charts, config, datasets
 from gtdl_mlflow.environments import Environment
+from gtdl_mlflow.tracking import outbox, quality, recorder
 from gtdl_mlflow.worker import events
-from gtdl_mlflow.worker.events import Described, Metrics
+from gtdl_mlflow.worker.events import Metadata, Metrics
 
 
 @pytest.fixture(scope="module")
@@ -251,15 +252,15 @@ def test_the_tracker_is_left_alone_while_a_worker_runs(
             calls.append(name)
             return getattr(client, name)
 
-    monkeypatch.setattr(delivery, "MlflowClient", lambda uri: Watched())
-    run = tracking.Run(composed, tmp_path)
+    monkeypatch.setattr(outbox, "MlflowClient", lambda uri: Watched())
+    run = recorder.Recorder(composed, tmp_path)
     with run:
         environment = Environment("reference", "1", "cpu", None, Path("python"), "3.11.7", [], [], "key")
         run.uses(environment, datasets.prepare(composed.dataset))
         run.starts(os.getpid())
         before = list(calls)
         assert before
-        run.add(Described({"framework_version": "1", "device": "cpu", "numpy": "2"}))
+        run.add(Metadata({"framework_version": "1", "device": "cpu", "numpy": "2"}))
         for step in range(100):
             run.add(Metrics({"train/loss": 1.0 - step / 100}, step))
         time.sleep(1.5)  # the sampler takes a sample meanwhile
@@ -289,8 +290,8 @@ def test_a_picture_that_cannot_be_drawn_costs_no_run(
     def broken(*_: object) -> None:
         raise OSError("no font")
 
-    monkeypatch.setattr(pictures, "learning_curve", broken)
-    with tracking.Run(config.compose(["framework=reference"]), tmp_path) as run:
+    monkeypatch.setattr(charts, "learning_curve", broken)
+    with recorder.Recorder(config.compose(["framework=reference"]), tmp_path) as run:
         run.add(Metrics({"accuracy_percent": 90, "training_time_s": 1, "testing_time_s": 1}))
         run.add(events.Finished())
     told = mlflow.MlflowClient(store).get_run(run.record.run_id)
@@ -310,8 +311,8 @@ def test_a_picture_that_cannot_be_drawn_costs_no_run(
 )
 def test_a_run_that_did_not_learn_says_so(losses: list[float], accuracy: float, verdict: str) -> None:
     metrics = [Metric("train/loss", loss, 0, step) for step, loss in enumerate(losses)]
-    assert tracking.quality([*metrics, Metric("accuracy_percent", accuracy, 0, 0)], 10) == verdict
+    assert quality.quality([*metrics, Metric("accuracy_percent", accuracy, 0, 0)], 10) == verdict
 
 
 def test_no_password_of_an_address_is_repeated() -> None:
-    assert tracking.redacted("postgresql://me:secret@db/x and http://t@h") == "postgresql://db/x and http://h"
+    assert recorder.redacted("postgresql://me:secret@db/x and http://t@h") == "postgresql://db/x and http://h"

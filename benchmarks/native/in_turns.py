@@ -23,7 +23,7 @@ import numpy as np
 HERE = Path(__file__).parent
 sys.path += [str(HERE), str(HERE.parents[1])]  # isolated, Python does not look there
 
-from gtdl_mlflow.worker.assembly import adapter, assemble  # noqa: E402
+from gtdl_mlflow.worker.assembly import build_model, load_adapter  # noqa: E402
 from gtdl_mlflow.worker.frameworks.base import Adapter  # noqa: E402
 from gtdl_mlflow.worker.inputs import test_batches  # noqa: E402
 from gtdl_mlflow.worker.job import Job  # noqa: E402
@@ -45,7 +45,7 @@ LEAST_PAIRS = 3
 def main() -> None:
     framework, network, job, seconds = sys.argv[1], sys.argv[2], Job.read(Path(sys.argv[3])), float(sys.argv[4])
     # Imported in this order whoever is made first: some frameworks take their settings from whoever imports them.
-    adapter_class, loop = adapter(job.adapter), importlib.import_module(f"{framework}_loop")
+    adapter_class, loop = load_adapter(job.adapter), importlib.import_module(f"{framework}_loop")
     makers = {"ours": lambda: ours(job, adapter_class), "native": lambda: native(loop, network, job)}
     one, other = (makers[side]() for side in sys.argv[5:])
     batch, test_batch = job.training.batch_size, job.training.test_batch_size
@@ -62,11 +62,11 @@ def main() -> None:
 
 def ours(job: Job, adapter_class: type[Adapter]) -> tuple[Timed, Timed]:
     """Training and testing as a run does them."""
-    treatment, model, _ = assemble(job, adapter_class)
+    treatment, model, _ = build_model(job, adapter_class)
     model.compile()
     data = Data(job, treatment, model)
     feed, size, done = data.feed(0), job.training.test_batch_size, 0
-    images = model.adopt(data.test_images)
+    images = model.to_native(data.test_images)
 
     def train(count: int) -> float:
         nonlocal done

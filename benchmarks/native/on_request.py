@@ -14,13 +14,13 @@ sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[2])]  # isol
 
 from in_turns import WARM_UP_STEPS, ours
 
-from gtdl_mlflow.worker.assembly import adapter
+from gtdl_mlflow.worker.assembly import load_adapter
 from gtdl_mlflow.worker.job import Job
 
 
 def main() -> None:
     job = Job.read(Path(sys.argv[1]))
-    train, _ = ours(job, adapter(job.adapter))
+    train, _ = ours(job, load_adapter(job.adapter))
     train(WARM_UP_STEPS)
     for line in sys.stdin:
         print(train(int(line)), flush=True)

@@ -4,29 +4,29 @@ Nothing here imports MLflow or a framework: a mistake on the command line is ans
 """
 
 from .checks import ConfigError, Unavailable, check
-from .composition import compose, load, meaning, typed
+from .composition import compose, compose_unchecked, to_checked_config, to_config
 from .resolvers import CONF, choices, family
-from .schema import (
+from .schema import (  # fmt: skip
     Build,
     Config,
     Dataset,
-    Device,
+    DeviceSupport,
     Download,
     Framework,
     Hardware,
     Labels,
-    Order,
     Python,
     Recipe,
     Rerun,
-    Settings,
+    SpeedSettings,
     Study,
+    SweepOrder,
     SystemPackage,
     Tuning,
-)  # fmt: skip
+)
 
 __all__ = [
-    "CONF", "Build", "Config", "ConfigError", "Dataset", "Device", "Download", "Framework", "Hardware", "Labels",
-    "Order", "Python", "Recipe", "Rerun", "Settings", "Study", "SystemPackage", "Tuning", "Unavailable", "check",
-    "choices", "compose", "family", "load", "meaning", "typed",
+    "CONF", "Build", "Config", "ConfigError", "Dataset", "DeviceSupport", "Download", "Framework", "Hardware", "Labels",
+    "Python", "Recipe", "Rerun", "SpeedSettings", "Study", "SweepOrder", "SystemPackage", "Tuning", "Unavailable", "check",
+    "choices", "compose", "compose_unchecked", "family", "to_checked_config", "to_config",
 ]  # fmt: skip

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 from dataclasses import asdict
 
-from ..worker import treatments
+from ..worker import preprocessing
 from ..worker.job import LearningRateSchedule, Schedule
 from ..worker.layers import NetworkError
 from .resolvers import LARGEST_SIDE, is_depth, sides
@@ -39,8 +39,8 @@ def check(config: Config) -> None:
         ("training.batch_size", training.batch_size, 1),
         ("training.test_batch_size", training.test_batch_size, 1),
         ("training.iterations", training.iterations, 1),
-        ("training.evaluate_every", training.evaluate_every, 0),
-        ("training.checkpoint_every", training.checkpoint_every, 0),
+        ("training.evaluate_every_epochs", training.evaluate_every_epochs, 0),
+        ("training.checkpoint_every_s", training.checkpoint_every_s, 0),
         ("training.weight_decay", training.weight_decay, 0),
         ("training.validation.images", training.validation.images, 0),
         ("latency.repeats", config.latency.repeats, 1 if config.latency.batch_sizes else 0),
@@ -55,9 +55,9 @@ def check(config: Config) -> None:
     above_zero = [
         ("training.epochs", training.epochs),
         ("training.learning_rate", training.learning_rate),
-        ("training.bias_rate", training.bias_rate),
+        ("training.bias_lr_multiplier", training.bias_lr_multiplier),
         ("training.epsilon", training.epsilon),
-        ("latency.seconds", config.latency.seconds),
+        ("latency.limit_s", config.latency.limit_s),
         ("limits.run_timeout_s", config.limits.run_timeout_s),
         ("limits.fetch_timeout_s", config.limits.fetch_timeout_s),
     ]
@@ -66,8 +66,10 @@ def check(config: Config) -> None:
             raise ConfigError(f"{key}={value}: must be above 0")
     if not 0 < config.budget <= 1:
         raise ConfigError(f"budget={config.budget}: must be above 0 and at most 1 (0.1 runs a tenth of the iterations)")
-    if training.average is not None and not 0 < training.average < 1:
-        raise ConfigError(f"training.average={training.average}: must be above 0 and below 1, or null for no averaging")
+    if training.ema_decay is not None and not 0 < training.ema_decay < 1:
+        raise ConfigError(
+            f"training.ema_decay={training.ema_decay}: must be above 0 and below 1, or null for no averaging"
+        )
     _check_schedule(training.schedule)
     for key, value in (("momentum", training.momentum), ("beta1", training.beta1), ("beta2", training.beta2)):
         if not 0 <= value < 1:
@@ -87,14 +89,14 @@ def check(config: Config) -> None:
         images = config.dataset.training_images
         if validation.images < 1 or (images is not None and validation.count(images) < 1):
             raise ConfigError("training.early_stopping: needs held-back images, see training.validation.images")
-        if not (stopping.patience >= 1 and stopping.increase >= 1 and 0 < stopping.improvement <= 1):
+        if not (stopping.patience_iterations >= 1 and stopping.increase >= 1 and 0 < stopping.improvement <= 1):
             raise ConfigError(
                 f"training.early_stopping={asdict(stopping)}: expected patience and increase of at least 1, and an "
                 "improvement above 0, at most 1"
             )
     try:
         _ = config.network
-    except (NetworkError, treatments.InputError) as error:
+    except (NetworkError, preprocessing.PreprocessingError) as error:
         raise ConfigError(f"model={config.model.name} on dataset={config.dataset.name}: {error}") from error
     available = config.dataset.training_images
     if available is not None and training.batch_size > (images := available - validation.count(available)):
@@ -103,22 +105,22 @@ def check(config: Config) -> None:
 
 
 def _check_dataset(dataset: Dataset) -> None:
-    for key in ("train_each", "test_each", "train_limit", "test_limit"):
+    for key in ("train_per_class", "test_per_class", "train_limit", "test_limit"):
         value = getattr(dataset, key)
         if value is not None and value < 1:
             raise ConfigError(f"dataset.{key}={value}: must be at least 1")
     if dataset.labels is not None and dataset.labels.value not in dataset.label_classes:
         raise ConfigError(f"dataset.labels={dataset.labels.value}: dataset={dataset.name} has one kind of labels only")
-    given = [dataset.split_seed, dataset.train_each, dataset.test_each]
+    given = [dataset.split_seed, dataset.train_per_class, dataset.test_per_class]
     # A data set that is published in two parts states how many images each has.
     if given != [None] * 3 and dataset.train_images is not None:
         raise ConfigError(
-            f"dataset.split_seed, dataset.train_each, dataset.test_each: dataset={dataset.name} has a fixed split; "
+            f"dataset.split_seed, dataset.train_per_class, dataset.test_per_class: dataset={dataset.name} has a fixed split; "
             "dataset.train_limit and dataset.test_limit take fewer images of it"
         )
     if None in given and dataset.train_images is None:
         raise ConfigError(
-            f"dataset.split_seed, dataset.train_each, dataset.test_each: dataset={dataset.name} needs all three, "
+            f"dataset.split_seed, dataset.train_per_class, dataset.test_per_class: dataset={dataset.name} needs all three, "
             "it is published in one part"
         )
     if dataset.split_seed is not None and not 0 <= dataset.split_seed < 2**32:
@@ -145,14 +147,14 @@ def _check_schedule(schedule: LearningRateSchedule) -> None:
     stepped = schedule.type in (Schedule.step, Schedule.multistep)
     if stepped and not schedule.gamma > 0:
         raise ConfigError(f"training.schedule.gamma={schedule.gamma}: must be above 0, the rate is multiplied by it")
-    if schedule.type is Schedule.step and not schedule.every > 0:
+    if schedule.type is Schedule.step and not schedule.every_iterations > 0:
         raise ConfigError(
-            f"training.schedule.every={schedule.every}: must be above 0, the iterations between two steps"
+            f"training.schedule.every_iterations={schedule.every_iterations}: must be above 0, the iterations between two steps"
         )
-    rising = all(before < after for before, after in itertools.pairwise([0, *schedule.boundaries]))
-    if schedule.type is Schedule.multistep and not (schedule.boundaries and rising):
+    rising = all(before < after for before, after in itertools.pairwise([0, *schedule.boundary_iterations]))
+    if schedule.type is Schedule.multistep and not (schedule.boundary_iterations and rising):
         raise ConfigError(
-            f"training.schedule.boundaries={schedule.boundaries}: expected rising iterations above 0, as [4000, 4500]"
+            f"training.schedule.boundary_iterations={schedule.boundary_iterations}: expected rising iterations above 0, as [4000, 4500]"
         )
 
 

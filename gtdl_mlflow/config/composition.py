@@ -13,8 +13,8 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ..explain import explain, unknown_key
 from .checks import ConfigError, check
+from .errors import explain, unknown_key
 from .resolvers import CONF
 from .schema import Config
 
@@ -27,12 +27,12 @@ def compose(overrides: list[str]) -> Config:
     Raises:
         ConfigError: it is wrong; the message is one line.
     """
-    config = meaning(overrides)
+    config = compose_unchecked(overrides)
     check(config)
     return config
 
 
-def meaning(overrides: list[str]) -> Config:
+def compose_unchecked(overrides: list[str]) -> Config:
     """What a command line says, whether it can be run here or not.
 
     Raises:
@@ -43,23 +43,23 @@ def meaning(overrides: list[str]) -> Config:
     start = nullcontext() if running else initialize_config_dir(str(CONF), version_base="1.3", job_name="gtdl")
     try:
         with start:
-            return typed(hydra_compose("config", overrides))
+            return to_config(hydra_compose("config", overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(explain(error, Config)) from error
 
 
-def load(composed: Any) -> Config:
+def to_checked_config(composed: Any) -> Config:
     """A composed ``DictConfig``, typed and checked.
 
     Raises:
         ConfigError: a value that cannot be.
     """
-    config = typed(composed)
+    config = to_config(composed)
     check(config)
     return config
 
 
-def typed(composed: Any) -> Config:
+def to_config(composed: Any) -> Config:
     """A composed ``DictConfig`` as dataclasses; what its values are is not looked at.
 
     Raises:

@@ -84,7 +84,7 @@ class Recipe:
 
 
 @dataclass
-class Device:
+class DeviceSupport:
     """What a framework can do on one kind of device."""
 
     recipes: list[Recipe] = field(default_factory=list)
@@ -94,7 +94,7 @@ class Device:
 
 
 @dataclass
-class Settings:
+class SpeedSettings:
     """What makes a framework fast or slow without changing what it computes."""
 
     options: dict[str, Any] = field(default_factory=dict)
@@ -114,8 +114,8 @@ class Framework:
     numpy: str = ""
     """NumPy's version in the framework's environment, for use in the recipes."""
     python: Python = field(default_factory=Python)
-    devices: dict[str, Device] = field(default_factory=dict)
-    tuning: dict[str, Settings] = field(default_factory=dict)
+    devices: dict[str, DeviceSupport] = field(default_factory=dict)
+    tuning: dict[str, SpeedSettings] = field(default_factory=dict)
 
 
 @dataclass
@@ -124,7 +124,7 @@ class Download:
 
     file: str = MISSING
     """Its name in the data set's folder."""
-    bytes: int = MISSING
+    size_bytes: int = MISSING
     """Its size; without a checksum, the most that is accepted."""
     sha256: str = ""
     md5: str = ""
@@ -165,8 +165,8 @@ class Dataset:
     """None: depends on the copy of the data set, and is known when it has been prepared."""
     split_seed: int | None = None
     """Of the split into training and testing, where it is not the publisher's; ``datasets/splits.py`` has the rule."""
-    train_each: int | None = None
-    test_each: int | None = None
+    train_per_class: int | None = None
+    test_per_class: int | None = None
     """Images of a class that such a split gives to training and testing, at most."""
     train_limit: int | None = None
     test_limit: int | None = None
@@ -181,8 +181,8 @@ class Dataset:
     """A file or folder in that archive by which it is seen that it has been unpacked."""
     downloads: dict[str, Download] = field(default_factory=dict)
     """What `gtdl data fetch` gets, by any short names; nothing for a data set that is built in."""
-    target_accuracy: float = MISSING
-    """Percent: the default of ``training.target_accuracy``."""
+    target_accuracy_percent: float = MISSING
+    """Percent: the default of ``training.target_accuracy_percent``."""
     source: str = MISSING
     """Where the data set is described."""
     terms: str = MISSING
@@ -241,7 +241,7 @@ class Tracking:
     """Between two samples of MLflow's system metrics; 0: none. MLflow's own 10 s would miss a short run."""
 
 
-class Order(str, Enum):
+class SweepOrder(str, Enum):
     """Of a sweep's runs: ``interleaved``, all frameworks for a seed, then the next; ``grouped``, all of a framework."""
 
     interleaved = "interleaved"
@@ -267,7 +267,7 @@ class Study(str, Enum):
 class Sweep:
     """How a sweep goes about its runs."""
 
-    order: Order = Order.interleaved
+    order: SweepOrder = SweepOrder.interleaved
     """A drift of the machine hits all frameworks alike if they take turns."""
     rerun: Rerun = Rerun.failed
     """Which cells that an earlier start of the same sweep has tried are run again: those that did not finish, all of
@@ -310,7 +310,7 @@ class Config:
     """Whether to prove, before training, that the framework computes what the float64 NumPy network does."""
 
     @property
-    def settings(self) -> Settings:
+    def settings(self) -> SpeedSettings:
         """The framework's speed settings that ``tuning`` chose."""
         return self.framework.tuning[self.tuning.value]
 
@@ -318,7 +318,7 @@ class Config:
     def network(self) -> network.Network:
         """The network of ``model`` on this data set, after the input treatment."""
         height, width, channels = self.dataset.image_shape
-        shape = inputs.Treatment(self.training.inputs).shape((height, width, channels))
+        shape = inputs.Preprocessing(self.training.preprocessing).shape((height, width, channels))
         return network.build(self.model.layers, shape, self.dataset.classes)
 
     @property
@@ -343,8 +343,8 @@ class Config:
     def _decisive(self) -> dict[str, Any]:
         plain = self.plain()
         del plain["tracking"], plain["sweep"], plain["limits"], plain["latency"]
-        del plain["dataset"]["downloads"], plain["dataset"]["target_accuracy"]
-        del plain["training"]["checkpoint_every"], plain["training"]["target_accuracy"]
+        del plain["dataset"]["downloads"], plain["dataset"]["target_accuracy_percent"]
+        del plain["training"]["checkpoint_every_s"], plain["training"]["target_accuracy_percent"]
         if not self.hardware.side_by_side:
             del plain["hardware"]["side_by_side"]  # alone is what runs were before they could be anything else
         return plain

@@ -6,6 +6,6 @@ the files. Every other module here is the reader of one format.
 """
 
 from .base import Arrays, DatasetError, FilesNotFound
-from .prepared import Prepared, locate, prepare, verify
+from .prepare import PreparedDataset, locate, prepare, verify
 
-__all__ = ["Arrays", "DatasetError", "FilesNotFound", "Prepared", "locate", "prepare", "verify"]
+__all__ = ["Arrays", "DatasetError", "FilesNotFound", "PreparedDataset", "locate", "prepare", "verify"]

@@ -47,7 +47,7 @@ CHUNK = 2**16
 
 
 @dataclass(frozen=True)
-class Entry:
+class ArchiveEntry:
     """A file or a folder; can be read until the next one is asked for."""
 
     name: str
@@ -58,7 +58,7 @@ class Entry:
     """Given a limit, the content, or its first limit + 1 bytes, so that the caller sees there is more."""
 
 
-def entries(source: Path, nested: Collection[str] = ()) -> Iterator[Entry]:
+def entries(source: Path, nested: Collection[str] = ()) -> Iterator[ArchiveEntry]:
     """All there is in a folder or an archive, in its own order (a folder's is that of the names).
 
     ``nested`` are names of tars that are looked into where a zip holds them.
@@ -80,15 +80,15 @@ def entries(source: Path, nested: Collection[str] = ()) -> Iterator[Entry]:
             yield from _tarball(file, str(source))
 
 
-def _folder(folder: Path, prefix: str, depth: int) -> Iterator[Entry]:
+def _folder(folder: Path, prefix: str, depth: int) -> Iterator[ArchiveEntry]:
     for path in sorted(folder.iterdir()):
         name = f"{prefix}{path.name}"
         if path.is_dir():
-            yield Entry(f"{name}/", _shown(str(path)), lambda limit: b"")
+            yield ArchiveEntry(f"{name}/", _shown(str(path)), lambda limit: b"")
             if depth > 1:
                 yield from _folder(path, f"{name}/", depth - 1)
         else:
-            yield Entry(name, _shown(str(path)), lambda limit, path=path: _content(path, limit))  # type: ignore[misc]
+            yield ArchiveEntry(name, _shown(str(path)), lambda limit, path=path: _content(path, limit))  # type: ignore[misc]
 
 
 def _content(path: Path, limit: int) -> bytes:
@@ -137,7 +137,7 @@ class _Bounded:
         return self._file.read(size)
 
 
-def _zip(file: IO[bytes], where: str, nested: Collection[str]) -> Iterator[Entry]:
+def _zip(file: IO[bytes], where: str, nested: Collection[str]) -> Iterator[ArchiveEntry]:
     budget = _Budget(where)
     with zipfile.ZipFile(cast("IO[bytes]", _Bounded(file))) as archive:
         for info in archive.infolist():
@@ -154,7 +154,7 @@ def _zip(file: IO[bytes], where: str, nested: Collection[str]) -> Iterator[Entry
                     yield from _tarball(io.BufferedReader(cast("io.RawIOBase", member)), inside)
             else:
                 read = _zip_reader(archive, info, budget, inside)
-                yield Entry(info.filename, inside, read)
+                yield ArchiveEntry(info.filename, inside, read)
 
 
 def _zip_reader(archive: zipfile.ZipFile, info: zipfile.ZipInfo, budget: _Budget, where: str) -> Callable[[int], bytes]:
@@ -170,7 +170,7 @@ def _zip_reader(archive: zipfile.ZipFile, info: zipfile.ZipInfo, budget: _Budget
 # Tar
 
 
-def _tarball(file: io.BufferedReader, where: str) -> Iterator[Entry]:
+def _tarball(file: io.BufferedReader, where: str) -> Iterator[ArchiveEntry]:
     # Not by the name: browsers unpack some downloads on the way and keep the .gz.
     if file.peek(2)[:2] == b"\x1f\x8b":
         with gzip.GzipFile(fileobj=file) as unpacked:
@@ -245,7 +245,7 @@ class _Forward(io.RawIOBase):
         self._budget.member()
 
 
-def _tar(unpacked: IO[bytes], where: str) -> Iterator[Entry]:
+def _tar(unpacked: IO[bytes], where: str) -> Iterator[ArchiveEntry]:
     # Also where the caller has an archive around this one: the innermost is the one to name.
     with _unpacking(where):
         stream = _Forward(unpacked, where)
@@ -259,7 +259,7 @@ def _tar(unpacked: IO[bytes], where: str) -> Iterator[Entry]:
                 if info.type not in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE) or info.issparse():
                     raise DatasetError(f"{inside}: a link, a device or sparse, which no data set has; {REMEDY}")
                 name = f"{info.name}/" if info.isdir() else info.name
-                yield Entry(name, inside, _tar_reader(stream, info, inside))
+                yield ArchiveEntry(name, inside, _tar_reader(stream, info, inside))
         # tarfile takes a broken header for the end; the end is a block of zeros. What follows has to be read as well,
         # because the checksum of all of it comes last.
         if not stream.block or stream.block.strip(b"\0"):

@@ -10,7 +10,7 @@ import numpy as np
 from ..config import Dataset
 from .base import REMEDY, Arrays, DatasetError, Split
 from .images import pgm, resized
-from .published import entries, place
+from .source_files import entries, place
 from .splits import by_class
 
 PEOPLE, EACH, WIDTH, HEIGHT = 40, 10, 92, 112

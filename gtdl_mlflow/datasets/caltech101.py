@@ -16,7 +16,7 @@ import numpy.typing as npt
 from ..config import Dataset
 from .base import REMEDY, Arrays, DatasetError, Split
 from .images import jpeg, resized
-from .published import entries, place
+from .source_files import entries, place
 from .splits import by_class
 
 WANTED = re.compile(r"(?:.*/)?101_ObjectCategories/(?!BACKGROUND_Google/)([\w-]+)/(?:([\w-]+)\.jpg)?", re.ASCII)

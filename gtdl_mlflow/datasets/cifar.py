@@ -14,7 +14,7 @@ import numpy as np
 
 from ..config import Dataset, Labels
 from .base import REMEDY, Arrays, DatasetError, FilesNotFound
-from .published import check_labels, counts, entries, place
+from .source_files import check_labels, counts, entries, place
 
 SHAPE = (3, 32, 32)
 PIXELS = 3 * 32 * 32

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .prepared import Prepared
+from .prepare import PreparedDataset
 
 FEW_CLASSES = 20
 """Up to so many a class has a row of its own."""
 
 
-def write(data: Prepared, path: Path) -> None:
+def write(data: PreparedDataset, path: Path) -> None:
     """A PNG of the first training images of each class, class after class: each a strip of 10 or of 4."""
     images = np.load(data.folder / "train_images.npy", mmap_mode="r")
     labels = np.load(data.folder / "train_labels.npy", mmap_mode="r")

@@ -28,10 +28,10 @@ import urllib3
 
 from .. import __version__
 from ..config import Dataset, Download
-from ..home import data_home
-from ..making import only_maker, say
+from ..console import info
+from ..files import datasets_dir, hold_folder_lock
 from .base import DatasetError, FilesNotFound
-from .prepared import read
+from .prepare import read
 
 PAUSES_S = (1.0, 3.0, 9.0)
 """Before each new try of an address that has brought nothing new; then it is given up."""
@@ -60,14 +60,14 @@ def fetch(dataset: Dataset, timeout_s: float) -> str:
     """
     if not dataset.downloads:
         return f"{dataset.name}: nothing to fetch, {', '.join(dataset.files)} is built in"
-    folder = data_home() / dataset.name
+    folder = datasets_dir() / dataset.name
     here = f"{dataset.name}: already in {folder}"
     try:
         # Before the lock, which cannot be had in a folder that others keep for this user.
         if _is_here(dataset, folder):
             return here
         folder.mkdir(parents=True, exist_ok=True)
-        with only_maker(folder):
+        with hold_folder_lock(folder):
             # Another process may have fetched it while this one waited.
             if _is_here(dataset, folder):
                 return here
@@ -188,7 +188,7 @@ class _Transfer:
                 self._fetch_from(url, partial)
             except KeyboardInterrupt:
                 if partial.size():
-                    say(f"{partial.path} is kept: the next `gtdl data fetch {self._dataset.name}` goes on from there")
+                    info(f"{partial.path} is kept: the next `gtdl data fetch {self._dataset.name}` goes on from there")
                 raise
             except _Refused as failure:
                 failures.append(f"{_host(url)} {failure}")
@@ -213,7 +213,7 @@ class _Transfer:
                 pause = next(pauses, None)
                 if pause is None:
                     raise _Refused(str(failure)) from failure
-                say(f"{self._dataset.name}: {_host(url)} {failure}; trying again in {pause:g} s")
+                info(f"{self._dataset.name}: {_host(url)} {failure}; trying again in {pause:g} s")
                 time.sleep(pause)
 
     def _continue(self, url: str, partial: _Partial) -> None:
@@ -224,7 +224,7 @@ class _Transfer:
         if not exact and not validator:
             partial.drop()  # nothing could tell whether the rest belongs to it
         offset = partial.size()
-        if exact and offset == download.bytes:
+        if exact and offset == download.size_bytes:
             partial.pieced = True  # for all that is known: stopped after the last byte, before the check
             return
         headers = {"Range": f"bytes={offset}-"} if offset else {}
@@ -242,22 +242,22 @@ class _Transfer:
                 partial.drop()
                 raise _Interrupted(f"has nothing after byte {offset:,}")
             size = _total_size(response, offset)
-            if size is not None and (size > download.bytes or (exact and size != download.bytes)):
+            if size is not None and (size > download.size_bytes or (exact and size != download.size_bytes)):
                 most = "" if exact else "at most "
-                raise _Refused(f"offers {size:,} bytes, expected {most}{download.bytes:,}: not this file")
+                raise _Refused(f"offers {size:,} bytes, expected {most}{download.size_bytes:,}: not this file")
             if response.status_code == 206:
                 partial.pieced = True
             else:  # the whole file: asked for, or because the server has a new version, or does not know ranges
                 partial.start(url, response.headers)
             if self._news:
-                say(self._news)
+                info(self._news)
                 self._news = ""
-            came = self._append(response, partial, size or download.bytes)
-        if came > download.bytes:
+            came = self._append(response, partial, size or download.size_bytes)
+        if came > download.size_bytes:
             partial.drop()
-            raise _Refused(f"sends more than the {download.bytes:,} bytes expected: not this file")
-        if exact and came < download.bytes:
-            raise _Interrupted(f"ended after {came:,} of {download.bytes:,} bytes")
+            raise _Refused(f"sends more than the {download.size_bytes:,} bytes expected: not this file")
+        if exact and came < download.size_bytes:
+            raise _Interrupted(f"ended after {came:,} of {download.size_bytes:,} bytes")
 
     def _append(self, response: requests.Response, partial: _Partial, size: int) -> int:
         """Write what comes behind what is there; returns how much there is, or more than is wanted and not written."""
@@ -266,7 +266,7 @@ class _Transfer:
             try:
                 for chunk in response.raw.stream(CHUNK, decode_content=False):
                     came += len(chunk)
-                    if came > partial.download.bytes:
+                    if came > partial.download.size_bytes:
                         break
                     file.write(chunk)
                     bar.show(came)
@@ -348,7 +348,7 @@ def _innermost(error: BaseException) -> str:
 def _matches(path: Path, download: Download) -> bool:
     """Whether there is a file of the published size and checksum; without a checksum, nothing can be said."""
     published = download.sha256 or download.md5
-    if not published or not path.is_file() or path.stat().st_size != download.bytes:
+    if not published or not path.is_file() or path.stat().st_size != download.size_bytes:
         return False
     # An MD5 is against accidents, as it is for the readers; FIPS systems allow it only when that is said.
     digest = hashlib.sha256() if download.sha256 else hashlib.md5(usedforsecurity=False)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from ..config import Dataset
 from .base import REMEDY, Arrays, DatasetError
-from .published import check_labels, check_md5, content, counts, find
+from .source_files import check_labels, check_md5, content, counts, find
 
 UNSIGNED_BYTE = 0x08
 """The magic number is two zero bytes, the type of the values, and the number of dimensions."""

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from ..config import Dataset
 from .base import Arrays, DatasetError, Split
-from .published import check_labels, check_md5, content, counts, find
+from .source_files import check_labels, check_md5, content, counts, find
 
 LIMIT = 16 * 2**20
 """Bytes; the csv has 9 million."""
@@ -49,11 +49,11 @@ def read(dataset: Dataset, folder: Path) -> Arrays:
 
 
 def split(
-    labels: npt.NDArray[np.uint8], classes: int, train_each: int
+    labels: npt.NDArray[np.uint8], classes: int, train_per_class: int
 ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-    """Rows for training, the first ``train_each`` of every class, and for testing, the rest; both in fixed order."""
+    """Rows for training, the first ``train_per_class`` of every class, and for testing, the rest; both in fixed order."""
     rows = [np.flatnonzero(labels == label) for label in range(classes)]
-    train = np.concatenate([each[:train_each] for each in rows])
-    test = np.concatenate([each[train_each:] for each in rows])
+    train = np.concatenate([each[:train_per_class] for each in rows])
+    test = np.concatenate([each[train_per_class:] for each in rows])
     # RandomState, not default_rng: NumPy's policy (NEP 19) freezes its stream, so every release gives this order.
     return np.random.RandomState(0).permutation(train), np.random.RandomState(0).permutation(test)

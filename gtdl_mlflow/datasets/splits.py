@@ -1,7 +1,7 @@
 """Which images are for training and which for testing where the publisher does not say; and fewer of either.
 
-The split is random, but fixed by ``dataset.split_seed``, and even by class. Of each class, ``dataset.train_each`` are
-for training, and of the rest at most ``dataset.test_each`` for testing. A class that has no more than ``train_each``
+The split is random, but fixed by ``dataset.split_seed``, and even by class. Of each class, ``dataset.train_per_class`` are
+for training, and of the rest at most ``dataset.test_per_class`` for testing. A class that has no more than ``train_per_class``
 gives three fifths of them, rounded down, to training: of Caltech-101 with 25 images a category, 15 and 10.
 """
 
@@ -18,19 +18,19 @@ Rows = npt.NDArray[np.intp]
 
 def by_class(labels: npt.NDArray[np.uint8], dataset: Dataset) -> tuple[Rows, Rows]:
     """Rows of ``labels`` (N,) for training and for testing, each in mixed order; every class needs two images."""
-    seed, train_each, test_each = dataset.split_seed, dataset.train_each, dataset.test_each
+    seed, train_per_class, test_per_class = dataset.split_seed, dataset.train_per_class, dataset.test_per_class
     assert seed is not None
-    assert train_each is not None
-    assert test_each is not None
+    assert train_per_class is not None
+    assert test_per_class is not None
     train, test = [], []
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)
         # RandomState, not default_rng: NumPy's policy (NEP 19) freezes its stream, so every release draws the same.
         # One for each class, so that another copy of the data set differs only where its classes do.
         rows = np.random.RandomState([seed, label]).permutation(rows)
-        count = train_each if len(rows) > train_each else len(rows) * 3 // 5
+        count = train_per_class if len(rows) > train_per_class else len(rows) * 3 // 5
         train.append(rows[:count])
-        test.append(rows[count : count + test_each])
+        test.append(rows[count : count + test_per_class])
     # Mixed, so that sequential training does not see class after class.
     mix = np.random.RandomState(seed)
     return mix.permutation(np.concatenate(train)), mix.permutation(np.concatenate(test))

@@ -12,7 +12,7 @@ from typing import Any
 import altair as alt
 from altair.utils import schemapi
 
-from .look import LOOK, TEXT, color_of
+from ..chart_style import CHART_CONFIG, TEXT_COLOR, color_of
 
 # Else every object holds itself against Vega-Lite's whole schema as it is made, and a chart takes twice as long.
 schemapi.disable_debug_mode()
@@ -39,7 +39,7 @@ def spread(rows: Rows, value: str, title: str) -> Specification:
         tooltip=[alt.Tooltip("framework:N"), alt.Tooltip("seed:N"),
                  alt.Tooltip(f"{value}:Q", title=title, format=".4~g")],
     )  # fmt: skip
-    medians = base.mark_tick(color=TEXT, thickness=2, size=ROW * 0.7).encode(
+    medians = base.mark_tick(color=TEXT_COLOR, thickness=2, size=ROW * 0.7).encode(
         x=alt.X(f"median({value}):Q", title=title, scale=scale)
     )
     return _finished(alt.layer(points, medians), height=ROW * len(order) + 10)
@@ -59,7 +59,7 @@ def pareto(rows: Rows, front: Rows) -> Specification:
                  alt.Tooltip("accuracy_percent:Q", format=".2f")],
     )  # fmt: skip
     line = _chart(front).mark_line(
-        color=TEXT, strokeDash=[4, 3], point=alt.OverlayMarkDef(shape="diamond", size=90, color=TEXT, filled=False)
+        color=TEXT_COLOR, strokeDash=[4, 3], point=alt.OverlayMarkDef(shape="diamond", size=90, color=TEXT_COLOR, filled=False)
     ).encode(x=x, y=y, order=alt.Order("training_time_s:Q"))  # fmt: skip
     return _finished(alt.layer(line, points), height=260)
 
@@ -143,4 +143,4 @@ def _color(frameworks: Sequence[str], legend: Any = alt.Undefined) -> alt.Color:
 def _finished(chart: Any, height: int) -> Specification:
     """As wide as its place on the page; not validated, which takes ten times as long as the rest of a report."""
     specification: Specification = chart.properties(width="container", height=height).to_dict(validate=False)
-    return {**specification, "autosize": {"type": "fit-x", "contains": "padding"}, "config": LOOK}
+    return {**specification, "autosize": {"type": "fit-x", "contains": "padding"}, "config": CHART_CONFIG}

@@ -12,11 +12,11 @@ from typing import Any
 import yaml
 from mlflow.tracking import MlflowClient
 
-from ..tracking import VARIANTS
-from .answer import FIGURES
-from .chapter import PARTS
-from .runs import Measured
-from .statistics import noise
+from ..tags import DATASET_VARIANTS
+from .ranking import QUESTIONS
+from .runs import BenchmarkRun
+from .sections import PHASES
+from .stats import noise_flags
 
 TAG = "gtdl.check"
 """On every run: ``ok``, or the rules that it or its cell breaks."""
@@ -80,10 +80,10 @@ def rules() -> dict[str, dict[str, Any]]:
     return loaded
 
 
-def check(runs: Iterable[Measured]) -> Verdict:
+def check(runs: Iterable[BenchmarkRun]) -> Verdict:
     """Hold every rule against every run and cell; a cell is what differs in nothing but the seed, or the machine."""
     every = sorted(runs, key=lambda run: run.started_ms)
-    cells: dict[str, list[Measured]] = defaultdict(list)
+    cells: dict[str, list[BenchmarkRun]] = defaultdict(list)
     for run in every:
         if not run.unavailable:
             cells[run.tags.get("gtdl.cell", run.run_id)].append(run)
@@ -96,7 +96,7 @@ def check(runs: Iterable[Measured]) -> Verdict:
     return Verdict(found, len(every), len(cells))
 
 
-def tag(verdict: Verdict, runs: Iterable[Measured], client: MlflowClient) -> None:
+def tag(verdict: Verdict, runs: Iterable[BenchmarkRun], client: MlflowClient) -> None:
     """Leave the verdict on the runs, where the report finds it."""
     for run in runs:
         said = verdict.of(run.run_id)
@@ -104,7 +104,7 @@ def tag(verdict: Verdict, runs: Iterable[Measured], client: MlflowClient) -> Non
             client.set_tag(run.run_id, TAG, said)
 
 
-def _where(runs: list[Measured], over_all: bool) -> str:
+def _where(runs: list[BenchmarkRun], over_all: bool) -> str:
     kind = runs[0].kind
     if over_all:
         return kind.dataset
@@ -112,29 +112,31 @@ def _where(runs: list[Measured], over_all: bool) -> str:
     return f"{cell}, seed {runs[0].seed}" if len(runs) == 1 else cell
 
 
-Broken = Iterator[tuple[str, list[Measured]]]
+Broken = Iterator[tuple[str, list[BenchmarkRun]]]
 """What is wrong, and with which runs."""
 
 
-def _done(runs: list[Measured]) -> list[Measured]:
+def _done(runs: list[BenchmarkRun]) -> list[BenchmarkRun]:
     return [run for run in runs if run.finished]
 
 
-def _enough_seeds(runs: list[Measured], rule: dict[str, Any]) -> Broken:
+def _enough_seeds(runs: list[BenchmarkRun], rule: dict[str, Any]) -> Broken:
     seeds = {run.seed for run in _done(runs)}
     if len(seeds) < rule["least"]:
         yield f"{len(seeds)} finished seeds of the {rule['least']} that a publishable figure has", runs
 
 
-def _seeds_differ(runs: list[Measured], rule: dict[str, Any]) -> Broken:
+def _seeds_differ(runs: list[BenchmarkRun], rule: dict[str, Any]) -> Broken:
     counts = Counter(run.seed for run in _done(runs))
     for seed, count in counts.items():
         if count > 1:
             yield f"seed {seed} finished {count} times", [run for run in _done(runs) if run.seed == seed]
 
 
-def _same(attribute: Callable[[Measured], str], what: str) -> Callable[[list[Measured], dict[str, Any]], Broken]:
-    def broken(runs: list[Measured], rule: dict[str, Any]) -> Broken:
+def _same(
+    attribute: Callable[[BenchmarkRun], str], what: str
+) -> Callable[[list[BenchmarkRun], dict[str, Any]], Broken]:
+    def broken(runs: list[BenchmarkRun], rule: dict[str, Any]) -> Broken:
         values = sorted({attribute(run) for run in _done(runs)})
         if len(values) > 1:
             yield f"{len(values)} {what}: {'; '.join(values)}", _done(runs)
@@ -142,25 +144,25 @@ def _same(attribute: Callable[[Measured], str], what: str) -> Callable[[list[Mea
     return broken
 
 
-def _same_data(runs: list[Measured], rule: dict[str, Any]) -> Broken:
+def _same_data(runs: list[BenchmarkRun], rule: dict[str, Any]) -> Broken:
     """All frameworks must have had the same images; a data set that was cut down on purpose is another one."""
-    digests: dict[tuple[str, ...], dict[str, list[Measured]]] = defaultdict(lambda: defaultdict(list))
+    digests: dict[tuple[str, ...], dict[str, list[BenchmarkRun]]] = defaultdict(lambda: defaultdict(list))
     for run in _done(runs):
-        variant = tuple(run.tags.get(f"gtdl.{name}", "") for name in VARIANTS)
+        variant = tuple(run.tags.get(f"gtdl.{name}", "") for name in DATASET_VARIANTS)
         digests[(run.kind.dataset, *variant)][run.tags.get("gtdl.data_digest", "unknown")].append(run)
     for by_digest in digests.values():
         if len(by_digest) > 1:
             yield f"{len(by_digest)} digests of the data", [run for some in by_digest.values() for run in some]
 
 
-def _environment_recorded(runs: list[Measured], rule: dict[str, Any]) -> Broken:
+def _environment_recorded(runs: list[BenchmarkRun], rule: dict[str, Any]) -> Broken:
     for run in _done(runs):
         absent = [name for name in rule["names"] if not run.tags.get(name)]
         if absent:
             yield f"no {', '.join(absent)}", [run]
 
 
-def _device_as_asked(runs: list[Measured], rule: dict[str, Any]) -> Broken:
+def _device_as_asked(runs: list[BenchmarkRun], rule: dict[str, Any]) -> Broken:
     for run in _done(runs):
         asked = {"device": run.tags.get("gtdl.device", ""), "precision": "float32"}
         if run.kind.device == "cpu":
@@ -171,10 +173,10 @@ def _device_as_asked(runs: list[Measured], rule: dict[str, Any]) -> Broken:
                 yield f"{name} {value} asked for, {reported} reported", [run]
 
 
-def _device_synchronised(runs: list[Measured], rule: dict[str, Any]) -> Broken:
+def _device_synchronised(runs: list[BenchmarkRun], rule: dict[str, Any]) -> Broken:
     for run in _done(runs):
         wall = run.metrics.get("worker/wall_s", math.nan)
-        within = sum(run.metrics.get(name, 0.0) for name in PARTS)
+        within = sum(run.metrics.get(name, 0.0) for name in PHASES)
         # Steps before a kill were another worker's time.
         if "gtdl.resumed" not in run.tags and within > rule["share"] * wall:
             yield f"{within:.3g} s of work in {wall:.3g} s of the worker's", [run]
@@ -182,57 +184,57 @@ def _device_synchronised(runs: list[Measured], rule: dict[str, Any]) -> Broken:
             yield "a time of nothing", [run]
 
 
-def _warm_up_kept(runs: list[Measured], rule: dict[str, Any]) -> Broken:
+def _warm_up_kept(runs: list[BenchmarkRun], rule: dict[str, Any]) -> Broken:
     for run in _done(runs):
         first = run.metrics.get("train/first_step_s", math.nan)
         if not 0 < first <= run.metrics["training_time_s"]:
             yield f"first step {first:.3g} s, all of the training {run.metrics['training_time_s']:.3g} s", [run]
 
 
-def _quality_gate(runs: list[Measured], rule: dict[str, Any]) -> Broken:
+def _quality_gate(runs: list[BenchmarkRun], rule: dict[str, Any]) -> Broken:
     for run in _done(runs):
         if run.quality != "ok":
             yield run.quality or "nothing is said of its quality", [run]
 
 
-def _finished(runs: list[Measured], rule: dict[str, Any]) -> Broken:
+def _finished(runs: list[BenchmarkRun], rule: dict[str, Any]) -> Broken:
     done = {run.seed for run in _done(runs)}
     for run in runs:
         if not run.finished and run.seed not in done:
             yield f"{run.status}: {run.reason.splitlines()[0] if run.reason else 'no reason given'}", [run]
 
 
-def _noise(runs: list[Measured], rule: dict[str, Any]) -> Broken:
-    for figure in FIGURES[:2]:
-        if flags := noise([run.metrics[figure.name] for run in _done(runs)]):
+def _noise(runs: list[BenchmarkRun], rule: dict[str, Any]) -> Broken:
+    for figure in QUESTIONS[:2]:
+        if flags := noise_flags([run.metrics[figure.name] for run in _done(runs)]):
             yield f"{figure.name}: {', '.join(flags)}", _done(runs)
 
 
-def _undisturbed(runs: list[Measured], rule: dict[str, Any]) -> Broken:
+def _undisturbed(runs: list[BenchmarkRun], rule: dict[str, Any]) -> Broken:
     for run in _done(runs):
-        if (said := run.tags.get("gtdl.noise", "ok")) != "ok":
+        if (said := run.tags.get("gtdl.interference", "ok")) != "ok":
             yield said, [run]
 
 
-def _resumed(runs: list[Measured], rule: dict[str, Any]) -> Broken:
+def _resumed(runs: list[BenchmarkRun], rule: dict[str, Any]) -> Broken:
     for run in _done(runs):
         if "gtdl.resumed" in run.tags:
             yield run.tags["gtdl.resumed"], [run]
 
 
-def _resumed_silently(runs: list[Measured], rule: dict[str, Any]) -> Broken:
+def _resumed_silently(runs: list[BenchmarkRun], rule: dict[str, Any]) -> Broken:
     for run in _done(runs):
         if "resumed_from_iteration" in run.reported and "gtdl.resumed" not in run.tags:
             yield f"from iteration {run.reported['resumed_from_iteration']}", [run]
 
 
-def _alone(runs: list[Measured], rule: dict[str, Any]) -> Broken:
+def _alone(runs: list[BenchmarkRun], rule: dict[str, Any]) -> Broken:
     beside = [run for run in _done(runs) if run.kind.side_by_side]
     if beside:
         yield "others may have run on other cores", beside
 
 
-RULES: dict[str, Callable[[list[Measured], dict[str, Any]], Broken]] = {
+RULES: dict[str, Callable[[list[BenchmarkRun], dict[str, Any]], Broken]] = {
     "enough_seeds": _enough_seeds,
     "seeds_differ": _seeds_differ,
     "same_machine": _same(lambda run: run.kind.machine, "machines"),

@@ -8,16 +8,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from .. import config
-from ..tables import aligned
-from .runs import Kind, Measured, NothingFound, load
-from .statistics import Comparison, Summary, compare, holm
+from ..console import aligned
+from .runs import BenchmarkRun, CellKey, NothingFound, load
+from .stats import Comparison, Summary, compare, holm
 
 FIGURES = {"training_time_s": "training s", "testing_time_s": "testing s", "accuracy_percent": "accuracy %"}
 """The three headline metrics, and what to call them."""
 
 
 @dataclass(frozen=True)
-class Row:
+class ComparisonRow:
     """One figure of both, under the same conditions."""
 
     conditions: str
@@ -26,7 +26,9 @@ class Row:
     warnings: tuple[str, ...]
 
 
-def rows(uri: str, experiments: list[str], first: str, second: str, across_machines: bool = False) -> list[Row]:
+def rows(
+    uri: str, experiments: list[str], first: str, second: str, across_machines: bool = False
+) -> list[ComparisonRow]:
     """Every figure under every condition that both have been measured under.
 
     p-values are Holm's, for the figures of one condition: for many conditions, five repeats could show nothing.
@@ -45,7 +47,7 @@ def rows(uri: str, experiments: list[str], first: str, second: str, across_machi
         results = [compare(*([run.metrics[name] for run in runs] for runs in (mine, theirs))) for name in FIGURES]
         corrected = holm([result.p for result in results])
         for figure, result, p in zip(FIGURES.values(), results, corrected, strict=True):
-            found.append(Row(conditions, figure, replace(result, p=p), warnings))
+            found.append(ComparisonRow(conditions, figure, replace(result, p=p), warnings))
     if not found:
         hint = "" if across_machines else "; --across-machines compares runs of different machines"
         raise NothingFound(
@@ -54,7 +56,7 @@ def rows(uri: str, experiments: list[str], first: str, second: str, across_machi
     return found
 
 
-def select(uri: str, experiments: list[str], words: str) -> list[Measured]:
+def select(uri: str, experiments: list[str], words: str) -> list[BenchmarkRun]:
     """The finished runs that ``words`` mean: run numbers, a framework's name (with ``=VERSION``), or an MLflow search.
 
     Raises:
@@ -79,15 +81,15 @@ def _search(words: str) -> str:
     return words
 
 
-def _by_conditions(runs: Iterable[Measured], across_machines: bool) -> dict[str, list[Measured]]:
-    groups: dict[str, list[Measured]] = defaultdict(list)
+def _by_conditions(runs: Iterable[BenchmarkRun], across_machines: bool) -> dict[str, list[BenchmarkRun]]:
+    groups: dict[str, list[BenchmarkRun]] = defaultdict(list)
     for run in runs:
         for setting in run.kind.settings:
             groups[_conditions(run.kind, setting, across_machines)].append(run)
     return groups
 
 
-def _conditions(kind: Kind, setting: str, across_machines: bool) -> str:
+def _conditions(kind: CellKey, setting: str, across_machines: bool) -> str:
     words = [f"{kind.dataset}, {setting}", kind.place]
     if kind.budget != 1:
         words.append(f"budget {kind.budget:g}")
@@ -98,7 +100,7 @@ def _conditions(kind: Kind, setting: str, across_machines: bool) -> str:
     return ", ".join(words)
 
 
-def _warnings(words: str, runs: list[Measured]) -> list[str]:
+def _warnings(words: str, runs: list[BenchmarkRun]) -> list[str]:
     warnings = []
     if len({run.seed for run in runs}) < 5:
         warnings.append(f"{words}: {len({run.seed for run in runs})} of the 5 seeds that a publishable figure has")
@@ -110,7 +112,7 @@ def _warnings(words: str, runs: list[Measured]) -> list[str]:
     return warnings
 
 
-def text(found: list[Row], first: str, second: str) -> str:
+def text(found: list[ComparisonRow], first: str, second: str) -> str:
     """For a terminal."""
     lines = []
     for conditions in dict.fromkeys(row.conditions for row in found):
@@ -119,7 +121,14 @@ def text(found: list[Row], first: str, second: str) -> str:
         for row in some:
             result = row.result
             table.append(
-                [row.figure, show(result.first), show(result.second), _ratio(result), _p(result), verdict(row)]
+                [
+                    row.figure,
+                    format_summary(result.first),
+                    format_summary(result.second),
+                    _ratio(result),
+                    _p(result),
+                    verdict(row),
+                ]
             )
         lines.append(conditions)
         lines += [f"  {line}" for line in aligned(table)]
@@ -133,7 +142,7 @@ def text(found: list[Row], first: str, second: str) -> str:
     return "\n".join(lines)
 
 
-def verdict(row: Row) -> str:
+def verdict(row: ComparisonRow) -> str:
     """``first`` is less or more, or nothing can be said."""
     result = row.result
     if min(result.first.n, result.second.n) < 2:
@@ -145,7 +154,7 @@ def verdict(row: Row) -> str:
     return f"{1 / result.ratio:.2f} times as fast" if result.ratio < 1 else f"{result.ratio:.2f} times as long"
 
 
-def show(summary: Summary) -> str:
+def format_summary(summary: Summary) -> str:
     """``12.3 [11.9, 12.8], 5``."""
     interval = f" [{_number(summary.low)}, {_number(summary.high)}]" if summary.n > 1 else ""
     return f"{_number(summary.median)}{interval}, {summary.n}"

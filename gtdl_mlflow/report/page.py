@@ -18,14 +18,14 @@ import vl_convert
 from markupsafe import Markup
 from mlflow.tracking import MlflowClient
 
-from .. import __version__
-from . import charts, look, published, reproduction
-from .answer import FIGURES, Conditions, Entry, entries, number
-from .chapter import Picture, Table, chapter
+from .. import __version__, chart_style
+from . import charts, published_figures, reproduction
 from .check import TAG
-from .comparison import show
-from .runs import OWN, Measured, NothingFound
-from .statistics import summarize
+from .comparison import format_summary
+from .ranking import QUESTIONS, Conditions, FrameworkResults, format_number, group_by_conditions
+from .runs import OWN, BenchmarkRun, NothingFound
+from .sections import Chart, Table, section
+from .stats import summarize
 
 CHAPTERS = 24
 """Conditions that have charts; the runs under others are in the tables."""
@@ -39,7 +39,7 @@ NUMBERS = {"budget", "seed", "training_time_s", "testing_time_s", "accuracy_perc
 """Columns that are sorted by size."""
 
 
-def page(runs: list[Measured], client: MlflowClient, experiment: str, said: Sequence[str] = ()) -> str:
+def page(runs: list[BenchmarkRun], client: MlflowClient, experiment: str, said: Sequence[str] = ()) -> str:
     """The whole file; ``said`` is what a reader must know of all of it.
 
     Raises:
@@ -51,15 +51,15 @@ def page(runs: list[Measured], client: MlflowClient, experiment: str, said: Sequ
         loader=jinja2.PackageLoader(__package__, "."), autoescape=True, trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )  # fmt: skip
-    grouped = entries(runs)
+    grouped = group_by_conditions(runs)
     able = {conditions: sum(bool(entry.finished) for entry in found) for conditions, found in grouped.items()}
     compared = [(conditions, grouped[conditions]) for conditions, count in able.items() if count > 1] or [
         (conditions, grouped[conditions]) for conditions, count in able.items() if count and conditions.setting != OWN
     ]
-    chapters = [chapter(conditions, found, client) for conditions, found in compared[:CHAPTERS]]
-    original = published.load()
+    chapters = [section(conditions, found, client) for conditions, found in compared[:CHAPTERS]]
+    original = published_figures.load()
     rows = [raw(run) for run in sorted(runs, key=lambda run: (run.kind.dataset, run.kind.framework, run.seed))]
-    pictures = [picture for each in chapters for picture in each.pictures]
+    pictures = [picture for each in chapters for picture in each.charts]
     transfers = transfer(runs)
     specifications = [picture.specification for picture in [*pictures, *transfers]]
     numbers = {id(picture): index for index, picture in enumerate([*pictures, *transfers])}
@@ -70,7 +70,7 @@ def page(runs: list[Measured], client: MlflowClient, experiment: str, said: Sequ
         gtdlbench=gtdlbench(runs, original), original=original, notes=notes(runs, original),
         tracks=tracks(compared), transfers=transfers, machines=machines(runs), missing=missing(runs),
         columns=COLUMNS, numeric=NUMBERS, number_of=lambda picture: numbers[id(picture)],
-        color=look.color_of, specifications=_json(specifications), rows=_json(rows), library=library(),
+        color=chart_style.color_of, specifications=_json(specifications), rows=_json(rows), library=library(),
     )  # fmt: skip
 
 
@@ -97,7 +97,7 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def raw(run: Measured) -> dict[str, Any]:
+def raw(run: BenchmarkRun) -> dict[str, Any]:
     """A row of the table of raw values."""
     kind, metrics = run.kind, run.metrics
     return {
@@ -123,11 +123,11 @@ class Original:
     """Framework, then three figures of the CPU and three of the GPU: today's, and the published one."""
 
 
-def gtdlbench(runs: Iterable[Measured], original: published.Published) -> list[Original]:
+def gtdlbench(runs: Iterable[BenchmarkRun], original: published_figures.Published) -> list[Original]:
     """Each framework under its own default, by data set, machine, budget and tuning: how it ran on the CPU, a table for
     each number of threads, and beside that on the GPU.
     """
-    groups: dict[tuple[str, str, float, str], list[Measured]] = defaultdict(list)
+    groups: dict[tuple[str, str, float, str], list[BenchmarkRun]] = defaultdict(list)
     for run in runs:
         kind = run.kind
         if run.finished and kind.is_default:
@@ -149,28 +149,28 @@ def gtdlbench(runs: Iterable[Measured], original: published.Published) -> list[O
 
 
 def _then_and_now(
-    dataset: str, name: str, columns: dict[str, list[Measured]], original: published.Published
+    dataset: str, name: str, columns: dict[str, list[BenchmarkRun]], original: published_figures.Published
 ) -> list[list[str]]:
     """The three figures of a framework on each device, today's and the published one."""
     cells = []
     for device, runs in columns.items():
         then = original.figures(dataset, name.split(" ")[0], device)
-        for figure in FIGURES:
+        for figure in QUESTIONS:
             values = [run.metrics[figure.name] for run in runs if run.kind.name == name]
-            ours = show(summarize(values)) if values else ""
+            ours = format_summary(summarize(values)) if values else ""
             cells.append([ours, f"{getattr(then, figure.name):,.2f}" if then else ""])
     return cells
 
 
-def notes(runs: Iterable[Measured], original: published.Published) -> list[str]:
+def notes(runs: Iterable[BenchmarkRun], original: published_figures.Published) -> list[str]:
     """Where the published figures are not like for like."""
     datasets = sorted({run.kind.dataset for run in runs} & set(original.notes))
     return [*original.notes["all"], *(f"{name}: {note}" for name in datasets for note in original.notes[name])]
 
 
-def tracks(compared: list[tuple[Conditions, list[Entry]]]) -> list[tuple[str, Table]]:
+def tracks(compared: list[tuple[Conditions, list[FrameworkResults]]]) -> list[tuple[str, Table]]:
     """The default track beside the parity track: each framework's own default, and all under one setting."""
-    by_place: dict[tuple[str, str, str, str, str], list[tuple[Conditions, list[Entry]]]] = defaultdict(list)
+    by_place: dict[tuple[str, str, str, str, str], list[tuple[Conditions, list[FrameworkResults]]]] = defaultdict(list)
     for conditions, found in compared:
         place = (conditions.dataset, conditions.place, f"budget {conditions.budget:g}", conditions.tuning,
                  conditions.machine)  # fmt: skip
@@ -192,7 +192,7 @@ def tracks(compared: list[tuple[Conditions, list[Entry]]]) -> list[tuple[str, Ta
                 entry = next((each for each in found if each.framework == name and each.finished), None)
                 for figure in ("training_time_s", "accuracy_percent"):
                     values = entry.values(figure) if entry else []
-                    row.append(number(statistics.median(values)) if values else "")
+                    row.append(format_number(statistics.median(values)) if values else "")
             rows.append(row)
         made.append((", ".join(where), Table(header, rows)))
     return made
@@ -202,7 +202,7 @@ TRANSFERRED = (("accuracy_percent", "accuracy, %", ".2f", False), ("training_tim
 """Figures of the transfer matrices: name, title, format, whether the colours are logarithmic."""
 
 
-def transfer(runs: Iterable[Measured]) -> list[Picture]:
+def transfer(runs: Iterable[BenchmarkRun]) -> list[Chart]:
     """Accuracy and training time of every framework under every setting, where there are two of each or more."""
     made = []
     for cells in reproduction.alike(reproduction.of_runs(runs)):
@@ -215,18 +215,18 @@ def transfer(runs: Iterable[Measured]) -> list[Picture]:
             values = {(cell.kind.name, cell.kind.setting): cell.median(figure) for cell in cells}
             rows = [{"framework": name, "setting": setting, "value": value}
                     for (name, setting), value in values.items()]  # fmt: skip
-            written = {key: number(value) for key, value in values.items()}
+            written = {key: format_number(value) for key, value in values.items()}
             table = Table(["", *settings], [[name, *(written.get((name, setting), "") for setting in settings)]
                                             for name in frameworks])  # fmt: skip
             chart = charts.heat_map(rows, "value", title, form, logarithmic)
             note = f"Medians; {kind.place}, budget {kind.budget:g}, tuning {kind.tuning}, {kind.machine}."
-            made.append(Picture(f"{kind.dataset}: {title}", chart, table, note))
+            made.append(Chart(f"{kind.dataset}: {title}", chart, table, note))
     return made
 
 
-def machines(runs: Iterable[Measured]) -> Table:
+def machines(runs: Iterable[BenchmarkRun]) -> Table:
     """Which there are, and how many runs are of each."""
-    of: dict[str, list[Measured]] = defaultdict(list)
+    of: dict[str, list[BenchmarkRun]] = defaultdict(list)
     for run in runs:
         of[run.kind.machine].append(run)
     return Table(["machine", "runs", "places"], [
@@ -234,7 +234,7 @@ def machines(runs: Iterable[Measured]) -> Table:
     ])  # fmt: skip
 
 
-def missing(runs: Iterable[Measured]) -> Table:
+def missing(runs: Iterable[BenchmarkRun]) -> Table:
     """What did not finish, and why."""
     rows = []
     for run in runs:

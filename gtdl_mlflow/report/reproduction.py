@@ -15,20 +15,20 @@ from typing import Any
 
 from mlflow.tracking import MlflowClient
 
-from . import published
-from .published import Figures
-from .runs import Course, Kind, Measured, NothingFound, course, load
+from . import published_figures
+from .published_figures import PublishedResult
+from .runs import BenchmarkRun, CellKey, LearningCurve, NothingFound, learning_curve, load
 
 SHARES = (0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
 """Of a run's iterations: where its accuracy is read off."""
 
 
 @dataclass(frozen=True)
-class Cell:
+class ReproductionCell:
     """The runs of one kind."""
 
-    kind: Kind
-    runs: tuple[Measured, ...]
+    kind: CellKey
+    runs: tuple[BenchmarkRun, ...]
 
     def median(self, figure: str) -> float:
         """Of a metric, over the runs."""
@@ -47,7 +47,7 @@ class Cell:
         return f"{statistics.median(values):.2f}{spread}"
 
 
-def cells(uri: str, experiments: list[str]) -> list[Cell]:
+def cells(uri: str, experiments: list[str]) -> list[ReproductionCell]:
     """All finished runs of some experiments in the tracking store at ``uri``, by kind.
 
     Raises:
@@ -59,31 +59,33 @@ def cells(uri: str, experiments: list[str]) -> list[Cell]:
     return found
 
 
-def of_runs(runs: Iterable[Measured]) -> list[Cell]:
+def of_runs(runs: Iterable[BenchmarkRun]) -> list[ReproductionCell]:
     """Those of ``runs`` that finished, by kind."""
-    of_kind: dict[Kind, list[Measured]] = defaultdict(list)
+    of_kind: dict[CellKey, list[BenchmarkRun]] = defaultdict(list)
     for run in runs:
         if run.finished:
             of_kind[run.kind].append(run)
-    return [Cell(kind, tuple(runs)) for kind, runs in sorted(of_kind.items(), key=lambda item: _order(item[0]))]
+    return [
+        ReproductionCell(kind, tuple(runs)) for kind, runs in sorted(of_kind.items(), key=lambda item: _order(item[0]))
+    ]
 
 
-def _order(kind: Kind) -> tuple[Any, ...]:
+def _order(kind: CellKey) -> tuple[Any, ...]:
     return kind.dataset, kind.machine, kind.place, -kind.budget, kind.framework, kind.setting, kind.version, kind.tuning
 
 
-def alike(found: Iterable[Cell]) -> list[list[Cell]]:
+def alike(found: Iterable[ReproductionCell]) -> list[list[ReproductionCell]]:
     """Cells that differ in framework and setting only: each list is one pair of transfer matrices."""
-    same: dict[tuple[Any, ...], list[Cell]] = defaultdict(list)
+    same: dict[tuple[Any, ...], list[ReproductionCell]] = defaultdict(list)
     for cell in found:
         kind = cell.kind
         same[kind.dataset, kind.machine, kind.place, kind.budget, kind.tuning].append(cell)
     return list(same.values())
 
 
-def markdown(found: list[Cell], store: str, client: MlflowClient) -> str:
+def markdown(found: list[ReproductionCell], store: str, client: MlflowClient) -> str:
     """The whole report; ``store`` says where the runs are, ``client`` reads their curves."""
-    original = published.load()
+    original = published_figures.load()
     datasets = list(dict.fromkeys(cell.kind.dataset for cell in found))
     # Their fingerprints are long: tables have a letter for each.
     letters = dict(zip(sorted({cell.kind.machine for cell in found}), string.ascii_uppercase, strict=False))
@@ -105,7 +107,9 @@ def markdown(found: list[Cell], store: str, client: MlflowClient) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _baseline(dataset: str, own: list[Cell], original: published.Published, letters: Mapping[str, str]) -> list[str]:
+def _baseline(
+    dataset: str, own: list[ReproductionCell], original: published_figures.Published, letters: Mapping[str, str]
+) -> list[str]:
     if not own:
         return []
     rows = []
@@ -126,7 +130,7 @@ def _baseline(dataset: str, own: list[Cell], original: published.Published, lett
             "Not like for like:\n\n" + "\n".join(f"- {note}" for note in notes)]  # fmt: skip
 
 
-def _beside(cell: Cell, then: Figures | None) -> list[str]:
+def _beside(cell: ReproductionCell, then: PublishedResult | None) -> list[str]:
     """Published accuracy, ours less that, and our times over the published ones."""
     if then is None:
         return ["none", "", "", ""]
@@ -139,12 +143,12 @@ def _beside(cell: Cell, then: Figures | None) -> list[str]:
 
 
 def _against_iterations(
-    dataset: str, own: list[Cell], original: published.Published, client: MlflowClient
+    dataset: str, own: list[ReproductionCell], original: published_figures.Published, client: MlflowClient
 ) -> list[str]:
     """What accuracy each training had reached after a share of its iterations, beside what its tutorial says."""
     rows = []
     for cell in own:
-        courses = [course(run, client) for run in cell.runs]
+        courses = [learning_curve(run, client) for run in cell.runs]
         if max((len(each.accuracy) for each in courses), default=0) < 2:
             continue
         kind, row = cell.kind, []
@@ -162,13 +166,13 @@ def _against_iterations(
             "medians over seeds:", table(header, rows)]  # fmt: skip
 
 
-def _reached(each: Course, iterations: float) -> float | None:
+def _reached(each: LearningCurve, iterations: float) -> float | None:
     """The accuracy at the last look that was not later; None where there was none yet."""
     seen = [accuracy for at, accuracy in zip(each.iterations, each.accuracy, strict=True) if at <= iterations]
     return seen[-1] if seen else None
 
 
-def _transfer(dataset: str, found: list[Cell], letters: Mapping[str, str]) -> list[str]:
+def _transfer(dataset: str, found: list[ReproductionCell], letters: Mapping[str, str]) -> list[str]:
     """Framework by setting, one pair of matrices for each machine, budget, device and tuning."""
     parts = []
     for some in alike(found):
@@ -182,7 +186,7 @@ def _transfer(dataset: str, found: list[Cell], letters: Mapping[str, str]) -> li
     return parts
 
 
-def _matrix(found: list[Cell], show: Callable[[Cell], str]) -> str:
+def _matrix(found: list[ReproductionCell], show: Callable[[ReproductionCell], str]) -> str:
     columns = sorted({cell.kind.setting for cell in found})
     values = {(cell.kind.name, cell.kind.setting): show(cell) for cell in found}
     rows = sorted({cell.kind.name for cell in found})

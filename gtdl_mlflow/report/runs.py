@@ -15,8 +15,9 @@ from typing import Any
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
-from .. import config, delivery, sweeps
-from ..delivery import FAILURE, UNAVAILABLE
+from .. import config
+from ..tags import FAILURE, UNAVAILABLE
+from ..tracking import store
 
 SQLITE = "sqlite:///"
 
@@ -32,7 +33,7 @@ class NothingFound(Exception):
 
 
 @dataclass(frozen=True)
-class Kind:
+class CellKey:
     """What runs of one cell have in common."""
 
     dataset: str
@@ -74,12 +75,12 @@ class Kind:
 
 
 @dataclass(frozen=True)
-class Measured:
+class BenchmarkRun:
     """One run."""
 
     run_id: str
     experiment_id: str
-    kind: Kind
+    kind: CellKey
     seed: int
     status: str
     reason: str
@@ -97,7 +98,7 @@ class Measured:
         return self.status == "FINISHED" and "accuracy_percent" in self.metrics
 
 
-def load(uri: str, experiments: Iterable[str], condition: str = "") -> list[Measured]:
+def load(uri: str, experiments: Iterable[str], condition: str = "") -> list[BenchmarkRun]:
     """The runs of some experiments in the tracking store at ``uri`` that meet MLflow's search ``condition``.
 
     Raises:
@@ -109,11 +110,11 @@ def load(uri: str, experiments: Iterable[str], condition: str = "") -> list[Meas
         if found is None:
             raise NothingFound(f"experiment {name}: there is none in this tracking store")
         identifiers.append(found.experiment_id)
-    every = (run for identifier in identifiers for run in sweeps.runs(client, identifier, condition))
+    every = (run for identifier in identifiers for run in store.search_runs(client, identifier, condition))
     # MLflow makes some hundred objects a run. To look for cyclic garbage among them as often as Python does took two
     # thirds of the time to read 3,000 runs, and there are only 5 kB of it a run.
     with _uncollected():
-        return [measured(run) for run in every if "gtdl.framework" in run.data.tags]
+        return [to_benchmark_run(run) for run in every if "gtdl.framework" in run.data.tags]
 
 
 @contextmanager
@@ -136,12 +137,12 @@ def connect(uri: str) -> MlflowClient:
     """
     if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).exists():
         raise NothingFound(f"{uri}: there is no such file; start in the folder of mlflow.db, or say --tracking-uri")
-    return delivery.connect(uri)
+    return store.connect(uri)
 
 
-def measured(run: Run) -> Measured:
+def to_benchmark_run(run: Run) -> BenchmarkRun:
     tags = run.data.tags
-    return Measured(
+    return BenchmarkRun(
         run.info.run_id, run.info.experiment_id, _kind(run), int(tags.get("gtdl.seed", 0)), run.info.status,
         tags.get(FAILURE) or tags.get(UNAVAILABLE, ""), UNAVAILABLE in tags, tags.get("gtdl.quality", ""),
         run.info.start_time, dict(run.data.metrics), dict(tags),
@@ -150,7 +151,7 @@ def measured(run: Run) -> Measured:
 
 
 @dataclass(frozen=True)
-class Course:
+class LearningCurve:
     """How accurate a run was, when."""
 
     iterations: tuple[float, ...]
@@ -158,7 +159,7 @@ class Course:
     accuracy: tuple[float, ...]
 
 
-def course(run: Measured, client: MlflowClient) -> Course:
+def learning_curve(run: BenchmarkRun, client: MlflowClient) -> LearningCurve:
     """Its looks at the test accuracy, and its end."""
     looks = {point.step: point.value for point in client.get_metric_history(run.run_id, "eval/accuracy_percent")}
     times = {point.step: point.value for point in client.get_metric_history(run.run_id, "train/elapsed_s")}
@@ -167,10 +168,10 @@ def course(run: Measured, client: MlflowClient) -> Course:
     if end > (points[-1][0] if points else 0):
         points.append((end, run.metrics["training_time_s"], run.metrics["accuracy_percent"]))
     iterations, seconds, accuracy = ([point[index] for point in points] for index in range(3))
-    return Course(tuple(iterations), tuple(seconds), tuple(accuracy))
+    return LearningCurve(tuple(iterations), tuple(seconds), tuple(accuracy))
 
 
-def _kind(run: Run) -> Kind:
+def _kind(run: Run) -> CellKey:
     tags, params = run.data.tags, run.data.params
     model, training = tags["gtdl.model"], tags["gtdl.training"]
     setting = model if model == training else f"{model} + {training}"
@@ -184,7 +185,7 @@ def _kind(run: Run) -> Kind:
     meanings = (overrides, [*overrides, *place], [*overrides, *place, threads])
     if not any(tags.get("gtdl.cell") == _cell_of(tuple(words)) for words in meanings):  # one by one: each is composed
         setting += f" (changed, {tags.get('gtdl.cell', 'unknown')[:4]})"
-    return Kind(
+    return CellKey(
         tags["gtdl.dataset"], tags["gtdl.framework"], setting, tags["gtdl.framework_version"], tags["gtdl.device"],
         params["hardware.threads"], float(tags["gtdl.budget"]), tags["gtdl.tuning"], tags["gtdl.machine"],
         "gtdl.side_by_side" in tags,
@@ -213,4 +214,4 @@ def _cell_of(overrides: tuple[str, ...]) -> str:
 
 @cache
 def _meaning(overrides: tuple[str, ...]) -> config.Config:
-    return config.meaning(list(overrides))
+    return config.compose_unchecked(list(overrides))

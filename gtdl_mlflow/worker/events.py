@@ -11,10 +11,10 @@ from typing import IO, Any
 
 
 @dataclass(frozen=True)
-class Described:
+class Metadata:
     """What the framework says of itself and of the job: facts, as text or numbers."""
 
-    facts: dict[str, Any]
+    values: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,14 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class Phase:
+    """The start of a phase of the run; for display."""
+
+    name: str
+    """As ``metrics.Metric.phase``."""
+
+
+@dataclass(frozen=True)
 class Metrics:
     """Measured values, at a training iteration."""
 
@@ -40,7 +48,7 @@ class Metrics:
 
 
 @dataclass(frozen=True)
-class Confusion:
+class ConfusionMatrix:
     """Test images by true class (outer list) and predicted class."""
 
     counts: list[list[int]]
@@ -48,11 +56,16 @@ class Confusion:
 
 @dataclass(frozen=True)
 class Finished:
-    """The worker did all it was asked; nothing follows."""
+    """The end of the job; nothing follows."""
+
+    cpu_s: float
+    """CPU time of the worker and its children, user and system, in seconds."""
 
 
-Event = Described | Progress | Metrics | Confusion | Finished
-_TYPES: dict[str, type] = {kind.__name__.lower(): kind for kind in (Described, Progress, Metrics, Confusion, Finished)}
+Event = Metadata | Phase | Progress | Metrics | ConfusionMatrix | Finished
+_TYPES: dict[str, type] = {
+    kind.__name__.lower(): kind for kind in (Metadata, Phase, Progress, Metrics, ConfusionMatrix, Finished)
+}
 
 
 def write(stream: IO[str], event: Event) -> None:

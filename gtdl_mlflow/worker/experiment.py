@@ -14,14 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from . import initial, latency, parity
-from .assembly import adapter, assemble
+from ..metrics import METRICS
+from . import initialization, latency, parity
+from .assembly import build_model, load_adapter
 from .clock import Clock
-from .events import Confusion, Described, Finished, Metrics
+from .events import ConfusionMatrix, Finished, Metadata, Metrics, Phase
 from .frameworks.base import Adapter
-from .inputs import Treatment, test_batches
+from .inputs import Preprocessing, test_batches
 from .job import Job
-from .training import Course, Data, Emit, train
+from .training import Data, Emit, TrainingState, train
 
 COLD_FAULTS = 20
 """Pages that had to be fetched from the disk while files were read: with more, they were not in memory."""
@@ -45,22 +46,22 @@ def run(job: Job, emit: Emit, start_s: float | None = None) -> None:
         wall.add(start_s, time.process_time())
         emit(Metrics({"setup/start_s": wall.seconds}))
     with _Cold() as framework_files, _measured(emit, "setup/import_s"):
-        adapter_class = adapter(job.adapter)
+        adapter_class = load_adapter(job.adapter)
     if job.parity:
-        prove(job, adapter_class, emit)
+        check_parity(job, adapter_class, emit)
     with _measured(emit, "setup/build_s"):
-        treatment, model, network = assemble(job, adapter_class)
+        treatment, model, network = build_model(job, adapter_class)
     with _measured(emit, "setup/compile_s"):
         model.compile()
     with _Cold() as data_files, _measured(emit, "setup/data_s"):
         data = Data(job, treatment, model)
     facts = {f"framework_{key}" if key == "version" else key: value for key, value in model.describe().items()}
-    emit(Described({**facts, "python": platform.python_version(), "numpy": np.__version__,
+    emit(Metadata({**facts, "python": platform.python_version(), "numpy": np.__version__,
                     "parameters": network.parameter_count, "flops_per_image": network.flops_per_image,
                     "train_images": len(data.train_images), "test_images": len(data.test_images),
                     "framework_files": framework_files.word, "data_files": data_files.word}))  # fmt: skip
     course = train(job, model, data, emit)
-    emit(Described({"weights_sha256": digest(model.weights())}))
+    emit(Metadata({"weights_sha256": weights_sha256(model.weights())}))
     test(job, model, data, course, emit)
     with _measured(emit, "save/model_s"):
         save(job, model, treatment, Path(job.folder))
@@ -70,11 +71,12 @@ def run(job: Job, emit: Emit, start_s: float | None = None) -> None:
             inference = latency.inference(job, model, data.test_images)
         for event in (Metrics(steps), *inference):
             emit(event)
-    emit(Metrics({**usage(), **model.figures(), "worker/wall_s": wall.stop()}))
-    emit(Finished())
+    used = resource_usage()
+    emit(Metrics({**used, **model.metrics(), "worker/wall_s": wall.stop()}))
+    emit(Finished(used["worker/cpu_user_s"] + used["worker/cpu_system_s"]))
 
 
-def usage() -> dict[str, float]:
+def resource_usage() -> dict[str, float]:
     """What the operating system says that this process and those it started have used, from their start to now."""
     own, others = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
     return {
@@ -88,7 +90,7 @@ def usage() -> dict[str, float]:
     }
 
 
-def prove(job: Job, adapter_class: type[Adapter], emit: Emit) -> None:
+def check_parity(job: Job, adapter_class: type[Adapter], emit: Emit) -> None:
     """Hold the framework against the float64 NumPy network, on a model of its own.
 
     Raises:
@@ -100,9 +102,9 @@ def prove(job: Job, adapter_class: type[Adapter], emit: Emit) -> None:
     parity.require(differences)
 
 
-def test(job: Job, model: Adapter, data: Data, course: Course, emit: Emit) -> None:
+def test(job: Job, model: Adapter, data: Data, course: TrainingState, emit: Emit) -> None:
     """Classify the whole test set once, after one batch that is not timed."""
-    images, size = model.adopt(data.test_images), job.training.test_batch_size
+    images, size = model.to_native(data.test_images), job.training.test_batch_size
     with _measured(emit, "test/warm_up_s"):
         model.predict(itertools.islice(test_batches(images, size), 1))
     clock = Clock()
@@ -119,7 +121,7 @@ def test(job: Job, model: Adapter, data: Data, course: Course, emit: Emit) -> No
             {
                 "testing_time_s": seconds,
                 "accuracy_percent": 100 * float(right.mean()),
-                "test/mean_class_accuracy_percent": 100 * mean_over_classes(right, data.test_labels),
+                "test/mean_class_accuracy_percent": 100 * mean_class_accuracy(right, data.test_labels),
                 "test/top5_accuracy_percent": 100 * float((best == data.test_labels[:, None]).any(axis=1).mean()),
                 "test/loss": cross_entropy(logits, data.test_labels),
                 "test/images_per_s": len(right) / seconds,
@@ -127,10 +129,10 @@ def test(job: Job, model: Adapter, data: Data, course: Course, emit: Emit) -> No
             }
         )
     )
-    emit(Confusion(confusion(data.test_labels, predicted, job.classes)))
+    emit(ConfusionMatrix(confusion_matrix(data.test_labels, predicted, job.classes)))
 
 
-def confusion(labels: np.ndarray, predicted: np.ndarray, classes: int) -> list[list[int]]:
+def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, classes: int) -> list[list[int]]:
     """How many images of each true class (rows) were taken for each class (columns)."""
     counts: list[list[int]] = (
         np.bincount(classes * labels.astype(np.intp) + predicted, minlength=classes**2)
@@ -140,7 +142,7 @@ def confusion(labels: np.ndarray, predicted: np.ndarray, classes: int) -> list[l
     return counts
 
 
-def mean_over_classes(right: np.ndarray, labels: np.ndarray) -> float:
+def mean_class_accuracy(right: np.ndarray, labels: np.ndarray) -> float:
     """The mean of the shares of ``right`` (N,) in each class there is in ``labels`` (N,): every class counts alike."""
     counts = np.bincount(labels)
     shares = np.bincount(labels, weights=right)[counts > 0] / counts[counts > 0]
@@ -153,7 +155,7 @@ def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
     return float(np.mean(np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(labels)), labels]))
 
 
-def save(job: Job, model: Adapter, treatment: Treatment, folder: Path) -> None:
+def save(job: Job, model: Adapter, treatment: Preprocessing, folder: Path) -> None:
     """The native model, and what is needed beside it to classify raw images again."""
     folder.mkdir(parents=True, exist_ok=True)
     model.save(folder)
@@ -163,7 +165,7 @@ def save(job: Job, model: Adapter, treatment: Treatment, folder: Path) -> None:
     (folder / "treatment.json").write_text(json.dumps(treatment.statistics))
 
 
-def digest(weights: initial.Weights) -> str:
+def weights_sha256(weights: initialization.Weights) -> str:
     """SHA-256 of all canonical values: equal only if two runs ended with the same weights to the last bit."""
     total = hashlib.sha256()
     for name, values in sorted(weights.items()):
@@ -195,6 +197,7 @@ class _measured:
         self._clock = Clock()
 
     def __enter__(self) -> None:
+        self._emit(Phase(METRICS[self._name].phase))
         self._clock.start()
 
     def __exit__(self, kind: Any, *_: Any) -> None:

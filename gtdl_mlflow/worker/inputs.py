@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from .job import Order, Training
-from .treatments import TREATMENTS, InputError, Statistics, check
+from .job import BatchOrder, Training
+from .preprocessing import OPERATIONS, PreprocessingError, Statistics, check
 
 Batch = tuple[Any, Any]
 """Images, float32, in the adapter's layout; labels, in the adapter's type: as NumPy's arrays, or as the adapter adopted
@@ -26,8 +26,8 @@ ALIGNMENT = 64
 """Bytes, of a cache line and of the widest registers: what begins there a framework may use where it lies, uncopied."""
 
 
-class Treatment:
-    """The treatments of ``training.inputs`` in their order, with the statistics they took of each set of images.
+class Preprocessing:
+    """The treatments of ``training.preprocessing`` in their order, with the statistics they took of each set of images.
 
     Statistics are taken once, from the whole set, and kept by its name: the saved model treats a single image as the
     test set was treated. The set ``train`` is treated first.
@@ -38,7 +38,7 @@ class Treatment:
     ) -> None:
         check(steps)
         self._steps = {name: dict(options) for name, options in steps.items()}
-        drawn = [number for number, name in enumerate(steps) if TREATMENTS[name].random]
+        drawn = [number for number, name in enumerate(steps) if OPERATIONS[name].random]
         self._first_drawn = drawn[0] if drawn else len(steps)
         self.statistics: dict[str, dict[str, Statistics]] = statistics or {}
 
@@ -56,9 +56,9 @@ class Treatment:
         sides, channels = image_shape[:2], image_shape[2]
         for name, options in self._steps.items():
             try:
-                sides = TREATMENTS[name].sides(sides, **options)
-            except InputError as error:
-                raise InputError(f"training.inputs.{name}.{error}") from error
+                sides = OPERATIONS[name].sides(sides, **options)
+            except PreprocessingError as error:
+                raise PreprocessingError(f"training.preprocessing.{name}.{error}") from error
         return channels, *sides
 
     def apply(self, part: str, images: np.ndarray, layout: str) -> np.ndarray:
@@ -73,23 +73,23 @@ class Treatment:
         treated = images.astype(np.float32, subok=False)
         for name, options in list(self._steps.items())[: None if whole else self._first_drawn]:
             own, train = (self.statistics.setdefault(key, {}).setdefault(name, {}) for key in (part, "train"))
-            treated = TREATMENTS[name].fixed(treated, own, train, **options)
-        return aligned(arranged(treated, layout if whole else "NHWC"))
+            treated = OPERATIONS[name].fixed(treated, own, train, **options)
+        return aligned(to_layout(treated, layout if whole else "NHWC"))
 
     def draw(self, images: np.ndarray, random: np.random.RandomState, layout: str) -> np.ndarray:
         """A training batch of what ``apply`` gave, with the rest of the treatments."""
         images = images.astype(np.float32, subok=False)  # a copy: a batch may be a view of the data set
         for name, options in list(self._steps.items())[self._first_drawn :]:
-            operation = TREATMENTS[name]
+            operation = OPERATIONS[name]
             images = (
                 operation.random(images, random, **options)
                 if operation.random
                 else operation.fixed(images, {}, {}, **options)
             )
-        return np.ascontiguousarray(arranged(images, layout))
+        return np.ascontiguousarray(to_layout(images, layout))
 
 
-def arranged(images: np.ndarray, layout: str) -> np.ndarray:
+def to_layout(images: np.ndarray, layout: str) -> np.ndarray:
     """Images (N, H, W, C) in ``layout``, a view of them."""
     return images.transpose(0, 3, 1, 2) if layout == "NCHW" else images
 
@@ -105,7 +105,7 @@ def aligned(array: np.ndarray) -> np.ndarray:
     return copy
 
 
-def in_a_row(arrays: Sequence[np.ndarray]) -> np.ndarray | None:
+def consecutive(arrays: Sequence[np.ndarray]) -> np.ndarray | None:
     """Views of one array that lie one after another, as one view (views, ...); None if they are anything else."""
     first, *others = arrays
     if not others:
@@ -133,7 +133,7 @@ def split(images: int, training: Training) -> tuple[slice, slice]:
 
 
 def batches(
-    images: Any, labels: Any, size: int, order: Order, seed: int, start: int = 0
+    images: Any, labels: Any, size: int, order: BatchOrder, seed: int, start: int = 0
 ) -> Generator[Batch, None, None]:
     """Training batches without end, the first one that of iteration ``start``.
 
@@ -145,7 +145,7 @@ def batches(
     while True:
         first = step * size
         epoch, at = divmod(first, count)
-        if order is Order.sequential and at + size <= count:
+        if order is BatchOrder.sequential and at + size <= count:
             starts = range(at, count - size + 1, size)[:VIEWS]
             yield from [(images[begin : begin + size], labels[begin : begin + size]) for begin in starts]
             step += len(starts)
@@ -163,15 +163,15 @@ def batches(
             step += 1
 
 
-def drawn(
-    feed: Iterable[Batch], treatment: Treatment, layout: str, seed: int, start: int = 0
+def augmented(
+    feed: Iterable[Batch], treatment: Preprocessing, layout: str, seed: int, start: int = 0
 ) -> Generator[Batch, None, None]:
     """The batches of ``feed``, from iteration ``start`` on, treated anew; each iteration has a stream of its own."""
     for step, (images, labels) in enumerate(feed, start):
         yield treatment.draw(images, np.random.RandomState([seed, 13, step]), layout), labels
 
 
-def ahead(feed: Iterable[Batch], depth: int = 2) -> Generator[Batch, None, None]:
+def prefetched(feed: Iterable[Batch], depth: int = 2) -> Generator[Batch, None, None]:
     """The batches of an endless ``feed``, made by a thread of their own while the ones before are computed on."""
     made: queue.Queue[Batch | BaseException] = queue.Queue(depth)
     stopped = threading.Event()
@@ -200,8 +200,8 @@ def ahead(feed: Iterable[Batch], depth: int = 2) -> Generator[Batch, None, None]
                 made.get(timeout=0.01)
 
 
-def _permutation(count: int, order: Order, seed: int, epoch: int) -> np.ndarray:
-    if order is Order.sequential:
+def _permutation(count: int, order: BatchOrder, seed: int, epoch: int) -> np.ndarray:
+    if order is BatchOrder.sequential:
         return np.arange(count)
     return np.random.RandomState([seed, 7, epoch]).permutation(count)
 

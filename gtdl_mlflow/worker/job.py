@@ -16,7 +16,7 @@ WARM_UP_STEPS = 10
 """Steps left out of the steady speed, though never out of the training time."""
 
 
-class Order(str, Enum):
+class BatchOrder(str, Enum):
     """``sequential``: the data set's own order, over and over; ``shuffled``: a new order every epoch."""
 
     sequential = "sequential"
@@ -34,7 +34,7 @@ class Schedule(str, Enum):
     """How the learning rate moves.
 
     ``constant``; ``inverse``: rate (1 + gamma iteration)^-power (Caffe's "inv"); ``step``: rate gamma^(iteration //
-    every), a staircase; ``multistep``: rate gamma^(how many of ``boundaries`` the iteration has reached).
+    every_iterations), a staircase; ``multistep``: rate gamma^(how many of ``boundary_iterations`` the iteration has reached).
     """
 
     constant = "constant"
@@ -43,7 +43,7 @@ class Schedule(str, Enum):
     multistep = "multistep"
 
 
-class Decayed(str, Enum):
+class WeightDecayOn(str, Enum):
     """What weight decay acts on: everything, all but biases and betas, or the weights of dense layers but the last."""
 
     all = "all"
@@ -65,9 +65,9 @@ class LearningRateSchedule:
     type: Schedule = Schedule.constant
     gamma: float = 0.0
     power: float = 1.0
-    every: float = 0.0
+    every_iterations: float = 0.0
     """Iterations between two steps of ``step``."""
-    boundaries: list[float] = field(default_factory=list)
+    boundary_iterations: list[float] = field(default_factory=list)
     """Iterations, rising, at which ``multistep`` steps."""
 
     def factor(self, iteration: float) -> float:
@@ -77,8 +77,8 @@ class LearningRateSchedule:
         if self.type is Schedule.inverse:
             return float((1.0 + self.gamma * iteration) ** -self.power)
         if self.type is Schedule.step:
-            return float(self.gamma ** (iteration // self.every))
-        return float(self.gamma ** sum(iteration >= boundary for boundary in self.boundaries))
+            return float(self.gamma ** (iteration // self.every_iterations))
+        return float(self.gamma ** sum(iteration >= boundary for boundary in self.boundary_iterations))
 
 
 @dataclass
@@ -99,10 +99,10 @@ class EarlyStopping:
     """Stop when the error on the held-back images no longer falls, and keep the model with the lowest.
 
     The rule of Theano's deep-learning tutorial: once an epoch, the iteration times ``increase`` becomes the new
-    ``patience`` if the error is below ``improvement`` times the lowest so far; training ends when it has run out.
+    ``patience_iterations`` if the error is below ``improvement`` times the lowest so far; training ends when it has run out.
     """
 
-    patience: int = MISSING
+    patience_iterations: int = MISSING
     """Iterations to run in any case."""
     increase: float = 2.0
     improvement: float = 0.995
@@ -113,9 +113,9 @@ class Training:
     """Hyper-parameters, and the treatment of the input that goes with them."""
 
     name: str = MISSING
-    inputs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    preprocessing: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Treatments in their order: name to options; the names are in ``worker/inputs.py``."""
-    order: Order = MISSING
+    order: BatchOrder = MISSING
     validation: Validation = field(default_factory=Validation)
     batch_size: int = MISSING
     test_batch_size: int = MISSING
@@ -125,23 +125,23 @@ class Training:
     optimizer: Optimizer = MISSING
     learning_rate: float = MISSING
     schedule: LearningRateSchedule = field(default_factory=LearningRateSchedule)
-    bias_rate: float = 1.0
+    bias_lr_multiplier: float = 1.0
     """Biases learn at this multiple of the learning rate."""
     weight_decay: float = 0.0
-    """Added to the gradient of what is ``decayed``: weight_decay times the value. Not part of the loss reported."""
-    decayed: Decayed = Decayed.all
+    """Added to the gradient of what is ``weight_decay_on``: weight_decay times the value. Not part of the loss reported."""
+    weight_decay_on: WeightDecayOn = WeightDecayOn.all
     momentum: float = 0.0
     beta1: float = 0.9
     beta2: float = 0.999
     epsilon: float = 1e-8
     early_stopping: EarlyStopping | None = None
-    average: float | None = None
+    ema_decay: float | None = None
     """Decay of an exponential moving average of all parameters, which then is the model that is tested and saved."""
-    evaluate_every: int = 1
+    evaluate_every_epochs: int = 1
     """Epochs between two looks at the test accuracy, with the clock stopped; 0: none before the end."""
-    target_accuracy: float | None = None
+    target_accuracy_percent: float | None = None
     """Percent of the test images: how long it takes to get there is measured, and no training stops for it."""
-    checkpoint_every: float = 300.0
+    checkpoint_every_s: float = 300.0
     """Seconds of training between two checkpoints, from which the same run goes on after a kill; 0: none."""
 
     def steps(self, images: int, budget: float) -> int:
@@ -153,19 +153,19 @@ class Training:
 
     def reaches(self, accuracy: float) -> bool:
         """Whether ``accuracy``, in percent, is the target's or better."""
-        return self.target_accuracy is not None and accuracy >= self.target_accuracy
+        return self.target_accuracy_percent is not None and accuracy >= self.target_accuracy_percent
 
     def rates(self, start: int, stop: int, budget: float) -> list[float]:
         """Learning rates of the steps ``start`` to ``stop``, the schedule compressed into the ``budget``."""
         return [self.learning_rate * self.schedule.factor(step / budget) for step in range(start, stop)]
 
-    def average_decay(self, step: int) -> float:
+    def ema_decay_at(self, step: int) -> float:
         """What the average keeps of itself after the ``step``-th step, counted from 1: A <- d A + (1 - d) W.
 
         TensorFlow's ``ExponentialMovingAverage`` with ``num_updates``: shorter while there is little to average.
         """
-        assert self.average is not None
-        return min(self.average, (1 + step) / (10 + step))
+        assert self.ema_decay is not None
+        return min(self.ema_decay, (1 + step) / (10 + step))
 
 
 @dataclass
@@ -176,7 +176,7 @@ class Latency:
     """Of a training step, each waited for, and of each batch, at most; 0: nothing is timed."""
     batch_sizes: list[int] = field(default_factory=list)
     """Of test images, to classify."""
-    seconds: float = 0.5
+    limit_s: float = 0.5
     """At most, for the steps and for each batch size."""
 
 
@@ -216,19 +216,23 @@ class Job:
     def read(cls, path: Path) -> Job:
         values = json.loads(path.read_text())
         return cls(
-            **{**values, "training": training(values["training"]), "latency": Latency(**values.get("latency", {}))}
+            **{
+                **values,
+                "training": training_from_json(values["training"]),
+                "latency": Latency(**values.get("latency", {})),
+            }
         )
 
 
-def training(values: dict[str, Any]) -> Training:
+def training_from_json(values: dict[str, Any]) -> Training:
     """``Training`` from its JSON form."""
     schedule, validation, stopping = values["schedule"], values["validation"], values["early_stopping"]
     return Training(
         **{
             **values,
-            "order": Order(values["order"]),
+            "order": BatchOrder(values["order"]),
             "optimizer": Optimizer(values["optimizer"]),
-            "decayed": Decayed(values["decayed"]),
+            "weight_decay_on": WeightDecayOn(values["weight_decay_on"]),
             "schedule": LearningRateSchedule(**{**schedule, "type": Schedule(schedule["type"])}),
             "early_stopping": None if stopping is None else EarlyStopping(**stopping),
             "validation": Validation(**{**validation, "take": Take(validation["take"])}),

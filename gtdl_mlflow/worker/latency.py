@@ -31,8 +31,8 @@ def training_steps(job: Job, model: Adapter, data: Data, step: int) -> dict[str,
     """
     rates = job.training.rates(step - 1, step, job.budget)
     with closing(data.feed(step)) as feed:
-        seconds = repeated(lambda: model.train(feed, rates), job.latency)
-    return {f"step/{key}": value for key, value in percentiles(seconds).items()}
+        seconds = time_calls(lambda: model.train(feed, rates), job.latency)
+    return {f"train_step/{key}": value for key, value in percentiles(seconds).items()}
 
 
 def inference(job: Job, model: Adapter, images: np.ndarray) -> list[Metrics]:
@@ -41,8 +41,8 @@ def inference(job: Job, model: Adapter, images: np.ndarray) -> list[Metrics]:
     """
     said, throughput = [], {}
     for size in job.latency.batch_sizes:
-        batch = model.adopt(np.ascontiguousarray(images[np.arange(size) % len(images)]))
-        seconds = repeated(partial(model.predict, [batch]), job.latency)
+        batch = model.to_native(np.ascontiguousarray(images[np.arange(size) % len(images)]))
+        seconds = time_calls(partial(model.predict, [batch]), job.latency)
         throughput[size] = size * len(seconds) / sum(seconds)
         figures = {**percentiles(seconds), "images_per_s": throughput[size]}
         said.append(Metrics({f"inference/{key}": value for key, value in figures.items()}, size))
@@ -53,14 +53,14 @@ def inference(job: Job, model: Adapter, images: np.ndarray) -> list[Metrics]:
     return said
 
 
-def repeated(operation: Callable[[], object], latency: Latency) -> list[float]:
+def time_calls(operation: Callable[[], object], latency: Latency) -> list[float]:
     """Seconds of each of ``latency.repeats`` calls, ``WARM_UP`` before them left out; fewer, though one at least, where
-    ``latency.seconds`` are over.
+    ``latency.limit_s`` are over.
     """
     for _ in range(WARM_UP):
         operation()
     taken: list[float] = []
-    while len(taken) < latency.repeats and sum(taken) < latency.seconds:
+    while len(taken) < latency.repeats and sum(taken) < latency.limit_s:
         began = time.perf_counter_ns()
         operation()
         taken.append((time.perf_counter_ns() - began) / 1e9)

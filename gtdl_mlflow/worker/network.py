@@ -92,7 +92,7 @@ def build(layers: Mapping[str, Mapping[str, Any]], shape: Shape, classes: int) -
     """
     nodes: list[Node] = []
     places: dict[str, int] = {}
-    for name, given in expanded(layers).items():
+    for name, given in expand_blocks(layers).items():
         layer = _layer(name, given, classes)
         source = _place(name, "input", given["input"], places) if "input" in given else len(nodes) - 1
         sources = (source, _place(name, "to", layer.to, places)) if isinstance(layer, Add) else (source,)
@@ -114,7 +114,7 @@ def build(layers: Mapping[str, Mapping[str, Any]], shape: Shape, classes: int) -
     return Network(tuple(nodes))
 
 
-def expanded(layers: Mapping[str, Any]) -> dict[str, Any]:
+def expand_blocks(layers: Mapping[str, Any]) -> dict[str, Any]:
     """``layers`` with every block replaced by its layers, called ``BLOCK_LAYER``, or ``BLOCK_NUMBER_LAYER`` from 1.
 
     Raises:

@@ -13,30 +13,32 @@ from typing import Any
 import numpy as np
 
 from . import layers as vocabulary
-from .job import Decayed, Optimizer, Training
+from .job import Optimizer, Training, WeightDecayOn
 from .network import IMAGES, Network, Node
 
-Arrays = dict[str, np.ndarray]
-Backward = Callable[[np.ndarray], tuple[np.ndarray, Arrays]]
+ArraysByName = dict[str, np.ndarray]
+Backward = Callable[[np.ndarray], tuple[np.ndarray, ArraysByName]]
 """From the gradient of what a layer gave to that of what it was given, and of its parameters."""
 
 
-def logits(network: Network, weights: Arrays, images: np.ndarray, masks: Arrays | None = None) -> np.ndarray:
+def logits(
+    network: Network, weights: ArraysByName, images: np.ndarray, masks: ArraysByName | None = None
+) -> np.ndarray:
     """What the network says of ``images``, without dropout."""
     return _forward(network, weights, images, masks or {}, training=False)[0]
 
 
 def gradients(
-    network: Network, weights: Arrays, images: np.ndarray, labels: np.ndarray, masks: Arrays | None = None
-) -> tuple[float, Arrays]:
+    network: Network, weights: ArraysByName, images: np.ndarray, labels: np.ndarray, masks: ArraysByName | None = None
+) -> tuple[float, ArraysByName]:
     """The mean cross-entropy, without dropout, and its gradient by every parameter."""
     loss, found, _ = _learn(network, weights, images, labels, masks or {})
     return loss, found
 
 
 def _learn(
-    network: Network, weights: Arrays, images: np.ndarray, labels: np.ndarray, masks: Arrays
-) -> tuple[float, Arrays, Arrays]:
+    network: Network, weights: ArraysByName, images: np.ndarray, labels: np.ndarray, masks: ArraysByName
+) -> tuple[float, ArraysByName, ArraysByName]:
     """Loss, gradients, and what the arrays of ``network.state`` follow: this batch's statistics."""
     said, backwards, statistics = _forward(network, weights, images, masks, training=True)
     said = said - said.max(axis=1, keepdims=True)
@@ -46,7 +48,7 @@ def _learn(
     # What comes back to each layer's output, from all that take it.
     back: list[Any] = [0.0] * len(network.nodes)
     back[-1] = (probabilities - wanted) / len(labels)
-    found: Arrays = {}
+    found: ArraysByName = {}
     for place in reversed(range(len(network.nodes))):
         node = network.nodes[place]
         gradient, parameters = backwards[place](back[place])
@@ -58,11 +60,16 @@ def _learn(
 
 
 def train(
-    network: Network, weights: Arrays, feed: list[Any], rates: list[float], training: Training, masks: Arrays
-) -> tuple[list[float], Arrays]:
+    network: Network,
+    weights: ArraysByName,
+    feed: list[Any],
+    rates: list[float],
+    training: Training,
+    masks: ArraysByName,
+) -> tuple[list[float], ArraysByName]:
     """The loss of each step and the weights after the last, one step per batch of ``feed`` and rate of ``rates``.
 
-    With ``training.average`` it is their average that comes back.
+    With ``training.ema_decay`` it is their average that comes back.
     """
     weights = {name: value.astype(np.float64) for name, value in weights.items()}
     learning = {name: weights[name] for name in network.parameters}
@@ -79,7 +86,7 @@ def train(
             weights[name] = kept_share[name] * weights[name] + (1 - kept_share[name]) * value
         for name in learning:
             value = weights[name]
-            own_rate = rate * (training.bias_rate if name.endswith("/biases") else 1)
+            own_rate = rate * (training.bias_lr_multiplier if name.endswith("/biases") else 1)
             slope = gradient[name] + (training.weight_decay * value if name in decayed else 0)
             if training.optimizer is Optimizer.sgd:  # Caffe's: the rate inside the velocity
                 first[name] = training.momentum * first[name] + own_rate * slope
@@ -90,17 +97,17 @@ def train(
                 mean = first[name] / (1 - training.beta1**step)
                 variance = second[name] / (1 - training.beta2**step)
                 weights[name] = value - own_rate * mean / (np.sqrt(variance) + training.epsilon)
-        if training.average is not None:  # tf.train.ExponentialMovingAverage, num_updates being the step
-            kept = min(training.average, (1 + step) / (10 + step))
+        if training.ema_decay is not None:  # tf.train.ExponentialMovingAverage, num_updates being the step
+            kept = min(training.ema_decay, (1 + step) / (10 + step))
             average = {name: kept * value + (1 - kept) * weights[name] for name, value in average.items()}
-    return losses, weights if training.average is None else {**weights, **average}
+    return losses, weights if training.ema_decay is None else {**weights, **average}
 
 
 def _decayed(network: Network, training: Training) -> set[str]:
     names = set(network.parameters)
-    if training.decayed is Decayed.weights:
+    if training.weight_decay_on is WeightDecayOn.weights:
         return {name for name in names if not name.endswith(("/biases", "/beta"))}
-    if training.decayed is Decayed.hidden_dense_weights:
+    if training.weight_decay_on is WeightDecayOn.hidden_dense_weights:
         *hidden, _ = [node.layer.name for node in network.nodes if isinstance(node.layer, vocabulary.Dense)]
         return {f"{name}/weights" for name in hidden}
     return names
@@ -124,12 +131,12 @@ def window_starts(length: int, size: int, stride: int, padding: int | str, round
 
 
 def _forward(
-    network: Network, weights: Arrays, images: np.ndarray, masks: Arrays, *, training: bool
-) -> tuple[np.ndarray, list[Backward], Arrays]:
+    network: Network, weights: ArraysByName, images: np.ndarray, masks: ArraysByName, *, training: bool
+) -> tuple[np.ndarray, list[Backward], ArraysByName]:
     """What comes out, the way back through each node, and the statistics of the batch."""
     values = {IMAGES: images.astype(np.float64)}
     backwards: list[Backward] = []
-    statistics: Arrays = {}
+    statistics: ArraysByName = {}
     for node in network.nodes:
         name = node.layer.name
         own = {key: weights[f"{name}/{key}"].astype(np.float64) for key in [*node.parameters, *node.state]}
@@ -145,7 +152,9 @@ def _forward(
     return value, backwards, statistics
 
 
-def _layer(node: Node, own: Arrays, given: list[np.ndarray], mask: np.ndarray | None) -> tuple[np.ndarray, Backward]:
+def _layer(
+    node: Node, own: ArraysByName, given: list[np.ndarray], mask: np.ndarray | None
+) -> tuple[np.ndarray, Backward]:
     layer, value = node.layer, given[0]
     if isinstance(layer, vocabulary.Convolution):
         return _convolution(layer, own, value, mask)
@@ -171,8 +180,8 @@ def _layer(node: Node, own: Arrays, given: list[np.ndarray], mask: np.ndarray | 
 
 
 def _batch_normalization(
-    layer: Any, own: Arrays, value: np.ndarray, training: bool
-) -> tuple[np.ndarray, Backward, Arrays]:
+    layer: Any, own: ArraysByName, value: np.ndarray, training: bool
+) -> tuple[np.ndarray, Backward, ArraysByName]:
     gamma = own.get("gamma", np.ones(value.shape[1]))[:, None, None]
     beta = own["beta"][:, None, None]
     over, count = (0, 2, 3), value.size // value.shape[1]
@@ -181,7 +190,7 @@ def _batch_normalization(
     root = np.sqrt(variance + layer.epsilon)[:, None, None]
     normal = (value - mean[:, None, None]) / root
 
-    def backward(gradient: np.ndarray) -> tuple[np.ndarray, Arrays]:
+    def backward(gradient: np.ndarray) -> tuple[np.ndarray, ArraysByName]:
         by_normal = gradient * gamma
         by_mean = by_normal.mean(axis=over)[:, None, None]
         by_variance = (by_normal * normal).mean(axis=over)[:, None, None]
@@ -193,17 +202,19 @@ def _batch_normalization(
     return normal * gamma + beta, backward, seen
 
 
-def _dense(own: Arrays, value: np.ndarray) -> tuple[np.ndarray, Backward]:
+def _dense(own: ArraysByName, value: np.ndarray) -> tuple[np.ndarray, Backward]:
     flat = value.reshape(len(value), -1)
 
-    def backward(gradient: np.ndarray) -> tuple[np.ndarray, Arrays]:
+    def backward(gradient: np.ndarray) -> tuple[np.ndarray, ArraysByName]:
         parameters = {"weights": flat.T @ gradient, "biases": gradient.sum(axis=0)}
         return (gradient @ own["weights"].T).reshape(value.shape), parameters
 
     return flat @ own["weights"] + own["biases"], backward
 
 
-def _convolution(layer: Any, own: Arrays, value: np.ndarray, mask: np.ndarray | None) -> tuple[np.ndarray, Backward]:
+def _convolution(
+    layer: Any, own: ArraysByName, value: np.ndarray, mask: np.ndarray | None
+) -> tuple[np.ndarray, Backward]:
     weights = own["weights"] if mask is None else own["weights"] * mask
     images, channels, height, width = value.shape
     tops = window_starts(height, layer.kernel, layer.stride, layer.padding)
@@ -225,7 +236,7 @@ def _convolution(layer: Any, own: Arrays, value: np.ndarray, mask: np.ndarray | 
     for row, column in cells:
         result += np.moveaxis(np.tensordot(weights[:, :, row, column], frame[under(row, column)], (1, 1)), 0, 1)
 
-    def backward(gradient: np.ndarray) -> tuple[np.ndarray, Arrays]:
+    def backward(gradient: np.ndarray) -> tuple[np.ndarray, ArraysByName]:
         slope, spread = np.zeros_like(weights), np.zeros_like(frame)
         for row, column in cells:
             at = under(row, column)
@@ -260,7 +271,7 @@ def _max_pool(layer: Any, value: np.ndarray) -> tuple[np.ndarray, Backward]:
     for row, column, rows, columns in windows:
         result[:, :, row, column] = value[:, :, rows, columns].max(axis=(2, 3))
 
-    def backward(gradient: np.ndarray) -> tuple[np.ndarray, Arrays]:
+    def backward(gradient: np.ndarray) -> tuple[np.ndarray, ArraysByName]:
         spread = np.zeros_like(value)
         for row, column, rows, columns in windows:
             largest = value[:, :, rows, columns] == result[:, :, row : row + 1, column : column + 1]
@@ -276,7 +287,7 @@ def _average_pool(layer: Any, value: np.ndarray) -> tuple[np.ndarray, Backward]:
     for row, column, rows, columns in windows:
         result[:, :, row, column] = value[:, :, rows, columns].mean(axis=(2, 3))
 
-    def backward(gradient: np.ndarray) -> tuple[np.ndarray, Arrays]:
+    def backward(gradient: np.ndarray) -> tuple[np.ndarray, ArraysByName]:
         spread = np.zeros_like(value)
         for row, column, rows, columns in windows:
             cells = (rows.stop - rows.start) * (columns.stop - columns.start)
@@ -291,7 +302,7 @@ def _local_response_normalization(layer: Any, value: np.ndarray) -> tuple[np.nda
     near = [[other for other in channels if abs(other - channel) <= layer.radius] for channel in channels]
     sums = np.stack([layer.bias + layer.alpha * (value[:, near[c]] ** 2).sum(axis=1) for c in channels], axis=1)
 
-    def backward(gradient: np.ndarray) -> tuple[np.ndarray, Arrays]:
+    def backward(gradient: np.ndarray) -> tuple[np.ndarray, ArraysByName]:
         spread = gradient * sums**-layer.beta
         for channel in channels:
             by_sum = -layer.beta * gradient[:, channel] * value[:, channel] * sums[:, channel] ** (-layer.beta - 1)

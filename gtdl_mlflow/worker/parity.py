@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from . import initial, numpy_network
-from .assembly import assemble
+from . import initialization, numpy_network
+from .assembly import build_model
 from .frameworks.base import Adapter
-from .inputs import aligned, arranged, batches, test_batches
-from .job import Job, Optimizer, Order, Training
-from .network import expanded
+from .inputs import aligned, batches, test_batches, to_layout
+from .job import BatchOrder, Job, Optimizer, Training
+from .network import expand_blocks
 
 IMAGES, BATCH, STEPS, RATE = 8, 4, 10, 0.001
 
@@ -39,15 +39,15 @@ def check(job: Job, adapter_class: type[Adapter]) -> dict[str, float]:
     to the largest gradient, beyond what rounding hides; ``loss``: of any of ten steps, relative to that loss.
     """
     job = replace(job, layers=conditioned(job.layers), training=_plain(job.training))
-    _, model, network = assemble(job, adapter_class)
-    weights, masks = initial.weights(network, job.seed), initial.masks(network, job.seed)
+    _, model, network = build_model(job, adapter_class)
+    weights, masks = initialization.weights(network, job.seed), initialization.masks(network, job.seed)
     random = np.random.RandomState([job.seed, 11])
     images = random.standard_normal((IMAGES, *network.nodes[0].input)).astype(np.float32)
     labels = random.randint(0, job.classes, IMAGES)
 
-    treated = model.adopt(aligned(arranged(images.transpose(0, 2, 3, 1), model.layout)))
+    treated = model.to_native(aligned(to_layout(images.transpose(0, 2, 3, 1), model.layout)))
     logits = model.predict(test_batches(treated, IMAGES))
-    feed = batches(treated, model.adopt(labels.astype(model.label_type)), BATCH, Order.sequential, 0)
+    feed = batches(treated, model.to_native(labels.astype(model.label_type)), BATCH, BatchOrder.sequential, 0)
     losses = [model.train(feed, [RATE])]
     after = model.weights()
     losses.append(model.train(feed, [RATE] * (STEPS - 1)))
@@ -82,7 +82,7 @@ def conditioned(layers: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
             **{key: how for key, how in scaled.items() if layer.get(key) is not None},
             **({"keep": 1} if layer["type"] == "dropout" else {}),
         }
-        for name, layer in expanded(layers).items()
+        for name, layer in expand_blocks(layers).items()
     }
 
 
@@ -97,6 +97,6 @@ def require(differences: dict[str, float]) -> None:
 def _plain(training: Training) -> Training:
     """Plain SGD on the inputs of ``training``."""
     return Training(
-        name="parity", inputs=training.inputs, order=Order.sequential, batch_size=BATCH, test_batch_size=IMAGES,
+        name="parity", preprocessing=training.preprocessing, order=BatchOrder.sequential, batch_size=BATCH, test_batch_size=IMAGES,
         iterations=STEPS, optimizer=Optimizer.sgd, learning_rate=RATE,
     )  # fmt: skip

@@ -17,10 +17,10 @@ import numpy as np
 
 from .checkpoints import Checkpoints
 from .clock import Clock
-from .events import Described, Event, Metrics, Progress
+from .events import Event, Metadata, Metrics, Progress
 from .frameworks.base import Adapter
-from .inputs import Batch, Treatment, ahead, batches, drawn, split, test_batches
-from .job import WARM_UP_STEPS, EarlyStopping, Job, Order
+from .inputs import Batch, Preprocessing, augmented, batches, prefetched, split, test_batches
+from .job import WARM_UP_STEPS, BatchOrder, EarlyStopping, Job
 
 Emit = Callable[[Event], None]
 
@@ -34,7 +34,7 @@ EVALUATION_BATCH = 500
 class Data:
     """The treated images: float32 in the adapter's layout, but for training images that are drawn anew each time."""
 
-    def __init__(self, job: Job, treatment: Treatment, model: Adapter) -> None:
+    def __init__(self, job: Job, treatment: Preprocessing, model: Adapter) -> None:
         self._job, self._treatment, self._model = job, treatment, model
         arrays = {
             name: np.load(Path(job.data) / f"{name}.npy", mmap_mode="r")
@@ -52,31 +52,31 @@ class Data:
 
     def feed(self, start: int) -> Generator[Batch, None, None]:
         """Training batches without end, the first one that of iteration ``start``."""
-        training, seed, adopt = self._job.training, self._job.seed, self._model.adopt
+        training, seed, adopt = self._job.training, self._job.seed, self._model.to_native
 
         def ordered(images: Any, labels: Any) -> Generator[Batch, None, None]:
             return batches(images, labels, training.batch_size, training.order, seed, start)
 
-        if training.order is Order.sequential and not self._treatment.draws:
+        if training.order is BatchOrder.sequential and not self._treatment.draws:
             return ordered(adopt(self.train_images), adopt(self.train_labels))
         feed = ordered(self.train_images, self.train_labels)  # nothing picks images here and there faster than NumPy
         if self._treatment.draws:
-            feed = drawn(feed, self._treatment, self._model.layout, seed, start)
+            feed = augmented(feed, self._treatment, self._model.layout, seed, start)
         adopted = ((adopt(images), adopt(labels)) for images, labels in feed)
-        return ahead(adopted) if self._treatment.draws else adopted
+        return prefetched(adopted) if self._treatment.draws else adopted
 
 
-class Course:
+class TrainingState:
     """How far a training has come: all that a checkpoint holds beside the model."""
 
     def __init__(self, job: Job) -> None:
         self.step = 0
         self.clock, self.evaluation, self.validation, self.saving = Clock(), Clock(), Clock(), Clock()
-        self.steady, self.losses = Steady(), Mean()
+        self.steady, self.losses = Throughput(), RunningMean()
         stopping = job.training.early_stopping
-        self.stopping = Stopping(stopping, job.budget) if stopping else None
+        self.stopping = EarlyStoppingState(stopping, job.budget) if stopping else None
         self.reached = False
-        """Whether a look has found ``training.target_accuracy``."""
+        """Whether a look has found ``training.target_accuracy_percent``."""
         self.said: list[Metrics] = []
         """What was reported of the training so far: whoever goes on reports it again."""
 
@@ -107,7 +107,7 @@ class Course:
         return [self.clock, self.evaluation, self.validation, self.saving]
 
 
-def train(job: Job, model: Adapter, data: Data, emit: Emit) -> Course:
+def train(job: Job, model: Adapter, data: Data, emit: Emit) -> TrainingState:
     """All training steps, in stretches between which progress is reported and, with the clock stopped, evaluated.
 
     Where ``job.checkpoints`` has one, training goes on from there, and its clock too.
@@ -132,13 +132,13 @@ class Trainer:
         """The model with the lowest validation error so far."""
         count = len(data.train_images)
         self._steps, self._steps_per_epoch = job.training.steps(count, job.budget), count / job.training.batch_size
-        self._looks = evaluations(self._steps, self._steps_per_epoch, job.training.evaluate_every)
+        self._looks = evaluation_steps(self._steps, self._steps_per_epoch, job.training.evaluate_every_epochs)
         self._checkpoints = checkpoints
-        self._due_s = job.training.checkpoint_every
+        self._due_s = job.training.checkpoint_every_s
         self._length = 1
-        self.course = Course(job)
+        self.course = TrainingState(job)
         self._validations = (
-            [*evaluations(self._steps, self._steps_per_epoch, 1), self._steps] if self.course.stopping else []
+            [*evaluation_steps(self._steps, self._steps_per_epoch, 1), self._steps] if self.course.stopping else []
         )
 
     def resume(self) -> None:
@@ -150,7 +150,7 @@ class Trainer:
         self._model.restore(found / "model", self.course.step)
         shutil.copytree(found / "best", self._best, dirs_exist_ok=True)
         self._due_s += self.course.clock.seconds
-        self._emit(Described({"resumed_from_iteration": self.course.step}))
+        self._emit(Metadata({"resumed_from_iteration": self.course.step}))
         for event in self.course.said:
             self._emit(event)
 
@@ -224,7 +224,7 @@ class Trainer:
         course.saving.start()
         self._checkpoints.save(course.step, self._write)
         course.saving.stop()
-        self._due_s = course.clock.seconds + self._training.checkpoint_every
+        self._due_s = course.clock.seconds + self._training.checkpoint_every_s
         course.clock.start()
 
     def _write(self, folder: Path) -> None:
@@ -238,9 +238,9 @@ class Trainer:
         figures = {
             "training_time_s": training_s,
             "train/images_per_s": self._training.batch_size * step / training_s,
-            "train/steady_images_per_s": self._training.batch_size * course.steady.steps_per_s,
+            "train/steady_state_images_per_s": self._training.batch_size * course.steady.steps_per_s,
             "train/first_step_s": course.steady.first_s,
-            "train/compile_s": max(0.0, course.steady.first_s - 1 / course.steady.steps_per_s),
+            "train/first_step_overhead_s": max(0.0, course.steady.first_s - 1 / course.steady.steps_per_s),
             "train/evaluation_s": course.evaluation.seconds,
             "train/validation_s": course.validation.seconds,
             "train/checkpoint_s": course.saving.seconds,
@@ -258,13 +258,13 @@ class Trainer:
         self._emit(self.course.said[-1])
 
 
-class Stopping:
+class EarlyStoppingState:
     """How far training may go by the errors on the held-back images, and where they were lowest."""
 
     def __init__(self, rule: EarlyStopping, budget: float) -> None:
         self.rule = rule
         # The tutorial counts iterations from 0 and stops in the one that reaches the patience.
-        self.limit = round(rule.patience * budget) + 1
+        self.limit = round(rule.patience_iterations * budget) + 1
         """Steps that may be trained."""
         self.best_step, self.lowest = 0, math.inf
 
@@ -278,7 +278,7 @@ class Stopping:
         return True
 
 
-def evaluations(steps: int, steps_per_epoch: float, every: int) -> list[int]:
+def evaluation_steps(steps: int, steps_per_epoch: float, every: int) -> list[int]:
     """The steps after which the test accuracy is looked at: every so many epochs, but the last step left to testing."""
     if not every:
         return []
@@ -289,11 +289,11 @@ def evaluations(steps: int, steps_per_epoch: float, every: int) -> list[int]:
 
 def classify(model: Adapter, images: np.ndarray) -> np.ndarray:
     """The class of each image."""
-    classes: np.ndarray = model.predict(test_batches(model.adopt(images), EVALUATION_BATCH)).argmax(axis=1)
+    classes: np.ndarray = model.predict(test_batches(model.to_native(images), EVALUATION_BATCH)).argmax(axis=1)
     return classes
 
 
-class Steady:
+class Throughput:
     """The pace of training after its warm-up."""
 
     def __init__(self) -> None:
@@ -317,7 +317,7 @@ class Steady:
         return steps / seconds
 
 
-class Mean:
+class RunningMean:
     """The mean of the losses since it was last taken."""
 
     def __init__(self) -> None:

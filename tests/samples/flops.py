@@ -18,11 +18,11 @@ from gtdl_mlflow.worker import assembly  # noqa: E402
 from gtdl_mlflow.worker.job import Job  # noqa: E402
 
 job = Job.read(Path(sys.argv[1]))
-_, model, network = assembly.assemble(job, assembly.adapter(job.adapter))
+_, model, network = assembly.build_model(job, assembly.load_adapter(job.adapter))
 channels, height, width = network.nodes[0].input
 count = job.training.batch_size
 shape = (height, width, channels) if model.layout == "NHWC" else (channels, height, width)
-images, labels = model.adopt(np.ones((count, *shape), np.float32)), model.adopt(np.zeros(count, np.int64))
+images, labels = model.to_native(np.ones((count, *shape), np.float32)), model.to_native(np.zeros(count, np.int64))
 with FlopCounterMode(display=False) as testing:
     model.predict([images])
 with FlopCounterMode(display=False) as training:

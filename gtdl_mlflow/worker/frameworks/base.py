@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from ..initial import Weights
+from ..initialization import Weights
 from ..inputs import Batch
-from ..job import Decayed, Training
+from ..job import Training, WeightDecayOn
 from ..layers import Dense
 from ..network import Network
 
@@ -40,16 +40,16 @@ class Setup:
         """A seed below 2**31 for each step, for frameworks whose generator cannot be kept in a checkpoint."""
         return int(np.random.SeedSequence([self.seed, 17, step]).generate_state(1)[0] >> 1)
 
-    def rate_factor(self, name: str) -> float:
+    def lr_multiplier(self, name: str) -> float:
         """The multiple of the learning rate at which the parameter ``layer/array`` learns."""
-        return self.training.bias_rate if name.endswith("/biases") else 1.0
+        return self.training.bias_lr_multiplier if name.endswith("/biases") else 1.0
 
     def weight_decay(self, name: str) -> float:
         """What times its value is added to the gradient of the parameter ``layer/array``."""
-        which = self.training.decayed
-        if which is Decayed.weights:
+        which = self.training.weight_decay_on
+        if which is WeightDecayOn.weights:
             chosen = not name.endswith(("/biases", "/beta"))
-        elif which is Decayed.hidden_dense_weights:
+        elif which is WeightDecayOn.hidden_dense_weights:
             dense = [node.layer.name for node in self.network.nodes if isinstance(node.layer, Dense)]
             chosen = name in [f"{layer}/weights" for layer in dense[:-1]]
         else:
@@ -80,7 +80,7 @@ class Adapter(ABC):
     def compile(self) -> None:  # noqa: B027 (most frameworks have nothing to do here)
         """Compile ahead of the first batch what this framework compiles ahead; timed apart (``setup/compile_s``)."""
 
-    def adopt(self, array: np.ndarray) -> Any:
+    def to_native(self, array: np.ndarray) -> Any:
         """Images (N, ...) in ``layout``, or labels (N,), as the framework has them on the host: the same memory.
 
         What ``train`` and ``predict`` get are slices of this, or this: to slice the framework's own array may take less
@@ -116,7 +116,7 @@ class Adapter(ABC):
     def restore(self, folder: Path, step: int) -> None:
         """Go on where ``checkpoint`` was called, after ``step`` steps, as if nothing had happened in between."""
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """What only the framework knows at the end of a run, as metrics: ``worker/peak_gpu_memory_mb``, on a GPU."""
         return {}
 

@@ -1,0 +1,29 @@
+"""The worker's job for a configuration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..worker.job import Job
+from .schema import Config
+
+
+def create_job(config: Config, data: Path, folder: Path) -> Job:
+    """Return the job of a run: ``data`` is the prepared data set; the trained model goes to ``folder / "model"``."""
+    return Job(
+        adapter=config.framework.adapter,
+        options=config.settings.options,
+        layers=config.model.layers,
+        image_shape=config.dataset.image_shape,
+        classes=config.dataset.classes,
+        data=str(data),
+        training=config.training,
+        budget=config.budget,
+        seed=config.seed,
+        device=config.hardware.device,
+        threads=config.threads,
+        cores=config.hardware.cores,
+        folder=str(folder / "model"),
+        parity=config.parity,
+        latency=config.latency,
+    )

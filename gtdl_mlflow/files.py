@@ -1,0 +1,71 @@
+"""The cache directory, atomic writes, locks and CSV files."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import filelock
+import platformdirs
+
+from . import console
+
+
+def cache_dir() -> Path:
+    """Return the folder of environments and prepared data: ``GTDL_HOME``, or the user's cache folder."""
+    chosen = os.environ.get("GTDL_HOME")
+    folder = Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("gtdl")
+    # Hydra may change the working directory of a job: a relative folder must not move with it.
+    return folder.absolute()
+
+
+def datasets_dir() -> Path:
+    """Return the folder of published data sets, one subfolder each: ``GTDL_DATA``, or a folder in ``cache_dir()``."""
+    chosen = os.environ.get("GTDL_DATA")
+    return Path(chosen).expanduser().absolute() if chosen else cache_dir() / "datasets"
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file completely or not at all. Other processes may write the same file at the same time.
+
+    Raises:
+        OSError: the file cannot be written; ``path`` is unchanged.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def write_csv(path: Path, header: Sequence[Any], rows: Iterable[Sequence[Any]]) -> None:
+    """Write a CSV file with one line per row."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([header, *rows])
+
+
+def folder_lock(folder: Path) -> filelock.FileLock:
+    """Return the lock of ``folder``: a file beside it. The lock is released when its process ends."""
+    return filelock.FileLock(folder.with_name(f"{folder.name}.lock"))
+
+
+@contextmanager
+def hold_folder_lock(folder: Path) -> Iterator[None]:
+    """Hold the lock of ``folder``. Wait while another process holds it, and print that."""
+    lock = folder_lock(folder)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        console.info(f"waiting: another process is creating {folder}")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,155 @@
+"""What a machine and the worker on it use over time, sampled beside the worker without a word to the tracker."""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+from mlflow.entities import Metric
+from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
+from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
+from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
+
+from ..console import info
+
+POWERCAP = Path("/sys/class/powercap")
+"""Where Linux counts the energy of a processor's packages (RAPL), readable by root alone on most machines."""
+
+
+class Sampler:
+    """MLflow's own system metrics and the worker's, kept until the run is over: MLflow's monitor asks the tracker at
+    every sample.
+    """
+
+    def __init__(self, interval_s: float, device: str) -> None:
+        self._interval_s, self._device = interval_s, device
+        self._stopped = threading.Event()
+        self._metrics: list[Metric] = []
+        self._thread: threading.Thread | None = None
+
+    def start(self, worker: int) -> None:
+        """Sample from now on, the process ``worker`` and its children among it."""
+        if self._interval_s:
+            self._thread = threading.Thread(target=self._sample, args=[worker], name="system metrics", daemon=True)
+            self._thread.start()
+
+    def stop(self) -> list[Metric]:
+        """The samples; a last one is taken now, so that the shortest run has one."""
+        self._stopped.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        return self._metrics
+
+    def _sample(self, worker: int) -> None:
+        # Made here: they count from their construction on.
+        monitors: list[Any] = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
+        monitors[0].collect_metrics()  # psutil's first answer is always 0 %
+        monitors[0].clear_metrics()
+        if self._device == "gpu":
+            from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor  # NVML, which every start would wait for
+
+            try:
+                monitors.append(GPUMonitor())
+            except (ImportError, RuntimeError) as error:
+                info(f"the GPU's use is not sampled: {error}")
+        processes, energy = ProcessUsage(worker), CpuEnergy()
+        step, stopped = 0, False
+        while not stopped:
+            stopped = self._stopped.wait(self._interval_s)
+            at = round(time.time() * 1000)
+            values = processes.sample() | energy.sample()
+            for monitor in monitors:
+                monitor.collect_metrics()
+                values |= monitor.aggregate_metrics()
+                monitor.clear_metrics()
+            self._metrics += [Metric(f"system/{key}", value, at, step) for key, value in values.items()]
+            step += 1
+        if energy.joules:
+            self._metrics.append(Metric("system/cpu_energy_j", energy.joules, at, 0))
+
+
+class ProcessUsage:
+    """A worker and its children: CPU and disk since the last sample, memory now."""
+
+    def __init__(self, worker: int) -> None:
+        self._worker = worker
+        self._last_s, self._last = time.monotonic(), self._counters()
+
+    def sample(self) -> dict[str, float]:
+        """Nothing once they are gone."""
+        now_s, now = time.monotonic(), self._counters()
+        if now is None or self._last is None:
+            return {}
+        passed_s = max(now_s - self._last_s, 1e-9)
+        # A child that is gone takes its counters with it.
+        rates = {name: max(0.0, now[name] - self._last[name]) / passed_s for name in now if name not in LEVELS}
+        self._last_s, self._last = now_s, now
+        return {
+            "worker_cpu_user_percent": 100 * rates["user_s"],
+            "worker_cpu_system_percent": 100 * rates["system_s"],
+            "worker_context_switches_per_s": rates["switches"],
+            "worker_disk_read_mb_per_s": rates["read"] / 1e6,
+            "worker_disk_write_mb_per_s": rates["written"] / 1e6,
+            "worker_memory_mb": now["memory"] / 1e6,
+            "worker_threads": now["threads"],
+        }
+
+    def _counters(self) -> dict[str, float] | None:
+        total = dict.fromkeys((*LEVELS, "user_s", "system_s", "switches", "read", "written"), 0.0)
+        found = False
+        with suppress(psutil.NoSuchProcess):
+            worker = psutil.Process(self._worker)
+            for process in (worker, *worker.children(recursive=True)):
+                with suppress(psutil.Error), process.oneshot():
+                    times, switches, disk = process.cpu_times(), process.num_ctx_switches(), process.io_counters()
+                    for name, value in (
+                        ("memory", process.memory_info().rss), ("threads", process.num_threads()),
+                        ("user_s", times.user), ("system_s", times.system),
+                        ("switches", switches.voluntary + switches.involuntary),
+                        ("read", disk.read_bytes), ("written", disk.write_bytes),
+                    ):  # fmt: skip
+                        total[name] += value
+                    found = True
+        return total if found else None
+
+
+LEVELS = ("memory", "threads")
+"""What is a state, and not counted up."""
+
+
+class CpuEnergy:
+    """Of the processor's packages, where the machine tells and lets this user read it."""
+
+    def __init__(self, place: Path = POWERCAP) -> None:
+        self.joules = 0.0
+        """Since this was made, up to the last sample."""
+        self._packages = [path for path in place.glob("*:[0-9]*") if path.name.count(":") == 1]
+        self._last_s, self._last = time.monotonic(), self._read()
+
+    def sample(self) -> dict[str, float]:
+        """Watts since the last sample."""
+        now_s, now = time.monotonic(), self._read()
+        passed_s = max(now_s - self._last_s, 1e-9)
+        joules = 0.0
+        for name, (value, limit) in now.items():
+            before = self._last.get(name, (value, limit))[0]
+            joules += (value - before if value >= before else value + limit - before) / 1e6  # it starts again at 0
+        self._last_s, self._last = now_s, now
+        self.joules += joules
+        return {"cpu_power_w": joules / passed_s} if now else {}
+
+    def _read(self) -> dict[str, tuple[int, int]]:
+        """Microjoules and their limit, by package."""
+        found = {}
+        for package in self._packages:
+            with suppress(OSError, ValueError):
+                name = (package / "name").read_text().strip()
+                if name.startswith("package"):
+                    values = [int((package / file).read_text()) for file in ("energy_uj", "max_energy_range_uj")]
+                    found[package.name] = (values[0], values[1])
+        return found

@@ -1,0 +1,211 @@
+"""Every metric of a run, once: name, unit, direction, when it is recorded, and what it means.
+
+The report's breakdown of a run, the MLPerf log, ``gtdl check`` and ``docs/metrics.md`` derive from this registry. A new
+metric is one entry here and the line that measures it. Standard library only: workers import it too.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+LOWER, HIGHER = "lower", "higher"
+
+EVALUATION = "at every evaluation"
+SAMPLE = "every `tracking.system_metrics_interval_s` seconds"
+BATCH_SIZE = "for every batch size of `latency.batch_sizes`; the step is the batch size"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric, or one family of metrics whose name has ``{placeholders}``."""
+
+    name: str
+    unit: str
+    """Empty for a plain number."""
+    description: str
+    better: str = ""
+    """``LOWER``, ``HIGHER``, or empty where neither is better."""
+    recorded: str = "once"
+    requires: str = ""
+    """The condition under which it is recorded; empty if every finished run has it."""
+    phase: str = ""
+    """Label of this part of the worker's wall time; empty for a metric that is no part of it."""
+    group: str = ""
+    """Set from the name's prefix where it has one."""
+
+    def __post_init__(self) -> None:
+        if not self.group:
+            object.__setattr__(self, "group", self.name.partition("/")[0])
+
+
+_ALL = (
+    # The run as a whole.
+    Metric("wall_time_s", "s", "The whole run in the driver, without the wait for the device.", LOWER, group="run"),
+    Metric("device_wait_s", "s", "Time that the run waited for the device.", LOWER, group="run"),
+    # Setup.
+    Metric("setup/start_s", "s", "Start of the interpreter, with NumPy.", LOWER, phase="interpreter"),
+    Metric("setup/import_s", "s", "Import of the framework and its adapter.", LOWER, phase="import"),
+    Metric("setup/parity_s", "s", "Parity check.", LOWER, requires="`parity=true`", phase="parity"),
+    Metric("setup/build_s", "s", "Initial weights and network.", LOWER, phase="build"),
+    Metric("setup/compile_s", "s", "What the framework compiles before the first batch.", LOWER,
+           phase="ahead-of-time compilation"),
+    Metric("setup/data_s", "s", "Mapping and preprocessing of the images.", LOWER, phase="data"),
+    # Training.
+    Metric("training_time_s", "s", "Training, from before the first batch until the device has finished the last step. "
+           "Evaluation, validation and checkpoints are excluded.", LOWER, phase="training", group="train"),
+    Metric("train/images_per_s", "images/s", "Training throughput, the first step included.", HIGHER),
+    Metric("train/steady_state_images_per_s", "images/s", "Training throughput after the warm-up steps.", HIGHER),
+    Metric("train/first_step_s", "s", "First training step.", LOWER),
+    Metric("train/first_step_overhead_s", "s", "First training step minus a step after the warm-up: what is compiled or "
+           "allocated in it.", LOWER),
+    Metric("train/evaluation_s", "s", "Evaluations on the test set, with the clock stopped.", LOWER, phase="evaluation"),
+    Metric("train/validation_s", "s", "Validations of early stopping, with the clock stopped.", LOWER,
+           phase="validation"),
+    Metric("train/checkpoint_s", "s", "Checkpoints, with the clock stopped.", LOWER, phase="checkpoints"),
+    Metric("train/cpu_utilization_percent", "%", "CPU time of the training, relative to its time on all threads."),
+    Metric("train/iterations", "", "Training steps."),
+    Metric("train/best_iteration", "", "Step with the lowest validation error, whose model is tested.",
+           requires="`training.early_stopping`"),
+    Metric("train/epoch", "epochs", "Passes over the training images so far.", recorded=EVALUATION),
+    Metric("train/elapsed_s", "s", "Training time so far.", recorded=EVALUATION),
+    Metric("train/loss", "nats", "Mean training loss since the last evaluation.", LOWER, recorded=EVALUATION),
+    Metric("train/time_to_target_s", "s", "Training time until an evaluation reached "
+           "`training.target_accuracy_percent`.", LOWER, requires="the target was reached"),
+    Metric("eval/accuracy_percent", "%", "Test accuracy during training, measured as `accuracy_percent`.", HIGHER,
+           recorded=EVALUATION, requires="`training.evaluate_every_epochs` below the epochs of the run"),
+    Metric("eval/validation_error_percent", "%", "Share of the validation images that are classified wrongly.", LOWER,
+           recorded="at every validation", requires="`training.early_stopping`"),
+    # Testing and saving.
+    Metric("test/warm_up_s", "s", "One batch before the timed pass over the test set.", LOWER, phase="test warm-up"),
+    Metric("testing_time_s", "s", "One pass over the test set, with batching and transfer, after one batch of warm-up.",
+           LOWER, phase="testing", group="test"),
+    Metric("accuracy_percent", "%", "Share of the test images that are classified correctly. For a data set with "
+           "`dataset.mean_per_class=true` (Caltech-101): the mean over the classes of that share.", HIGHER,
+           group="test"),
+    Metric("test/images_per_s", "images/s", "Testing throughput.", HIGHER),
+    Metric("test/overall_accuracy_percent", "%", "Share of the test images that are classified correctly.", HIGHER),
+    Metric("test/mean_class_accuracy_percent", "%", "Mean over the classes of the share that is classified correctly.",
+           HIGHER),
+    Metric("test/top5_accuracy_percent", "%", "Share of the test images whose class is among the five highest scores.",
+           HIGHER),
+    Metric("test/loss", "nats", "Mean cross-entropy on the test set.", LOWER),
+    Metric("test/cpu_utilization_percent", "%", "CPU time of the testing, relative to its time on all threads."),
+    Metric("save/model_s", "s", "Saving the trained model.", LOWER, phase="saving"),
+    # Single operations.
+    Metric("latency/time_s", "s", "Timing of single operations.", LOWER, requires="`latency.repeats` above 0",
+           phase="single operations"),
+    *(Metric(f"train_step/p{rank}_ms", "ms", f"{rank}th percentile of a training step that waits for the device.", LOWER,
+             requires="`latency.repeats` above 0") for rank in (50, 90, 99)),
+    Metric("train_step/samples", "", "Training steps that were timed.", requires="`latency.repeats` above 0"),
+    *(Metric(f"inference/p{rank}_ms", "ms", f"{rank}th percentile of the time to classify a batch.", LOWER,
+             recorded=BATCH_SIZE, requires="`latency.batch_sizes`") for rank in (50, 90, 99)),
+    Metric("inference/samples", "", "Batches that were timed.", recorded=BATCH_SIZE, requires="`latency.batch_sizes`"),
+    Metric("inference/images_per_s", "images/s", "Throughput of inference.", HIGHER, recorded=BATCH_SIZE,
+           requires="`latency.batch_sizes`"),
+    Metric("inference/saturation_batch_size", "images", "Smallest batch with 95 % of the highest throughput.",
+           requires="`latency.batch_sizes`"),
+    Metric("inference/highest_images_per_s", "images/s", "Highest throughput over all batch sizes.", HIGHER,
+           requires="`latency.batch_sizes`"),
+    # Parity.
+    *(Metric(f"parity/{name}_difference", "", f"Largest relative difference of the {name} from the float64 NumPy "
+             "network.", LOWER, requires="`parity=true`") for name in ("logits", "gradient", "loss")),
+    # Roofline.
+    *(Metric(f"{phase}/{name}", unit, f"{text} of {phase}ing.", better, requires=condition)
+      for phase in ("train", "test")
+      for name, unit, text, better, condition in (
+          ("gflops", "GFLOP/s", "Useful operations per second", HIGHER, ""),
+          ("flops_per_byte", "FLOP/B", "Arithmetic intensity", "", ""),
+          ("peak_share_percent", "%", "Share of the machine's peak", HIGHER, "the machine's peak could be measured"),
+      )),
+    # The worker's process.
+    Metric("worker/wall_s", "s", "The worker from its start to its end, without its wait for the job.", LOWER),
+    Metric("worker/cpu_user_s", "s", "User CPU time of the worker and its children.", LOWER),
+    Metric("worker/cpu_system_s", "s", "System CPU time of the worker and its children.", LOWER),
+    Metric("worker/peak_memory_mb", "MB", "Largest resident memory of the worker.", LOWER),
+    Metric("worker/peak_gpu_memory_mb", "MB", "Largest GPU memory that the framework allocated.", LOWER,
+           requires="`hardware=gpu`, and a framework that reports it"),
+    Metric("worker/context_switches", "", "Voluntary context switches.", LOWER),
+    Metric("worker/involuntary_context_switches", "", "Involuntary context switches.", LOWER),
+    Metric("worker/disk_read_mb", "MB", "Data read from the disk.", LOWER),
+    Metric("worker/disk_write_mb", "MB", "Data written to the disk.", LOWER),
+    # Interference: other load on the machine while the worker ran.
+    Metric("interference/load_before", "processes", "Load average of the last minute, before.", LOWER),
+    Metric("interference/load_after", "processes", "Load average of the last minute, after.", LOWER),
+    Metric("interference/foreign_cpu_percent", "%", "Share of the machine's CPU time used by other processes.", LOWER),
+    Metric("interference/steal_percent", "%", "Share of the CPU time kept by the host of a virtual machine.", LOWER),
+    Metric("interference/driver_cpu_percent", "%", "CPU use of the driver.", LOWER),
+    *(Metric(f"interference/cpu_mhz_{when}", "MHz", f"Clock frequency of the processor, {when} the worker ran.",
+             requires="a machine that reports it") for when in ("before", "after")),
+    Metric("interference/cpu_throttle_count", "", "Times that the processor was throttled.", LOWER,
+           requires="a machine that reports it"),
+    Metric("interference/gpu_other_processes", "", "Other processes that computed on the GPU.", LOWER,
+           requires="`hardware=gpu`"),
+    *(Metric(f"interference/gpu_mhz_{when}", "MHz", f"Clock frequency of the GPU, {when} the worker ran.",
+             requires="`hardware=gpu`") for when in ("before", "after")),
+    Metric("interference/gpu_throttled_s", "s", "Time for which the GPU was throttled by heat.", LOWER,
+           requires="`hardware=gpu`"),
+    # Samples over the run: MLflow's own system metrics, and the worker's.
+    Metric("system/cpu_utilization_percentage", "%", "CPU use of the machine.", recorded=SAMPLE),
+    Metric("system/system_memory_usage_megabytes", "MB", "Memory in use on the machine.", recorded=SAMPLE),
+    Metric("system/system_memory_usage_percentage", "%", "Share of the machine's memory in use.", recorded=SAMPLE),
+    Metric("system/disk_usage_percentage", "%", "Share of the disk in use.", recorded=SAMPLE),
+    Metric("system/disk_usage_megabytes", "MB", "Disk space in use.", recorded=SAMPLE),
+    Metric("system/disk_available_megabytes", "MB", "Free disk space.", recorded=SAMPLE),
+    Metric("system/network_receive_megabytes", "MB", "Data received since the first sample.", recorded=SAMPLE),
+    Metric("system/network_transmit_megabytes", "MB", "Data sent since the first sample.", recorded=SAMPLE),
+    *(Metric(f"system/gpu_{{index}}_{name}", unit, text, recorded=SAMPLE, requires="`hardware=gpu`")
+      for name, unit, text in (
+          ("memory_usage_percentage", "%", "Share of the GPU's memory in use."),
+          ("memory_usage_megabytes", "MB", "GPU memory in use."),
+          ("utilization_percentage", "%", "Share of the time in which a kernel ran."),
+          ("power_usage_watts", "W", "Power of the GPU."),
+          ("power_usage_percentage", "%", "Power of the GPU, relative to its limit."),
+      )),
+    Metric("system/worker_cpu_user_percent", "%", "User CPU use of the worker; 100 is one core.", recorded=SAMPLE),
+    Metric("system/worker_cpu_system_percent", "%", "System CPU use of the worker; 100 is one core.", recorded=SAMPLE),
+    Metric("system/worker_context_switches_per_s", "1/s", "Context switches of the worker.", recorded=SAMPLE),
+    Metric("system/worker_disk_read_mb_per_s", "MB/s", "Data that the worker reads from the disk.", recorded=SAMPLE),
+    Metric("system/worker_disk_write_mb_per_s", "MB/s", "Data that the worker writes to the disk.", recorded=SAMPLE),
+    Metric("system/worker_memory_mb", "MB", "Resident memory of the worker.", recorded=SAMPLE),
+    Metric("system/worker_threads", "", "Threads of the worker.", recorded=SAMPLE),
+    Metric("system/cpu_power_w", "W", "Power of all processor packages.", recorded=SAMPLE,
+           requires="readable RAPL counters"),
+    Metric("system/cpu_energy_j", "J", "Energy of all processor packages during the run. Other processes are included.",
+           LOWER, requires="readable RAPL counters"),
+    Metric("system/gpu_energy_j", "J", "Energy of the whole GPU during the run. Other processes are included.", LOWER,
+           requires="`hardware=gpu`"),
+    # On the parent run of a sweep.
+    Metric("sweep/finished", "cells", "Cells that finished.", HIGHER, requires="the parent run of a sweep"),
+    Metric("sweep/failed", "cells", "Cells that failed.", LOWER, requires="the parent run of a sweep"),
+    Metric("sweep/unavailable", "cells", "Cells that cannot run on this machine.", LOWER,
+           requires="the parent run of a sweep"),
+    Metric("sweep/running", "cells", "Cells that another process is running.", requires="the parent run of a sweep"),
+    Metric("sweep/missing", "cells", "Cells that were not started.", LOWER, requires="the parent run of a sweep"),
+    Metric("sweep/time_s", "s", "Time of the sweep over all of its starts.", LOWER,
+           requires="the parent run of a sweep"),
+    Metric("stability/{framework}/{metric}/spread_percent", "%", "Standard deviation of the repeats over their mean.",
+           LOWER, requires="`experiment=stability`"),
+    Metric("stability/{framework}/{metric}/repeats_needed", "runs", "Repeats of each of two frameworks that show a "
+           "difference of 2 %.", LOWER, requires="`experiment=stability`"),
+)  # fmt: skip
+
+METRICS: dict[str, Metric] = {metric.name: metric for metric in _ALL}
+"""All metrics by name, in the order of the documentation."""
+
+HEADLINE = ("training_time_s", "testing_time_s", "accuracy_percent")
+"""The three metrics that every finished run has, and that GTDLBench published."""
+
+PHASES: tuple[Metric, ...] = tuple(metric for metric in _ALL if metric.phase)
+"""The parts of the worker's wall time, in the order in which they happen. The rest of ``worker/wall_s`` is unnamed."""
+
+
+def find(name: str) -> Metric | None:
+    """Return the metric called ``name``, or the family that it belongs to; None if it is not registered."""
+    if name in METRICS:
+        return METRICS[name]
+    return next((metric for metric in _ALL if "{" in metric.name and _pattern(metric.name).fullmatch(name)), None)
+
+
+def _pattern(name: str) -> re.Pattern[str]:
+    return re.compile(re.sub(r"\\\{\w+\\\}", r"[^/]+", re.escape(name)))

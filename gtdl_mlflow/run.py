@@ -1,0 +1,99 @@
+"""One run from top to bottom."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from . import datasets, environments
+from .config import Config, ConfigError, check
+from .config.job import create_job
+from .datasets import PreparedDataset
+from .environments import Environment
+from .environments.pip_settings import SettingsUnreadable
+from .hardware import device_lock, peak
+from .progress import ProgressLine
+from .tracking.identity import checkpoint_folder, identity
+from .tracking.recorder import Recorder, SweepPosition
+from .tracking.store import TrackingFailed
+from .worker_process import WorkerFailed, WorkerProcess
+
+RUN_ERRORS = (ConfigError, WorkerFailed, environments.EnvironmentFailed, datasets.DatasetError, TrackingFailed)
+"""Expected failures of a run with a valid configuration. The MLflow run is then FAILED, if the tracker accepts it."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished run: where it is tracked, and the last value of every metric."""
+
+    run_id: str
+    view_hint: str
+    """The command or the address that shows the run."""
+    metrics: dict[str, float]
+    undelivered: str = ""
+    """Why MLflow does not have the whole run; empty if it does."""
+
+
+def run(config: Config, folder: Path, position: SweepPosition | None = None) -> Outcome:
+    """Train and test one network in one framework and record it in MLflow. The run's files go to ``folder``.
+
+    Raises:
+        Exception: one of ``RUN_ERRORS``; the MLflow run is FAILED, with the reason.
+    """
+    with (
+        device_lock.hold(config.hardware) as waited_s,
+        _started_early(config, folder) as worker,
+        Recorder(config, folder, position, waited_s) as recorder,
+        ProgressLine(describe(config)) as progress,
+    ):
+        check(config)  # a sweep may combine values that are valid one by one only
+        data = datasets.prepare(config.dataset)
+        environment = environments.ensure(config.framework, config.hardware.device)
+        machine_peak = peak.get_or_measure(config.hardware, config.threads)
+        pid = worker.start(environment.python)
+        recorder.record_inputs(environment, data, machine_peak)
+        job = create_job(config, data.folder, folder)
+        with _checkpoints(config, environment, data, recorder) as checkpoints:
+            recorder.start_monitoring(pid)
+            # Closed at once if anything is raised in here, and the worker with it; not when it is garbage-collected.
+            with closing(worker.run(replace(job, checkpoints=checkpoints), config.limits.run_timeout_s)) as events:
+                for event in events:
+                    recorder.add(event)
+                    progress.show(event)
+        if config.tracking.model:
+            recorder.log_model(Path(job.folder))
+        shutil.rmtree(job.folder)
+    return Outcome(recorder.record.reference, recorder.view_hint, recorder.results, recorder.undelivered)
+
+
+def _started_early(config: Config, folder: Path) -> WorkerProcess:
+    """Return the run's worker. Its interpreter starts while MLflow creates the run, if its environment exists."""
+    worker = WorkerProcess(folder, config.threads, config.settings.environment)
+    with suppress(OSError, SettingsUnreadable, WorkerFailed):  # run() fails in the same way and records the reason
+        if environment := environments.find(config.framework, config.hardware.device):
+            worker.start(environment.python)
+    return worker
+
+
+@contextmanager
+def _checkpoints(config: Config, environment: Environment, data: PreparedDataset, recorder: Recorder) -> Iterator[str]:
+    """Hold the folder of the worker's checkpoints; empty if it shall write none."""
+    if not config.training.checkpoint_every_s:
+        yield ""
+        return
+    owner = config.framework.name, recorder.record.reference, config.tracking.uri
+    with checkpoint_folder(identity(config, environment, data), *owner) as (folder, interrupted):
+        if interrupted is not None:
+            recorder.resume_from(interrupted)
+        yield "" if folder is None else str(folder)
+
+
+def describe(config: Config) -> str:
+    """Return the run in a few words."""
+    share = "" if config.budget == 1 else f" (budget {config.budget:g})"
+    return (
+        f"{config.framework.name} {config.framework.version}, {config.training.name}{share}, on {config.dataset.name}"
+    )

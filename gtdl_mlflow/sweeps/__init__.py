@@ -1,0 +1,1 @@
+"""Many runs under one parent: planning, resuming and concluding sweeps."""

@@ -1,0 +1,227 @@
+"""The cells of a sweep: which of them are finished, which dead runs to close, and a summary of all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlflow.entities import Run
+from mlflow.tracking import MlflowClient
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
+from .. import datasets, environments, tags
+from ..config import Config, ConfigError, Rerun, check
+from ..files import write_csv
+from ..hardware import host
+from ..metrics import HEADLINE
+from ..tracking.identity import identity, worker_code_version
+from ..tracking.processes import PROCESS_GONE, is_alive
+from ..tracking.recorder import SweepPosition
+from ..tracking.store import TrackingFailed, close_run, connect, http_timeouts, search_runs, translate_errors
+
+VARIABLE = "GTDL_SWEEP"
+"""Environment variable of a sweep's jobs, in any process: PARENT/SWEEP_ID."""
+
+FINISHED, FAILED, UNAVAILABLE, RUNNING = "finished", "failed", "unavailable", "running"
+"""States of a cell."""
+
+COLUMNS = (tags.FRAMEWORK, tags.DATASET, tags.MODEL, tags.TRAINING, tags.DEVICE, tags.SEED, tags.BUDGET, tags.TUNING)
+"""Tags that are columns of ``summary.csv``."""
+
+NOT_DECISIVE = ("sweep.", "tracking.", "limits.", "hydra.", "hydra/", "+hydra.", "tracking=")
+"""Prefixes of overrides that cannot change a result."""
+
+
+def position(number: int) -> SweepPosition | None:
+    """Return the position of this process's job in its sweep; None outside a sweep."""
+    parent, _, key = os.environ.get(VARIABLE, "").rpartition("/")
+    return SweepPosition(parent, key, number) if parent else None
+
+
+def sweep_id(overrides: Iterable[str]) -> str:
+    """Return the hash of the overrides (their order is ignored), the worker's code and the host."""
+    decisive = sorted(override for override in overrides if not override.startswith(NOT_DECISIVE))
+    return hashlib.sha256(json.dumps([decisive, worker_code_version(), host.fingerprint()]).encode()).hexdigest()[:16]
+
+
+# Resuming a sweep: which cells are finished.
+
+
+def find_completed(config: Config, position: SweepPosition) -> Run | None:
+    """Return the run that completed this cell in an earlier start of the sweep, now a child of today's parent.
+
+    None if the cell has to run, or if the tracker, the data or the environment cannot tell.
+    """
+    try:
+        candidates = previous_attempts(config, position)
+        if not candidates:
+            return None
+        check(config)
+        data = datasets.prepare(config.dataset)
+        ours = identity(config, environments.ensure(config.framework, config.hardware.device), data)
+        completed = next((run for run in candidates if ours.matches(run.data.tags)), None)
+        if completed is not None:
+            reparent(config, position, completed)
+        return completed
+    except (ConfigError, environments.EnvironmentFailed, datasets.DatasetError, TrackingFailed):
+        return None  # the run itself fails in the same way and records the reason
+
+
+def previous_attempts(config: Config, position: SweepPosition) -> list[Run]:
+    """Return runs of the same sweep and configuration that ``sweep.rerun`` does not repeat, finished ones first.
+
+    Raises:
+        TrackingFailed: the tracker cannot be searched.
+    """
+    if config.sweep.rerun is Rerun.all or not (experiment := os.environ.get("MLFLOW_EXPERIMENT_ID")):
+        return []
+    with translate_errors(config.tracking.uri), http_timeouts(retries=2, timeout_s=10):
+        condition = f"tags.`{tags.SWEEP_ID}` = '{position.sweep_id}' and tags.`{tags.CONFIG_HASH}` = '{config.hash()}'"
+        attempts = search_runs(connect(config.tracking.uri), experiment, condition)
+        kept = [run for run in attempts if _is_kept(run, config.sweep.rerun)]
+    return sorted(kept, key=lambda run: (run.info.status != "FINISHED", -run.info.start_time))
+
+
+def reparent(config: Config, position: SweepPosition, run: Run) -> None:
+    """Make a run of an earlier start of this sweep a child of today's parent.
+
+    Raises:
+        TrackingFailed: the tracker refuses.
+    """
+    if run.data.tags.get(MLFLOW_PARENT_RUN_ID) != position.parent:
+        with translate_errors(config.tracking.uri), http_timeouts(retries=2, timeout_s=10):
+            connect(config.tracking.uri).set_tag(run.info.run_id, MLFLOW_PARENT_RUN_ID, position.parent)
+
+
+def _is_kept(run: Run, rerun: Rerun) -> bool:
+    state = _state(run)
+    return state in (FINISHED, RUNNING) or (rerun is Rerun.none and state == FAILED)
+
+
+def _state(run: Run) -> str:
+    if run.info.status == "RUNNING":
+        return RUNNING
+    if run.info.status == "FINISHED":
+        return FINISHED
+    return UNAVAILABLE if tags.UNAVAILABLE in run.data.tags else FAILED
+
+
+# Earlier starts, and the dead runs that they left.
+
+
+def previous_sweeps(client: MlflowClient, experiment_id: str, key: str) -> list[Run]:
+    """Return the parent runs of earlier starts of a sweep, the newest first."""
+    found = search_runs(client, experiment_id, f"tags.`{tags.SWEEP_ID}` = '{key}' and tags.`{tags.SWEEP}` LIKE '%'")
+    return sorted(found, key=lambda run: -run.info.start_time)
+
+
+def close_dead_runs(client: MlflowClient, experiment_id: str, key: str, timeout_s: float) -> int:
+    """End runs as KILLED that are RUNNING in MLflow though their process no longer exists; return their number.
+
+    A process on another host cannot be checked. Its run counts as dead if it belongs to this sweep and is older than
+    ``timeout_s`` seconds.
+    """
+    closed = 0
+    for run in search_runs(client, experiment_id, "attributes.status = 'RUNNING'"):
+        if tags.PROCESS not in run.data.tags:
+            continue  # not created by this project, or not completely yet
+        alive = is_alive(run.data.tags[tags.PROCESS])
+        same_sweep = run.data.tags.get(tags.SWEEP_ID) == key
+        if alive is False or (alive is None and same_sweep and is_older(run, timeout_s)):
+            close_run(client, run, PROCESS_GONE)
+            closed += 1
+    return closed
+
+
+def is_older(run: Run, seconds: float) -> bool:
+    """Return whether a run was started more than ``seconds`` ago."""
+    return bool(time.time() - run.info.start_time / 1000 > seconds)
+
+
+# The end of a sweep.
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of a sweep, as its finished or last attempt left it."""
+
+    state: str
+    run: Run
+
+    @property
+    def label(self) -> str:
+        budget = self.run.data.tags.get(tags.BUDGET, "1")
+        return f"{self.run.info.run_name}" + ("" if budget == "1" else f" (budget {budget})")
+
+    @property
+    def reason(self) -> str:
+        """Why it did not finish; empty if it did."""
+        return self.run.data.tags.get(tags.FAILURE) or self.run.data.tags.get(tags.UNAVAILABLE) or ""
+
+
+def cells(children: Iterable[Run]) -> list[Cell]:
+    """Return the cells that these runs are attempts of, in the order of the sweep."""
+    attempts: dict[str, list[Run]] = defaultdict(list)
+    for run in children:
+        attempts[run.data.tags.get(tags.CONFIG_HASH, run.info.run_id)].append(run)
+    found = []
+    for runs in attempts.values():
+        best = max(runs, key=lambda run: (run.info.status == "FINISHED", run.info.start_time))
+        found.append(Cell(_state(best), best))
+    return sorted(found, key=lambda cell: int(cell.run.data.tags.get(tags.SWEEP_POSITION, 0)))
+
+
+@dataclass(frozen=True)
+class SweepSummary:
+    """How a sweep ended."""
+
+    cells: list[Cell]
+    expected: int | None
+    """Number of cells of the sweep, if it is known beforehand."""
+    seconds: float
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of cells by state; ``missing`` are those that were not started."""
+        states = Counter(cell.state for cell in self.cells)
+        counts = {state: states[state] for state in (FINISHED, FAILED, UNAVAILABLE)}
+        if states[RUNNING]:
+            counts[RUNNING] = states[RUNNING]
+        if self.expected is not None and self.expected > len(self.cells):
+            counts["missing"] = self.expected - len(self.cells)
+        return counts
+
+    @property
+    def failures(self) -> int:
+        """Number of cells that did not finish although they can run on this machine."""
+        return sum(count for state, count in self.counts.items() if state not in (FINISHED, UNAVAILABLE))
+
+    def text(self) -> str:
+        """Return the counts, and a line with the reason for each cell that did not finish."""
+        counts = ", ".join(f"{count} {state}" for state, count in self.counts.items() if count or state == FINISHED)
+        total = self.expected if self.expected is not None else len(self.cells)
+        lines = [f"sweep: {counts} of {total} {'cell' if total == 1 else 'cells'}, in {self.seconds:,.0f} s"]
+        unfinished = [cell for cell in self.cells if cell.state != FINISHED]
+        width = max((len(cell.label) for cell in unfinished), default=0)
+        for cell in unfinished:
+            reason = cell.reason.splitlines()[0] if cell.reason else ""
+            lines.append(f"  {cell.state.ljust(11)}  {cell.label.ljust(width)}  {reason}".rstrip())
+        return "\n".join(lines)
+
+    def write(self, path: Path) -> None:
+        """Write a CSV file with one line per cell."""
+        rows = []
+        for cell in self.cells:
+            run_tags, metrics = cell.run.data.tags, cell.run.data.metrics
+            row: list[Any] = [run_tags.get(tags.SWEEP_POSITION, ""), cell.state]
+            row += [run_tags.get(tag, "") for tag in COLUMNS] + [metrics.get(name, "") for name in HEADLINE]
+            rows.append([*row, cell.reason, cell.run.info.run_id])
+        header = ["position", "state", *(tag.removeprefix("gtdl.") for tag in COLUMNS), *HEADLINE, "reason", "run_id"]
+        write_csv(path, header, rows)

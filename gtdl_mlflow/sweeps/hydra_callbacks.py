@@ -1,0 +1,278 @@
+"""Hydra callbacks of this project; ``conf/config.yaml`` names these classes."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import math
+import os
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.experimental.callback import Callback
+from omegaconf import open_dict, read_write
+
+from ..config import ConfigError, Rerun, SweepOrder, Unavailable, compose, to_checked_config
+from ..console import info
+
+if TYPE_CHECKING:
+    from .cells import SweepSummary
+    from .studies import StudyResult
+
+# MLflow takes two seconds to import, which a mistake on the command line must not wait for: SweepParent imports what
+# needs it inside its methods.
+
+
+class CheckConfig(Callback):
+    """Checks the command line before a folder, an environment or an MLflow run is created.
+
+    In a sweep every value is checked once, together with the first values of the others. An impossible combination of
+    valid values is a FAILED run of its own, and the sweep goes on.
+    """
+
+    def on_run_start(self, config: Any, **_: Any) -> None:
+        try:
+            job = copy.deepcopy(config)  # Hydra itself gives a job such a copy
+            with open_dict(job):
+                del job["hydra"]
+            to_checked_config(job)
+        except ConfigError as error:
+            exit_with(error)
+
+    def on_multirun_start(self, config: Any, **_: Any) -> None:
+        try:
+            check_launcher(config.hydra)
+            for overrides in check_lines(requested_overrides(config.hydra)):
+                with suppress(Unavailable):  # its run records the reason, and the sweep goes on
+                    compose(overrides)
+        except ConfigError as error:
+            exit_with(error)
+
+
+def check_launcher(hydra: Any) -> None:
+    """Raise ConfigError if the launcher's plugin is not installed; ``conf/hydra/launcher`` names it in any case."""
+    module = hydra.launcher._target_.rpartition(".")[0]
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        choice = hydra.runtime.choices["hydra/launcher"]
+        extra = choice.partition("_")[0]
+        raise ConfigError(
+            f"hydra/launcher={choice}: {module} is not installed ({error}); pip install 'gtdl-mlflow[{extra}]'"
+        ) from error
+
+
+def requested_overrides(hydra: Any) -> list[str]:
+    """Return the overrides of a sweep: those typed, and those of ``hydra.sweeper.params`` that were not typed."""
+    typed = list(hydra.overrides.task)
+    keys = {override.partition("=")[0] for override in typed}
+    params = hydra.sweeper.get("params") or {}
+    return [*(f"{key}={value}" for key, value in params.items() if key not in keys), *typed]
+
+
+def check_lines(overrides: list[str]) -> list[list[str]]:
+    """Return command lines that together hold every value of every override, each beside the others' first values.
+
+    Overrides whose values only a sweeper knows (``interval(0, 1)``) are left out.
+    """
+    values: list[list[str]] = []
+    for item in _parse(overrides):
+        if not item.is_sweep_override():
+            values.append([str(item.input_line)])
+        elif item.is_discrete_sweep():
+            values.append([f"{item.key_or_group}={value}" for value in item.sweep_string_iterator()])
+    first = [options[0] for options in values]
+    lines = [first]
+    for index, options in enumerate(values):
+        lines += [[*first[:index], option, *first[index + 1 :]] for option in options[1:]]
+    return lines
+
+
+def _parse(overrides: list[str]) -> list[Override]:
+    hydra = GlobalHydra.instance().hydra
+    parser = OverridesParser.create(config_loader=hydra.config_loader if hydra else None)
+    return list(parser.parse_overrides(overrides))
+
+
+def exit_with(error: Exception | str, status: int = 2) -> NoReturn:
+    """Print the error and exit. Hydra turns every exception of a callback but SystemExit into a warning."""
+    print(f"gtdl_mlflow: {error}", file=sys.stderr)
+    sys.exit(status)
+
+
+class SweepParent(Callback):
+    """Opens the parent run of a sweep before the first job and closes it after the last.
+
+    Under ``mlflow run`` the project's run is the parent. Otherwise the same command resumes the parent that it had.
+    Jobs receive the parent in an environment variable that Hydra sets for each of them, in any launcher's process.
+    MLFLOW_RUN_ID cannot be that variable: launchers' processes inherit it, and all jobs would write into one run.
+    """
+
+    open: SweepParent | None = None
+    """The open parent, so that Ctrl-C can close it: Hydra calls no callback then."""
+
+    failures: int | None = None
+    """Failed cells of the last sweep; None if there was no sweep."""
+
+    def on_multirun_start(self, config: Any, **_: Any) -> None:
+        from .. import tags
+        from ..tracking import outbox
+        from ..tracking.store import TrackerUnreachable, TrackingFailed, http_timeouts, translate_errors
+        from . import cells
+
+        self._started = time.monotonic()
+        self._before_s = 0.0
+        self._uri = config.tracking.uri
+        self._folder = Path(config.hydra.sweep.dir).absolute()
+        self._folder.mkdir(parents=True, exist_ok=True)
+        overrides = order_overrides(requested_overrides(config.hydra), config.sweep.order)
+        self._cells = count_cells(overrides)
+        self._study = config.sweep.study
+        self._sweep_id = cells.sweep_id(overrides)
+        self._record = outbox.new_record(self._uri, self._folder, "sweep", config.tracking.experiment)
+        self._record.tags = {
+            tags.SWEEP: " ".join(overrides),
+            tags.SWEEP_ID: self._sweep_id,
+            tags.SWEEP_ORDER: config.sweep.order.value,
+        }
+        try:
+            with http_timeouts(retries=2, timeout_s=10):
+                if config.sweep.rerun is not Rerun.all and not self._record.run_id:
+                    with translate_errors(self._uri):
+                        self._resume_parent(config.limits.run_timeout_s)
+                outbox.deliver(self._record, self._uri)
+                with translate_errors(self._uri):
+                    self._close_dead_runs(config.limits.run_timeout_s)
+        except TrackerUnreachable as error:
+            info(f"{error}; the sweep goes on and is delivered later")
+            outbox.save(self._record)
+        except TrackingFailed as error:
+            exit_with(f"{error}; nothing was run", status=1)
+        os.environ.pop("MLFLOW_RUN_ID", None)
+        variables = {cells.VARIABLE: f"{self._record.reference}/{self._sweep_id}"}
+        if self._record.experiment_id:
+            variables["MLFLOW_EXPERIMENT_ID"] = self._record.experiment_id
+        with read_write(config), open_dict(config):
+            # One list, in the order of the sweep; Hydra itself puts params first.
+            config.hydra.overrides.task = overrides
+            if "params" in config.hydra.sweeper:
+                config.hydra.sweeper.params = None
+            config.hydra.overrides.hydra += [
+                f"+hydra.job.env_set.{name}='{value}'" for name, value in variables.items()
+            ]
+        SweepParent.open = self
+
+    def _resume_parent(self, timeout_s: float) -> None:
+        """Resume the parent of an earlier start of this sweep, if there is one."""
+        from .. import tags
+        from ..tracking.processes import is_alive
+        from ..tracking.store import connect
+        from . import cells
+
+        client = connect(self._uri)
+        experiment = client.get_experiment_by_name(self._record.experiment)
+        if experiment is None:
+            return
+        for run in cells.previous_sweeps(client, experiment.experiment_id, self._sweep_id):
+            process = run.data.tags.get(tags.PROCESS, "")
+            alive = is_alive(process)
+            if run.info.status == "RUNNING" and alive:
+                exit_with(
+                    f"process {process.split(' ')[1]} is running this sweep (MLflow run {run.info.run_id}): "
+                    "wait for it, or start a second one with sweep.rerun=all"
+                )
+            if run.info.status == "RUNNING" and alive is None and not cells.is_older(run, timeout_s):
+                info(f"this sweep may be running on another host (MLflow run {run.info.run_id}); a new one starts here")
+                continue
+            self._record.run_id, self._record.experiment_id = run.info.run_id, experiment.experiment_id
+            self._record.tags |= {tags.RECORD: self._record.key, tags.PROCESS: self._record.process}
+            self._before_s = run.data.metrics.get("sweep/time_s", 0.0)
+            client.update_run(run.info.run_id, "RUNNING")
+            return
+
+    def _close_dead_runs(self, timeout_s: float) -> None:
+        from ..tracking.store import connect
+        from . import cells
+
+        closed = cells.close_dead_runs(connect(self._uri), self._record.experiment_id, self._sweep_id, timeout_s)
+        if closed:
+            info(f"closed {closed} dead {'run' if closed == 1 else 'runs'} as KILLED: the process no longer exists")
+
+    def on_multirun_end(self, config: Any, **_: Any) -> None:
+        self.close()
+
+    def close(self, status: str | None = None) -> None:
+        """Close the parent run and print a summary.
+
+        Without ``status``, it is FAILED if any cell failed. A cell that cannot run on this machine has not failed.
+        """
+        from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
+        from ..tracking import outbox
+        from ..tracking.store import TrackingFailed, connect, http_timeouts, search_runs, translate_errors
+        from . import cells
+
+        SweepParent.open = None
+        record = self._record
+        try:
+            with http_timeouts(retries=4, timeout_s=30):
+                outbox.deliver(record, self._uri)
+                outbox.discard(record)
+                undelivered = [each for each in outbox.replay(self._uri) if each.failure]
+                with translate_errors(self._uri):
+                    condition = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{record.run_id}'"
+                    children = search_runs(connect(self._uri), record.experiment_id, condition)
+                    seconds = time.monotonic() - self._started
+                    summary = cells.SweepSummary(cells.cells(children), self._cells, seconds)
+                summary.write(self._folder / "summary.csv")
+                result = self._conclude_study(summary)
+                record.artifacts += ["summary.csv", *result.artifacts]
+                now_ms = round(time.time() * 1000)
+                metrics: dict[str, float] = {f"sweep/{name}": value for name, value in summary.counts.items()}
+                metrics |= {"sweep/time_s": self._before_s + summary.seconds, **result.metrics}
+                record.metrics = [(name, value, now_ms, 0) for name, value in metrics.items()]
+                record.finish(status or ("FAILED" if summary.failures else "FINISHED"))
+                outbox.deliver(record, self._uri)
+            print("\n".join(filter(None, [summary.text(), result.text])))
+            SweepParent.failures = summary.failures
+            for each in undelivered:
+                info(f"{each.failure}; {each.record.name} is saved, `gtdl track replay` delivers it")
+        except TrackingFailed as error:
+            SweepParent.failures = 1
+            if record.status == "RUNNING":
+                record.finish(status or "FAILED")
+            outbox.save(record)
+            info(f"{error}; all results are saved, `gtdl track replay` delivers them")
+
+    def _conclude_study(self, summary: SweepSummary) -> StudyResult:
+        """Return the result of the sweep's study. If it fails, the sweep's results stay."""
+        from . import studies
+
+        if self._study is None:
+            return studies.StudyResult("")
+        try:
+            result = studies.conclude(self._study, (cell.run for cell in summary.cells), self._folder)
+        except Exception as error:  # a renderer in another language may raise anything
+            return studies.StudyResult(f"the study {self._study.value} could not be concluded: {error}")
+        return result or studies.StudyResult(f"too few runs finished for the study {self._study.value}")
+
+
+def order_overrides(overrides: list[str], order: SweepOrder) -> list[str]:
+    """Return the overrides of a sweep in the order in which a sweeper expands them: the last changes fastest."""
+    first, last = ("seed", "framework") if order is SweepOrder.interleaved else ("framework", "seed")
+    rank = {first: -1, last: 1}
+    return sorted(overrides, key=lambda override: rank.get(override.partition("=")[0], 0))
+
+
+def count_cells(overrides: list[str]) -> int | None:
+    """Return how many runs a sweep has; None if only its sweeper knows."""
+    parsed = _parse(overrides)
+    if any(item.is_sweep_override() and not item.is_discrete_sweep() for item in parsed):
+        return None
+    return math.prod(len(list(item.sweep_string_iterator())) for item in parsed if item.is_sweep_override())

@@ -1,0 +1,52 @@
+"""Every MLflow tag that this project sets, once: its name and what it holds. ``docs/metrics.md`` is generated from it."""
+
+from __future__ import annotations
+
+TAGS: dict[str, str] = {}
+"""Tag name to description, in the order of the documentation."""
+
+
+def _tag(name: str, description: str) -> str:
+    full_name = f"gtdl.{name}"
+    TAGS[full_name] = description
+    return full_name
+
+
+FRAMEWORK = _tag("framework", "Framework, as in `framework=`.")
+FRAMEWORK_VERSION = _tag("framework_version", "Version that the framework itself reports.")
+DATASET = _tag("dataset", "Data set, as in `dataset=`.")
+MODEL = _tag("model", "Network, as in `model=`.")
+TRAINING = _tag("training", "Hyper-parameters, as in `training=`.")
+HARDWARE = _tag("hardware", "Hardware choice, as in `hardware=`.")
+DEVICE = _tag("device", "Device that the framework reports: `cpu` or `gpu`.")
+SEED = _tag("seed", "Seed of the initial weights, the batch order, the augmentation and dropout.")
+BUDGET = _tag("budget", "Share of the training's iterations.")
+TUNING = _tag("tuning", "`plain` or `best`, as in `tuning=`.")
+SIDE_BY_SIDE = _tag("side_by_side", "`true` if other runs were allowed on other cores at the same time.")
+LABELS = _tag("labels", "Kind of labels, for data sets that have several.")
+IMAGE_SIZE = _tag("image_size", "Side of the resized images, for data sets that are resized.")
+TRAIN_LIMIT = _tag("train_limit", "Largest number of training images, if limited.")
+TEST_LIMIT = _tag("test_limit", "Largest number of test images, if limited.")
+CONFIG_HASH = _tag("config_hash", "Hash of everything in the configuration that can change a result.")
+CELL = _tag("cell", "The same hash without the seed: runs of one cell are repeats.")
+ENVIRONMENT = _tag("environment", "Hash of what the framework's environment was installed from.")
+DATA_DIGEST = _tag("data_digest", "SHA-256 of the prepared arrays and the settings of their preparation.")
+MACHINE = _tag("machine", "Processor, cores, memory and GPUs, with a hash.")
+VERSION = _tag("version", "Version of gtdl_mlflow.")
+CODE = _tag("code", "Version of gtdl_mlflow with a hash of the worker's code.")
+WEIGHTS_SHA256 = _tag("weights_sha256", "SHA-256 of the trained weights: equal for runs that are identical bit by bit.")
+QUALITY = _tag("quality", "`ok`, or the rule of the quality gate that the run failed.")
+INTERFERENCE = _tag("interference", "`ok`, or what disturbed the run.")
+RESUMED = _tag("resumed", "The iteration and the run from which a killed training was resumed.")
+CHECK = _tag("check", "`ok`, or the rules of `gtdl check` that the run or its cell breaks.")
+FAILURE = _tag("failure", "Why the run did not finish.")
+UNAVAILABLE = _tag("unavailable", "Why the run cannot run on this machine.")
+SWEEP = _tag("sweep", "Overrides of a sweep, on its parent run.")
+SWEEP_ID = _tag("sweep_id", "Hash of a sweep's overrides, the worker's code and the machine.")
+SWEEP_POSITION = _tag("sweep_position", "Position of a run in its sweep, from 0.")
+SWEEP_ORDER = _tag("sweep_order", "Order of a sweep's runs, as in `sweep.order=`.")
+RECORD = _tag("record", "Key of the local record that the run was delivered from.")
+PROCESS = _tag("process", "Host, PID and start time of the process that makes the run.")
+
+DATASET_VARIANTS = (LABELS, IMAGE_SIZE, TRAIN_LIMIT, TEST_LIMIT)
+"""Tags of the settings that make other data of one data set: accuracies on different variants are not comparable."""

@@ -1,0 +1,1 @@
+"""One run in MLflow: what is recorded, how it is delivered, and how an interrupted run is resumed."""

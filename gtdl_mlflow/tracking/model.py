@@ -1,0 +1,71 @@
+"""The trained model as an MLflow model."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import yaml
+from mlflow import pyfunc
+from mlflow.models import Model, ModelSignature
+from mlflow.types import Schema, TensorSpec
+
+from ..config import Config
+from ..environments import Environment
+
+
+def save_model(path: Path, data: Path, config: Config, environment: Environment, numpy_version: str) -> None:
+    """Write an MLflow model whose environment is the framework's own, though this process lacks the framework.
+
+    It takes uint8 images (N, height, width, channels) and gives class probabilities, float32 (N, classes). ``data`` is
+    what the worker saved. Written with MLflow's parts and not its ``save_model``, which would note this process's
+    Python as the model's and take half a second to warn that the model's requirements are not met here.
+    """
+    here = Path(__file__).parents[1]
+    shutil.copytree(data, path / "data")
+    # The worker's half of the package is all that the model needs.
+    package = path / "code" / "gtdl_mlflow"
+    shutil.copytree(here / "worker", package / "worker", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("__init__.py", "metrics.py"):
+        shutil.copy(here / name, package)
+
+    # A local version (+cpu) is known to this machine only.
+    pinned = environment.requirements or [f"numpy=={numpy_version}"]
+    requirements = [f"mlflow=={mlflow.__version__}", *(re.sub(r"\+[\w.]+", "", pin) for pin in pinned)]
+    (path / "requirements.txt").write_text("\n".join(requirements) + "\n")
+    python_env = {
+        "python": environment.python_version,
+        "build_dependencies": ["pip", "setuptools", "wheel"],
+        "dependencies": ["-r requirements.txt"],
+    }
+    write_yaml(path / "python_env.yaml", python_env)
+    conda_env = {
+        "name": "mlflow-env",
+        "channels": ["conda-forge"],
+        "dependencies": [f"python={environment.python_version}", "pip", {"pip": requirements}],
+    }
+    write_yaml(path / "conda.yaml", conda_env)
+
+    images = TensorSpec(np.dtype(np.uint8), (-1, *config.dataset.image_shape))
+    probabilities = TensorSpec(np.dtype(np.float32), (-1, config.dataset.classes))
+    model = Model(signature=ModelSignature(Schema([images]), Schema([probabilities])))
+    pyfunc.add_to_model(
+        model,
+        loader_module="gtdl_mlflow.worker.saved_model",
+        data="data",
+        code="code",
+        conda_env="conda.yaml",
+        python_env="python_env.yaml",
+    )
+    model.flavors[pyfunc.FLAVOR_NAME][pyfunc.PY_VERSION] = environment.python_version
+    model.save(path / "MLmodel")
+
+
+def write_yaml(path: Path, values: dict[str, Any]) -> None:
+    """By libyaml, where PyYAML has it: in pure Python a run's settings take longer than MLflow needs to open it."""
+    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+    path.write_text(yaml.dump(values, Dumper=dumper, sort_keys=False))

@@ -1,0 +1,325 @@
+"""The recorder of one run: what was requested, what happened, how it ended.
+
+It sends nothing to the tracker while a worker's clock runs.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from mlflow.entities import Metric
+from mlflow.types import Schema, TensorSpec
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
+
+from .. import __version__, tags
+from ..config import Config, Unavailable
+from ..console import info
+from ..datasets import PreparedDataset
+from ..environments import Environment
+from ..hardware import host, interference, peak, roofline
+from ..redaction import redact
+from ..worker.events import ConfusionMatrix, Event, Finished, Metadata, Metrics
+from . import mlperf_log, outbox
+from .artifacts import ARTIFACTS, CONFIG, ENVIRONMENT, MLPERF_LOG, ArtifactWriter, report_failure
+from .identity import InterruptedRun, tracker_hash, worker_code_version
+from .model import save_model, write_yaml
+from .monitor import Monitor
+from .processes import PROCESS_GONE
+from .quality import quality
+from .store import TrackerUnreachable, TrackingFailed, close_run, connect, http_timeouts, translate_errors
+
+REASON_LIMIT = 5000
+"""Characters of a failure's reason: MLflow limits the length of a tag."""
+
+
+@dataclass(frozen=True)
+class SweepPosition:
+    """A run's position in a sweep."""
+
+    parent: str
+    """The sweep's run, as in ``outbox.Record.reference``."""
+    sweep_id: str
+    number: int
+
+    @property
+    def tags(self) -> dict[str, str]:
+        return {tags.SWEEP_ID: self.sweep_id, tags.SWEEP_POSITION: str(self.number)}
+
+
+class Recorder:
+    """Records one run: entered RUNNING; left FINISHED, FAILED with the reason, or KILLED.
+
+    A run that cannot run on this machine is FAILED too, with the tag ``gtdl.unavailable``. An unreachable tracker stops
+    nothing: ``undelivered`` holds the reason, and the outbox holds what is missing.
+    """
+
+    def __init__(
+        self, config: Config, folder: Path, position: SweepPosition | None = None, waited_s: float = 0.0
+    ) -> None:
+        self._config, self._folder, self._position, self._waited_s = config, folder, position, waited_s
+        self._metrics: list[Metric] = []
+        self._metadata: dict[str, Any] = {}
+        self._confusion: list[list[int]] = []
+        self._monitor = Monitor(config.hardware.device, config.tracking.system_metrics_interval_s)
+        self._artifacts = ArtifactWriter(folder, config)
+        self._peak: peak.Peak | None = None
+        self._environment: Environment | None = None
+        self._data: PreparedDataset | None = None
+        self._resumed: InterruptedRun | None = None
+        self._started = time.monotonic()
+        self.undelivered = ""
+        """Why MLflow does not have the whole run; empty if it does."""
+
+    def __enter__(self) -> Recorder:
+        """Create the run. Raises TrackingFailed if the tracker refuses it; nothing must run then."""
+        config, position = self._config, self._position
+        self.record = outbox.new_record(
+            config.tracking.uri, self._folder, _run_name(config), config.tracking.experiment,
+            position.parent if position else "",
+        )  # fmt: skip
+        self.record.tags = _run_tags(config) | (position.tags if position else {})
+        self._folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._deliver(retries=2, timeout_s=10)
+        except TrackingFailed as error:
+            raise TrackingFailed(f"{error}; nothing was run") from error
+        if self.undelivered:
+            info(f"{self.undelivered}; the run goes on and is delivered later")
+        self.record.params = {key: str(value) for key, value in _params(config).items()}  # sent with the inputs
+        plain = config.plain()
+        plain["tracking"]["uri"] = redact(config.tracking.uri)
+        write_yaml(self._folder / CONFIG, plain)
+        return self
+
+    def record_inputs(self, environment: Environment, data: PreparedDataset, found: peak.Peak | None = None) -> None:
+        """Record the environment, the data set and the machine's peak."""
+        self._environment, self._data, self._peak = environment, data, found
+        (self._folder / ENVIRONMENT).write_text("\n".join(environment.packages) + "\n")
+        self.record.tags |= {tags.DATA_DIGEST: data.digest, tags.ENVIRONMENT: environment.key}
+        self.record.inputs = [_dataset_input(self._config, data)]
+        if not self.undelivered:
+            self._deliver(retries=2, timeout_s=10)
+
+    def start_monitoring(self, pid: int) -> None:
+        """Monitor the worker with this process ID from now on."""
+        self._monitor.start(pid)
+        if driver := self._monitor.gpu_driver:
+            self._metadata["gpu_driver"] = driver
+
+    def resume_from(self, interrupted: InterruptedRun) -> None:
+        """Record that this run resumes another one, and close that one in MLflow."""
+        self._resumed = interrupted
+        uri = self._config.tracking.uri
+        if interrupted.tracker != tracker_hash(uri) or interrupted.run.startswith(outbox.UNDELIVERED):
+            return
+        # The other run may have been deleted.
+        with suppress(TrackingFailed), translate_errors(uri), http_timeouts(retries=2, timeout_s=10):
+            client = connect(uri)
+            run = client.get_run(interrupted.run)
+            if run.info.status == "RUNNING":
+                reason = f"{PROCESS_GONE}; run {self.record.reference} resumes it from its last checkpoint"
+                close_run(client, run, reason)
+
+    def add(self, event: Event) -> None:
+        """Store an event. Nothing is sent: a worker's clock may be running."""
+        if isinstance(event, Metrics):
+            self._add_metrics(event.values, round(event.time * 1000), event.step)
+        elif isinstance(event, Metadata):
+            self._metadata |= event.values
+        elif isinstance(event, ConfusionMatrix):
+            self._confusion = event.counts
+        elif isinstance(event, Finished):
+            self._add_metrics(self._monitor.interference(event.cpu_s))
+            self._add_metrics(self._peak_shares())
+            # The renderer releases Python's lock: it draws while the worker ends and MLflow receives the rest.
+            self._artifacts.draw_run(self._metrics, self._confusion, self._peak)
+
+    def _add_metrics(self, values: dict[str, float], time_ms: int | None = None, step: int = 0) -> None:
+        at = time_ms or round(time.time() * 1000)
+        self._metrics += [Metric(key, value, at, step) for key, value in values.items()]
+
+    def _peak_shares(self) -> dict[str, float]:
+        """Return the roofline's metrics. A run above the machine's peak makes the peak doubtful."""
+        shares = roofline.peak_shares(self.results, self._config.network, self._config.training, self._peak)
+        highest = max((value for key, value in shares.items() if key.endswith("/peak_share_percent")), default=0.0)
+        if self._peak is not None and highest > 100:
+            with report_failure("the machine's peak could not be marked as doubtful"):
+                doubtful = peak.mark_doubtful(self._peak)
+                info(f"{highest:.0f} % of the machine's peak: it was measured while the machine was slow, or the "
+                     f"framework skips products with padding, which are counted: {doubtful.text}")  # fmt: skip
+        return shares
+
+    @property
+    def results(self) -> dict[str, float]:
+        """The last value of every metric so far."""
+        return {metric.key: metric.value for metric in self._metrics}
+
+    @property
+    def view_hint(self) -> str:
+        """The command or the address that shows the run."""
+        uri = redact(self._config.tracking.uri)
+        if uri.startswith("http"):
+            return f"{uri.rstrip('/')}/#/experiments/{self.record.experiment_id}/runs/{self.record.run_id}"
+        return f"mlflow ui --backend-store-uri {uri}"
+
+    def log_model(self, folder: Path) -> None:
+        """Log the worker's saved model as a pyfunc model that loads in the framework's environment."""
+        assert self._environment is not None
+        staged = f"{outbox.STAGING}/model"
+        save_model(self._folder / staged, folder, self._config, self._environment, str(self._metadata["numpy"]))
+        self.record.artifacts.append(staged)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._metrics += self._monitor.stop()
+        self._add_metadata_tags()
+        now_ms = round(time.time() * 1000)
+        status = "FINISHED"
+        if kind is None:
+            self._add_metrics(
+                {"wall_time_s": time.monotonic() - self._started, "device_wait_s": self._waited_s}, now_ms
+            )
+            self.record.tags |= {
+                tags.QUALITY: quality(self._metrics, self._config.dataset.classes),
+                tags.INTERFERENCE: "; ".join(interference.warnings(self.results)) or "ok",
+                MLFLOW_RUN_NOTE: _note(self._config, self.results),
+            }
+        else:
+            status = "FAILED" if issubclass(kind, Exception) else "KILLED"
+            reason = str(error) if issubclass(kind, Exception) else "stopped by the user"
+            tag, word = (tags.UNAVAILABLE, "unavailable") if issubclass(kind, Unavailable) else (tags.FAILURE, status)
+            self.record.tags |= {tag: reason[:REASON_LIMIT], MLFLOW_RUN_NOTE: f"{word}: {reason}"[:REASON_LIMIT]}
+        mlperf_log.write(
+            self._folder / MLPERF_LOG, self._config, self._metrics, self._metadata, now_ms, success=kind is None
+        )
+        self.record.params |= {f"worker.{key}": str(value) for key, value in self._metadata.items()}
+        self.record.metrics += [(metric.key, metric.value, metric.timestamp, metric.step) for metric in self._metrics]
+        self._finish(status, now_ms)
+
+    def _add_metadata_tags(self) -> None:
+        for tag, key in ((tags.FRAMEWORK_VERSION, "framework_version"), (tags.DEVICE, "device"),
+                         (tags.WEIGHTS_SHA256, "weights_sha256")):  # fmt: skip
+            if key in self._metadata:
+                self.record.tags[tag] = str(self._metadata[key])
+        if self._resumed is not None and "resumed_from_iteration" in self._metadata:
+            iteration = self._metadata["resumed_from_iteration"]
+            self.record.tags[tags.RESUMED] = f"after iteration {iteration} of run {self._resumed.run}"
+
+    def _finish(self, status: str, now_ms: int) -> None:
+        """Send the results, then the files, then the status."""
+        # A tracker that was unreachable at the start may be back; one that was reachable will soon be again.
+        retries, timeout_s = (2, 10) if self.undelivered else (4, 30)
+        self._deliver(retries, timeout_s, keep_refused=True)
+        if self._data is not None:
+            self._artifacts.draw_data(self._data)
+        self._artifacts.wait()
+        self.record.artifacts += ARTIFACTS
+        self.record.finish(status, now_ms)
+        if self.undelivered:
+            outbox.save(self.record)
+        else:
+            self._deliver(retries, timeout_s, keep_refused=True)
+        if self.undelivered:
+            info(f"{self.undelivered}; the whole run is saved in {self._folder}, `gtdl track replay` delivers it")
+
+    def _deliver(self, retries: int, timeout_s: int, keep_refused: bool = False) -> None:
+        """Deliver the record, and save what an unreachable tracker misses.
+
+        What a tracker refuses is saved if ``keep_refused``; otherwise TrackingFailed is raised.
+        """
+        try:
+            with http_timeouts(retries, timeout_s):
+                outbox.deliver(self.record, self._config.tracking.uri)
+        except TrackingFailed as error:
+            if not (keep_refused or isinstance(error, TrackerUnreachable)):
+                raise
+            self.undelivered = str(error)
+            outbox.save(self.record)
+            return
+        self.undelivered = ""
+        outbox.discard(self.record)
+        shutil.rmtree(self._folder / outbox.STAGING, ignore_errors=True)
+
+
+def _dataset_input(config: Config, data: PreparedDataset) -> dict[str, str]:
+    """Return the fields of MLflow's ``Dataset``."""
+    features = Schema([TensorSpec(np.dtype(np.uint8), (-1, *data.image_shape))])
+    return {
+        "name": config.dataset.name,
+        "digest": data.digest[:36],  # the width of MLflow's column; the tag holds all of it
+        "source_type": "http",
+        "source": json.dumps({"url": config.dataset.source}),
+        "schema": json.dumps({"mlflow_tensorspec": {"features": features.to_json()}}),
+        "profile": json.dumps({"train_images": data.train_images, "test_images": data.test_images}),
+    }
+
+
+def _run_name(config: Config) -> str:
+    return f"{config.framework.name} {config.model.name} on {config.dataset.name}, seed {config.seed}"
+
+
+def _run_tags(config: Config) -> dict[str, str]:
+    special = {tags.SIDE_BY_SIDE: "true"} if config.hardware.side_by_side else {}
+    for tag in tags.DATASET_VARIANTS:
+        if (value := getattr(config.dataset, tag.removeprefix("gtdl."))) is not None:
+            special[tag] = str(getattr(value, "value", value))
+    return special | {
+        tags.FRAMEWORK: config.framework.name,
+        tags.FRAMEWORK_VERSION: config.framework.version,
+        tags.DATASET: config.dataset.name,
+        tags.MODEL: config.model.name,
+        tags.TRAINING: config.training.name,
+        tags.DEVICE: config.hardware.device,
+        tags.HARDWARE: config.hardware.name,
+        tags.SEED: str(config.seed),
+        tags.BUDGET: f"{config.budget:g}",
+        tags.TUNING: config.tuning.value,
+        tags.CONFIG_HASH: config.hash(),
+        tags.CELL: config.cell(),
+        tags.MACHINE: host.fingerprint(),
+        tags.VERSION: __version__,
+        tags.CODE: worker_code_version(),
+    }
+
+
+def _params(config: Config) -> dict[str, Any]:
+    """Return the choices by the words that select them, and every hyper-parameter below them."""
+    plain = config.plain()
+    params: dict[str, Any] = {
+        group: plain[group]["name"] for group in ("framework", "dataset", "model", "training", "hardware")
+    }
+    params |= {key: plain[key] for key in ("seed", "budget", "tuning")}
+    params["framework.version"] = config.framework.version
+    params |= _flatten("framework.options", config.settings.options)
+    params |= _flatten("framework.environment", config.settings.environment)
+    params |= _flatten("training", {key: value for key, value in plain["training"].items() if key != "name"})
+    params |= _flatten("hardware", {**plain["hardware"], "threads": config.threads})
+    params |= _flatten("machine", host.describe())
+    return params
+
+
+def _flatten(prefix: str, values: dict[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            flat |= _flatten(f"{prefix}.{key}", value)
+        else:
+            flat[f"{prefix}.{key}"] = json.dumps(value) if isinstance(value, (list, dict)) else value
+    return flat
+
+
+def _note(config: Config, results: dict[str, float]) -> str:
+    share = "" if config.budget == 1 else f" A budget of {config.budget:g}: not the full training."
+    return (
+        f"**{results['accuracy_percent']:.2f} %** after {results['training_time_s']:.1f} s of training; "
+        f"tested in {results['testing_time_s']:.2f} s.{share}"
+    )

@@ -1,0 +1,85 @@
+"""Softmax regression in NumPy, in the driver's own interpreter: tests and a first look need no environment."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...initialization import Weights
+from ...inputs import Batch
+from ...job import Optimizer
+from ...layers import Dense
+from ..base import Adapter, Setup
+
+
+class Reference(Adapter):
+    """One dense layer and softmax cross-entropy, trained by plain SGD."""
+
+    def __init__(self, setup: Setup) -> None:
+        for node in setup.network.nodes:
+            if not isinstance(node.layer, Dense) or len(setup.network.nodes) > 1:
+                raise NotImplementedError(
+                    f"framework=reference is softmax regression, one dense layer; it cannot run layer {node.layer.name}"
+                )
+        training = setup.training
+        asked = (training.momentum, training.weight_decay, training.ema_decay)
+        if training.optimizer is not Optimizer.sgd or any(asked):
+            raise NotImplementedError(
+                "framework=reference trains by sgd without momentum, weight decay and averaging only"
+            )
+        self._name = setup.network.nodes[0].layer.name
+        self._weights = setup.weights[f"{self._name}/weights"].copy()
+        self._biases = setup.weights[f"{self._name}/biases"].copy()
+        self._bias_rate = training.bias_lr_multiplier
+
+    def train(self, batches: Iterable[Batch], rates: list[float]) -> np.ndarray:
+        losses = []
+        for rate, (images, labels) in zip(rates, batches, strict=False):
+            inputs = images.reshape(len(images), -1)
+            logits = self._logits(images)
+            logits -= logits.max(axis=1, keepdims=True)
+            rows = np.arange(len(labels))
+            exponents = np.exp(logits)
+            sums = exponents.sum(axis=1)
+            losses.append(np.mean(np.log(sums) - logits[rows, labels]))
+            gradient = exponents / sums[:, None]
+            gradient[rows, labels] -= 1
+            gradient /= len(labels)
+            self._weights -= np.float32(rate) * (inputs.T @ gradient)
+            self._biases -= np.float32(rate * self._bias_rate) * gradient.sum(axis=0)
+        return np.array(losses, np.float32)
+
+    def predict(self, batches: Iterable[np.ndarray]) -> np.ndarray:
+        return np.concatenate([self._logits(images) for images in batches])
+
+    def _logits(self, images: np.ndarray) -> np.ndarray:
+        logits: np.ndarray = images.reshape(len(images), -1) @ self._weights + self._biases
+        return logits
+
+    def weights(self) -> Weights:
+        return {f"{self._name}/weights": self._weights.copy(), f"{self._name}/biases": self._biases.copy()}
+
+    def save(self, folder: Path) -> None:
+        np.savez(folder / "weights.npz", weights=self._weights, biases=self._biases)
+
+    def load(self, folder: Path) -> None:
+        with np.load(folder / "weights.npz") as saved:
+            self._weights, self._biases = saved["weights"], saved["biases"]
+
+    def checkpoint(self, folder: Path) -> None:
+        self.save(folder)  # there is no more to it
+
+    def restore(self, folder: Path, step: int) -> None:
+        self.load(folder)
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "version": np.__version__,
+            "device": "cpu",
+            "precision": str(self._weights.dtype),
+            "python": platform.python_version(),
+        }
