@@ -7,38 +7,14 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
 import pytest
-from mlflow.entities import Run
-
-from gtdl_mlflow import config, environments
+from helpers.project import ROOT, Command
 
 # What a shell starts in the background ignores Ctrl-C, and so would all that the tests start and send one.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-
-ROOT = Path(__file__).parents[1]
-
-Command = Callable[..., "subprocess.CompletedProcess[str]"]
-
-
-def runs(uri: str) -> list[Run]:
-    """All of the experiment gtdl, the newest first."""
-    client = mlflow.MlflowClient(uri)
-    experiment = client.get_experiment_by_name("gtdl")
-    return [] if experiment is None else list(client.search_runs([experiment.experiment_id]))
-
-
-def need_torch() -> None:
-    """Have PyTorch at hand, or skip the test and say why not."""
-    try:
-        environments.ensure(config.compose([]).framework, "cpu")
-    except environments.EnvironmentFailed as error:
-        if os.environ.get("GTDL_REQUIRE_FRAMEWORKS"):
-            raise
-        pytest.skip(str(error))
 
 
 @pytest.fixture(autouse=True)

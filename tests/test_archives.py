@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_files import cifar10, compressed, lay_out, lzw_bomb, prepared_elsewhere, refuses, tar, zipped
+from helpers.data_files import cifar10, compressed, lay_out, lzw_bomb, prepared_elsewhere, refuses, tar, zipped
 
 from gtdl_mlflow.datasets import archives
 from gtdl_mlflow.datasets.prepare import read

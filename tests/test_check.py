@@ -7,7 +7,7 @@ import math
 
 import mlflow
 import pytest
-from planted import finished, plant
+from helpers.planted_runs import finished, plant
 
 from gtdl_mlflow import cli
 from gtdl_mlflow.report import check

@@ -7,12 +7,11 @@ import pty
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import mlflow
 import pytest
-from conftest import ROOT, Command, runs
+from helpers.project import ROOT, Command, runs, worker_of
 
 from gtdl_mlflow.__main__ import overrides
 
@@ -158,23 +157,6 @@ def test_ctrl_c_ends_the_run_as_killed_and_leaves_no_process(store: str, number:
     (run,) = mlflow.search_runs(experiment_names=["gtdl"], output_format="list")
     assert run.info.status == "KILLED"
     assert run.data.params["worker.device"] == "cpu"
-
-
-def worker_of(driver: int) -> int:
-    """The worker of a driver, once it trains."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        for events in Path.cwd().glob("outputs/*/*/events.jsonl"):
-            if '"progress"' in events.read_text():
-                return child_of(driver)
-        time.sleep(0.1)
-    raise AssertionError("the worker did not start to train")
-
-
-def child_of(driver: int) -> int:
-    """The only process that a driver has started: a worker."""
-    children = Path(f"/proc/{driver}/task").glob("*/children")
-    return int("".join(path.read_text() for path in children).split()[0])
 
 
 def test_progress_is_shown_to_a_terminal_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import product
 
 import pytest
-from conftest import Command
-from hydra import initialize_config_dir
-from hydra._internal import hydra as hydra_itself
-from hydra.core.config_loader import ConfigLoader
-from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
-from hydra.types import RunMode
+from helpers.project import Command
 from omegaconf import OmegaConf
 
 from gtdl_mlflow.config import CONF, ConfigError, compose
@@ -249,93 +242,3 @@ def test_a_data_set_that_cannot_be_prepared_so_is_answered_in_one_line(given: st
     with pytest.raises(ConfigError, match=complaint) as failure:
         compose(["setting=caffe_cifar10", "dataset=att_faces", f"dataset.{given}"])
     assert "\n" not in str(failure.value)
-
-
-@pytest.fixture
-def hydras_own() -> Iterator[ConfigLoader]:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        yield GlobalHydra.instance().config_loader()
-
-
-CELLS = [
-    ["framework=torch", "seed=0", "budget=0.1"],
-    ["framework=torch", "seed=1", "budget=0.1"],
-    ["seed=1", "framework=torch", "budget=0.2", "hydra.sweep.dir=elsewhere"],
-    ["framework=caffe", "seed=1", "training.learning_rate=0.1", "training=torch_mnist"],
-    ["framework=mxnet", "dataset=cifar10", "model.depth=20", "seed=2"],
-    ["framework=torch", "seed=2", "+hydra.job.env_set.NAME='value'"],
-    ["framework=torch", "seed=2", "latency.batch_sizes=[1,2]", "model.layers.conv1.filters=8"],
-    # What is more than a value, or a choice, is composed as ever.
-    ["framework=torch", "+framework.tuning.best.options.new=1", "framework.tuning.best.options.new=2"],
-    ["training={epochs:3}", "training.epochs=4"],
-    ["~experiment", "seed=3"],
-    ["experiment=stability", "seed=4"],
-]
-
-
-def test_a_sweeps_cells_are_composed_as_by_hydra(hydras_own: ConfigLoader) -> None:
-    ours = Loader(hydras_own.get_search_path())
-    for cell in [*CELLS, *reversed(CELLS)]:
-        expected, found = (
-            OmegaConf.to_yaml(loader.load_configuration("config", cell, RunMode.RUN)) for loader in (hydras_own, ours)
-        )
-        assert found == expected, cell
-
-
-@pytest.mark.parametrize("wrong", ["seeds=1", "seed=x", "framework=torhc", "training.optimizer=no_such", "seed=1,2"])
-def test_it_refuses_what_hydra_refuses(hydras_own: ConfigLoader, wrong: str) -> None:
-    ours = Loader(hydras_own.get_search_path())
-    ours.load_configuration("config", ["seed=1"], RunMode.RUN)
-    said = []
-    for loader in (hydras_own, ours):
-        with pytest.raises(HydraException) as refusal:
-            loader.load_configuration("config", [wrong], RunMode.RUN)
-        said.append((str(refusal.value), str(refusal.value.__cause__)))
-    assert said[0] == said[1]
-
-
-COMMANDS = [
-    (["framework=caffe", "setting=caffe_mnist", "seed=3"], RunMode.RUN),
-    (["+framework.tuning.best.options.new=1", "hydra.job.chdir=true"], RunMode.RUN),
-    (["framework=torch,caffe", "seed=range(3)"], RunMode.MULTIRUN),
-    (["experiment=stability"], RunMode.MULTIRUN),
-]
-
-
-@pytest.mark.parametrize("asks", [[], ["hydra.mode=RUN"], ["hydra.mode=MULTIRUN"]])
-@pytest.mark.parametrize(("command", "mode"), COMMANDS)
-def test_a_command_line_is_composed_once_for_both_that_ask(
-    hydras_own: ConfigLoader, command: list[str], mode: RunMode, asks: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(hydra_itself, "ConfigLoaderImpl", hydra_itself.ConfigLoaderImpl)  # and back after the test
-    loaders.install()
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        ours = GlobalHydra.instance().config_loader()
-    read: list[str] = []
-    compose = Loader._load_configuration_impl
-    monkeypatch.setattr(
-        Loader, "_load_configuration_impl", lambda *args, **given: read.append("read") or compose(*args, **given)
-    )
-    asked = ours.load_configuration("config", command, RunMode.MULTIRUN, validate_sweep_overrides=False)
-    asked.hydra.mode = RunMode.RUN  # what is done to one is not done to the other
-    again = [*command, *asks]
-    found = ours.load_configuration("config", again, mode)
-    assert OmegaConf.to_yaml(found) == OmegaConf.to_yaml(hydras_own.load_configuration("config", again, mode))
-    assert len(read) == 1
-
-
-@pytest.mark.parametrize(
-    ("wrong", "mode"),
-    [("seed=1,2", RunMode.RUN), ("setting=???", RunMode.RUN), ("hydra.verbose=true,false", RunMode.MULTIRUN)],
-)
-def test_what_was_composed_to_see_what_it_is_may_still_be_refused(
-    hydras_own: ConfigLoader, wrong: str, mode: RunMode
-) -> None:
-    said = []
-    for loader in (hydras_own, Loader(hydras_own.get_search_path())):
-        loader.load_configuration("config", [wrong], RunMode.MULTIRUN, validate_sweep_overrides=False)
-        with pytest.raises(HydraException) as refusal:
-            loader.load_configuration("config", [wrong], mode)
-        said.append(str(refusal.value))
-    assert said[0] == said[1]

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_files import ROOT, configured, idx
+from helpers.data_files import ROOT, configured, idx
 
 from gtdl_mlflow.config import Dataset
 from gtdl_mlflow.datasets import DatasetError, FilesNotFound, PreparedDataset, locate, prepare, verify

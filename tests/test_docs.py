@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT
+from helpers.project import ROOT
 
 from gtdl_mlflow import cli, config, datasets
 from gtdl_mlflow.config import CONF

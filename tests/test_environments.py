@@ -10,18 +10,17 @@ import subprocess
 import sys
 import tarfile
 import textwrap
-import time
-import zipfile
 from pathlib import Path
 
 import psutil
 import pytest
 import uv
+from helpers.project import ROOT
+from helpers.wheels import HERE, wait_for, write_wheel
 
 from gtdl_mlflow import cli, config, environments
 from gtdl_mlflow.environments import EnvironmentFailed, ensure, list_environments, remove
-
-HERE = f"{sys.version_info[0]}.{sys.version_info[1]}"
+from gtdl_mlflow.files import cache_dir
 
 # A driver of its own: makes the environment that its argument describes, and prints its folder.
 MAKER = """
@@ -33,16 +32,6 @@ wanted.devices = vars(wanted.devices)
 made = environments.ensure(wanted, "cpu")
 print(json.dumps([str(made.python), made.python_version]))
 """
-
-
-def write_wheel(folder: Path, name: str, version: str) -> None:
-    folder.mkdir(exist_ok=True)
-    info = f"{name}-{version}.dist-info"
-    with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as wheel:
-        wheel.writestr(f"{name}.py", f"version = {version!r}\n")
-        wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
-        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        wheel.writestr(f"{info}/RECORD", "")
 
 
 def write_slow_source(folder: Path) -> None:
@@ -117,7 +106,7 @@ def start_maker(
             }
         },
     }
-    root = str(Path(environment.__file__).parents[1])
+    root = str(ROOT)
     return subprocess.Popen(
         [python, "-c", MAKER, json.dumps(wanted)],
         env={**os.environ, "PYTHONPATH": root},
@@ -125,13 +114,6 @@ def start_maker(
         stderr=subprocess.PIPE,
         text=True,
     )
-
-
-def wait_for(path: Path) -> None:
-    deadline = time.monotonic() + 30
-    while not path.exists():
-        assert time.monotonic() < deadline, f"{path} never came"
-        time.sleep(0.02)
 
 
 def installed_version(python: Path) -> str:
@@ -235,7 +217,7 @@ def test_all_recipes_failing_is_one_line_about_each_and_leaves_nothing() -> None
     assert "tiny==9 cannot be had" in reason
     assert reason.endswith("gtdl env create tiny")
     assert list_environments() == []
-    assert not [path for path in (environment.home() / "environments").iterdir() if path.is_dir()]
+    assert not [path for path in (cache_dir() / "environments").iterdir() if path.is_dir()]
 
 
 def test_an_index_that_does_not_answer_is_given_up_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -308,7 +290,7 @@ def test_a_kill_halfway_leaves_nothing_that_looks_finished(
         if process.is_running():
             process.kill()
     maker.communicate()
-    [half] = (environment.home() / "environments").glob("tiny-*-cpu-??????????")
+    [half] = (cache_dir() / "environments").glob("tiny-*-cpu-??????????")
     assert (half / "bin" / "python").exists()
     assert list_environments() == []
 
@@ -326,11 +308,11 @@ def test_an_interrupt_takes_the_half_made_folder_away(monkeypatch: pytest.Monkey
     monkeypatch.setattr(environments, "_freeze", interrupted)
     with pytest.raises(KeyboardInterrupt):
         ensure(framework(), "cpu")
-    assert not [path for path in (environment.home() / "environments").iterdir() if path.is_dir()]
+    assert not [path for path in (cache_dir() / "environments").iterdir() if path.is_dir()]
 
 
 def test_a_half_made_folder_is_removed_too() -> None:
-    half = environment.home() / "environments" / "tiny-1.0-cpu-0123456789"
+    half = cache_dir() / "environments" / "tiny-1.0-cpu-0123456789"
     half.mkdir(parents=True)
     assert list_environments() == []
     assert remove("tiny") == [half]
@@ -436,7 +418,7 @@ def test_list_and_remove(capsys: pytest.CaptureFixture[str]) -> None:
     assert header.split() == ["FRAMEWORK", "VERSION", "DEVICE", "PYTHON", "SIZE", "FOLDER"]
     assert row.split()[:4] == ["tiny", "1.0", "cpu", made.python_version]
     assert row.endswith(made.folder.name)
-    assert f"GTDL_HOME={environment.home()}" in place
+    assert f"GTDL_HOME={cache_dir()}" in place
     assert cli.main(["env", "remove", "tinny"]) == 1
     assert capsys.readouterr().err.splitlines() == [
         "gtdl: no environment of tinny to remove; there are environments of: tiny"

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT
+from helpers.project import ROOT
 
 from gtdl_mlflow import cli, config
 from gtdl_mlflow.config import Dataset, Download

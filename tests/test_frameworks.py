@@ -19,8 +19,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.networks import (
+    NORMAL,
+    NORMALIZE,
+    SPREAD,
+    TANH,
+    average,
+    conf_layers,
+    convolution,
+    dense,
+    maximum,
+    numbered,
+)
 from omegaconf import OmegaConf
-from test_network import NORMAL, NORMALIZE, SPREAD, TANH, average, conf_layers, convolution, dense, maximum, numbered
 
 from gtdl_mlflow import config, environments, worker_process
 from gtdl_mlflow.config import checks
@@ -413,7 +424,7 @@ def _ask(
     np.savez(folder / "arrays.npz", **arrays)
     (folder / "request.json").write_text(json.dumps(asked))
     done = subprocess.run(
-        [python, "-I", ROOT / "tests" / "contract.py", folder / "request.json"],
+        [python, "-I", ROOT / "tests" / "helpers" / "contract.py", folder / "request.json"],
         env=worker_process.worker_environment(threads, settings.environment),
         capture_output=True,
         text=True,

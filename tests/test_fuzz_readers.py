@@ -18,9 +18,9 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+from helpers.data_files import caltech, cifar10, compressed, configured, idx, jpeg, pgm, photograph, tar, zipped
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from made_files import caltech, cifar10, compressed, configured, idx, jpeg, pgm, photograph, tar, zipped
 
 from gtdl_mlflow.config import Dataset
 from gtdl_mlflow.datasets import DatasetError, images

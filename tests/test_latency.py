@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Command, runs
+from helpers.project import Command, runs
 from mlflow import MlflowClient
 
 from gtdl_mlflow.worker import latency

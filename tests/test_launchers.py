@@ -8,9 +8,7 @@ from pathlib import Path
 
 import mlflow
 import pytest
-from conftest import Command
-from test_project import mlflow_run
-from test_sweep import family
+from helpers.project import Command, family, mlflow_run
 
 SWEEP = ("-m", "framework=reference", "setting=reference_mnist", "training.epochs=1", "seed=1,2")
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, need_torch
+from helpers.project import ROOT, need_torch
 
 from gtdl_mlflow import config
 

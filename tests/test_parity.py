@@ -8,10 +8,10 @@ from typing import Any
 import mlflow
 import numpy as np
 import pytest
-from conftest import Command
+from helpers.networks import TANH, convolution, dense, maximum, numbered
+from helpers.project import Command
 from hydra import initialize_config_dir
 from omegaconf import OmegaConf
-from test_network import TANH, convolution, dense, maximum, numbered
 
 from gtdl_mlflow.config import CONF
 from gtdl_mlflow.sweeps.hydra_callbacks import check_lines

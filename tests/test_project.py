@@ -16,8 +16,7 @@ import mlflow
 import numpy as np
 import pytest
 import yaml
-from conftest import ROOT, Command, need_torch
-from test_command_line import worker_of
+from helpers.project import ROOT, Command, mlflow_run, need_torch, worker_of
 
 from gtdl_mlflow import config, datasets
 from gtdl_mlflow.environments import pip_settings
@@ -26,16 +25,6 @@ from gtdl_mlflow.environments import pip_settings
 @pytest.fixture
 def torch_environment() -> None:
     need_torch()
-
-
-def mlflow_run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "mlflow", "run", str(ROOT), *arguments],
-        env={**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
 
 
 def only_run(experiment: str = "gtdl") -> Any:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_files import (
+from helpers.data_files import (
     ROOT,
     caltech,
     cifar10,

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import mlflow
 import pytest
+from helpers.planted_runs import finished, plant
+from helpers.servers import mlflow_server
 from mlflow.entities import Metric
-from planted import finished, plant
 from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
-from servers import mlflow_server
 
 from gtdl_mlflow import chart_style, cli, config
 from gtdl_mlflow.report import page, published_figures, ui

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import mlflow
 import pytest
-from conftest import Command
+from helpers.planted_runs import finished
+from helpers.project import Command
 from mlflow.entities import Metric
-from planted import finished
 
 from gtdl_mlflow import cli
 from gtdl_mlflow.config import compose

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import pytest
-from conftest import ROOT, Command
-from test_command_line import child_of
+from helpers.project import Command, child_of, start
 
 LONG = (
     "framework=reference",
@@ -25,16 +22,6 @@ LONG = (
 
 def runs() -> Any:
     return mlflow.search_runs(experiment_names=["gtdl"], order_by=["attributes.start_time ASC"], output_format="list")
-
-
-def start(*arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "gtdl_mlflow", *arguments],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
 
 
 def kept(home: Path) -> list[Path]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, Command, runs
+from helpers.project import ROOT, Command, runs
 from mlflow import MlflowClient
 
 from gtdl_mlflow import charts, config, environments
@@ -80,7 +80,7 @@ def test_operations_are_those_that_torch_counts(setting: str, tmp_path: Path) ->
                                "training.batch_size=4", *more.get(setting, [])])  # fmt: skip
     environment = environments.ensure(composed.framework, "cpu")
     create_job(composed, tmp_path, tmp_path).write(tmp_path / "job.json")
-    done = subprocess.run([environment.python, "-I", ROOT / "tests" / "samples" / "flops.py", tmp_path / "job.json"],
+    done = subprocess.run([environment.python, "-I", ROOT / "tests" / "helpers" / "samples" / "flops.py", tmp_path / "job.json"],
                           capture_output=True, text=True)  # fmt: skip
     assert done.returncode == 0, done.stderr
     counted = json.loads(done.stdout)

@@ -13,8 +13,8 @@ from typing import Any
 import mlflow
 import pytest
 import yaml
-from conftest import ROOT, Command
-from servers import PASSWORD, Server, mlflow_server, postgresql, postgresql_programs
+from helpers.project import ROOT, Command
+from helpers.servers import PASSWORD, Server, mlflow_server, postgresql, postgresql_programs
 
 from gtdl_mlflow.tracking.outbox import deliver, new_record
 

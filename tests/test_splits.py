@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from made_files import configured
+from helpers.data_files import configured
 
 from gtdl_mlflow.datasets.splits import by_class, even
 

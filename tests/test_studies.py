@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import Command, need_torch
+from helpers.project import Command, need_torch
 from mlflow import MlflowClient
 
 from gtdl_mlflow.config import Study, compose

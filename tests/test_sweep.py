@@ -11,24 +11,14 @@ from typing import Any
 
 import mlflow
 import pytest
-from conftest import Command
+from helpers.project import Command, family, start
 from mlflow.entities import Run
 from omegaconf import OmegaConf
-from test_resuming import start
 
 from gtdl_mlflow import environments
 from gtdl_mlflow.config import CONF, SweepOrder, compose
 from gtdl_mlflow.sweeps.hydra_callbacks import check_lines, count, ordered, requested_overrides
 from gtdl_mlflow.tracking import store
-
-
-def family(experiment: str = "gtdl") -> tuple[Run, list[Run]]:
-    """The parent of the only sweep in the store, and its children."""
-    runs: Any = mlflow.search_runs(experiment_names=[experiment], output_format="list")
-    (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
-    children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
-    assert len(children) == len(runs) - 1
-    return parent, children
 
 
 def test_a_multirun_is_a_parent_with_its_children(gtdl: Command, store: str) -> None:

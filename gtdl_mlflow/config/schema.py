@@ -108,6 +108,10 @@ class Framework:
     """One framework: what its environment holds, which adapter speaks for it, what it can run on."""
 
     name: str = MISSING
+    label: str = MISSING
+    """Name in charts, tables and sentences."""
+    color: str = MISSING
+    """Colour in charts, as ``#RRGGBB``."""
     version: str = MISSING
     adapter: str = MISSING
     """``module:Class``, imported in the worker only."""
@@ -343,6 +347,7 @@ class Config:
     def _decisive(self) -> dict[str, Any]:
         plain = self.plain()
         del plain["tracking"], plain["sweep"], plain["limits"], plain["latency"]
+        del plain["framework"]["label"], plain["framework"]["color"]
         del plain["dataset"]["downloads"], plain["dataset"]["target_accuracy_percent"]
         del plain["training"]["checkpoint_every_s"], plain["training"]["target_accuracy_percent"]
         if not self.hardware.side_by_side:

@@ -13,9 +13,9 @@ from typing import Any
 
 import mlflow
 import pytest
-from conftest import ROOT, Command, runs
+from helpers.project import ROOT, Command, runs
+from helpers.servers import Server, misbehaving, mlflow_server
 from mlflow.entities import Run
-from servers import Server, misbehaving, mlflow_server
 
 from gtdl_mlflow import cli
 from gtdl_mlflow.tracking import outbox, processes

@@ -18,7 +18,7 @@ import mlflow
 import numpy as np
 import pytest
 import yaml
-from conftest import ROOT, Command
+from helpers.project import ROOT, Command
 from mlflow.entities import Metric, Run
 
 from gtdl_mlflow import charts, config, datasets

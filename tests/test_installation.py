@@ -10,7 +10,7 @@ from pathlib import Path
 import mlflow
 import pytest
 import uv
-from conftest import ROOT
+from helpers.project import ROOT
 
 from gtdl_mlflow.environments import pip_settings
 

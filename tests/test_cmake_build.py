@@ -16,13 +16,13 @@ from pathlib import Path
 
 import psutil
 import pytest
-from test_environments import HERE, wait_for, write_wheel
+from helpers.project import ROOT
+from helpers.wheels import HERE, wait_for, write_wheel
 
 from gtdl_mlflow import cli, config
 from gtdl_mlflow.environments import Environment, EnvironmentFailed, ensure, list_environments, remove
 from gtdl_mlflow.environments.toolchain import PackagesMissing, Toolchain
-
-ROOT = Path(environment.__file__).parents[1]
+from gtdl_mlflow.files import cache_dir
 
 # ``tinyc`` 1.0: an extension module that answers what it was configured with. Configuring it says so in $TINY_LOG and
 # then takes $TINY_S seconds.
@@ -159,12 +159,12 @@ def times_built() -> int:
 
 def builds() -> list[Path]:
     """What looks finished."""
-    return sorted(path.parent for path in (environment.home() / "builds").glob("*/build.json"))
+    return sorted(path.parent for path in (cache_dir() / "builds").glob("*/build.json"))
 
 
 def left_behind() -> list[str]:
     """Folders in GTDL_HOME's rooms, finished or not."""
-    return sorted(path.name for path in environment.home().glob("*/*") if path.is_dir())
+    return sorted(path.name for path in cache_dir().glob("*/*") if path.is_dir())
 
 
 def test_built_once_and_copied_into_every_environment_that_wants_it(sha256: str) -> None:
@@ -175,7 +175,7 @@ def test_built_once_and_copied_into_every_environment_that_wants_it(sha256: str)
     again = ensure(framework(sha256), "cpu")
     assert (again.folder, answer(again)) == (made.folder, 42)
     assert times_built() == 1
-    shutil.rmtree(environment.home() / "builds")
+    shutil.rmtree(cache_dir() / "builds")
     assert answer(again) == 42
 
 

@@ -12,9 +12,7 @@ from typing import Any
 
 import mlflow
 import pytest
-from conftest import ROOT, Command
-from test_command_line import worker_of
-from test_resuming import start
+from helpers.project import ROOT, Command, start, worker_of
 
 from gtdl_mlflow.hardware import device_lock
 

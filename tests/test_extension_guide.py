@@ -13,7 +13,7 @@ from pathlib import Path
 
 import mlflow
 import pytest
-from conftest import ROOT, need_torch
+from helpers.project import ROOT, need_torch
 
 PAGE = ROOT / "docs" / "adding.md"
 

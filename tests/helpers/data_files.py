@@ -22,7 +22,7 @@ from gtdl_mlflow.config import Dataset
 from gtdl_mlflow.datasets import DatasetError, prepare
 from gtdl_mlflow.files import cache_dir, datasets_dir
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def configured(name: str, *overrides: str) -> Dataset:

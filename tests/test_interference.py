@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Command, runs
+from helpers.project import Command, runs
 
 from gtdl_mlflow import config, environments
 from gtdl_mlflow.config import checks

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 # As worker/__main__.py does it: this one package, without the driver's site-packages.
-root = Path(__file__).parents[1] / "gtdl_mlflow"
+root = Path(__file__).parents[2] / "gtdl_mlflow"
 spec = importlib.util.spec_from_file_location(
     "gtdl_mlflow", root / "__init__.py", submodule_search_locations=[str(root)]
 )

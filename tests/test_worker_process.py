@@ -19,13 +19,13 @@ from gtdl_mlflow.config.job import create_job
 from gtdl_mlflow.worker.events import Event, Finished, Metadata, Metrics
 from gtdl_mlflow.worker_process import WorkerFailed
 
-SAMPLE = Path(__file__).parent / "samples" / "worker.py"
+SAMPLE = Path(__file__).parent / "helpers" / "samples" / "worker.py"
 
 
 @pytest.fixture
 def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Launch the sample worker with a behaviour."""
-    monkeypatch.setattr(launch, "WORKER", SAMPLE)
+    monkeypatch.setattr(worker_process, "WORKER_MAIN", SAMPLE)
 
     def started(behaviour: str, timeout_s: float = 30, environment: dict[str, str] | None = None) -> Iterator[Event]:
         job = create_job(config.compose(["framework=reference"]), tmp_path, tmp_path)
