@@ -11,6 +11,25 @@ from dataclasses import dataclass
 
 LOWER, HIGHER = "lower", "higher"
 
+GROUPS = {
+    "run": "The run as a whole",
+    "setup": "Setup",
+    "train": "Training",
+    "eval": "Evaluations during training",
+    "test": "Testing",
+    "save": "Saving",
+    "latency": "Single operations: total time",
+    "train_step": "Single operations: training steps",
+    "inference": "Single operations: inference",
+    "parity": "Parity check",
+    "worker": "The worker's process",
+    "interference": "Interference: other load while the worker ran",
+    "system": "Use of the machine over time",
+    "sweep": "Parent run of a sweep",
+    "stability": "Parent run of a stability study",
+}
+"""Title of every group of metrics, in the order of the documentation."""
+
 EVALUATION = "at every evaluation"
 SAMPLE = "every `tracking.system_metrics_interval_s` seconds"
 BATCH_SIZE = "for every batch size of `latency.batch_sizes`; the step is the batch size"
@@ -28,7 +47,7 @@ class Metric:
     """``LOWER``, ``HIGHER``, or empty where neither is better."""
     recorded: str = "once"
     requires: str = ""
-    """The condition under which it is recorded; empty if every finished run has it."""
+    """Condition under which it is recorded; empty if every finished run has it."""
     phase: str = ""
     """Label of this part of the worker's wall time; empty for a metric that is no part of it."""
     group: str = ""
@@ -111,7 +130,7 @@ _ALL = (
     *(Metric(f"parity/{name}_difference", "", f"Largest relative difference of the {name} from the float64 NumPy "
              "network.", LOWER, requires="`parity=true`") for name in ("logits", "gradient", "loss")),
     # Roofline.
-    *(Metric(f"{phase}/{name}", unit, f"{text} of {phase}ing.", better, requires=condition)
+    *(Metric(f"{phase}/{name}", unit, f"{text}, in {phase}ing.", better, requires=condition)
       for phase in ("train", "test")
       for name, unit, text, better, condition in (
           ("gflops", "GFLOP/s", "Useful operations per second", HIGHER, ""),

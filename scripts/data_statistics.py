@@ -1,6 +1,6 @@
 """Look at data sets: their statistics into docs/datasets/statistics.yaml, samples into docs/pictures/.
 
-``python scripts/data_statistics.py mnist_5k mnist`` for those at hand, then ``python scripts/pages.py``. ``NAME=WORDS``
+``python scripts/data_statistics.py mnist_5k mnist`` for those at hand, then ``python scripts/generate_docs.py``. ``NAME=WORDS``
 says what is particular about the copy that is looked at.
 """
 

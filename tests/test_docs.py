@@ -1,4 +1,4 @@
-"""The guide: its commands mean something, no link is broken, its made pages are those of ``conf/``, and it builds."""
+"""The guide: its commands compose, no link is broken, generated pages are up to date, and the site builds."""
 
 from __future__ import annotations
 
@@ -17,24 +17,29 @@ from helpers.project import ROOT
 
 from gtdl_mlflow import cli, config, datasets
 from gtdl_mlflow.config import CONF
+from gtdl_mlflow.files import datasets_dir
+from gtdl_mlflow.metrics import METRICS
+from gtdl_mlflow.tags import TAGS
+
+SHARED = ROOT.parent / "shared" / "datasets"
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 LINKING = [*PAGES, ROOT / "CHANGELOG.md"]
 
 SHELL = ("python3 -m venv", "pip install", "apt-get install", "export MLFLOW_TRACKING_", "pytest", "python -m pytest")
-"""Beginnings of lines that are not ours to check."""
+"""Prefixes of commands of other programs, which are not checked."""
 
 
 def commands(page: Path) -> list[str]:
-    """The lines of a page's bash blocks, without comments, which may be lines too; ``a && b`` is two."""
+    """Return the commands of a page's bash blocks without comments; ``a && b`` is two commands."""
     blocks = re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
     lines = [f" {line}".partition(" #")[0].strip() for block in blocks for line in block.splitlines()]
     return [part.strip() for line in lines for part in line.split("&&") if part.strip()]
 
 
 RUN_ELSEWHERE = ROOT / "docs" / "adding.md"
-"""Its commands are about what the page itself adds; ``test_adding.py`` runs them."""
+"""Its commands need the files that the page adds; ``test_extension_guide.py`` runs them."""
 
 TYPED = sorted(
     {(page.relative_to(ROOT).as_posix(), command) for page in PAGES if page != RUN_ELSEWHERE
@@ -43,7 +48,7 @@ TYPED = sorted(
 
 
 def composes(words: list[str]) -> None:
-    """Every value of every choice, one by one, beside the first of the others."""
+    """Compose every value of every choice, one by one, together with the first value of the others."""
     values = {key: value.split(",") if "interval(" not in value else ["0.1"]
               for key, _, value in (word.partition("=") for word in words)}  # fmt: skip
     first = {key: several[0] for key, several in values.items() if not key.startswith("hydra")}
@@ -52,15 +57,15 @@ def composes(words: list[str]) -> None:
             if key.startswith("hydra/"):
                 assert value == "optuna" or (CONF / key / f"{value}.yaml").exists(), f"{key}={value}"
             elif not key.startswith("hydra."):
-                with suppress(config.Unavailable):  # on this machine; what it means is clear
+                with suppress(config.Unavailable):  # on this machine; the words are valid
                     config.compose([f"{name}={each}" for name, each in {**first, key: value}.items()])
 
 
-def means_something(command: str) -> None:
-    """Fails if a program of ours would not know what is asked.
+def check_command(command: str) -> None:
+    """Check a command of the guide.
 
     Raises:
-        AssertionError, SystemExit, config.ConfigError: it would not.
+        AssertionError, SystemExit, config.ConfigError: one of our programs would refuse it.
     """
     words = shlex.split(command)
     if words[:3] == ["python", "-m", "gtdl_mlflow"]:
@@ -80,8 +85,8 @@ def means_something(command: str) -> None:
 
 
 @pytest.mark.parametrize(("page", "command"), TYPED)
-def test_a_command_means_something(page: str, command: str) -> None:
-    means_something(command)
+def test_a_command_check_command(page: str, command: str) -> None:
+    check_command(command)
 
 
 @pytest.mark.parametrize(
@@ -98,43 +103,57 @@ def test_a_command_means_something(page: str, command: str) -> None:
         "curl example.org",
     ],
 )
-def test_one_that_does_not_is_found(wrong: str) -> None:
+def test_a_wrong_command_is_refused(wrong: str) -> None:
     with pytest.raises((AssertionError, SystemExit, config.ConfigError)):
-        means_something(wrong)
+        check_command(wrong)
 
 
 @pytest.mark.parametrize(
     "command", sorted({command for _, command in TYPED if re.match(r"gtdl (env|data|track) (list|packages)", command)})
 )
-def test_what_only_looks_is_run(store: str, command: str) -> None:
+def test_listing_commands_run(store: str, command: str) -> None:
     assert cli.main(shlex.split(command)[1:]) == 0
 
 
 @pytest.mark.parametrize("group", ["framework", "dataset"])
-def test_made_pages_are_those_of_the_configuration(group: str) -> None:
-    pages = runpy.run_path(str(ROOT / "scripts" / "pages.py"))
+def test_generated_pages_match_the_configuration(group: str) -> None:
+    generator = runpy.run_path(str(ROOT / "scripts" / "generate_docs.py"))
     for name in config.choices(group):
         page = ROOT / "docs" / f"{group}s" / f"{name}.md"
-        assert page.read_text(encoding="utf-8") == pages[group](name), "python scripts/pages.py makes it anew"
+        assert page.read_text(encoding="utf-8") == generator[group](name), "run python scripts/generate_docs.py"
 
 
+def test_generated_page_matches_the_registry_of_metrics() -> None:
+    generator = runpy.run_path(str(ROOT / "scripts" / "generate_docs.py"))
+    page = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    assert page == generator["metrics"](), "run python scripts/generate_docs.py"
+    assert all(f"| `{name}` |" in page for name in [*METRICS, *TAGS])
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("places")
 @pytest.mark.parametrize("name", yaml.safe_load((ROOT / "docs" / "datasets" / "statistics.yaml").read_text()))
-def test_statistics_are_those_of_the_data(name: str) -> None:
+def test_statistics_match_the_data(name: str) -> None:
     script = runpy.run_path(str(ROOT / "scripts" / "data_statistics.py"))
-    told = yaml.safe_load((ROOT / "docs" / "datasets" / "statistics.yaml").read_text(encoding="utf-8"))[name]
-    told.pop("copy", None)
+    recorded = yaml.safe_load((ROOT / "docs" / "datasets" / "statistics.yaml").read_text(encoding="utf-8"))[name]
+    recorded.pop("copy", None)
     dataset = config.compose([f"dataset={name}"]).dataset
-    try:
-        data = datasets.prepare(dataset)
-    except datasets.FilesNotFound as error:
-        pytest.skip(str(error))
-    if data.digest != told["digest"]:
-        pytest.skip(f"the copy of {name} at hand is another one")
-    assert script["statistics"](dataset, data) == told
+    if dataset.downloads:
+        if not SHARED.is_dir():
+            pytest.skip("the published files are not in ../shared/datasets")
+        unpack = [sys.executable, SHARED / "unpack.py", datasets_dir(), name]
+        subprocess.run(unpack, check=True, capture_output=True, timeout=300)
+    data = datasets.prepare(dataset)
+    if data.digest != recorded["digest"]:
+        pytest.skip(f"another copy of {name} than the recorded one")
+    computed = script["statistics"](dataset, data)
+    if computed["classes"] == [str(label) for label in range(data.classes)]:  # a copy without class names
+        del computed["classes"], recorded["classes"]
+    assert computed == recorded
 
 
 @pytest.mark.parametrize("picture", sorted((ROOT / "docs" / "pictures").iterdir()), ids=lambda path: path.name)
-def test_a_picture_is_small_and_shown(picture: Path) -> None:
+def test_every_picture_is_small_and_used(picture: Path) -> None:
     assert picture.stat().st_size < 150_000
     assert any(f"pictures/{picture.name})" in page.read_text(encoding="utf-8") for page in PAGES)
 
@@ -143,12 +162,12 @@ LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
 def prose(page: Path) -> str:
-    """A page without its blocks of code."""
+    """Return a page without its blocks of code."""
     return re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
 
 
 def anchors(page: Path) -> set[str]:
-    """What a code host and MkDocs call the page's headings."""
+    """Return the anchors of the page's headings, as code hosts and MkDocs name them."""
     headings = re.findall(r"^#+ (.*)$", prose(page), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
 
@@ -158,32 +177,32 @@ def links(page: Path) -> list[str]:
 
 
 def broken(page: Path, link: str) -> str:
-    """Why a link within the project leads nowhere; empty if it leads somewhere."""
+    """Return why a link within the project is broken; empty if it is not."""
     file, _, anchor = link.partition("#")
     target = (page.parent / file).resolve() if file else page
     if not target.exists():
-        return "there is no such file"
+        return "the file does not exist"
     if page.is_relative_to(ROOT / "docs") and not target.is_relative_to(ROOT / "docs"):
-        return "the site does not have it"
-    return "there is no such heading" if anchor and anchor not in anchors(target) else ""
+        return "the file is not part of the site"
+    return "the heading does not exist" if anchor and anchor not in anchors(target) else ""
 
 
 LINKS = sorted({(page.relative_to(ROOT).as_posix(), link) for page in LINKING for link in links(page)})
 
 
 @pytest.mark.parametrize(("page", "link"), LINKS)
-def test_a_link_leads_somewhere(page: str, link: str) -> None:
+def test_every_link_has_a_target(page: str, link: str) -> None:
     assert broken(ROOT / page, link) == ""
 
 
 @pytest.mark.parametrize("wrong", ["no_such.md", "mnist.md#no-such-heading", "#no-such-heading", "../README.md"])
-def test_one_that_does_not_is_broken(wrong: str) -> None:
+def test_a_broken_link_is_found(wrong: str) -> None:
     assert broken(ROOT / "docs" / "index.md", wrong)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
-def test_files_that_a_page_names_are_there(page: Path) -> None:
-    # An X or a NAME in it stands for any.
+def test_files_named_by_a_page_exist(page: Path) -> None:
+    # X and NAME are placeholders.
     named = re.findall(r"`((?:\.ci|benchmarks|conf|docs|gtdl_mlflow|scripts|tests)/[\w./-]+)`", prose(page))
     assert [
         name for name in named
@@ -191,12 +210,14 @@ def test_files_that_a_page_names_are_there(page: Path) -> None:
     ] == []  # fmt: skip
 
 
-def test_the_site_builds_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_the_site_builds_and_loads_nothing_from_other_hosts(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", tmp_path / "site"],
         cwd=ROOT,
         capture_output=True,
         text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "site" / "mnist" / "index.html").read_text(encoding="utf-8")
