@@ -85,7 +85,7 @@ def check_command(command: str) -> None:
 
 
 @pytest.mark.parametrize(("page", "command"), TYPED)
-def test_a_command_check_command(page: str, command: str) -> None:
+def test_every_command_is_accepted(page: str, command: str) -> None:
     check_command(command)
 
 
