@@ -58,7 +58,7 @@ def run(config: Config, folder: Path, position: SweepPosition | None = None) -> 
         job = create_job(config, data.folder, folder)
         with _checkpoints(config, environment, data, recorder) as checkpoints:
             recorder.start_monitoring(pid)
-            # Closed at once if anything is raised in here, and the worker with it; not when it is garbage-collected.
+            # An exception in the loop must stop the worker at once, not when the generator is garbage-collected.
             with closing(worker.run(replace(job, checkpoints=checkpoints), config.limits.run_timeout_s)) as events:
                 for event in events:
                     recorder.add(event)
@@ -71,7 +71,7 @@ def run(config: Config, folder: Path, position: SweepPosition | None = None) -> 
 
 def _started_early(config: Config, folder: Path) -> WorkerProcess:
     """Return the run's worker. Its interpreter starts while MLflow creates the run, if its environment exists."""
-    worker = WorkerProcess(folder, config.threads, config.settings.environment)
+    worker = WorkerProcess(folder, config.threads, config.speed_settings.environment)
     with suppress(OSError, SettingsUnreadable, WorkerFailed):  # run() fails in the same way and records the reason
         if environment := environments.find(config.framework, config.hardware.device):
             worker.start(environment.python)
@@ -80,7 +80,7 @@ def _started_early(config: Config, folder: Path) -> WorkerProcess:
 
 @contextmanager
 def _checkpoints(config: Config, environment: Environment, data: PreparedDataset, recorder: Recorder) -> Iterator[str]:
-    """Hold the folder of the worker's checkpoints; empty if it shall write none."""
+    """Hold the folder of the worker's checkpoints and yield it; empty if the worker writes none."""
     if not config.training.checkpoint_every_s:
         yield ""
         return
@@ -92,8 +92,7 @@ def _checkpoints(config: Config, environment: Environment, data: PreparedDataset
 
 
 def describe(config: Config) -> str:
-    """Return the run in a few words."""
+    """Return a short description of the run: framework, training, budget and data set."""
     share = "" if config.budget == 1 else f" (budget {config.budget:g})"
-    return (
-        f"{config.framework.name} {config.framework.version}, {config.training.name}{share}, on {config.dataset.name}"
-    )
+    framework = config.framework
+    return f"{framework.name} {framework.version}, {config.training.name}{share}, on {config.dataset.name}"

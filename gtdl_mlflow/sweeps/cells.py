@@ -41,8 +41,8 @@ NOT_DECISIVE = ("sweep.", "tracking.", "limits.", "hydra.", "hydra/", "+hydra.",
 
 def position(number: int) -> SweepPosition | None:
     """Return the position of this process's job in its sweep; None outside a sweep."""
-    parent, _, key = os.environ.get(VARIABLE, "").rpartition("/")
-    return SweepPosition(parent, key, number) if parent else None
+    parent, _, sweep = os.environ.get(VARIABLE, "").rpartition("/")
+    return SweepPosition(parent, sweep, number) if parent else None
 
 
 def sweep_id(overrides: Iterable[str]) -> str:
@@ -57,7 +57,7 @@ def sweep_id(overrides: Iterable[str]) -> str:
 def find_completed(config: Config, position: SweepPosition) -> Run | None:
     """Return the run that completed this cell in an earlier start of the sweep, now a child of today's parent.
 
-    None if the cell has to run, or if the tracker, the data or the environment cannot tell.
+    None if the cell has to run, or if the tracker, the data set or the environment is not available.
     """
     try:
         candidates = previous_attempts(config, position)
@@ -85,8 +85,8 @@ def previous_attempts(config: Config, position: SweepPosition) -> list[Run]:
     with translate_errors(config.tracking.uri), http_timeouts(retries=2, timeout_s=10):
         condition = f"tags.`{tags.SWEEP_ID}` = '{position.sweep_id}' and tags.`{tags.CONFIG_HASH}` = '{config.hash()}'"
         attempts = search_runs(connect(config.tracking.uri), experiment, condition)
-        kept = [run for run in attempts if _is_kept(run, config.sweep.rerun)]
-    return sorted(kept, key=lambda run: (run.info.status != "FINISHED", -run.info.start_time))
+        done = [run for run in attempts if _is_done(run, config.sweep.rerun)]
+    return sorted(done, key=lambda run: (run.info.status != "FINISHED", -run.info.start_time))
 
 
 def reparent(config: Config, position: SweepPosition, run: Run) -> None:
@@ -100,7 +100,7 @@ def reparent(config: Config, position: SweepPosition, run: Run) -> None:
             connect(config.tracking.uri).set_tag(run.info.run_id, MLFLOW_PARENT_RUN_ID, position.parent)
 
 
-def _is_kept(run: Run, rerun: Rerun) -> bool:
+def _is_done(run: Run, rerun: Rerun) -> bool:
     state = _state(run)
     return state in (FINISHED, RUNNING) or (rerun is Rerun.none and state == FAILED)
 
@@ -116,24 +116,24 @@ def _state(run: Run) -> str:
 # Earlier starts, and the dead runs that they left.
 
 
-def previous_sweeps(client: MlflowClient, experiment_id: str, key: str) -> list[Run]:
-    """Return the parent runs of earlier starts of a sweep, the newest first."""
-    found = search_runs(client, experiment_id, f"tags.`{tags.SWEEP_ID}` = '{key}' and tags.`{tags.SWEEP}` LIKE '%'")
+def previous_sweeps(client: MlflowClient, experiment_id: str, sweep: str) -> list[Run]:
+    """Return the parent runs of earlier starts of the sweep with ID ``sweep``, the newest first."""
+    found = search_runs(client, experiment_id, f"tags.`{tags.SWEEP_ID}` = '{sweep}' and tags.`{tags.SWEEP}` LIKE '%'")
     return sorted(found, key=lambda run: -run.info.start_time)
 
 
-def close_dead_runs(client: MlflowClient, experiment_id: str, key: str, timeout_s: float) -> int:
+def close_dead_runs(client: MlflowClient, experiment_id: str, sweep: str, timeout_s: float) -> int:
     """End runs as KILLED that are RUNNING in MLflow though their process no longer exists; return their number.
 
-    A process on another host cannot be checked. Its run counts as dead if it belongs to this sweep and is older than
-    ``timeout_s`` seconds.
+    A process on another host cannot be checked. Its run counts as dead if it belongs to the sweep with ID ``sweep`` and
+    is older than ``timeout_s`` seconds.
     """
     closed = 0
     for run in search_runs(client, experiment_id, "attributes.status = 'RUNNING'"):
         if tags.PROCESS not in run.data.tags:
             continue  # not created by this project, or not completely yet
         alive = is_alive(run.data.tags[tags.PROCESS])
-        same_sweep = run.data.tags.get(tags.SWEEP_ID) == key
+        same_sweep = run.data.tags.get(tags.SWEEP_ID) == sweep
         if alive is False or (alive is None and same_sweep and is_older(run, timeout_s)):
             close_run(client, run, PROCESS_GONE)
             closed += 1
@@ -158,11 +158,11 @@ class Cell:
     @property
     def label(self) -> str:
         budget = self.run.data.tags.get(tags.BUDGET, "1")
-        return f"{self.run.info.run_name}" + ("" if budget == "1" else f" (budget {budget})")
+        return str(self.run.info.run_name) + ("" if budget == "1" else f" (budget {budget})")
 
     @property
     def reason(self) -> str:
-        """Why it did not finish; empty if it did."""
+        """Why the cell did not finish; empty if it did."""
         return self.run.data.tags.get(tags.FAILURE) or self.run.data.tags.get(tags.UNAVAILABLE) or ""
 
 

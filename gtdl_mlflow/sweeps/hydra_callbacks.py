@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from .cells import SweepSummary
     from .studies import StudyResult
 
-# MLflow takes two seconds to import, which a mistake on the command line must not wait for: SweepParent imports what
-# needs it inside its methods.
+# MLflow takes two seconds to import, and a mistake on the command line must be reported sooner: SweepParent imports it
+# inside its methods.
 
 
 class CheckConfig(Callback):

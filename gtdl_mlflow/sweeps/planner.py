@@ -1,9 +1,10 @@
-"""``gtdl answer``: which framework, on this machine, within the minutes that there are.
+"""``gtdl answer``: which framework is best on this machine, within a time limit.
 
-Every framework that can run here, interleaved over five seeds, on the digits that come with the benchmark and, where it
-is at hand, on full MNIST; all under one setting (the parity track), and each under its own default (the default track),
-there without those whose training is too long. How much of each training fits is found out by a few steps of each
-beforehand.
+The planner runs up to four sweeps over all frameworks that can run here, interleaved over five seeds. The data sets are
+the digits that come with the benchmark and, if it is downloaded, full MNIST. On each, one sweep uses the same setting
+for all frameworks (parity track) and one uses each framework's own default (default track). The planner times a few
+steps of each framework first and chooses budgets that fit. It may leave the most expensive frameworks out of the default
+track.
 """
 
 from __future__ import annotations
@@ -33,36 +34,35 @@ SEEDS = 5
 
 DATASETS = ("mnist_5k", "mnist")
 
-COMMON = "caffe_mnist"
-"""The setting of the parity track: small, and at home in all five frameworks."""
+COMMON_SETTING = "caffe_mnist"
+"""Setting of the parity track: small, and every framework can run it."""
 
 PROBE_STEPS = 30
+"""Training steps of a probe."""
 
 COLD_S = 6.0
-"""A probe that takes longer besides training and testing is repeated: it was most likely the first run on this machine,
-which reads a framework from the disk, compiles its Python files, or has Theano's C++ compiled.
+"""A probe is repeated if it takes longer than this besides training and testing. It was probably the first run on this
+machine, which reads the framework from disk, compiles its Python files, or compiles Theano's C++ code.
 """
 
 SMALLEST_BUDGET = 0.01
-"""Of a training: with less than that of each, nothing learns, so that rather fewer studies are made, or a study with
-fewer frameworks.
-"""
+"""Smallest useful budget: below it, nothing is learned. Drop frameworks or sweeps instead."""
 
 CELL_S = 1.0
-"""What the driver adds to a cell: the tracker, the model's files."""
+"""Seconds that the driver adds to a cell: the tracker, the model's files."""
 
 SWEEP_S = 6.0
-"""What a sweep takes before its first cell: imports, the store, the parent run."""
+"""Seconds of a sweep before its first cell: imports, the store, the parent run."""
 
 REPORT_S = 10.0
-"""What the verdict and the report take at the end."""
+"""Seconds of the verdict and the report at the end."""
 
 MARGIN = 0.9
-"""Of the time left that is planned with: machines are noisy."""
+"""Share of the remaining time that is planned with: the speed of a machine varies."""
 
 
 class NotEnoughTime(Exception):
-    """Less time than the smallest study takes; one line."""
+    """The time limit is too short for the smallest sweep; the message is one line."""
 
 
 @dataclass(frozen=True)
@@ -71,46 +71,52 @@ class PlannedSweep:
 
     dataset: str
     setting: str
-    """Of all of them; empty for each framework's own default."""
+    """The setting of all frameworks; empty for each framework's own default."""
 
     def overrides(self, framework: str) -> list[str]:
-        own = [f"framework={framework}", f"dataset={self.dataset}"]
-        return [*own, f"setting={self.setting}"] if self.setting else own
+        """Return the overrides that select this sweep; ``framework`` may be a comma-separated list."""
+        overrides = [f"framework={framework}", f"dataset={self.dataset}"]
+        return [*overrides, f"setting={self.setting}"] if self.setting else overrides
 
     @property
-    def text(self) -> str:
-        return f"{self.dataset}, {f'all under {self.setting}' if self.setting else 'each under its own default'}"
+    def label(self) -> str:
+        return f"{self.dataset}, {f'all with setting {self.setting}' if self.setting else 'each with its own default'}"
 
 
 @dataclass(frozen=True)
 class RunCost:
-    """Of one run."""
+    """Estimated time of one run."""
 
     fixed_s: float
-    """Whatever the budget is."""
+    """Seconds that do not depend on the budget."""
     training_s: float
-    """Of the full training and the looks at the accuracy in it."""
+    """Seconds of the full training and its evaluations."""
 
-    def run_s(self, share: float) -> float:
-        """Of a run with a ``share`` of the training, the driver's part included."""
-        return self.fixed_s + CELL_S + share * self.training_s
+    def run_s(self, budget: float) -> float:
+        """Return the seconds of a run with this ``budget``, the driver's part included."""
+        return self.fixed_s + CELL_S + budget * self.training_s
+
+
+Costs = Mapping[str, RunCost]
+"""Framework to the cost of one of its runs, in one sweep."""
 
 
 def runnable_frameworks(device: str, wanted: Collection[str] = ()) -> tuple[list[str], list[str]]:
-    """The ``wanted`` frameworks, or all, that can run here now, their environments made; and why others cannot, a line
-    each.
+    """Create the environments of the ``wanted`` frameworks, or of all.
 
-    One that has to be compiled first is left out until it is there: that takes longer than an answer may.
+    Return the frameworks that can run here now, and one line for each of the others with the reason. A framework that
+    has to be compiled first is not compiled: that takes longer than the time limit of an answer.
     """
     names, reasons = [], []
     for name in wanted or config.choices("framework"):
         framework = config.compose([f"framework={name}"]).framework
-        offer = framework.devices.get(device)
-        if offer is None or not (offer.recipes or offer.unavailable):
-            continue  # the reference needs no environment, and is no framework
-        if any(recipe.build for recipe in offer.recipes) and not environments.find(framework, device):
-            reasons.append(f"{name} is left out: it has to be compiled first, for minutes; "
-                           f"`gtdl env create {name}` does, and the next answer has it")  # fmt: skip
+        support = framework.devices.get(device)
+        if support is None or not (support.recipes or support.unavailable):
+            continue  # the NumPy reference has no environment of its own and is not compared
+        if any(recipe.build for recipe in support.recipes) and not environments.find(framework, device):
+            reasons.append(
+                f"{name} is left out: it must be compiled first, which takes minutes; run `gtdl env create {name}` once"
+            )
             continue
         try:
             environments.ensure(framework, device)
@@ -122,52 +128,57 @@ def runnable_frameworks(device: str, wanted: Collection[str] = ()) -> tuple[list
 
 
 def possible_sweeps() -> list[PlannedSweep]:
-    """Those whose data are at hand, in the order in which they are made, the first in any case."""
-    found = []
+    """Return the sweeps whose data set is available, in the order in which they run."""
+    sweeps = []
     for name in DATASETS:
         try:
             datasets.prepare(config.compose([f"dataset={name}"]).dataset)
         except datasets.DatasetError:
             continue
-        found += [PlannedSweep(name, COMMON), PlannedSweep(name, "")]
-    return found
+        sweeps += [PlannedSweep(name, COMMON_SETTING), PlannedSweep(name, "")]
+    return sweeps
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What a few steps of a framework under a setting took."""
+    """Measured times of a few steps of one framework with one setting."""
 
     fixed_s: float
-    """Import, data, build, first step, saving."""
+    """Seconds of import, data, build, first step and saving."""
     step_s: float
     test_image_s: float
 
     def cost(self, composed: config.Config) -> RunCost:
-        """Of a run of this, its own data set's size taken into account."""
+        """Return the cost of a run of ``composed``, scaled to the size of its data set."""
         training, data = composed.training, datasets.prepare(composed.dataset)
         trained, _ = split(data.train_images, training)
-        steps = training.steps(trained.stop - trained.start, 1.0)
-        epochs = steps * training.batch_size / (trained.stop - trained.start)
+        images = trained.stop - trained.start
+        steps = training.steps(images, 1.0)
         test_s = self.test_image_s * data.test_images
-        looks = epochs / training.evaluate_every_epochs if training.evaluate_every_epochs else 0
-        return RunCost(self.fixed_s + test_s, steps * self.step_s + looks * test_s)
+        every = training.evaluate_every_epochs
+        evaluations = steps * training.batch_size / images / every if every else 0
+        return RunCost(self.fixed_s + test_s, steps * self.step_s + evaluations * test_s)
 
 
 def probe(composed: config.Config) -> Probe:
-    """Time a few steps of this, and its testing."""
+    """Time a few training steps and the testing of ``composed``.
+
+    Raises:
+        WorkerFailed: the worker failed.
+    """
     data = datasets.prepare(composed.dataset)
     environment = environments.ensure(composed.framework, composed.hardware.device)
     with tempfile.TemporaryDirectory(prefix="gtdl-answer-") as name, device_lock.hold(composed.hardware):
         job = create_job(composed, data.folder, Path(name))
         few = replace(job.training, iterations=PROBE_STEPS, epochs=None, evaluate_every_epochs=0, early_stopping=None)
         job = replace(job, training=few, budget=1.0, latency=Latency(repeats=0))
-        began = time.monotonic()
+        started = time.monotonic()
         metrics: dict[str, float] = {}
-        settings = composed.settings.environment
+        settings = composed.speed_settings.environment
         for event in run_worker(job, environment.python, settings, Path(name), composed.limits.run_timeout_s):
             if isinstance(event, Metrics):
                 metrics |= event.values
-        wall_s = time.monotonic() - began
+        wall_s = time.monotonic() - started
     return Probe(
         wall_s - metrics["training_time_s"] - metrics["testing_time_s"] + metrics["train/first_step_s"],
         job.training.batch_size / metrics["train/steady_state_images_per_s"],
@@ -175,137 +186,169 @@ def probe(composed: config.Config) -> Probe:
     )
 
 
+def _probe_all(frameworks: Iterable[str], setting: str, overrides: Sequence[str]) -> tuple[dict[str, Probe], list[str]]:
+    """Return the probes of the frameworks with one setting, and one line for each framework that failed."""
+    probes: dict[str, Probe] = {}
+    failures = []
+    for name in frameworks:
+        composed = config.compose([*PlannedSweep(DATASETS[0], setting).overrides(name), *overrides])
+        try:
+            probes[name] = probe(composed)
+            if probes[name].fixed_s > COLD_S:
+                probes[name] = probe(composed)
+        except WorkerFailed as error:
+            probes.pop(name, None)
+            failures.append(f"{name} is left out: {error}")
+    return probes, failures
+
+
 @dataclass(frozen=True)
 class Plan:
-    """What is made of a study."""
+    """The chosen frameworks and budget of one sweep."""
 
-    names: tuple[str, ...]
-    """The frameworks in it."""
-    share: float
-    """Of their trainings."""
+    frameworks: tuple[str, ...]
+    budget: float
 
 
-def plan(costs: Mapping[PlannedSweep, Mapping[str, RunCost]], seconds: float) -> dict[PlannedSweep, Plan]:
-    """What fits, of studies with the ``costs`` of their frameworks' runs.
+def plan(costs: Mapping[PlannedSweep, Costs], seconds: float) -> dict[PlannedSweep, Plan]:
+    """Return the sweeps that fit into ``seconds``; empty if none does.
 
-    As many studies as can have ``LEAST`` of every training in them, with as few frameworks left out as possible, rather
-    of the last than of the first. The first study always has all; alone, it may have less than ``LEAST``.
+    The plan has as many sweeps as can have ``SMALLEST_BUDGET``. It then leaves out as few frameworks as possible, from
+    the last sweep rather than from the first. The first sweep always has all frameworks; if it is the only one, its
+    budget may be below ``SMALLEST_BUDGET``.
     """
     first, *others = costs
-    ways = itertools.product([costs[first]], *(_ways(study, costs[study]) for study in others))
-    fitting = [way for way in ways if _seconds(way, SMALLEST_BUDGET) < seconds]
-    best = max(fitting, key=lambda way: (sum(map(bool, way)), sum(map(len, way))), default=(costs[first],))
-    if _seconds(best, 0) >= seconds:
+    options = itertools.product([costs[first]], *(_framework_subsets(sweep, costs[sweep]) for sweep in others))
+    fitting = [option for option in options if _total_s(option, SMALLEST_BUDGET) < seconds]
+    best = max(fitting, key=lambda option: (sum(map(bool, option)), sum(map(len, option))), default=(costs[first],))
+    if _total_s(best, 0) >= seconds:
         return {}
-    made = {study: some for study, some in zip(costs, best, strict=False) if some}
-    shares = budgets(list(made.values()), seconds)
-    return {study: Plan(tuple(some), share) for (study, some), share in zip(made.items(), shares, strict=True)}
+    chosen = {sweep: subset for sweep, subset in zip(costs, best, strict=False) if subset}
+    shares = budgets(list(chosen.values()), seconds)
+    return {sweep: Plan(tuple(subset), budget) for (sweep, subset), budget in zip(chosen.items(), shares, strict=True)}
 
 
-def _ways(study: PlannedSweep, costs: Mapping[str, RunCost]) -> Iterator[Mapping[str, RunCost]]:
-    """Which frameworks a study can be made with: all, or without the most expensive ones, two at least, or none.
+def _framework_subsets(sweep: PlannedSweep, costs: Costs) -> Iterator[Costs]:
+    """Yield the sets of frameworks that a sweep may have: all, fewer by the most expensive, down to two, or none.
 
-    One under a common setting is there to compare all of them.
+    A sweep with a common setting has all or none, because it compares all of them.
     """
     yield costs
-    if not study.setting:
+    if not sweep.setting:
         cheapest = sorted(costs, key=lambda name: costs[name].run_s(SMALLEST_BUDGET))
         for count in range(len(costs) - 1, 1, -1):
             yield {name: cost for name, cost in costs.items() if name in cheapest[:count]}
     yield {}
 
 
-def without(study: PlannedSweep, costs: Mapping[str, RunCost], made: Plan) -> list[str]:
-    """Which frameworks are not in it though they can run here, a line each."""
-    left_out = {name: cost.run_s(SMALLEST_BUDGET) for name, cost in costs.items() if name not in made.names}
-    return [f"{study.text}: {name} is left out, {100 * SMALLEST_BUDGET:g} % of its training would take {seconds:.0f} s a run"
-            for name, seconds in left_out.items()]  # fmt: skip
+def budgets(costs: Sequence[Costs], seconds: float) -> list[float]:
+    """Return the budget of each sweep, so that together they fit into ``seconds``.
 
-
-def budgets(costs: Sequence[Mapping[str, RunCost]], seconds: float) -> list[float]:
-    """For each study with the ``costs`` of its frameworks' runs, the share of their trainings that fits.
-
-    All get ``LEAST``, if there is time for it, and the same part of the ``seconds`` that are left then; what one study
-    cannot use goes to the others.
+    Each gets ``SMALLEST_BUDGET`` if the time allows it, and an equal part of the remaining time. What one sweep cannot
+    use goes to the others.
     """
-    least = SMALLEST_BUDGET if _seconds(costs, SMALLEST_BUDGET) < seconds else 0.0
-    training = [SEEDS * sum(cost.training_s for cost in study.values()) for study in costs]
-    shares, left = [least] * len(costs), seconds - _seconds(costs, least)
-    for place, index in enumerate(sorted(range(len(costs)), key=lambda index: training[index])):
-        part = left / (len(costs) - place)
-        shares[index] = rounded(min(1.0, least + part / training[index]))
-        left -= (shares[index] - least) * training[index]
-    return shares
+    least = SMALLEST_BUDGET if _total_s(costs, SMALLEST_BUDGET) < seconds else 0.0
+    training_s = [SEEDS * sum(cost.training_s for cost in of_sweep.values()) for of_sweep in costs]
+    chosen, left_s = [least] * len(costs), seconds - _total_s(costs, least)
+    shortest_first = sorted(range(len(costs)), key=lambda index: training_s[index])
+    for done, index in enumerate(shortest_first):
+        part_s = left_s / (len(costs) - done)
+        chosen[index] = round_down(min(1.0, least + part_s / training_s[index]))
+        left_s -= (chosen[index] - least) * training_s[index]
+    return chosen
 
 
-def _seconds(costs: Iterable[Mapping[str, RunCost]], share: float) -> float:
-    """What studies take with a ``share`` of each training; nothing if there is no framework in it."""
-    return sum(SWEEP_S + SEEDS * sum(cost.run_s(share) for cost in study.values()) for study in costs if study)
+def _total_s(costs: Iterable[Costs], budget: float) -> float:
+    """Return the seconds that sweeps take with one ``budget``. A sweep without frameworks takes none."""
+    return sum(
+        SWEEP_S + SEEDS * sum(cost.run_s(budget) for cost in of_sweep.values()) for of_sweep in costs if of_sweep
+    )
 
 
-def rounded(share: float) -> float:
-    """Down to two digits: it is typed and read."""
-    if share >= 1:
+def round_down(budget: float) -> float:
+    """Return ``budget`` rounded down to two significant digits, which people type and read; at most 1."""
+    if budget >= 1:
         return 1.0
-    digits = f"{share:.6e}"
+    digits = f"{budget:.6e}"
     return float(f"{digits[:3]}e{digits.split('e')[1]}")
 
 
+def left_out(sweep: PlannedSweep, costs: Costs, chosen: Plan) -> list[str]:
+    """Return one line for each framework that can run here and is not in the sweep."""
+    missing = {name: cost.run_s(SMALLEST_BUDGET) for name, cost in costs.items() if name not in chosen.frameworks}
+    return [
+        f"{sweep.label}: {name} is left out, a run with budget={SMALLEST_BUDGET:g} takes {seconds:.0f} s"
+        for name, seconds in missing.items()
+    ]
+
+
 def run(minutes: float, wanted: Sequence[str], overrides: Sequence[str], experiment: str) -> list[str]:
-    """Plan and run it all, for the ``wanted`` frameworks or all, into an MLflow experiment; remarks that belong to the
-    answer.
+    """Plan the sweeps and run them into an MLflow experiment. Return remarks for the report, one line each.
+
+    Args:
+        minutes: time limit for everything, the report included.
+        wanted: frameworks to compare; empty for all.
+        overrides: further overrides of every run.
+        experiment: name of the MLflow experiment.
 
     Raises:
         ConfigError: an override is wrong.
-        NoTime: not even the smallest study fits.
+        NotEnoughTime: not even the smallest sweep fits.
     """
-    began = time.monotonic()
+    started = time.monotonic()
     device = config.compose(list(overrides)).hardware.device
-    names, remarks = runnable_frameworks(device, wanted)
-    planned = possible_sweeps()
-    info(f"timing a few steps of {', '.join(names)}")
-    found: dict[PlannedSweep, dict[str, RunCost]] = {}
-    settings = list(dict.fromkeys(study.setting for study in planned))
-    probing = time.monotonic()
-    for place, setting in enumerate(settings, 1):
-        probes: dict[str, Probe] = {}
-        for name in list(names):
-            composed = config.compose([*PlannedSweep(DATASETS[0], setting).overrides(name), *overrides])
-            try:
-                probes[name] = probe(composed)
-                if probes[name].fixed_s > COLD_S:
-                    probes[name] = probe(composed)
-            except WorkerFailed as error:
-                names.remove(name)
-                remarks.append(f"{name} is left out: {error}")
-        for study in planned:
-            if study.setting == setting:
-                composed_of = {name: config.compose([*study.overrides(name), *overrides]) for name in names}
-                found[study] = {name: probes[name].cost(composed_of[name]) for name in names}
-        now, first = time.monotonic(), {name: found[planned[0]][name] for name in names}
-        left_s = MARGIN * (60 * minutes - (now - began)) - REPORT_S
-        if not names or not plan({planned[0]: first}, left_s):
-            other_probes_s = (now - probing) * (len(settings) - place) / place
-            spent_s = now - began + other_probes_s + REPORT_S + _seconds([first], 0)
-            raise NotEnoughTime(f"minutes={minutes:g}: too few for {SEEDS} runs of {', '.join(names) or 'nothing'} here; "
-                         f"minutes={math.ceil(spent_s / 60 / MARGIN) + 1} may do")  # fmt: skip
-    costs = {study: {name: found[study][name] for name in names} for study in planned}
-    made = plan(costs, left_s)
-    for study in planned:
-        if study not in made:
-            remarks.append(f"{study.text}: left out, there was no time for it; minutes={2 * minutes:g} may have it")
-    for study, of_study in made.items():
-        remarks += without(study, costs[study], of_study)
-        info(f"{study.text}, {of_study.share:.2g} of the training: {', '.join(of_study.names)}, {SEEDS} seeds each")
-        _sweep(study, of_study.names, of_study.share, overrides, experiment)
+    frameworks, remarks = runnable_frameworks(device, wanted)
+    sweeps = possible_sweeps()
+    info(f"timing a few steps of {', '.join(frameworks)}")
+    costs: dict[PlannedSweep, dict[str, RunCost]] = {}
+    settings = list(dict.fromkeys(sweep.setting for sweep in sweeps))
+    probing_started = time.monotonic()
+    for done, setting in enumerate(settings, 1):
+        probes, failures = _probe_all(frameworks, setting, overrides)
+        frameworks, remarks = list(probes), remarks + failures
+        for sweep in sweeps:
+            if sweep.setting == setting:
+                composed = {name: config.compose([*sweep.overrides(name), *overrides]) for name in frameworks}
+                costs[sweep] = {name: probes[name].cost(composed[name]) for name in frameworks}
+        costs = {sweep: {name: of_sweep[name] for name in frameworks} for sweep, of_sweep in costs.items()}
+        now, first = time.monotonic(), sweeps[0]
+        left_s = MARGIN * (60 * minutes - (now - started)) - REPORT_S
+        if not frameworks or not plan({first: costs[first]}, left_s):
+            other_probes_s = (now - probing_started) * (len(settings) - done) / done
+            needed_s = now - started + other_probes_s + REPORT_S + _total_s([costs[first]], 0)
+            raise NotEnoughTime(
+                f"minutes={minutes:g}: too short for {SEEDS} runs of {', '.join(frameworks) or 'any framework'} here; "
+                f"try minutes={math.ceil(needed_s / 60 / MARGIN) + 1}"
+            )
+    ordered = {sweep: costs[sweep] for sweep in sweeps}
+    plans = plan(ordered, left_s)
+    remarks += [
+        f"{sweep.label}: left out, not enough time; try minutes={2 * minutes:g}"
+        for sweep in sweeps
+        if sweep not in plans
+    ]
+    for sweep, chosen in plans.items():
+        remarks += left_out(sweep, costs[sweep], chosen)
+        info(f"{sweep.label}, budget={chosen.budget:g}: {', '.join(chosen.frameworks)}, {SEEDS} seeds each")
+        _run_sweep(sweep, chosen, overrides, experiment)
     return remarks
 
 
-def _sweep(study: PlannedSweep, names: Sequence[str], share: float, overrides: Sequence[str], experiment: str) -> None:
-    """A failed cell is a result: it is in the answer."""
-    command = [sys.executable, "-m", "gtdl_mlflow", "-m", *study.overrides(",".join(names)),
-               f"seed={','.join(map(str, range(SEEDS)))}", f"budget={share:g}", "sweep.rerun=all", "latency.repeats=0",
-               f"tracking.experiment={experiment}", *overrides]  # fmt: skip
-    # Of a project run of MLflow's there is one, and four sweeps: each makes its own run in the same experiment.
+def _run_sweep(sweep: PlannedSweep, chosen: Plan, overrides: Sequence[str], experiment: str) -> None:
+    """Run one sweep in a process of its own. Its exit status is ignored: the report shows failed cells."""
+    command = [
+        sys.executable,
+        "-m",
+        "gtdl_mlflow",
+        "-m",
+        *sweep.overrides(",".join(chosen.frameworks)),
+        f"seed={','.join(map(str, range(SEEDS)))}",
+        f"budget={chosen.budget:g}",
+        "sweep.rerun=all",
+        "latency.repeats=0",
+        f"tracking.experiment={experiment}",
+        *overrides,
+    ]
+    # `mlflow run` has created one run, and there are up to four sweeps: each creates a run of its own.
     environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_RUN_ID"}
     subprocess.run(command, env=environment, stdout=subprocess.DEVNULL)

@@ -77,13 +77,13 @@ class InterruptedRun:
 
 @contextmanager
 def checkpoint_folder(
-    of: Identity, framework: str, run: str, uri: str
+    run_identity: Identity, framework: str, run: str, uri: str
 ) -> Iterator[tuple[Path | None, InterruptedRun | None]]:
     """Hold the checkpoint folder of an identity; yield it, and the run that left checkpoints in it, if any.
 
     The folder is deleted if the block ends without an exception. It is None while another process holds it.
     """
-    folder = cache_dir() / "checkpoints" / f"{framework}-{of.hash()}"
+    folder = cache_dir() / "checkpoints" / f"{framework}-{run_identity.hash()}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = folder_lock(folder)
     try:

@@ -19,21 +19,21 @@ from ..environments import Environment
 
 
 def save_model(path: Path, data: Path, config: Config, environment: Environment, numpy_version: str) -> None:
-    """Write an MLflow model whose environment is the framework's own, though this process lacks the framework.
+    """Write a pyfunc model that loads in the framework's environment; this process needs no framework.
 
-    It takes uint8 images (N, height, width, channels) and gives class probabilities, float32 (N, classes). ``data`` is
-    what the worker saved. Written with MLflow's parts and not its ``save_model``, which would note this process's
-    Python as the model's and take half a second to warn that the model's requirements are not met here.
+    The model takes uint8 images (N, height, width, channels) and returns class probabilities, float32 (N, classes).
+    ``data`` is the folder that the worker saved. MLflow's own ``save_model`` would record this process's Python as the
+    model's, and spend half a second on a warning that the model's requirements are not installed here.
     """
     here = Path(__file__).parents[1]
     shutil.copytree(data, path / "data")
-    # The worker's half of the package is all that the model needs.
+    # The model needs the worker, and the registry of metrics that the worker imports.
     package = path / "code" / "gtdl_mlflow"
     shutil.copytree(here / "worker", package / "worker", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("__init__.py", "metrics.py"):
         shutil.copy(here / name, package)
 
-    # A local version (+cpu) is known to this machine only.
+    # A local version such as +cpu exists only on the index that this machine used.
     pinned = environment.requirements or [f"numpy=={numpy_version}"]
     requirements = [f"mlflow=={mlflow.__version__}", *(re.sub(r"\+[\w.]+", "", pin) for pin in pinned)]
     (path / "requirements.txt").write_text("\n".join(requirements) + "\n")
@@ -66,6 +66,9 @@ def save_model(path: Path, data: Path, config: Config, environment: Environment,
 
 
 def write_yaml(path: Path, values: dict[str, Any]) -> None:
-    """By libyaml, where PyYAML has it: in pure Python a run's settings take longer than MLflow needs to open it."""
+    """Write a YAML file with libyaml, if PyYAML has it.
+
+    In pure Python, writing a run's configuration takes longer than MLflow needs to create the run.
+    """
     dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
-    path.write_text(yaml.dump(values, Dumper=dumper, sort_keys=False))
+    path.write_text(yaml.dump(values, Dumper=dumper, sort_keys=False), encoding="utf-8")

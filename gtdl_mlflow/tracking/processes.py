@@ -1,4 +1,4 @@
-"""The identity of the process that makes a run, by which a later command finds dead runs."""
+"""The identity of the process that records a run, by which a later command finds dead runs."""
 
 from __future__ import annotations
 

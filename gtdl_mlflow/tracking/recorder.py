@@ -42,7 +42,7 @@ REASON_LIMIT = 5000
 
 @dataclass(frozen=True)
 class SweepPosition:
-    """A run's position in a sweep."""
+    """The position of a run in its sweep."""
 
     parent: str
     """The sweep's run, as in ``outbox.Record.reference``."""
@@ -94,14 +94,16 @@ class Recorder:
         if self.undelivered:
             info(f"{self.undelivered}; the run goes on and is delivered later")
         self.record.params = {key: str(value) for key, value in _params(config).items()}  # sent with the inputs
-        plain = config.plain()
+        plain = config.to_dict()
         plain["tracking"]["uri"] = redact(config.tracking.uri)
         write_yaml(self._folder / CONFIG, plain)
         return self
 
-    def record_inputs(self, environment: Environment, data: PreparedDataset, found: peak.Peak | None = None) -> None:
+    def record_inputs(
+        self, environment: Environment, data: PreparedDataset, machine_peak: peak.Peak | None = None
+    ) -> None:
         """Record the environment, the data set and the machine's peak."""
-        self._environment, self._data, self._peak = environment, data, found
+        self._environment, self._data, self._peak = environment, data, machine_peak
         (self._folder / ENVIRONMENT).write_text("\n".join(environment.packages) + "\n")
         self.record.tags |= {tags.DATA_DIGEST: data.digest, tags.ENVIRONMENT: environment.key}
         self.record.inputs = [_dataset_input(self._config, data)]
@@ -196,8 +198,8 @@ class Recorder:
         else:
             status = "FAILED" if issubclass(kind, Exception) else "KILLED"
             reason = str(error) if issubclass(kind, Exception) else "stopped by the user"
-            tag, word = (tags.UNAVAILABLE, "unavailable") if issubclass(kind, Unavailable) else (tags.FAILURE, status)
-            self.record.tags |= {tag: reason[:REASON_LIMIT], MLFLOW_RUN_NOTE: f"{word}: {reason}"[:REASON_LIMIT]}
+            tag, label = (tags.UNAVAILABLE, "unavailable") if issubclass(kind, Unavailable) else (tags.FAILURE, status)
+            self.record.tags |= {tag: reason[:REASON_LIMIT], MLFLOW_RUN_NOTE: f"{label}: {reason}"[:REASON_LIMIT]}
         mlperf_log.write(
             self._folder / MLPERF_LOG, self._config, self._metrics, self._metadata, now_ms, success=kind is None
         )
@@ -218,7 +220,7 @@ class Recorder:
         """Send the results, then the files, then the status."""
         # A tracker that was unreachable at the start may be back; one that was reachable will soon be again.
         retries, timeout_s = (2, 10) if self.undelivered else (4, 30)
-        self._deliver(retries, timeout_s, keep_refused=True)
+        self._deliver(retries, timeout_s, save_refused=True)
         if self._data is not None:
             self._artifacts.draw_data(self._data)
         self._artifacts.wait()
@@ -227,20 +229,20 @@ class Recorder:
         if self.undelivered:
             outbox.save(self.record)
         else:
-            self._deliver(retries, timeout_s, keep_refused=True)
+            self._deliver(retries, timeout_s, save_refused=True)
         if self.undelivered:
             info(f"{self.undelivered}; the whole run is saved in {self._folder}, `gtdl track replay` delivers it")
 
-    def _deliver(self, retries: int, timeout_s: int, keep_refused: bool = False) -> None:
+    def _deliver(self, retries: int, timeout_s: int, save_refused: bool = False) -> None:
         """Deliver the record, and save what an unreachable tracker misses.
 
-        What a tracker refuses is saved if ``keep_refused``; otherwise TrackingFailed is raised.
+        What a tracker refuses is saved if ``save_refused``; otherwise TrackingFailed is raised.
         """
         try:
             with http_timeouts(retries, timeout_s):
                 outbox.deliver(self.record, self._config.tracking.uri)
         except TrackingFailed as error:
-            if not (keep_refused or isinstance(error, TrackerUnreachable)):
+            if not (save_refused or isinstance(error, TrackerUnreachable)):
                 raise
             self.undelivered = str(error)
             outbox.save(self.record)
@@ -293,14 +295,14 @@ def _run_tags(config: Config) -> dict[str, str]:
 
 def _params(config: Config) -> dict[str, Any]:
     """Return the choices by the words that select them, and every hyper-parameter below them."""
-    plain = config.plain()
+    plain = config.to_dict()
     params: dict[str, Any] = {
         group: plain[group]["name"] for group in ("framework", "dataset", "model", "training", "hardware")
     }
     params |= {key: plain[key] for key in ("seed", "budget", "tuning")}
     params["framework.version"] = config.framework.version
-    params |= _flatten("framework.options", config.settings.options)
-    params |= _flatten("framework.environment", config.settings.environment)
+    params |= _flatten("framework.options", config.speed_settings.options)
+    params |= _flatten("framework.environment", config.speed_settings.environment)
     params |= _flatten("training", {key: value for key, value in plain["training"].items() if key != "name"})
     params |= _flatten("hardware", {**plain["hardware"], "threads": config.threads})
     params |= _flatten("machine", host.describe())
