@@ -80,6 +80,8 @@ def check_command(command: str) -> None:
         composes([word for flag, word in itertools.pairwise(words) if flag == "-P"])
     elif words[0] == "python" and words[1].startswith(("benchmarks/", "scripts/")):
         assert (ROOT / words[1]).is_file()
+    elif words[0].startswith("scripts/"):
+        assert (ROOT / words[0]).is_file()
     else:
         assert command.startswith(SHELL) or command == ". .venv/bin/activate", command
 
