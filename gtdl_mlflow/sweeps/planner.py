@@ -2,8 +2,8 @@
 
 The planner runs up to four sweeps over all frameworks that can run here, interleaved over five seeds. The data sets are
 the digits that come with the benchmark and, if it is downloaded, full MNIST. On each, one sweep uses the same setting
-for all frameworks (parity track) and one uses each framework's own default (default track). The planner times a few
-steps of each framework first and chooses budgets that fit. It may leave the most expensive frameworks out of the default
+for all frameworks (parity track) and one uses each framework's own default (default track). The planner first times a
+few steps of each framework, and chooses budgets that fit. It may leave the most expensive frameworks out of the default
 track.
 """
 
