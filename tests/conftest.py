@@ -1,4 +1,4 @@
-"""What all tests share: a clean environment, a store of their own, the real command line."""
+"""Fixtures of all tests: a clean environment, a cache directory, an empty store, and the command line."""
 
 from __future__ import annotations
 
@@ -7,46 +7,74 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
 import pytest
 from helpers.project import ROOT, Command
 
-# What a shell starts in the background ignores Ctrl-C, and so would all that the tests start and send one.
+from gtdl_mlflow.files import cache_dir
+
+# A process that a shell starts in the background ignores SIGINT, and so do its children: tests send SIGINT to theirs.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+KEPT = ("GTDL_HOME", "GTDL_DATA", "GTDL_LOCKS", "GTDL_REQUIRE_FRAMEWORKS")
+"""Variables of this project that the tests do not remove."""
+
+
+def remove_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Remove the user's settings of MLflow and of this project from the environment."""
+    for name in list(os.environ):
+        if name.startswith(("MLFLOW_", "GTDL_")) and name not in KEPT:
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def session_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Give the session a cache directory and device locks of its own.
+
+    Prepared data, checkpoints and peaks of the user change no result of a test. Environments of frameworks are shared
+    with the user's cache directory, because they take minutes to create.
+    """
+    shared, folder = cache_dir(), tmp_path_factory.mktemp("cache")
+    for name in ("environments", "builds"):
+        (shared / name).mkdir(parents=True, exist_ok=True)
+        (folder / name).symlink_to(shared / name)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        remove_settings(monkeypatch)
+        monkeypatch.setenv("GTDL_HOME", str(folder))
+        # Tests neither wait for the measurements that run on this machine, nor stop them.
+        monkeypatch.setenv("GTDL_LOCKS", str(tmp_path_factory.mktemp("locks")))
+        yield
 
 
 @pytest.fixture(autouse=True)
-def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """No test depends on, or writes into, what the person who runs it tracks elsewhere."""
-    for name in list(os.environ):
-        if name.startswith(("MLFLOW_", "GTDL_")) and name not in ("GTDL_HOME", "GTDL_DATA", "GTDL_REQUIRE_FRAMEWORKS"):
-            monkeypatch.delenv(name)
-    # Nor does it wait for, or stop, what is measured on this machine meanwhile.
-    monkeypatch.setenv("GTDL_LOCKS", str(tmp_path_factory.getbasetemp() / "locks"))
+def clean_environment(session_environment: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Remove what an earlier test left in the environment."""
+    remove_settings(monkeypatch)
 
 
 @pytest.fixture
-def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A GTDL_HOME and a GTDL_DATA of the test's own."""
+def cache_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Empty folders for GTDL_HOME and GTDL_DATA, for one test."""
     monkeypatch.setenv("GTDL_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("GTDL_DATA", str(tmp_path / "data"))
 
 
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MLflow's tables, which it takes seconds to make."""
+    """A database with MLflow's tables, which take seconds to create."""
     path = tmp_path_factory.mktemp("store") / "mlflow.db"
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.chdir(path.parent)  # where the files of the experiment Default will be
+        monkeypatch.chdir(path.parent)  # MLflow creates the artifact folder of the experiment Default here
         mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
     return path
 
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path) -> str:
-    """An empty MLflow store, which MLFLOW_TRACKING_URI points to; also the working directory."""
+    """An empty MLflow store, to which MLFLOW_TRACKING_URI points. Its folder is the working directory."""
     monkeypatch.chdir(tmp_path)
     shutil.copy(empty_store, tmp_path / "mlflow.db")
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
@@ -56,7 +84,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path) ->
 
 @pytest.fixture
 def gtdl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
-    """``python -m gtdl_mlflow ARGUMENTS`` in an empty folder, as a user of this checkout runs it."""
+    """Function that runs ``python -m gtdl_mlflow ARGUMENTS`` of this checkout in an empty folder."""
     monkeypatch.chdir(tmp_path)
 
     def command(*arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:

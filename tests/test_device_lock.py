@@ -12,7 +12,7 @@ from typing import Any
 
 import mlflow
 import pytest
-from helpers.project import ROOT, Command, start, worker_of
+from helpers.project import ROOT, Command, start, wait_for_worker
 
 from gtdl_mlflow.hardware import device_lock
 
@@ -113,7 +113,7 @@ def test_waiting_is_shown_and_is_part_of_no_time(store: str) -> None:
 
 def test_a_worker_does_not_outlive_its_driver(store: str) -> None:
     driver = start("framework=reference", "training.epochs=100000", "training.evaluate_every_epochs=100")
-    worker = worker_of(driver.pid)
+    worker = wait_for_worker(driver)
     time.sleep(1)
     driver.kill()
     driver.communicate(timeout=30)

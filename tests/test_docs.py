@@ -133,7 +133,7 @@ def test_generated_page_matches_the_registry_of_metrics() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("places")
+@pytest.mark.usefixtures("cache_folders")
 @pytest.mark.parametrize("name", yaml.safe_load((ROOT / "docs" / "datasets" / "statistics.yaml").read_text()))
 def test_statistics_match_the_data(name: str) -> None:
     script = runpy.run_path(str(ROOT / "scripts" / "data_statistics.py"))

@@ -35,7 +35,7 @@ from gtdl_mlflow.config import Dataset
 from gtdl_mlflow.datasets import DatasetError, FilesNotFound, PreparedDataset, images, locate, prepare, verify
 from gtdl_mlflow.datasets.prepare import read
 
-pytestmark = pytest.mark.usefixtures("places")
+pytestmark = pytest.mark.usefixtures("cache_folders")
 
 SHARED = ROOT.parent / "shared" / "datasets"
 GB = 10**9

@@ -89,7 +89,7 @@ def test_operations_are_those_that_torch_counts(setting: str, tmp_path: Path) ->
 
 
 def test_a_machine_is_measured_once_and_a_disturbed_measurement_again(
-    places: None, monkeypatch: pytest.MonkeyPatch
+    cache_folders: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hardware = config.compose(["framework=reference"]).hardware
     monkeypatch.setattr(peak.noise, "flags", lambda figures: ["somebody else"])
@@ -108,14 +108,14 @@ def test_a_machine_is_measured_once_and_a_disturbed_measurement_again(
     assert second.tries == 2
 
 
-def test_a_machine_that_is_never_quiet_is_taken_as_it_is(places: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_that_is_never_quiet_is_taken_as_it_is(cache_folders: None, monkeypatch: pytest.MonkeyPatch) -> None:
     hardware = config.compose(["framework=reference"]).hardware
     monkeypatch.setattr(peak.noise, "flags", lambda figures: ["somebody else"])
     found = [peak.get_or_measure(hardware, 1) for _ in range(peak.TRIES + 2)]
     assert [each.tries for each in found if each is not None] == [1, 2, 3, 4, 5, 5, 5]
 
 
-def test_a_record_that_cannot_be_read_is_made_anew(places: None) -> None:
+def test_a_record_that_cannot_be_read_is_made_anew(cache_folders: None) -> None:
     hardware = config.compose(["framework=reference"]).hardware
     peak.get_or_measure(hardware, 1)
     (record,) = (cache_dir() / "peaks").glob("*.json")
@@ -125,12 +125,12 @@ def test_a_record_that_cannot_be_read_is_made_anew(places: None) -> None:
         assert peak.get_or_measure(hardware, 1) is not None
 
 
-def test_the_processor_does_not_stand_in_for_a_gpu(places: None) -> None:
+def test_the_processor_does_not_stand_in_for_a_gpu(cache_folders: None) -> None:
     hardware = replace(config.compose(["framework=reference"]).hardware, device="gpu")
     assert peak.measure(hardware, 1) is None
 
 
-def test_beside_other_runs_nothing_is_measured(places: None) -> None:
+def test_beside_other_runs_nothing_is_measured(cache_folders: None) -> None:
     hardware = config.compose(["framework=reference", "hardware.cores=[0]", "hardware.side_by_side=true"]).hardware
     assert peak.get_or_measure(hardware, 1) is None
 

@@ -18,19 +18,28 @@ from gtdl_mlflow import config, environments
 
 ROOT = Path(__file__).parents[2]
 
-
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
+"""Type of the fixture ``gtdl``."""
 
 
 def runs(uri: str) -> list[Run]:
-    """All of the experiment gtdl, the newest first."""
+    """Return all runs of the experiment gtdl, the newest first."""
     client = mlflow.MlflowClient(uri)
     experiment = client.get_experiment_by_name("gtdl")
     return [] if experiment is None else list(client.search_runs([experiment.experiment_id]))
 
 
+def sweep_runs(experiment: str = "gtdl") -> tuple[Run, list[Run]]:
+    """Return the parent run of the only sweep in the store, and its children."""
+    found: Any = mlflow.search_runs(experiment_names=[experiment], output_format="list")
+    (parent,) = [run for run in found if "mlflow.parentRunId" not in run.data.tags]
+    children = [run for run in found if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert len(children) == len(found) - 1
+    return parent, children
+
+
 def need_torch() -> None:
-    """Have PyTorch at hand, or skip the test and say why not."""
+    """Create the environment of PyTorch, or skip the test with the reason."""
     try:
         environments.ensure(config.compose([]).framework, "cpu")
     except environments.EnvironmentFailed as error:
@@ -39,24 +48,20 @@ def need_torch() -> None:
         pytest.skip(str(error))
 
 
-def worker_of(driver: int) -> int:
-    """The worker of a driver, once it trains."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        for events in Path.cwd().glob("outputs/*/*/events.jsonl"):
-            if '"progress"' in events.read_text():
-                return child_of(driver)
-        time.sleep(0.1)
-    raise AssertionError("the worker did not start to train")
-
-
-def child_of(driver: int) -> int:
-    """The only process that a driver has started: a worker."""
-    children = Path(f"/proc/{driver}/task").glob("*/children")
-    return int("".join(path.read_text() for path in children).split()[0])
+def start(*arguments: str, stdout: int = subprocess.DEVNULL, **options: Any) -> subprocess.Popen[str]:
+    """Start ``python -m gtdl_mlflow ARGUMENTS`` of this checkout; ``options`` are those of ``Popen``."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "gtdl_mlflow", *arguments],
+        env={**os.environ, "PYTHONPATH": str(ROOT), **options.pop("env", {})},
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
 
 
 def mlflow_run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run ``mlflow run`` of this checkout."""
     return subprocess.run(
         [sys.executable, "-m", "mlflow", "run", str(ROOT), *arguments],
         env={**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"},
@@ -66,20 +71,29 @@ def mlflow_run(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def family(experiment: str = "gtdl") -> tuple[Run, list[Run]]:
-    """The parent of the only sweep in the store, and its children."""
-    runs: Any = mlflow.search_runs(experiment_names=[experiment], output_format="list")
-    (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
-    children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
-    assert len(children) == len(runs) - 1
-    return parent, children
+def wait_until(
+    condition: Callable[[], object], what: str, process: subprocess.Popen[Any] | None = None, timeout_s: float = 120
+) -> None:
+    """Wait until ``condition`` holds. Fail if ``process`` ends before, or after ``timeout_s`` seconds."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert process is None or process.poll() is None, f"{what}: the process ended before, {process.communicate()}"
+        assert time.monotonic() < deadline, f"{what}: not within {timeout_s:g} s"
+        time.sleep(0.02)
 
 
-def start(*arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "gtdl_mlflow", *arguments],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def training_started() -> bool:
+    """Return whether a worker of a run in the working directory has started to train."""
+    return any('"progress"' in path.read_text() for path in Path.cwd().glob("outputs/*/*/events.jsonl"))
+
+
+def wait_for_worker(driver: subprocess.Popen[Any]) -> int:
+    """Wait until the worker of a driver in the working directory trains, and return its process ID."""
+    wait_until(training_started, "the worker trains", driver)
+    return child_of(driver.pid)
+
+
+def child_of(driver: int) -> int:
+    """Return the process ID of the only child of a driver: its worker."""
+    children = Path(f"/proc/{driver}/task").glob("*/children")
+    return int("".join(path.read_text() for path in children).split()[0])
