@@ -8,17 +8,29 @@ from urllib.parse import unquote, urlsplit
 
 VARIABLE = "MLFLOW_TRACKING_URI"
 
-# A password may itself hold "@", and after a user name also "/": the credentials end at the last "@" of the word.
-_CREDENTIALS = re.compile(r"(\w://)(?:[^\s'\"/:]*:[^\s'\"]*@|[^\s'\"/]*@)")
+_CREDENTIALS = re.compile(
+    r"""
+    # pip's address of a repository ends with a revision: git+https://user:password@host/repository@v1
+    (\b(?:git|hg|svn|bzr)\+\w+://) [^\s'"/]*@
+    |
+    # After a user name, the password may contain "@", "/" and quotes: the credentials end at the last "@" of the word.
+    # A quote before punctuation or a space ends the word.
+    (\w://) (?: [^\s'"/:]*:(?:[^\s'"]|['"](?=[\w@]))*@ | [^\s'"/]*@ )
+    """,
+    re.VERBOSE,
+)
 
 
 def redact(text: str) -> str:
-    """Return ``text`` without the user names and passwords of the addresses in it."""
-    return _CREDENTIALS.sub(r"\1", text)
+    """Return ``text`` without the user names and passwords of the addresses in it.
+
+    Where a password cannot be distinguished from a port and a path that contains "@", both are removed.
+    """
+    return _CREDENTIALS.sub(r"\1\2", text)
 
 
 def has_credentials(address: str) -> bool:
-    """Return whether ``address`` holds a user name or a password."""
+    """Return whether ``address`` contains a user name or a password."""
     return _CREDENTIALS.search(address) is not None
 
 
@@ -26,7 +38,7 @@ def hide_credentials(address: str | None = None) -> None:
     """Set MLFLOW_TRACKING_URI to ``address`` (default: its current value), without the credentials of a server.
 
     A server's user name and password go into MLflow's own variables, which the processes of launchers inherit. A
-    database's address keeps its credentials: MLflow has no other place for them.
+    database's address keeps its credentials: MLflow has no other variable for them.
     """
     address = os.environ.get(VARIABLE) if address is None else address
     if not address:

@@ -1,4 +1,4 @@
-"""Run a program to its end, so that nothing of it outlives this process."""
+"""Run a program to its end. No process that it starts outlives this one."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import IO
 
-# An orphan would go on filling a folder that the next process makes anew. Linux tells this guard when its parent has
-# died (PR_SET_PDEATHSIG), however that died; it then kills its whole group, the compilers below `make` included. A
-# process of its own, as code between fork and exec is not safe with threads.
+# An orphan would continue to write into a folder that the next process creates again. Linux sends this guard a signal
+# when its parent dies (PR_SET_PDEATHSIG), for whatever reason. The guard then kills its whole process group, including
+# the compilers that `make` started. It is a process of its own because code between fork and exec is not safe with
+# threads.
 _GUARD = """
 import ctypes, os, signal, sys
 signal.signal(signal.SIGTERM, lambda *_: os.killpg(0, signal.SIGKILL))
@@ -30,7 +31,7 @@ def run(
     stdout: IO[bytes] | int = subprocess.PIPE,
     stderr: IO[bytes] | int | None = subprocess.PIPE,
 ) -> subprocess.CompletedProcess[str]:
-    """Run ``command``, whose first word is a path; all that it started is killed where this process is interrupted."""
+    """Run ``command``, whose first word is a path. Its whole process group is killed if this process is interrupted."""
     guard = [sys.executable, "-I", "-S", "-c", _GUARD, str(os.getpid())] if sys.platform == "linux" else []
     with subprocess.Popen(
         [*guard, *command],
@@ -39,7 +40,7 @@ def run(
         stdout=stdout,
         stderr=stderr,
         text=True,
-        start_new_session=True,  # a group to kill
+        start_new_session=True,  # a process group to kill
     ) as process:
         try:
             out, err = process.communicate()

@@ -1,1 +1,1 @@
-"""The machine: what it is, what it can do, which process uses it, and what disturbs a run."""
+"""The machine: its description, the lock of a device, interference during a run, system metrics and peak performance."""

@@ -1,4 +1,4 @@
-"""The NVIDIA GPU that a run is on, as its driver tells through NVML."""
+"""The NVIDIA GPU of a run: its state and counters, read through NVML."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pynvml
 
 
 class Gpu:
-    """The first GPU that CUDA would take; where it does not tell something, that is None.
+    """The first GPU that CUDA would use. A value that this GPU does not report is None.
 
     Raises:
         pynvml.NVMLError: there is no driver, or no such GPU.
@@ -20,47 +20,49 @@ class Gpu:
     def __init__(self) -> None:
         pynvml.nvmlInit()
         first = os.environ.get("CUDA_VISIBLE_DEVICES", "").partition(",")[0] or "0"
-        get = pynvml.nvmlDeviceGetHandleByIndex if first.isdigit() else pynvml.nvmlDeviceGetHandleByUUID
-        self._gpu = get(int(first) if first.isdigit() else first)
+        get_handle = pynvml.nvmlDeviceGetHandleByIndex if first.isdigit() else pynvml.nvmlDeviceGetHandleByUUID
+        self._handle = get_handle(int(first) if first.isdigit() else first)
 
     @classmethod
     def find(cls) -> Gpu | None:
-        """None where there is none that tells."""
+        """Return the GPU; None if NVML finds none."""
         try:
             return cls()
         except pynvml.NVMLError:
             return None
 
     def driver(self) -> str:
-        """The driver's version."""
+        """Return the version of the driver."""
         return str(pynvml.nvmlSystemGetDriverVersion())
 
-    def others(self, worker: int) -> float | None:
-        """How many processes compute on it that are neither ``worker`` nor started by it."""
+    def other_processes(self, worker: int) -> float | None:
+        """Return the number of processes that compute on the GPU, without ``worker`` and its descendants."""
         own = {worker}
         with suppress(psutil.Error):
             own |= {child.pid for child in psutil.Process(worker).children(recursive=True)}
-        return _told(
-            lambda: len({process.pid for process in pynvml.nvmlDeviceGetComputeRunningProcesses(self._gpu)} - own)
+        return _or_none(
+            lambda: len({process.pid for process in pynvml.nvmlDeviceGetComputeRunningProcesses(self._handle)} - own)
         )
 
     def mhz(self) -> float | None:
-        """The clock of its multiprocessors, now."""
-        return _told(lambda: float(pynvml.nvmlDeviceGetClockInfo(self._gpu, pynvml.NVML_CLOCK_SM)))
+        """Return the current clock frequency of the multiprocessors in MHz."""
+        return _or_none(lambda: float(pynvml.nvmlDeviceGetClockInfo(self._handle, pynvml.NVML_CLOCK_SM)))
 
     def throttled_s(self) -> float | None:
-        """Seconds, ever, for which it was slowed down by heat. Its limit of power is no flaw: heavy work meets it."""
-        return _told(
-            lambda: pynvml.nvmlDeviceGetViolationStatus(self._gpu, pynvml.NVML_PERF_POLICY_THERMAL).violationTime / 1e9
-        )
+        """Return the total time of throttling by heat in seconds.
+
+        Throttling by the power limit is not counted: under heavy work it is normal.
+        """
+        policy = pynvml.NVML_PERF_POLICY_THERMAL
+        return _or_none(lambda: pynvml.nvmlDeviceGetViolationStatus(self._handle, policy).violationTime / 1e9)
 
     def joules(self) -> float | None:
-        """Of energy that it has taken, ever since the driver was loaded."""
-        return _told(lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(self._gpu) / 1e3)
+        """Return the energy in joules that the GPU has used since the driver was loaded."""
+        return _or_none(lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(self._handle) / 1e3)
 
 
-def _told(ask: Callable[[], float]) -> float | None:
+def _or_none(read: Callable[[], float]) -> float | None:
     try:
-        return ask()
+        return read()
     except pynvml.NVMLError:
         return None

@@ -1,4 +1,4 @@
-"""What machine this is, as far as it bears on a measurement."""
+"""The description of this machine: everything that decides which results may be compared."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import psutil
 
 @cache
 def describe() -> dict[str, Any]:
-    """Processor, cores, memory, GPUs and operating system; two equal descriptions are one machine to compare on."""
+    """Return the processor, cores, memory, GPUs and operating system. Results with equal ones may be compared."""
     return {
         "cpu": _cpu(),
         "cores": psutil.cpu_count(logical=False) or psutil.cpu_count(),
@@ -27,11 +27,11 @@ def describe() -> dict[str, Any]:
 
 
 def fingerprint() -> str:
-    """One line for a person, with a hash at its end for a machine."""
-    facts = describe()
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
-    parts = [facts["cpu"], f"{facts['logical_cores']} cores", f"{facts['memory_gib']} GiB", *facts["gpus"]]
-    return f"{', '.join(parts)} ({digest})"
+    """Return the description as one readable line that ends with its hash."""
+    description = describe()
+    digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:8]
+    cores, memory = f"{description['logical_cores']} cores", f"{description['memory_gib']} GiB"
+    return f"{', '.join([description['cpu'], cores, memory, *description['gpus']])} ({digest})"
 
 
 def _cpu() -> str:
@@ -45,9 +45,9 @@ def _cpu() -> str:
 
 def _gpus() -> list[str]:
     try:
-        listed = subprocess.run(
+        result = subprocess.run(
             ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True, timeout=30
         )
     except (FileNotFoundError, subprocess.TimeoutExpired):
         return []
-    return [line.strip() for line in listed.stdout.splitlines()] if listed.returncode == 0 else []
+    return [line.strip() for line in result.stdout.splitlines()] if result.returncode == 0 else []

@@ -1,12 +1,14 @@
-"""What else went on while a worker ran: evidence that its times are the framework's, or that they are not.
+"""Interference: other load, throttling and stolen CPU time while a worker ran, which make its times doubtful.
 
-Where a machine does not tell (clock frequency in a virtual one, throttling without a sensor) nothing is said of it.
+A value that the machine does not report is left out: the clock frequency of many virtual machines, throttling without a
+sensor.
 """
 
 from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,104 +19,122 @@ if TYPE_CHECKING:
     from .gpu import Gpu
 
 FOREIGN_PERCENT = 5.0
-"""Of the machine's CPU time, had by other processes than the run's own: with more, it has been disturbed. A neighbour
-that keeps the cores busy was seen to cost from a third to five sixths of a training's speed.
+"""Highest share of the machine's CPU time that processes outside the run may use without a warning. Measured: another
+process that keeps the cores busy costs one third to five sixths of a training's speed.
 """
 
 STEAL_PERCENT = 1.0
-"""Of the machine's CPU time, kept by the host of a virtual machine."""
+"""Highest share of the CPU time that the host of a virtual machine may steal without a warning."""
 
-THROTTLES = "cpu*/thermal_throttle/*_throttle_count"
-"""Counters of Linux, in ``/sys/devices/system/cpu``."""
+THROTTLE_COUNTERS = "cpu*/thermal_throttle/*_throttle_count"
+"""Counters of Linux in ``/sys/devices/system/cpu``."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The counters of the machine and of this process."""
+    """Counters of the machine and of this process at one moment."""
 
     time: float
+    """Seconds on the monotonic clock."""
     busy_s: float
+    """CPU time of all processes."""
     stolen_s: float
+    """CPU time that the host of a virtual machine kept."""
     total_s: float
-    own_s: float
+    """CPU time of all cores: busy, idle and stolen."""
+    driver_s: float
     """CPU time of this process, the driver."""
     load: float
-    """Processes that ran or waited, the mean of the last minute."""
+    """Processes that ran or waited, averaged over the last minute."""
     mhz: float | None
-    throttles: int | None
+    """Clock frequency of the processor."""
+    throttle_count: int | None
     gpu: GpuSnapshot | None = None
 
     @classmethod
     def now(cls, system: Path = Path("/sys/devices/system/cpu"), gpu: GpuSnapshot | None = None) -> Snapshot:
+        """Read the counters now."""
         times = psutil.cpu_times()
-        waiting = times.idle + getattr(times, "iowait", 0.0)
+        idle = times.idle + getattr(times, "iowait", 0.0)
         stolen = getattr(times, "steal", 0.0)
-        # A guest's time is in the user's already.
+        # The time of guests is included in the user's time.
         total = sum(times) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
         frequency = psutil.cpu_freq()
-        counters = [int(path.read_text()) for path in system.glob(THROTTLES)]
-        return cls(time.monotonic(), total - waiting - stolen, stolen, total, time.process_time(), os.getloadavg()[0],
-                   frequency.current if frequency and frequency.current else None,
-                   sum(counters) if counters else None, gpu)  # fmt: skip
+        counts = [int(path.read_text()) for path in system.glob(THROTTLE_COUNTERS)]
+        return cls(
+            time=time.monotonic(),
+            busy_s=total - idle - stolen,
+            stolen_s=stolen,
+            total_s=total,
+            driver_s=time.process_time(),
+            load=os.getloadavg()[0],
+            mhz=frequency.current if frequency and frequency.current else None,
+            throttle_count=sum(counts) if counts else None,
+            gpu=gpu,
+        )
 
 
 @dataclass(frozen=True)
 class GpuSnapshot:
-    """What a GPU tells of itself; None is what it does not."""
+    """State and counters of a GPU at one moment; None where it does not report a value."""
 
-    others: float | None
-    """Processes on it that are not the run's."""
+    other_processes: float | None
+    """Number of processes on it that do not belong to the run."""
     mhz: float | None
     throttled_s: float | None
     joules: float | None
 
     @classmethod
     def now(cls, gpu: Gpu, worker: int) -> GpuSnapshot:
-        return cls(gpu.others(worker), gpu.mhz(), gpu.throttled_s(), gpu.joules())
+        """Read the state and the counters now; ``worker`` is the run's process ID."""
+        return cls(gpu.other_processes(worker), gpu.mhz(), gpu.throttled_s(), gpu.joules())
 
 
 def metrics_between(before: Snapshot, after: Snapshot, worker_s: float) -> dict[str, float]:
-    """Metrics of the time between, in which the worker had ``worker_s`` of the CPU."""
+    """Return the metrics of the time between two snapshots, in which the worker used ``worker_s`` of CPU time."""
     total_s = max(after.total_s - before.total_s, 1e-9)
-    foreign_s = after.busy_s - before.busy_s - worker_s - (after.own_s - before.own_s)
-    made = {
+    driver_s = after.driver_s - before.driver_s
+    foreign_s = after.busy_s - before.busy_s - worker_s - driver_s
+    metrics = {
         "interference/load_before": before.load,
         "interference/load_after": after.load,
         "interference/foreign_cpu_percent": max(0.0, 100 * foreign_s / total_s),
         "interference/steal_percent": 100 * (after.stolen_s - before.stolen_s) / total_s,
-        "interference/driver_cpu_percent": 100 * (after.own_s - before.own_s) / max(after.time - before.time, 1e-9),
+        "interference/driver_cpu_percent": 100 * driver_s / max(after.time - before.time, 1e-9),
     }
     if before.mhz is not None and after.mhz is not None:
-        made |= {"interference/cpu_mhz_before": before.mhz, "interference/cpu_mhz_after": after.mhz}
-    if before.throttles is not None and after.throttles is not None:
-        made["interference/cpu_throttle_count"] = after.throttles - before.throttles
-    return made if before.gpu is None or after.gpu is None else made | _gpu_figures(before.gpu, after.gpu)
+        metrics |= {"interference/cpu_mhz_before": before.mhz, "interference/cpu_mhz_after": after.mhz}
+    if before.throttle_count is not None and after.throttle_count is not None:
+        metrics["interference/cpu_throttle_count"] = after.throttle_count - before.throttle_count
+    if before.gpu is not None and after.gpu is not None:
+        metrics |= _gpu_metrics(before.gpu, after.gpu)
+    return metrics
 
 
-def _gpu_figures(before: GpuSnapshot, after: GpuSnapshot) -> dict[str, float]:
-    made = {}
-    if before.others is not None and after.others is not None:
-        made["interference/gpu_other_processes"] = max(before.others, after.others)
+def _gpu_metrics(before: GpuSnapshot, after: GpuSnapshot) -> dict[str, float]:
+    metrics = {}
+    if before.other_processes is not None and after.other_processes is not None:
+        metrics["interference/gpu_other_processes"] = max(before.other_processes, after.other_processes)
     if before.mhz is not None and after.mhz is not None:
-        made |= {"interference/gpu_mhz_before": before.mhz, "interference/gpu_mhz_after": after.mhz}
+        metrics |= {"interference/gpu_mhz_before": before.mhz, "interference/gpu_mhz_after": after.mhz}
     if before.throttled_s is not None and after.throttled_s is not None:
-        made["interference/gpu_throttled_s"] = after.throttled_s - before.throttled_s
+        metrics["interference/gpu_throttled_s"] = after.throttled_s - before.throttled_s
     if before.joules is not None and after.joules is not None:
-        made["system/gpu_energy_j"] = after.joules - before.joules
-    return made
+        metrics["system/gpu_energy_j"] = after.joules - before.joules
+    return metrics
 
 
-def warnings(metrics: dict[str, float]) -> list[str]:
-    """What disturbed a run, in words; nothing if it was alone."""
-    found = []
+def warnings(metrics: Mapping[str, float]) -> list[str]:
+    """Return one warning per kind of interference; an empty list if the run was undisturbed."""
+    texts = []
     if (foreign := metrics.get("interference/foreign_cpu_percent", 0.0)) > FOREIGN_PERCENT:
-        found.append(f"other processes had {foreign:.0f} % of the machine's CPU time")
+        texts.append(f"other processes used {foreign:.0f} % of the machine's CPU time")
     if (stolen := metrics.get("interference/steal_percent", 0.0)) > STEAL_PERCENT:
-        found.append(f"the virtual machine's host kept {stolen:.0f} % of its CPU time")
-    if throttles := metrics.get("interference/cpu_throttle_count", 0.0):
-        found.append(f"the processor was throttled {throttles:.0f} times")
-    if others := metrics.get("interference/gpu_other_processes", 0.0):
-        found.append(f"other processes were on the GPU: {others:.0f}")
+        texts.append(f"the host of this virtual machine used {stolen:.0f} % of its CPU time")
+    if count := metrics.get("interference/cpu_throttle_count", 0.0):
+        texts.append(f"the processor was throttled {count:.0f} times")
+    if processes := metrics.get("interference/gpu_other_processes", 0.0):
+        texts.append(f"other processes computed on the GPU: {processes:.0f}")
     if seconds := metrics.get("interference/gpu_throttled_s", 0.0):
-        found.append(f"the GPU was throttled for {seconds:.2g} s")
-    return found
+        texts.append(f"the GPU was throttled for {seconds:.2g} s")
+    return texts

@@ -1,4 +1,4 @@
-"""What a machine can do at most, measured once and kept in ``GTDL_HOME``; ``worker/peak.py`` measures."""
+"""Peak performance of this machine: measured once by ``worker/peak.py`` and stored in ``GTDL_HOME/peaks``."""
 
 from __future__ import annotations
 
@@ -19,130 +19,138 @@ from ..worker_process import WORKER_MAIN, worker_environment
 from . import host, interference
 
 LIBRARY = "torch"
-"""The framework whose environment measures where there is one: its matrix products and convolutions are the fastest."""
+"""Framework whose environment measures, if it exists: its matrix products and convolutions are the fastest."""
 
-NUMPY = "numpy"
-"""Otherwise this one, of the driver's own interpreter."""
+FALLBACK = "numpy"
+"""Library that measures otherwise, in the driver's own interpreter."""
 
 SCRIPT = WORKER_MAIN.with_name("peak.py")
 
-
-TRIES = 5
-"""After so many a machine that is never quiet is taken as it is."""
+MAX_MEASUREMENTS = 5
+"""After so many measurements, the peak of a machine that is always busy is used as it is."""
 
 
 @dataclass(frozen=True)
 class Peak:
-    """The best of each that was seen on a machine with so many threads."""
+    """The best measured performance of a machine with a number of threads."""
 
     machine: str
     device: str
     threads: int
     library: str
     gflops: dict[str, float]
-    """By kernel."""
+    """GFLOP/s by kernel."""
     gb_per_s: float
-    disturbed: bool
-    """Whether it may do better: other processes had so much of the CPU meanwhile, or a run has computed more since."""
-    tries: int
+    """Speed of a copy: bytes read and written."""
+    doubtful: bool
+    """Whether the machine may be faster: other processes used it during the measurement, or a run exceeded the peak."""
+    measurements: int
+    """Number of measurements so far; the best values count."""
 
     @property
-    def measured_again(self) -> bool:
-        """Whether the next run does."""
-        return self.disturbed and self.tries < TRIES
+    def measure_again(self) -> bool:
+        """Whether the next run measures again."""
+        return self.doubtful and self.measurements < MAX_MEASUREMENTS
 
     @property
     def flops_per_s(self) -> float:
-        """Of the fastest kernel: nothing can be expected to compute more."""
+        """Operations per second of the fastest kernel: the upper limit for a run."""
         return 1e9 * max(self.gflops.values())
 
     @property
     def bytes_per_s(self) -> float:
+        """Bytes per second of a copy."""
         return 1e9 * self.gb_per_s
 
     @property
     def text(self) -> str:
-        """One line."""
+        """The peak as one line."""
+        threads = f"{self.threads} thread" + ("" if self.threads == 1 else "s")
         kernels = ", ".join(f"{name} {value:,.0f}" for name, value in self.gflops.items())
-        doubt = "; may do better" if self.disturbed else ""
-        again = ", so the next run measures again" if self.measured_again else ""
-        return (f"{self.device}, {self.threads} {'thread' if self.threads == 1 else 'threads'}: {kernels} GFLOP/s; "
-                f"copy {self.gb_per_s:,.1f} GB/s ({self.library}{doubt}{again})")  # fmt: skip
+        doubt = "; the machine may be faster" if self.doubtful else ""
+        again = ", so the next run measures again" if self.measure_again else ""
+        copy = f"copy {self.gb_per_s:,.1f} GB/s"
+        return f"{self.device}, {threads}: {kernels} GFLOP/s; {copy} ({self.library}{doubt}{again})"
 
 
 def get_or_measure(hardware: Hardware, threads: int) -> Peak | None:
-    """Of this machine, measured now if it has not been, or was disturbed; None where that cannot be, or must not be,
-    beside other runs.
+    """Return the stored peak. Measure it first if there is none, or if it is doubtful.
+
+    None if it cannot be measured. Beside other runs (``side_by_side``) nothing is measured.
     """
-    found = load(hardware.device, threads)
-    if hardware.side_by_side or (found is not None and not found.measured_again):
-        return found
-    return measure(hardware, threads) or found
+    stored = load(hardware.device, threads)
+    if hardware.side_by_side or (stored is not None and not stored.measure_again):
+        return stored
+    return measure(hardware, threads) or stored
 
 
 def load(device: str, threads: int) -> Peak | None:
-    """What was measured of this machine before; None if nothing was that this version can read."""
-    place = _place(device, threads, _library(device)[0])
+    """Return the stored peak of this machine; None if there is none that this version can read."""
+    path = _path(device, threads, _library(device)[0])
     with suppress(FileNotFoundError, ValueError, TypeError):
-        return Peak(**json.loads(place.read_text(encoding="utf-8")))
+        return Peak(**json.loads(path.read_text(encoding="utf-8")))
     return None
 
 
 def measure(hardware: Hardware, threads: int) -> Peak | None:
-    """Measure, a few seconds, and keep what is better than what was measured before."""
+    """Measure for a few seconds, and store the better of the new and the old values. None if that is not possible."""
     library, python = _library(hardware.device)
-    if hardware.device == "gpu" and library == NUMPY:
-        return None  # it would be the processor's
+    if hardware.device == "gpu" and library == FALLBACK:
+        return None  # NumPy would measure the processor
     command: list[str | Path] = [python, "-I", SCRIPT, hardware.device, str(threads)]
     if hardware.cores is not None:
         command = ["taskset", "-c", ",".join(map(str, hardware.cores)), *command]
-    before, used_s = interference.Snapshot.now(), _used_s()
+    before, children_before_s = interference.Snapshot.now(), _children_cpu_s()
     try:
-        done = subprocess.run(
+        result = subprocess.run(
             command, env=worker_environment(threads, {}), capture_output=True, text=True, timeout=120, check=True
         )
-        found = json.loads(done.stdout)
+        values = json.loads(result.stdout)
     except (OSError, subprocess.SubprocessError, ValueError) as error:
-        info(f"the machine's peak cannot be measured ({error}); runs go without their share of it")
+        info(f"the machine's peak could not be measured ({error}); the run has no peak_share_percent")
         return None
-    disturbed = bool(
-        interference.warnings(interference.metrics_between(before, interference.Snapshot.now(), _used_s() - used_s))
-    )
-    new = Peak(host.fingerprint(), hardware.device, threads, **found, disturbed=disturbed, tries=1)
+    worker_s = _children_cpu_s() - children_before_s
+    metrics = interference.metrics_between(before, interference.Snapshot.now(), worker_s)
+    doubtful = bool(interference.warnings(metrics))
+    new = Peak(host.fingerprint(), hardware.device, threads, **values, doubtful=doubtful, measurements=1)
     if (old := load(hardware.device, threads)) is not None:
-        gflops = {name: max(value, old.gflops.get(name, 0.0)) for name, value in new.gflops.items()}
-        new = replace(new, gflops=gflops, gb_per_s=max(new.gb_per_s, old.gb_per_s),
-                      disturbed=disturbed and old.disturbed, tries=old.tries + 1)  # fmt: skip
-    _keep(new, library)
+        new = replace(
+            new,
+            gflops={name: max(value, old.gflops.get(name, 0.0)) for name, value in new.gflops.items()},
+            gb_per_s=max(new.gb_per_s, old.gb_per_s),
+            doubtful=doubtful and old.doubtful,
+            measurements=old.measurements + 1,
+        )
+    _store(new, library)
     return new
 
 
 def mark_doubtful(peak: Peak) -> Peak:
-    """The ``peak``, no longer sure, and kept so: a run has computed more."""
-    doubted = replace(peak, disturbed=True)
+    """Mark the stored ``peak`` as doubtful, because a run has exceeded it, and return it."""
+    doubtful = replace(peak, doubtful=True)
     if load(peak.device, peak.threads) == peak:  # another run may have measured again meanwhile
-        _keep(doubted, _library(peak.device)[0])
-    return doubted
+        _store(doubtful, _library(peak.device)[0])
+    return doubtful
 
 
-def _keep(peak: Peak, library: str) -> None:
-    write_atomically(_place(peak.device, peak.threads, library), json.dumps(asdict(peak), indent=1))
+def _store(peak: Peak, library: str) -> None:
+    write_atomically(_path(peak.device, peak.threads, library), json.dumps(asdict(peak), indent=1))
 
 
-def _used_s() -> float:
-    """CPU time of the processes that this one has started and seen end."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+def _children_cpu_s() -> float:
+    """Return the CPU time of all child processes that have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def _library(device: str) -> tuple[str, Path]:
-    """The library that measures, and its interpreter."""
-    for made in environments.list_environments():
-        if (made.framework, made.device) == (LIBRARY, device):
-            return made.key, made.python
-    return NUMPY, Path(sys.executable)
+    """Return the library that measures, and its interpreter."""
+    for environment in environments.list_environments():
+        if (environment.framework, environment.device) == (LIBRARY, device):
+            return environment.key, environment.python
+    return FALLBACK, Path(sys.executable)
 
 
-def _place(device: str, threads: int, library: str) -> Path:
-    what = json.dumps([host.fingerprint(), device, threads, library])
-    return cache_dir() / "peaks" / f"{hashlib.sha256(what.encode()).hexdigest()[:16]}.json"
+def _path(device: str, threads: int, library: str) -> Path:
+    key = json.dumps([host.fingerprint(), device, threads, library])
+    return cache_dir() / "peaks" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"

@@ -1,11 +1,10 @@
-"""How far from the machine's limit a run was: operations and bytes of its network, against the peak.
+"""The roofline model: a run's operations per second, compared with the machine's peak.
 
-The roofline model (Williams, Waterman, Patterson, CACM 52(4), 2009): a kernel computes at most as fast as the machine
-does, and at most its operations per byte times as fast as memory is. Operations are those of convolutions and dense
-layers, a product and a sum each; what a framework computes and throws away (in a convolution that reads only some maps)
-does not count. Bytes are what layers move if each array goes to memory once: a layer reads its input and its parameters
-and writes its output. Caches, and layers that are computed together, need less, so that a run may lie above the slanted
-roof, though never above the flat one.
+In the roofline model (Williams, Waterman, Patterson, CACM 52(4), 2009) a kernel's speed has two limits: the machine's
+peak, and the kernel's operations per byte times the speed of the memory. Counted are the operations of convolutions and
+dense layers, a multiplication and an addition each. Operations that a framework computes and discards (in a convolution
+that reads only some maps) do not count. The bytes of a layer are one transfer of each array: its input, its parameters
+and its output. Caches and fused layers need fewer transfers, so a run may exceed the memory limit, but not the peak.
 """
 
 from __future__ import annotations
@@ -26,20 +25,20 @@ FLOAT = 4
 
 @dataclass(frozen=True)
 class Work:
-    """What one image costs."""
+    """Operations and bytes of one image."""
 
     flops: float
     bytes: float
 
     @property
     def intensity(self) -> float:
-        """Operations per byte."""
+        """Arithmetic intensity: operations per byte."""
         return self.flops / self.bytes
 
 
 @dataclass(frozen=True)
 class LayerWork:
-    """Of the table: a layer, classifying an image."""
+    """One layer of a network and its work to classify an image."""
 
     name: str
     kind: str
@@ -49,7 +48,7 @@ class LayerWork:
 
 
 def layer_work(network: Network, batch: int) -> list[LayerWork]:
-    """What each layer costs an image of a ``batch`` that is classified."""
+    """Return the work of each layer to classify one image of a batch of ``batch`` images."""
     rows = []
     for node in network.nodes:
         parameters = sum(math.prod(shape) for shape in node.parameters.values())
@@ -60,18 +59,19 @@ def layer_work(network: Network, batch: int) -> list[LayerWork]:
 
 
 def testing_work(network: Network, batch: int) -> Work:
-    """Of an image that is classified."""
+    """Return the work to classify one image."""
     rows = layer_work(network, batch)
     return Work(sum(row.work.flops for row in rows), sum(row.work.bytes for row in rows))
 
 
 def training_work(network: Network, hyper: Training) -> Work:
-    """Of an image that is trained on.
+    """Return the work to train on one image.
 
-    Backwards, a layer with weights computes as much for their gradient as forwards, and as much again for its input's,
-    which the first layer that learns does without. What goes through a layer is moved three times: forwards, for the
-    gradient of its input, for that of its weights. Parameters are read both ways, their gradient is written and read,
-    and they and the optimizer's moments are read and written by the update.
+    In the backward pass, a layer with parameters computes as many operations for their gradient as in the forward pass,
+    and as many for the gradient of its input, which the first layer with parameters does not need. The values of a
+    layer are moved three times: in the forward pass, for the gradient of its input and for that of its parameters.
+    Parameters are read in both passes, their gradient is written and read, and the update reads and writes them and the
+    optimizer's moments.
     """
     rows = layer_work(network, hyper.batch_size)
     learning = [row for row in rows if row.parameters]
@@ -83,28 +83,30 @@ def training_work(network: Network, hyper: Training) -> Work:
 
 
 def peak_shares(metrics: Mapping[str, float], network: Network, hyper: Training, peak: Peak | None) -> dict[str, float]:
-    """Metrics: operations per second of steady training and of testing, per byte, and their share of the peak."""
-    made: dict[str, float] = {}
-    works = {"train": (training_work(network, hyper), "train/steady_state_images_per_s"),
-             "test": (testing_work(network, hyper.test_batch_size), "test/images_per_s")}  # fmt: skip
-    for phase, (work, speed) in works.items():
-        if speed not in metrics:
+    """Return the metrics of training (in the steady state) and testing: GFLOP/s, intensity and share of the peak."""
+    shares: dict[str, float] = {}
+    for phase, work, throughput in (
+        ("train", training_work(network, hyper), "train/steady_state_images_per_s"),
+        ("test", testing_work(network, hyper.test_batch_size), "test/images_per_s"),
+    ):
+        if throughput not in metrics:
             continue
-        made[f"{phase}/gflops"] = metrics[speed] * work.flops / 1e9
-        made[f"{phase}/flops_per_byte"] = work.intensity
+        flops_per_s = metrics[throughput] * work.flops
+        shares[f"{phase}/gflops"] = flops_per_s / 1e9
+        shares[f"{phase}/flops_per_byte"] = work.intensity
         if peak is not None:
-            made[f"{phase}/peak_share_percent"] = 100 * metrics[speed] * work.flops / peak.flops_per_s
-    return made
+            shares[f"{phase}/peak_share_percent"] = 100 * flops_per_s / peak.flops_per_s
+    return shares
 
 
 def write_table(path: Path, network: Network, hyper: Training, peak: Peak) -> None:
-    """A table of the layers, classifying a batch of the size that is trained with, as CSV."""
+    """Write a CSV table of the layers and what limits each, classifying a batch of the training's size."""
     balance = peak.flops_per_s / peak.bytes_per_s
     header = ["layer", "type", "output", "parameters", "flops_per_image", "bytes_per_image", "flops_per_byte", "limit"]
     rows = []
     for row in layer_work(network, hyper.batch_size):
         shape, work = "x".join(map(str, row.output)), row.work
         limit = "computing" if work.intensity >= balance else "memory"
-        rows.append([row.name, row.kind, shape, row.parameters, f"{work.flops:.0f}", f"{work.bytes:.0f}",
-                     f"{work.intensity:.3g}", limit])  # fmt: skip
+        sizes = f"{work.flops:.0f}", f"{work.bytes:.0f}", f"{work.intensity:.3g}"
+        rows.append([row.name, row.kind, shape, row.parameters, *sizes, limit])
     files.write_csv(path, header, rows)

@@ -1,4 +1,4 @@
-"""What a machine and the worker on it use over time, sampled beside the worker without a word to the tracker."""
+"""Samples of the machine's and the worker's use over time, taken in a thread without any request to the tracker."""
 
 from __future__ import annotations
 
@@ -17,12 +17,16 @@ from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
 from ..console import info
 
 POWERCAP = Path("/sys/class/powercap")
-"""Where Linux counts the energy of a processor's packages (RAPL), readable by root alone on most machines."""
+"""Linux's energy counters of the processor packages (RAPL); on most machines only root may read them."""
+
+GAUGES = ("memory", "threads")
+"""Values of ``ProcessUsage`` that are states; all others are counters."""
 
 
 class Sampler:
-    """MLflow's own system metrics and the worker's, kept until the run is over: MLflow's monitor asks the tracker at
-    every sample.
+    """Thread that samples MLflow's own system metrics and the worker's, and holds the samples until ``stop``.
+
+    MLflow's own monitor sends a request to the tracker for every sample.
     """
 
     def __init__(self, interval_s: float, device: str) -> None:
@@ -32,13 +36,13 @@ class Sampler:
         self._thread: threading.Thread | None = None
 
     def start(self, worker: int) -> None:
-        """Sample from now on, the process ``worker`` and its children among it."""
+        """Start to sample the machine and the process ``worker`` with its children; nothing if the interval is 0."""
         if self._interval_s:
             self._thread = threading.Thread(target=self._sample, args=[worker], name="system metrics", daemon=True)
             self._thread.start()
 
     def stop(self) -> list[Metric]:
-        """The samples; a last one is taken now, so that the shortest run has one."""
+        """Stop and return the samples. A last sample is taken now, so that the shortest run has one."""
         self._stopped.set()
         if self._thread is not None:
             self._thread.join()
@@ -46,12 +50,12 @@ class Sampler:
         return self._metrics
 
     def _sample(self, worker: int) -> None:
-        # Made here: they count from their construction on.
+        # Created here, because they count from their creation on.
         monitors: list[Any] = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
-        monitors[0].collect_metrics()  # psutil's first answer is always 0 %
+        monitors[0].collect_metrics()  # psutil's first value is always 0 %
         monitors[0].clear_metrics()
         if self._device == "gpu":
-            from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor  # NVML, which every start would wait for
+            from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor  # imports NVML, which takes time
 
             try:
                 monitors.append(GPUMonitor())
@@ -74,20 +78,20 @@ class Sampler:
 
 
 class ProcessUsage:
-    """A worker and its children: CPU and disk since the last sample, memory now."""
+    """CPU, disk and context switches of a worker and its children since the last sample; memory and threads now."""
 
     def __init__(self, worker: int) -> None:
         self._worker = worker
         self._last_s, self._last = time.monotonic(), self._counters()
 
     def sample(self) -> dict[str, float]:
-        """Nothing once they are gone."""
+        """Return the metrics since the last sample; an empty dict if the processes have ended."""
         now_s, now = time.monotonic(), self._counters()
         if now is None or self._last is None:
             return {}
         passed_s = max(now_s - self._last_s, 1e-9)
-        # A child that is gone takes its counters with it.
-        rates = {name: max(0.0, now[name] - self._last[name]) / passed_s for name in now if name not in LEVELS}
+        # The counters of a child that has ended are missing from the sum.
+        rates = {name: max(0.0, now[name] - self._last[name]) / passed_s for name in now if name not in GAUGES}
         self._last_s, self._last = now_s, now
         return {
             "worker_cpu_user_percent": 100 * rates["user_s"],
@@ -100,56 +104,57 @@ class ProcessUsage:
         }
 
     def _counters(self) -> dict[str, float] | None:
-        total = dict.fromkeys((*LEVELS, "user_s", "system_s", "switches", "read", "written"), 0.0)
-        found = False
+        """Return the sums over the worker and its children; None if none of them is running."""
+        total = dict.fromkeys((*GAUGES, "user_s", "system_s", "switches", "read", "written"), 0.0)
+        running = False
         with suppress(psutil.NoSuchProcess):
             worker = psutil.Process(self._worker)
             for process in (worker, *worker.children(recursive=True)):
                 with suppress(psutil.Error), process.oneshot():
                     times, switches, disk = process.cpu_times(), process.num_ctx_switches(), process.io_counters()
-                    for name, value in (
-                        ("memory", process.memory_info().rss), ("threads", process.num_threads()),
-                        ("user_s", times.user), ("system_s", times.system),
-                        ("switches", switches.voluntary + switches.involuntary),
-                        ("read", disk.read_bytes), ("written", disk.write_bytes),
-                    ):  # fmt: skip
-                        total[name] += value
-                    found = True
-        return total if found else None
-
-
-LEVELS = ("memory", "threads")
-"""What is a state, and not counted up."""
+                    values = {
+                        "memory": process.memory_info().rss,
+                        "threads": process.num_threads(),
+                        "user_s": times.user,
+                        "system_s": times.system,
+                        "switches": switches.voluntary + switches.involuntary,
+                        "read": disk.read_bytes,
+                        "written": disk.write_bytes,
+                    }
+                    total = {name: total[name] + value for name, value in values.items()}
+                    running = True
+        return total if running else None
 
 
 class CpuEnergy:
-    """Of the processor's packages, where the machine tells and lets this user read it."""
+    """Energy of all processor packages, if the machine counts it and the user may read the counters."""
 
-    def __init__(self, place: Path = POWERCAP) -> None:
+    def __init__(self, folder: Path = POWERCAP) -> None:
         self.joules = 0.0
-        """Since this was made, up to the last sample."""
-        self._packages = [path for path in place.glob("*:[0-9]*") if path.name.count(":") == 1]
+        """Energy from the creation of this object to the last sample."""
+        self._packages = [path for path in folder.glob("*:[0-9]*") if path.name.count(":") == 1]
         self._last_s, self._last = time.monotonic(), self._read()
 
     def sample(self) -> dict[str, float]:
-        """Watts since the last sample."""
+        """Return the mean power in watts since the last sample; an empty dict without counters."""
         now_s, now = time.monotonic(), self._read()
         passed_s = max(now_s - self._last_s, 1e-9)
         joules = 0.0
         for name, (value, limit) in now.items():
             before = self._last.get(name, (value, limit))[0]
-            joules += (value - before if value >= before else value + limit - before) / 1e6  # it starts again at 0
+            increase = value - before if value >= before else value + limit - before  # counters start again at 0
+            joules += increase / 1e6
         self._last_s, self._last = now_s, now
         self.joules += joules
         return {"cpu_power_w": joules / passed_s} if now else {}
 
     def _read(self) -> dict[str, tuple[int, int]]:
-        """Microjoules and their limit, by package."""
-        found = {}
+        """Return the counter of each package and its limit, in microjoules."""
+        counters = {}
         for package in self._packages:
             with suppress(OSError, ValueError):
                 name = (package / "name").read_text().strip()
                 if name.startswith("package"):
-                    values = [int((package / file).read_text()) for file in ("energy_uj", "max_energy_range_uj")]
-                    found[package.name] = (values[0], values[1])
-        return found
+                    value, limit = (int((package / file).read_text()) for file in ("energy_uj", "max_energy_range_uj"))
+                    counters[package.name] = (value, limit)
+        return counters
