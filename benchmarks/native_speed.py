@@ -173,7 +173,7 @@ def ours(composed: config.Config, data: Path) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         job = job_of_random_images(composed, data, Path(folder))
         values: dict[str, float] = {}
-        for event in run_worker(job, environment.python, composed.settings.environment, Path(folder), 3600):
+        for event in run_worker(job, environment.python, composed.speed_settings.environment, Path(folder), 3600):
             if isinstance(event, Metrics):
                 values |= event.values
     return {"train": values["train/steady_state_images_per_s"], "test": values["test/images_per_s"]}
@@ -198,7 +198,7 @@ def run(script: str, composed: config.Config, *arguments: object) -> Any:
     python = environments.ensure(composed.framework, composed.hardware.device).python
     answer = subprocess.run(
         [python, "-I", NATIVE / f"{script}.py", composed.framework.name, composed.model.name, *map(str, arguments)],
-        env=worker_environment(composed.threads, composed.settings.environment),
+        env=worker_environment(composed.threads, composed.speed_settings.environment),
         stdout=subprocess.PIPE,
         text=True,
         check=True,

@@ -57,7 +57,7 @@ def measured(composed: config.Config, pairs: int, seconds: float, interval_s: fl
         job.write(folder / "job.json")
         with subprocess.Popen(
             [python, "-I", NATIVE / "on_request.py", folder / "job.json"],
-            env=worker_environment(composed.threads, composed.settings.environment),
+            env=worker_environment(composed.threads, composed.speed_settings.environment),
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
         ) as worker:  # fmt: skip
             requests, answers = worker.stdin, worker.stdout

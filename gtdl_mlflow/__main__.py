@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -19,14 +19,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from . import redaction
 from .config import CONF, Config, ConfigError, Unavailable, to_config
-from .config.errors import explain
+from .config.errors import explain, explain_null_section
 from .sweeps.hydra_callbacks import SweepParent
 
 HYDRA_FLAGS = {
-    "--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun",
-    "--shell-completion", "--config-path", "--config-name", "--config-dir", "--experimental-rerun", "--info",
-}  # fmt: skip
-"""Options of Hydra; every other ``--key value`` is an extra parameter of ``mlflow run``."""
+    *("--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun", "--info"),
+    *("--shell-completion", "--config-path", "--config-name", "--config-dir", "--experimental-rerun"),
+}
+"""Options of Hydra. Any other ``--key value`` is an extra parameter of ``mlflow run``."""
 
 failures: list[str] = []
 """Reasons of the failed runs of this process."""
@@ -35,29 +35,31 @@ failures: list[str] = []
 def main() -> None:
     """Run the command line and exit: 0 finished, 1 a run failed, 2 wrong request, 130 Ctrl-C."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise errors instead of printing them at length
-    # Set before MLflow is imported, which sets up its loggers: a run's output must not drown in migrations.
+    # Before the import of MLflow, which configures its loggers: messages about migrations would hide a run's output.
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # the last line of a run has it
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # a run prints its own
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # its threads would run beside the worker
-    # conf/hydra/launcher/ has our settings of each launcher, under the name that its plugin gave it.
+    # The files of conf/hydra/launcher/ have the names under which the plugins register their schemas.
     warnings.filterwarnings("ignore", message=r"(?s).*is validated against ConfigStore schema")
     signal.signal(signal.SIGTERM, _interrupt)
     redaction.hide_credentials()
     try:
         sys.argv[1:] = to_overrides(sys.argv[1:])
         application()
-    except (HydraException, OmegaConfBaseException, ConfigError) as error:
-        print(f"gtdl_mlflow: {error if isinstance(error, ConfigError) else explain(error, Config)}", file=sys.stderr)
-        _close_sweep("FAILED")
-        sys.exit(2)
+    except ConfigError as error:
+        _refuse(str(error))
+    except (HydraException, OmegaConfBaseException) as error:
+        _refuse(explain(error, Config))
     except KeyboardInterrupt:
         _close_sweep("KILLED")
         print("gtdl_mlflow: stopped", file=sys.stderr)
         sys.exit(130)
-    except Exception:  # raised by a launcher; application() handles the failures of runs
+    except Exception as error:  # of OmegaConf or of a launcher; application() handles the failures of runs
+        if message := explain_null_section(error, sys.argv[1:]):
+            _refuse(message)
         _close_sweep("FAILED")
         raise
-    # For a sweep, the states in MLflow decide: some runs may have been delivered later, or by an earlier start.
+    # For a sweep, the states in MLflow count: an earlier start or a later delivery may have added runs.
     sys.exit(1 if (failures if SweepParent.failures is None else SweepParent.failures) else 0)
 
 
@@ -80,13 +82,23 @@ def to_overrides(arguments: list[str]) -> list[str]:
 
 
 def _is_hidden(override: str) -> bool:
-    """Move a tracker's address with a password into the environment: Hydra prints and stores the command line."""
+    """Return whether an override is a tracker's address with a password, after moving it to the environment.
+
+    Hydra prints and stores the command line.
+    """
     key, _, value = override.partition("=")
     address = value.strip("'\"")
     if key != "tracking.uri" or not redaction.has_credentials(address):
         return False
     redaction.hide_credentials(address)
     return True
+
+
+def _refuse(message: str) -> NoReturn:
+    """Print why the request is wrong and exit with status 2."""
+    print(f"gtdl_mlflow: {message}", file=sys.stderr)
+    _close_sweep("FAILED")
+    sys.exit(2)
 
 
 def _close_sweep(status: str) -> None:
@@ -98,7 +110,7 @@ def _close_sweep(status: str) -> None:
 def application(composed: Any) -> float | None:
     """Run one job. Return the sweeper's objective, or None if the run failed."""
     config = to_config(composed)
-    # Imported only now: MLflow takes two seconds, which a mistake on the command line must not wait for.
+    # Imported here because MLflow takes two seconds: a mistake on the command line is reported before.
     from .run import RUN_ERRORS, describe, run
     from .sweeps import cells
 
@@ -106,8 +118,9 @@ def application(composed: Any) -> float | None:
     position = cells.position(hydra_config.job.num) if hydra_config.mode is RunMode.MULTIRUN else None
     print(f"{describe(config)}, on the {config.hardware.device}", flush=True)
     if position is not None and (done := cells.find_completed(config, position)) is not None:
-        print(f"skipped: MLflow run {done.info.run_id} of this sweep has it: {done.info.status} "
-              "(sweep.rerun=all repeats it)")  # fmt: skip
+        print(
+            f"skipped: run {done.info.run_id} of this sweep is {done.info.status} already; sweep.rerun=all repeats it"
+        )
         return objective(config, done.data.metrics) if done.info.status == "FINISHED" else None
     try:
         outcome = run(config, Path(hydra_config.runtime.output_dir), position)
@@ -125,7 +138,7 @@ def application(composed: Any) -> float | None:
 
 
 def objective(config: Config, metrics: Mapping[str, float]) -> float | None:
-    """Return the metric for optimizing sweepers such as Optuna; None, with a message, if the run does not have it."""
+    """Return the metric for optimizing sweepers such as Optuna; print a message and return None if the run lacks it."""
     name = config.sweep.objective
     if name not in metrics:
         print(f"gtdl_mlflow: sweep.objective={name}: expected one of {', '.join(sorted(metrics))}", file=sys.stderr)

@@ -75,9 +75,10 @@ def test_jobs_of_a_parallel_launcher_take_turns_unless_they_may_not(gtdl: Comman
 def test_optuna_finds_a_learning_rate(gtdl: Command, store: str) -> None:
     needs("optuna")
     done = gtdl("-m", "framework=reference", "training.epochs=1", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=4",
-                "hydra.sweeper.n_jobs=1", "hydra.sweeper.direction=maximize", "sweep.objective=eval/best",
+                "hydra.sweeper.n_jobs=1", "hydra.sweeper.direction=maximize", "sweep.objective=test/no_such",
                 "training.learning_rate=interval(0.001,0.5)")  # fmt: skip
-    assert "sweep.objective=eval/best: expected one of accuracy_percent" in done.stderr
+    assert done.returncode == 2
+    assert "sweep.objective=test/no_such: no such metric" in done.stderr
     done = gtdl("-m", "framework=reference", "training.epochs=1", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=4",
                 "hydra.sweeper.n_jobs=1", "hydra.sweeper.direction=maximize", "tracking.experiment=tuned",
                 "training.learning_rate=interval(0.001,0.5)")  # fmt: skip

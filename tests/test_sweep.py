@@ -239,9 +239,9 @@ def all_runs() -> list[Run]:
 
 
 def test_a_run_answers_a_sweeper_with_its_objective(gtdl: Command, store: str) -> None:
-    done = gtdl(*SWEEP, "seed=1", "sweep.objective=nonsense")
+    done = gtdl(*SWEEP, "seed=1", "sweep.objective=parity/loss_difference")
     assert done.returncode == 0
-    assert "sweep.objective=nonsense: expected one of accuracy_percent, " in done.stderr
+    assert "sweep.objective=parity/loss_difference: expected one of accuracy_percent, " in done.stderr
 
 
 def test_the_order_of_a_sweeps_words() -> None:

@@ -1,4 +1,4 @@
-"""Values that cannot be, each refused with those that can."""
+"""Checks of values beyond their types. Each error names the key, the value and what is allowed."""
 
 from __future__ import annotations
 
@@ -6,101 +6,43 @@ import itertools
 import os
 import shutil
 import subprocess
-from dataclasses import asdict
 
+from .. import metrics
 from ..worker import preprocessing
-from ..worker.job import LearningRateSchedule, Schedule
+from ..worker.job import LearningRateSchedule, Schedule, Training
 from ..worker.layers import NetworkError
-from .resolvers import LARGEST_SIDE, is_depth, sides
+from .errors import RENAMED_METRICS, renamed, similar
+from .resolvers import LARGEST_IMAGE_SIDE, image_sides, is_residual_depth
 from .schema import Config, Dataset
 
 
 class ConfigError(ValueError):
-    """What the user asked for cannot be; the message is one line with the key, the value and the choices."""
+    """A wrong request of the user; the message is one line with the key, the value and what is allowed."""
 
 
 class Unavailable(ConfigError):
-    """It could be elsewhere: this framework cannot use that device here."""
+    """A valid request that this machine cannot serve: the framework cannot use the device here."""
 
 
 def check(config: Config) -> None:
-    """Refuse what cannot be run.
+    """Raise an error if the configuration cannot run.
 
     Raises:
-        Unavailable: all else is right, but this framework cannot use that device here.
-        ConfigError: a value that cannot be, with what can.
+        Unavailable: the only obstacle is that the framework cannot use the device on this machine.
+        ConfigError: a value is impossible.
     """
-    training, hardware = config.training, config.hardware
     _check_dataset(config.dataset)
+    _check_ranges(config)
+    _check_objective(config.sweep.objective)
+    _check_training(config.training, config.dataset)
     depth = config.model.depth
-    if depth is not None and not is_depth(depth):
+    if depth is not None and not is_residual_depth(depth):
         raise ConfigError(f"model.depth={depth}: expected 6 n + 2, at least 8 (20, 32, 44, 56, 110)")
-    at_least = [
-        ("training.batch_size", training.batch_size, 1),
-        ("training.test_batch_size", training.test_batch_size, 1),
-        ("training.iterations", training.iterations, 1),
-        ("training.evaluate_every_epochs", training.evaluate_every_epochs, 0),
-        ("training.checkpoint_every_s", training.checkpoint_every_s, 0),
-        ("training.weight_decay", training.weight_decay, 0),
-        ("training.validation.images", training.validation.images, 0),
-        ("latency.repeats", config.latency.repeats, 1 if config.latency.batch_sizes else 0),
-        ("latency.batch_sizes", min(config.latency.batch_sizes, default=None), 1),
-        ("training.schedule.gamma", training.schedule.gamma, 0),
-        ("hardware.threads", hardware.threads, 1),
-        ("tracking.system_metrics_interval_s", config.tracking.system_metrics_interval_s, 0),
-    ]
-    for key, value, least in at_least:
-        if value is not None and not value >= least:
-            raise ConfigError(f"{key}={value}: must be at least {least}")
-    above_zero = [
-        ("training.epochs", training.epochs),
-        ("training.learning_rate", training.learning_rate),
-        ("training.bias_lr_multiplier", training.bias_lr_multiplier),
-        ("training.epsilon", training.epsilon),
-        ("latency.limit_s", config.latency.limit_s),
-        ("limits.run_timeout_s", config.limits.run_timeout_s),
-        ("limits.fetch_timeout_s", config.limits.fetch_timeout_s),
-    ]
-    for key, value in above_zero:
-        if value is not None and not value > 0:
-            raise ConfigError(f"{key}={value}: must be above 0")
-    if not 0 < config.budget <= 1:
-        raise ConfigError(f"budget={config.budget}: must be above 0 and at most 1 (0.1 runs a tenth of the iterations)")
-    if training.ema_decay is not None and not 0 < training.ema_decay < 1:
-        raise ConfigError(
-            f"training.ema_decay={training.ema_decay}: must be above 0 and below 1, or null for no averaging"
-        )
-    _check_schedule(training.schedule)
-    for key, value in (("momentum", training.momentum), ("beta1", training.beta1), ("beta2", training.beta2)):
-        if not 0 <= value < 1:
-            raise ConfigError(f"training.{key}={value}: must be at least 0 and below 1")
-    if not 0 <= config.seed < 2**32:
-        raise ConfigError(f"seed={config.seed}: must be at least 0 and below 2**32")
-    if training.epochs is None and training.iterations is None:
-        raise ConfigError("training.epochs=null: set training.epochs or training.iterations, nothing says when to stop")
-    validation = training.validation
-    if validation.images >= validation.out_of:
-        raise ConfigError(
-            f"training.validation.images={validation.images}: must be below training.validation.out_of="
-            f"{validation.out_of}, or nothing is left to train on"
-        )
-    stopping = training.early_stopping
-    if stopping is not None:
-        images = config.dataset.training_images
-        if validation.images < 1 or (images is not None and validation.count(images) < 1):
-            raise ConfigError("training.early_stopping: needs held-back images, see training.validation.images")
-        if not (stopping.patience_iterations >= 1 and stopping.increase >= 1 and 0 < stopping.improvement <= 1):
-            raise ConfigError(
-                f"training.early_stopping={asdict(stopping)}: expected patience and increase of at least 1, and an "
-                "improvement above 0, at most 1"
-            )
     try:
         _ = config.network
     except (NetworkError, preprocessing.PreprocessingError) as error:
         raise ConfigError(f"model={config.model.name} on dataset={config.dataset.name}: {error}") from error
-    available = config.dataset.training_images
-    if available is not None and training.batch_size > (images := available - validation.count(available)):
-        raise ConfigError(f"training.batch_size={training.batch_size}: there are only {images} training images")
+    _check_batch_size(config.training, config.dataset)
     _check_device(config)
 
 
@@ -110,18 +52,21 @@ def _check_dataset(dataset: Dataset) -> None:
         if value is not None and value < 1:
             raise ConfigError(f"dataset.{key}={value}: must be at least 1")
     if dataset.labels is not None and dataset.labels.value not in dataset.label_classes:
-        raise ConfigError(f"dataset.labels={dataset.labels.value}: dataset={dataset.name} has one kind of labels only")
-    given = [dataset.split_seed, dataset.train_per_class, dataset.test_per_class]
-    # A data set that is published in two parts states how many images each has.
-    if given != [None] * 3 and dataset.train_images is not None:
         raise ConfigError(
-            f"dataset.split_seed, dataset.train_per_class, dataset.test_per_class: dataset={dataset.name} has a fixed split; "
-            "dataset.train_limit and dataset.test_limit take fewer images of it"
+            f"dataset.labels={dataset.labels.value}: dataset={dataset.name} has only one kind of labels; "
+            "leave dataset.labels out"
         )
-    if None in given and dataset.train_images is None:
+    split = [dataset.split_seed, dataset.train_per_class, dataset.test_per_class]
+    # A data set that is published in two parts states the number of images of each.
+    if split != [None] * 3 and dataset.train_images is not None:
         raise ConfigError(
-            f"dataset.split_seed, dataset.train_per_class, dataset.test_per_class: dataset={dataset.name} needs all three, "
-            "it is published in one part"
+            "dataset.split_seed, dataset.train_per_class, dataset.test_per_class: "
+            f"dataset={dataset.name} has a fixed split; use dataset.train_limit and dataset.test_limit for fewer images"
+        )
+    if None in split and dataset.train_images is None:
+        raise ConfigError(
+            "dataset.split_seed, dataset.train_per_class, dataset.test_per_class: "
+            f"dataset={dataset.name} needs all three, because it is published without a split"
         )
     if dataset.split_seed is not None and not 0 <= dataset.split_seed < 2**32:
         raise ConfigError(f"dataset.split_seed={dataset.split_seed}: must be at least 0 and below 2**32")
@@ -130,31 +75,127 @@ def _check_dataset(dataset: Dataset) -> None:
 
 def _check_image_size(dataset: Dataset) -> None:
     height, width, _ = dataset.image_shape
-    asked = sides(dataset.image_size)
-    if 0 in (height, width) or (dataset.image_size is not None and asked is None):
+    sides = image_sides(dataset.image_size)
+    if 0 in (height, width) or (dataset.image_size is not None and sides is None):
         raise ConfigError(
-            f"dataset.image_size={dataset.image_size}: expected a whole number from 1 to {LARGEST_SIDE}, or two of "
-            "them as [height,width]"
+            f"dataset.image_size={dataset.image_size}: expected a whole number from 1 to {LARGEST_IMAGE_SIDE}, or two "
+            "of them as [height,width]"
         )
-    if dataset.image_size is not None and asked != [height, width]:
+    if dataset.image_size is not None and sides != [height, width]:
         raise ConfigError(
-            f"dataset.image_size={dataset.image_size}: dataset={dataset.name} has images of {height} x {width} "
-            "(dataset.image_shape), which are not resized"
+            f"dataset.image_size={dataset.image_size}: the images of dataset={dataset.name} are not resized; they have "
+            f"{height} x {width} pixels (dataset.image_shape)"
         )
+
+
+def _check_ranges(config: Config) -> None:
+    training, latency, limits = config.training, config.latency, config.limits
+    minima = {
+        "training.batch_size": (training.batch_size, 1),
+        "training.test_batch_size": (training.test_batch_size, 1),
+        "training.iterations": (training.iterations, 1),
+        "training.evaluate_every_epochs": (training.evaluate_every_epochs, 0),
+        "training.checkpoint_every_s": (training.checkpoint_every_s, 0),
+        "training.weight_decay": (training.weight_decay, 0),
+        "training.validation.images": (training.validation.images, 0),
+        "training.schedule.gamma": (training.schedule.gamma, 0),
+        "latency.repeats": (latency.repeats, 1 if latency.batch_sizes else 0),
+        "latency.batch_sizes": (min(latency.batch_sizes, default=None), 1),
+        "hardware.threads": (config.hardware.threads, 1),
+        "tracking.system_metrics_interval_s": (config.tracking.system_metrics_interval_s, 0),
+    }
+    for key, (value, minimum) in minima.items():
+        if value is not None and not value >= minimum:  # not `value < minimum`: refuses NaN too
+            raise ConfigError(f"{key}={value}: must be at least {minimum}")
+    positive = {
+        "training.epochs": training.epochs,
+        "training.learning_rate": training.learning_rate,
+        "training.bias_lr_multiplier": training.bias_lr_multiplier,
+        "training.epsilon": training.epsilon,
+        "latency.limit_s": latency.limit_s,
+        "limits.run_timeout_s": limits.run_timeout_s,
+        "limits.fetch_timeout_s": limits.fetch_timeout_s,
+    }
+    for key, value in positive.items():
+        if value is not None and not value > 0:
+            raise ConfigError(f"{key}={value}: must be above 0")
+    for key in ("momentum", "beta1", "beta2"):
+        if not 0 <= (value := getattr(training, key)) < 1:
+            raise ConfigError(f"training.{key}={value}: must be at least 0 and below 1")
+    if not 0 < config.budget <= 1:
+        raise ConfigError(
+            f"budget={config.budget}: must be above 0 and at most 1; budget=0.1 runs a tenth of the iterations"
+        )
+    if not 0 <= config.seed < 2**32:
+        raise ConfigError(f"seed={config.seed}: must be at least 0 and below 2**32")
+
+
+def _check_objective(name: str) -> None:
+    if metrics.find(name) is not None:
+        return
+    if new := renamed(name, RENAMED_METRICS):
+        raise ConfigError(f"sweep.objective={name}: renamed to {new}")
+    raise ConfigError(
+        f"sweep.objective={name}: no such metric, expected {', '.join(metrics.HEADLINE)} or another metric of a run"
+        f"{similar(name, metrics.METRICS)}"
+    )
+
+
+def _check_training(training: Training, dataset: Dataset) -> None:
+    if training.epochs is None and training.iterations is None:
+        raise ConfigError("training.epochs=null, training.iterations=null: set one of them, or training would not end")
+    if training.ema_decay is not None and not 0 < training.ema_decay < 1:
+        raise ConfigError(
+            f"training.ema_decay={training.ema_decay}: must be above 0 and below 1, or null for no averaging"
+        )
+    _check_schedule(training.schedule)
+    validation = training.validation
+    if validation.images >= validation.out_of:
+        raise ConfigError(
+            f"training.validation.images={validation.images}: must be below training.validation.out_of="
+            f"{validation.out_of}, or no images are left for training"
+        )
+    stopping = training.early_stopping
+    if stopping is None:
+        return
+    images = dataset.training_images
+    if validation.images < 1 or (images is not None and validation.count(images) < 1):
+        raise ConfigError(
+            "training.early_stopping: requires validation images; set training.validation.images, or "
+            "training.early_stopping=null"
+        )
+    for key, value in (("patience_iterations", stopping.patience_iterations), ("increase", stopping.increase)):
+        if not value >= 1:
+            raise ConfigError(f"training.early_stopping.{key}={value}: must be at least 1")
+    if not 0 < stopping.improvement <= 1:
+        raise ConfigError(f"training.early_stopping.improvement={stopping.improvement}: must be above 0 and at most 1")
 
 
 def _check_schedule(schedule: LearningRateSchedule) -> None:
-    stepped = schedule.type in (Schedule.step, Schedule.multistep)
-    if stepped and not schedule.gamma > 0:
-        raise ConfigError(f"training.schedule.gamma={schedule.gamma}: must be above 0, the rate is multiplied by it")
+    key = "training.schedule"
+    if schedule.type in (Schedule.step, Schedule.multistep) and not schedule.gamma > 0:
+        raise ConfigError(
+            f"{key}.gamma={schedule.gamma}: must be above 0, the factor of the learning rate at each step"
+        )
     if schedule.type is Schedule.step and not schedule.every_iterations > 0:
         raise ConfigError(
-            f"training.schedule.every_iterations={schedule.every_iterations}: must be above 0, the iterations between two steps"
+            f"{key}.every_iterations={schedule.every_iterations}: must be above 0, the iterations between two steps"
         )
-    rising = all(before < after for before, after in itertools.pairwise([0, *schedule.boundary_iterations]))
-    if schedule.type is Schedule.multistep and not (schedule.boundary_iterations and rising):
+    boundaries = schedule.boundary_iterations
+    increasing = all(before < after for before, after in itertools.pairwise([0, *boundaries]))
+    if schedule.type is Schedule.multistep and not (boundaries and increasing):
         raise ConfigError(
-            f"training.schedule.boundary_iterations={schedule.boundary_iterations}: expected rising iterations above 0, as [4000, 4500]"
+            f"{key}.boundary_iterations={boundaries}: expected increasing numbers above 0, such as [4000,4500]"
+        )
+
+
+def _check_batch_size(training: Training, dataset: Dataset) -> None:
+    if dataset.training_images is None:
+        return
+    images = dataset.training_images - training.validation.count(dataset.training_images)
+    if training.batch_size > images:
+        raise ConfigError(
+            f"training.batch_size={training.batch_size}: must be at most {images}, the number of training images"
         )
 
 
@@ -167,16 +208,21 @@ def _check_device(config: Config) -> None:
         raise Unavailable(f"hardware.device={hardware.device}: framework={framework.name} runs on {usable}: {reason}")
     if hardware.device == "gpu" and not has_gpu():
         raise Unavailable("hardware.device=gpu: no NVIDIA GPU on this machine; hardware=cpu uses its CPU")
-    own = sorted(os.sched_getaffinity(0))
-    if hardware.cores is not None and not (hardware.cores and set(hardware.cores) <= set(own)):
-        raise ConfigError(f"hardware.cores={hardware.cores}: expected some of {own}, the cores this process may use")
+    cores = sorted(os.sched_getaffinity(0))
+    if hardware.cores is not None and not (hardware.cores and set(hardware.cores) <= set(cores)):
+        raise ConfigError(f"hardware.cores={hardware.cores}: expected some of {cores}, the cores this process may use")
     if hardware.side_by_side and hardware.cores is None:
-        raise ConfigError(f"hardware.side_by_side=true: needs hardware.cores, some of {own}, to give each run its own")
+        raise ConfigError(
+            f"hardware.side_by_side=true: requires hardware.cores, some of {cores}, different in each run"
+        )
     if hardware.threads is not None and hardware.threads > len(hardware.usable_cores()):
-        raise ConfigError(f"hardware.threads={hardware.threads}: there are {len(hardware.usable_cores())} cores to use")
+        raise ConfigError(
+            f"hardware.threads={hardware.threads}: must be at most {len(hardware.usable_cores())}, the number of cores "
+            "that the worker may use"
+        )
 
 
 def has_gpu() -> bool:
-    """Whether NVIDIA's driver lists a GPU; asked without any framework."""
+    """Return whether NVIDIA's driver lists a GPU; this needs no framework."""
     tool = shutil.which("nvidia-smi")
     return tool is not None and subprocess.run([tool, "-L"], capture_output=True, timeout=30).stdout.startswith(b"GPU")

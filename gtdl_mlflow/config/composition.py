@@ -1,4 +1,4 @@
-"""A command line as a configuration, by Hydra."""
+"""Composition of a configuration from ``conf/`` and the command line, by Hydra."""
 
 from __future__ import annotations
 
@@ -14,18 +14,23 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from .checks import ConfigError, check
-from .errors import explain, unknown_key
-from .resolvers import CONF
+from .errors import explain, explain_null_section, unknown_key
+from .resolvers import CONF, choices
 from .schema import Config
 
 ConfigStore.instance().store(name="schema", node=Config)
+for _name in choices("setting"):
+    if not (CONF / "setting" / f"{_name}.yaml").is_file():
+        _defaults = [{"/model": _name}, {"/training": _name}]
+        ConfigStore.instance().store(_name, {"defaults": _defaults}, group="setting", package="_global_")
 
 
 def compose(overrides: list[str]) -> Config:
-    """The configuration of a command line.
+    """Return the configuration of a command line.
 
     Raises:
-        ConfigError: it is wrong; the message is one line.
+        Unavailable: the framework cannot use the device on this machine.
+        ConfigError: a key, a choice or a value is wrong; the message is one line.
     """
     config = compose_unchecked(overrides)
     check(config)
@@ -33,12 +38,12 @@ def compose(overrides: list[str]) -> Config:
 
 
 def compose_unchecked(overrides: list[str]) -> Config:
-    """What a command line says, whether it can be run here or not.
+    """Return the configuration of a command line without checking whether its values make sense together.
 
     Raises:
-        ConfigError: it says nothing; the message is one line.
+        ConfigError: a key, a choice or a type is wrong; the message is one line.
     """
-    # Inside a running Hydra application there is one to ask already.
+    # Inside a running Hydra application, Hydra is initialized already.
     running = GlobalHydra.instance().is_initialized()
     start = nullcontext() if running else initialize_config_dir(str(CONF), version_base="1.3", job_name="gtdl")
     try:
@@ -46,27 +51,27 @@ def compose_unchecked(overrides: list[str]) -> Config:
             return to_config(hydra_compose("config", overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(explain(error, Config)) from error
+    except Exception as error:
+        if message := explain_null_section(error, overrides):
+            raise ConfigError(message) from error
+        raise
 
 
 def to_checked_config(composed: Any) -> Config:
-    """A composed ``DictConfig``, typed and checked.
-
-    Raises:
-        ConfigError: a value that cannot be.
-    """
+    """Return a composed ``DictConfig`` as checked dataclasses; raise as ``compose`` does."""
     config = to_config(composed)
     check(config)
     return config
 
 
 def to_config(composed: Any) -> Config:
-    """A composed ``DictConfig`` as dataclasses; what its values are is not looked at.
+    """Return a composed ``DictConfig`` as dataclasses, with unchecked values.
 
     Raises:
-        ConfigError: a key that the schema does not know.
+        ConfigError: a key is not in the schema.
     """
-    if complaint := unknown_key(composed):
-        raise ConfigError(complaint)
+    if message := unknown_key(composed):
+        raise ConfigError(message)
     config = OmegaConf.to_object(composed)
     assert isinstance(config, Config)
     return config

@@ -1,10 +1,10 @@
-"""Hydra's and OmegaConf's complaints, in one line for a person: the key, the value, the choices."""
+"""Error messages of Hydra and OmegaConf in one line: the key, the value, and what is allowed."""
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, get_type_hints
 
@@ -12,19 +12,71 @@ from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+RENAMED = {
+    "dataset.downloads.*.bytes": "dataset.downloads.*.size_bytes",
+    "dataset.target_accuracy": "dataset.target_accuracy_percent",
+    "dataset.test_each": "dataset.test_per_class",
+    "dataset.train_each": "dataset.train_per_class",
+    "latency.seconds": "latency.limit_s",
+    "training.average": "training.ema_decay",
+    "training.bias_rate": "training.bias_lr_multiplier",
+    "training.checkpoint_every": "training.checkpoint_every_s",
+    "training.decayed": "training.weight_decay_on",
+    "training.early_stopping.patience": "training.early_stopping.patience_iterations",
+    "training.evaluate_every": "training.evaluate_every_epochs",
+    "training.inputs": "training.preprocessing",
+    "training.schedule.boundaries": "training.schedule.boundary_iterations",
+    "training.schedule.every": "training.schedule.every_iterations",
+    "training.target_accuracy": "training.target_accuracy_percent",
+}
+"""Keys of older versions, and their names now. ``*`` is any one name, the same on both sides."""
+
+RENAMED_METRICS = {
+    "noise/mhz_*": "interference/cpu_mhz_*",
+    "noise/throttles": "interference/cpu_throttle_count",
+    "noise/*": "interference/*",
+    "step/*": "train_step/*",
+    "train/compile_s": "train/first_step_overhead_s",
+    "train/steady_images_per_s": "train/steady_state_images_per_s",
+    "worker/energy_j": "system/cpu_energy_j",
+    "worker/gpu_energy_j": "system/gpu_energy_j",
+}
+"""The same for metrics. The first pattern that matches counts."""
+
+EARLY_STOPPING = "training.early_stopping"
+"""The only section that is null by default."""
+
+
+def renamed(name: str, table: Mapping[str, str]) -> str | None:
+    """Return the current name of an old key or metric, or None if it was never renamed."""
+    for old, new in table.items():
+        if match := re.fullmatch(re.escape(old).replace(r"\*", r"([^./]+)"), name):
+            return new.replace("*", match[1]) if "*" in old else new
+    return None
+
+
+def similar(name: str, choices: Iterable[str]) -> str:
+    """Return the choice that is most similar to ``name``, as the end of a message; empty if none is similar."""
+    close = difflib.get_close_matches(name, list(choices), 1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
 
 def explain(error: Exception, schema: type) -> str:
-    """Hydra's or OmegaConf's complaint in one line: the key, the value, the choices."""
+    """Return an error of Hydra or OmegaConf in one line. ``schema`` is the dataclass of the configuration."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
-        return f"{group}={name}: expected one of {', '.join(error.options or [])}{_similar(name, error.options or [])}"
+        options = error.options or []
+        return f"{group}={name}: expected one of {', '.join(options)}{similar(name, options)}"
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OmegaConfBaseException) and cause.full_key:
+            key = str(cause.full_key)
             if isinstance(cause, (ConfigKeyError, ConfigAttributeError)):
-                there = [str(key) for key in cause.parent_node] if isinstance(cause.parent_node, DictConfig) else []
-                return _unknown_key(str(cause.full_key), there, schema)
-            return _wrong_value(str(cause.full_key), _first_line(cause))
+                siblings = (
+                    [str(name) for name in cause.parent_node] if isinstance(cause.parent_node, DictConfig) else []
+                )
+                return _unknown_key(key, siblings, schema)
+            return _wrong_value(key, _first_line(cause))
         cause = cause.__cause__
     message = _first_line(error)
     if ambiguous := re.search(r"Ambiguous value for argument '(.*)'", message):
@@ -34,28 +86,26 @@ def explain(error: Exception, schema: type) -> str:
     return message
 
 
-def _unknown_key(key: str, there: list[str], schema: type) -> str:
-    parent, _, leaf = key.rpartition(".")
-    elsewhere = [name for name in _keys(schema) if name.rpartition(".")[2] == leaf]
-    if not parent:
-        there = [name for name in there if name != "hydra"] + ["setting"]
-    hint = f" (did you mean {elsewhere[0]}?)" if elsewhere else _similar(leaf, there)
-    return f"{key}: no such key; {f'{parent} has' if parent else 'there are'} {', '.join(there) or 'none'}{hint}"
+def explain_null_section(error: Exception, overrides: Iterable[str]) -> str | None:
+    """Return OmegaConf's failure to change a section that is null in one line; None for any other error.
 
-
-def _wrong_value(key: str, message: str) -> str:
-    if found := re.match(r"Value '(.*)' of type '\w+' could not be converted to (\w+)", message):
-        kind = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}.get(found[2], found[2])
-        return f"{key}={found[1]}: expected {kind}"
-    if found := re.match(r"Invalid value '(.*)', expected one of \[(.*)\]", message):
-        return f"{key}={found[1]}: expected one of {found[2]}"
-    return f"{key}: {message}"
+    OmegaConf 2.3 raises AssertionError or AttributeError for it, without the key.
+    """
+    if not isinstance(error, (AssertionError, AttributeError)) or "NoneType" not in str(error):
+        return None
+    keys = (override.lstrip("+").partition("=")[0] for override in overrides)
+    key = next((key for key in keys if key.startswith(EARLY_STOPPING)), None)
+    if key is None:
+        return None
+    if new := renamed(key, RENAMED):
+        return f"{key}: renamed to {new}"
+    return f"{key}: {EARLY_STOPPING} is null here; choose a training that has it, such as training=theano_mnist"
 
 
 def unknown_key(composed: Any) -> str | None:
-    """A complaint if a composed configuration has a key that its schema lacks.
+    """Return a message if a composed configuration has a key that its schema lacks, otherwise None.
 
-    Hydra's ``+key=value`` adds to any node, and what it added would be read by nobody.
+    Hydra's ``+key=value`` can add keys to any node, and nothing would read them.
     """
     schema = OmegaConf.get_type(composed)
     return _unknown_below(composed, schema) if schema else None
@@ -69,24 +119,39 @@ def _unknown_below(composed: Any, schema: type) -> str | None:
     for key in composed:
         if key not in known:
             return _unknown_key(str(composed._get_full_key(key)), known, schema)
-        if not OmegaConf.is_missing(composed, key) and (complaint := _unknown_below(composed[key], schema)):
-            return complaint
+        if not OmegaConf.is_missing(composed, key) and (message := _unknown_below(composed[key], schema)):
+            return message
     return None
 
 
+def _unknown_key(key: str, siblings: list[str], schema: type) -> str:
+    if new := renamed(key, RENAMED):
+        return f"{key}: renamed to {new}"
+    parent, _, name = key.rpartition(".")
+    elsewhere = [other for other in _keys(schema) if other.rpartition(".")[2] == name]
+    if not parent:
+        siblings = [sibling for sibling in siblings if sibling != "hydra"] + ["setting"]
+    hint = f" (did you mean {elsewhere[0]}?)" if elsewhere else similar(name, siblings)
+    return f"{key}: no such key; {parent or 'the configuration'} has {', '.join(siblings) or 'no keys'}{hint}"
+
+
+def _wrong_value(key: str, message: str) -> str:
+    if match := re.match(r"Value '(.*)' of type '\w+' could not be converted to (\w+)", message):
+        kind = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}.get(match[2], match[2])
+        return f"{key}={match[1]}: expected {kind}"
+    if match := re.match(r"Invalid value '(.*)', expected one of \[(.*)\]", message):
+        return f"{key}={match[1]}: expected one of {match[2]}"
+    return f"{key}: {message}"
+
+
 def _keys(schema: type, prefix: str = "") -> list[str]:
-    """Every key of the schema, dotted."""
-    found = []
+    """Return all dotted keys of a dataclass."""
+    keys = []
     for name, kind in get_type_hints(schema).items():
-        found.append(prefix + name)
+        keys.append(prefix + name)
         if is_dataclass(kind):
-            found += _keys(kind, f"{prefix}{name}.")  # type: ignore[arg-type]
-    return found
-
-
-def _similar(given: str, choices: Sequence[str]) -> str:
-    close = difflib.get_close_matches(given, choices, 1)
-    return f" (did you mean {close[0]}?)" if close else ""
+            keys += _keys(kind, f"{prefix}{name}.")  # type: ignore[arg-type]
+    return keys
 
 
 def _first_line(error: BaseException) -> str:

@@ -12,7 +12,7 @@ def create_job(config: Config, data: Path, folder: Path) -> Job:
     """Return the job of a run: ``data`` is the prepared data set; the trained model goes to ``folder / "model"``."""
     return Job(
         adapter=config.framework.adapter,
-        options=config.settings.options,
+        options=config.speed_settings.options,
         layers=config.model.layers,
         image_shape=config.dataset.image_shape,
         classes=config.dataset.classes,

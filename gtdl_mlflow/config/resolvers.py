@@ -1,4 +1,4 @@
-"""What is in ``conf/``, and what its files compute: the resolvers of ``${...}``."""
+"""The contents of ``conf/``, and the resolvers ``${name:...}`` that its files use."""
 
 from __future__ import annotations
 
@@ -13,19 +13,25 @@ from ..worker.job import WARM_UP_STEPS
 
 _PACKAGE = Path(__file__).parents[1]
 CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
-"""``conf/``: beside the package in a checkout, inside it when installed."""
+"""Folder ``conf/``: beside the package in a checkout, inside it when installed."""
 
-LARGEST_SIDE = 256
-"""Pixels of a side of ``dataset.image_size``: the prepared images have to fit into memory, and into a network."""
+LARGEST_IMAGE_SIDE = 256
+"""Largest side of ``dataset.image_size`` in pixels: the prepared images must fit into memory."""
 
 
 def choices(group: str) -> list[str]:
-    """The names that ``group=`` takes."""
-    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+    """Return the options of a config group.
+
+    A model and a training of the same name are a setting of that name; ``conf/setting/`` may add other pairs.
+    """
+    options = {path.stem for path in (CONF / group).glob("*.yaml")}
+    if group == "setting":
+        options |= {*choices("model")} & {*choices("training")}
+    return sorted(options)
 
 
 def family(dataset: str) -> str:
-    """``family`` in the data set's yaml; the name itself if there is none, so that Hydra says what is wrong."""
+    """Return ``family`` of a data set's yaml. Return an unknown name as it is: Hydra reports it."""
     path = CONF / "dataset" / f"{dataset}.yaml"
     return _family(path) if path.is_file() else dataset
 
@@ -36,50 +42,54 @@ def _family(path: Path) -> str:
 
 
 def _other_family(dataset: str) -> str:
-    """The kind of data that ``dataset`` is not of."""
+    """Return the family that ``dataset`` does not belong to."""
     others = {family(name) for name in choices("dataset")} - {family(dataset)}
     return min(others)
 
 
 def _settings_for(dataset: str) -> str:
-    """The defaults of all frameworks with an environment of their own, for this kind of data, as a sweep lists them."""
-    kind, names = family(dataset), []
+    """Return the default settings, for this family of data, of all frameworks that have an environment of their own.
+
+    The names are separated by commas, as a sweep takes them.
+    """
+    names = []
     for path in sorted((CONF / "framework").glob("*.yaml")):
         if OmegaConf.select(OmegaConf.load(path), "devices.cpu.recipes"):
-            names.append(f"{path.stem}_{kind}")
+            names.append(f"{path.stem}_{family(dataset)}")
     return ",".join(names)
 
 
 def _image_shape(size: Any, channels: int) -> list[int]:
-    """``dataset.image_shape`` for a ``dataset.image_size``; zeros for one that cannot be, which ``check`` refuses."""
-    return [*(sides(size) or (0, 0)), channels]
+    """Return ``dataset.image_shape`` for ``dataset.image_size``; zeros for an invalid size, which ``check`` reports."""
+    return [*(image_sides(size) or (0, 0)), channels]
 
 
-def sides(size: Any) -> list[int] | None:
-    """Height and width in ``dataset.image_size``; None for what cannot be."""
-    asked = list(size) if isinstance(size, (list, ListConfig)) else [size, size]
-    possible = len(asked) == 2 and all(type(side) is int and 1 <= side <= LARGEST_SIDE for side in asked)
-    return asked if possible else None
+def image_sides(size: Any) -> list[int] | None:
+    """Return height and width in pixels of ``dataset.image_size``; None if it is invalid."""
+    sides = list(size) if isinstance(size, (list, ListConfig)) else [size, size]
+    valid = len(sides) == 2 and all(type(side) is int and 1 <= side <= LARGEST_IMAGE_SIDE for side in sides)
+    return sides if valid else None
 
 
 def _residual_units(depth: Any) -> int:
-    """Units of a stage after its first, in a residual network of ``depth``; 0 for one that ``check`` refuses."""
-    return (depth - 2) // 6 - 1 if is_depth(depth) else 0
+    """Return the number of units per stage after its first, in a residual network; 0 for an invalid ``depth``."""
+    return (depth - 2) // 6 - 1 if is_residual_depth(depth) else 0
 
 
-def is_depth(depth: Any) -> bool:
+def is_residual_depth(depth: Any) -> bool:
+    """Return whether a residual network can have ``depth`` layers with weights: 6 n + 2, at least 8."""
     return type(depth) is int and depth >= 8 and (depth - 2) % 6 == 0
 
 
 def _thread_counts() -> str:
-    """1, 2, 4, ... up to the cores that this process may use, as a sweep lists them."""
+    """Return 1, 2, 4, ... and the number of cores that this process may use, as a sweep takes them."""
     cores = len(os.sched_getaffinity(0))
     return ",".join(map(str, sorted({cores, *(2**power for power in range(cores.bit_length()))})))
 
 
 def _iterations_for(images: int, batch_size: Any) -> int:
-    """Iterations that train on so many images, though enough of them to have a steady pace after the warm-up."""
-    size = batch_size if type(batch_size) is int and batch_size > 0 else 1  # `check` refuses what it cannot be
+    """Return the iterations for ``images`` training images, at least enough to measure throughput after the warm-up."""
+    size = batch_size if type(batch_size) is int and batch_size > 0 else 1  # `check` reports other values
     return max(3 * WARM_UP_STEPS, round(images / size))
 
 

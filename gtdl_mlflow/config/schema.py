@@ -1,4 +1,4 @@
-"""What a configuration is made of: dataclasses, which Hydra holds every key and type against."""
+"""Schema of the configuration: dataclasses against which Hydra checks every key and type."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from ..worker.job import Latency, Training
 
 
 class Tuning(str, Enum):
-    """``plain``: what the framework's own tutorial does; ``best``: the fastest settings found that compute the same."""
+    """Choice of a framework's speed settings; both compute the same.
+
+    ``plain``: as in the framework's own tutorial; ``best``: the fastest settings that were found.
+    """
 
     plain = "plain"
     best = "best"
@@ -24,88 +27,90 @@ class Tuning(str, Enum):
 
 @dataclass
 class Python:
-    """Which interpreters a framework's environment may use."""
+    """Python interpreters that a framework's environment may use."""
 
     preferred: str = MISSING
-    """Taken when the machine has it, so that all frameworks run on the same one where they can: ``3.11``."""
+    """Version used if the machine has it, such as ``3.11``, so that all frameworks run on the same one if possible."""
     supported: str = MISSING
-    """A version specifier, as in packaging: ``>=3.10,<3.14``."""
+    """Version specifier as in packaging, such as ``>=3.10,<3.14``."""
 
 
 @dataclass
 class SystemPackage:
-    """What a recipe needs of one package of the operating system, which the user installs."""
+    """Requirements of a recipe that one package of the operating system provides; the user installs it."""
 
     tools: list[str] = field(default_factory=list)
-    """Programs on the PATH that answer ``--version``."""
+    """Programs on the PATH that accept ``--version``."""
     headers: list[str] = field(default_factory=list)
-    """As in ``#include <...>``."""
+    """Names as in ``#include <...>``."""
     libraries: list[str] = field(default_factory=list)
-    """As in the linker's ``-l``; see ``Build`` for the words that are filled in."""
+    """Names as in the linker's ``-l``; the placeholders of ``Build`` are replaced."""
     include: str = ""
-    """Where its headers are, if the compiler does not look there by itself."""
+    """Folder of the headers, if the compiler does not search it by default."""
 
 
 @dataclass
 class Build:
-    """A source package that CMake compiles for an environment once its requirements are in it.
+    """Source package that CMake compiles for an environment after its requirements are installed.
 
-    In options and libraries, ``{environment}`` is its folder, ``{python}`` its version (3.11), ``{python_tag}`` 311.
+    Placeholders in options and libraries: ``{environment}`` is the environment's folder, ``{python}`` its version of
+    Python (3.11), ``{python_tag}`` the same without the dot (311).
     """
 
     source: str = MISSING
-    """``NAME==VERSION``, on the package index."""
+    """``NAME==VERSION`` on the package index."""
     sha256: str = MISSING
-    """Of the source package."""
+    """SHA-256 of the source package."""
     target: str = MISSING
-    """Of CMake: what to build."""
+    """CMake target to build."""
     package: str = MISSING
-    """The folder of what CMake installs that becomes an importable package in the environment."""
+    """Folder, relative to what CMake installs, that becomes an importable package in the environment."""
     options: list[str] = field(default_factory=list)
     """Arguments of ``cmake``."""
     aliases: dict[str, str] = field(default_factory=dict)
-    """Libraries by the names that the sources use, to those they have in ``Recipe.system``."""
+    """Library names: from those in the sources to those in ``Recipe.system``."""
     edits: dict[str, dict[str, str]] = field(default_factory=dict)
-    """What the sources are changed in: of a file, a text that it has once, to what takes its place."""
+    """Changes to the sources: file name to replacements. Each replaced text occurs exactly once in its file."""
 
 
 @dataclass
 class Recipe:
-    """One way to fill an environment."""
+    """One way to install a framework into an environment."""
 
     requirements: list[str] = field(default_factory=list)
+    """Requirements as for pip."""
     options: list[str] = field(default_factory=list)
     """Further arguments of ``uv pip install``."""
     system: dict[str, SystemPackage] = field(default_factory=dict)
-    """What has to be installed beforehand, by the names of Debian's packages."""
+    """Packages of the operating system that must already be installed, by their names in Debian."""
     build: Build | None = None
     note: str = ""
-    """Said to the user when this way is the one taken."""
+    """Message to the user when this recipe is used."""
 
 
 @dataclass
 class DeviceSupport:
-    """What a framework can do on one kind of device."""
+    """How a framework is installed for one kind of device, or why it cannot use it."""
 
     recipes: list[Recipe] = field(default_factory=list)
-    """Tried in this order until one installs. None at all: the driver's own interpreter runs the worker."""
+    """Recipes, tried in this order until one installs. Without any, the driver's own interpreter runs the worker."""
     unavailable: str = ""
-    """Why this framework cannot use this device here; empty if it can."""
+    """Reason why the framework cannot use the device; empty if it can."""
 
 
 @dataclass
 class SpeedSettings:
-    """What makes a framework fast or slow without changing what it computes."""
+    """Settings that change the speed of a framework and not its results."""
 
     options: dict[str, Any] = field(default_factory=dict)
-    """Read by the adapter."""
+    """Options of the adapter."""
     environment: dict[str, str] = field(default_factory=dict)
-    """Set for the worker's process before it starts."""
+    """Environment variables of the worker's process."""
 
 
 @dataclass
 class Framework:
-    """One framework: what its environment holds, which adapter speaks for it, what it can run on."""
+    """A framework: its environment, its adapter, and the devices that it can use."""
 
     name: str = MISSING
     label: str = MISSING
@@ -119,28 +124,30 @@ class Framework:
     """NumPy's version in the framework's environment, for use in the recipes."""
     python: Python = field(default_factory=Python)
     devices: dict[str, DeviceSupport] = field(default_factory=dict)
+    """Support by device: ``cpu``, ``gpu``."""
     tuning: dict[str, SpeedSettings] = field(default_factory=dict)
+    """Speed settings by the names of ``Tuning``."""
 
 
 @dataclass
 class Download:
-    """A file as published, and the addresses that have it."""
+    """A published file and its addresses."""
 
     file: str = MISSING
-    """Its name in the data set's folder."""
+    """File name in the data set's folder."""
     size_bytes: int = MISSING
-    """Its size; without a checksum, the most that is accepted."""
+    """Size of the file; without a checksum, the largest size that is accepted."""
     sha256: str = ""
     md5: str = ""
-    """Where only this was published. With neither, it is all of the data set, and the reader has to accept it."""
+    """Checksum where no SHA-256 is published. With neither, the file is the whole data set; the reader checks it."""
     urls: list[str] = MISSING
-    """Tried in this order: the publisher's, then mirrors."""
+    """Addresses, tried in this order: the publisher's, then mirrors."""
     instead_of: str = ""
-    """Another download of which this is another packing: needed only when that one cannot be had."""
+    """Name of another download with the same content; this one is used only if that one is not available."""
 
 
 class Labels(str, Enum):
-    """Of CIFAR-100: the 100 classes, or the 20 superclasses that they belong to."""
+    """Kind of labels of CIFAR-100: the 100 classes (``fine``) or their 20 superclasses (``coarse``)."""
 
     fine = "fine"
     coarse = "coarse"
@@ -148,112 +155,119 @@ class Labels(str, Enum):
 
 @dataclass
 class Dataset:
-    """One data set, as its publisher describes it."""
+    """A data set: its files, its shape and its split into training and test images."""
 
     name: str = MISSING
     family: str = MISSING
-    """``mnist`` or ``cifar10``: whose default setting fits it."""
+    """``mnist`` or ``cifar10``: selects a framework's default setting for this data set."""
     reader: str = MISSING
-    """``module:function``: given this configuration and the folder of its files, returns ``Arrays``."""
+    """``module:function`` that receives this configuration and the folder of its files and returns ``Arrays``."""
     labels: Labels | None = None
-    """Which of the publisher's labels are learnt, where there are several; the choices are in ``label_classes``."""
+    """Kind of labels to learn, if the publisher has several; ``label_classes`` has the choices."""
     label_classes: dict[str, int] = field(default_factory=dict)
-    """How many classes each choice of ``labels`` has."""
+    """Number of classes of each choice of ``labels``."""
     classes: int = MISSING
     image_size: Any = None
-    """What images that come in other sizes are brought to in preparation: one number, or [height, width]."""
+    """Size in pixels to which images of other sizes are resized in preparation: one number, or [height, width]."""
     image_shape: list[int] = MISSING
-    """Height, width, channels; where there is an ``image_size``, made of it."""
+    """Height, width and channels; derived from ``image_size`` where there is one."""
     train_images: int | None = None
     test_images: int | None = None
-    """None: depends on the copy of the data set, and is known when it has been prepared."""
+    """Number of images; None if it depends on the copy of the data set and is known only after preparation."""
     split_seed: int | None = None
-    """Of the split into training and testing, where it is not the publisher's; ``datasets/splits.py`` has the rule."""
+    """Seed of the split into training and test images, if the publisher has none; see ``datasets/splits.py``."""
     train_per_class: int | None = None
     test_per_class: int | None = None
-    """Images of a class that such a split gives to training and testing, at most."""
+    """Largest number of images per class that such a split uses for training and for testing."""
     train_limit: int | None = None
     test_limit: int | None = None
-    """For quick looks: no more images than that, as many of each class as of any other."""
+    """Largest number of images, the same number of every class, for quick trials."""
     mean_per_class: bool = False
-    """Whether the accuracy is customarily the mean over the classes, because they are of different sizes."""
+    """Whether ``accuracy_percent`` is the mean of the accuracies of the classes, as is usual if their sizes differ."""
     files: dict[str, str] = field(default_factory=dict)
-    """The publisher's files, unpacked names, with the MD5 of what is inside."""
+    """The publisher's files: name without compression, to the MD5 of the uncompressed content."""
     archives: list[str] = field(default_factory=list)
-    """Names that the publisher's archive goes by: one of them is read, where there is nothing unpacked."""
+    """Possible names of the publisher's archive. The first that exists is read if nothing is unpacked."""
     unpacked: str = ""
-    """A file or folder in that archive by which it is seen that it has been unpacked."""
+    """File or folder of the archive whose presence shows that it has been unpacked."""
     downloads: dict[str, Download] = field(default_factory=dict)
-    """What `gtdl data fetch` gets, by any short names; nothing for a data set that is built in."""
+    """Files that `gtdl data fetch` downloads, by any short names; empty for a built-in data set."""
     target_accuracy_percent: float = MISSING
-    """Percent: the default of ``training.target_accuracy_percent``."""
+    """Default of ``training.target_accuracy_percent``."""
     source: str = MISSING
-    """Where the data set is described."""
+    """Address of a description of the data set."""
     terms: str = MISSING
     """Licence or terms of use."""
 
     @property
     def training_images(self) -> int | None:
-        """How many images there are for training, or at most; None if that is known only when they are prepared."""
+        """Number of training images, or its upper limit; None if it is known only after preparation."""
         known = [count for count in (self.train_images, self.train_limit) if count is not None]
         return min(known, default=None)
 
 
 @dataclass
 class Model:
-    """A network, as data; ``worker/layers.py`` has the vocabulary."""
+    """A network as data; ``worker/layers.py`` defines the types of layers."""
 
     name: str = MISSING
     depth: int | None = None
-    """Of a residual network: its layers with weights, 6 n + 2; ``layers`` refers to it."""
+    """Number of layers with weights in a residual network, 6 n + 2; ``layers`` refers to it."""
     layers: dict[str, Any] = field(default_factory=dict)
-    """Layer name to ``{type: ..., ...}``, in their order."""
+    """Layer name to ``{type: ..., ...}``, in the order of the network."""
     weights: dict[str, Any] = field(default_factory=dict)
-    """Starting distribution that layers refer to as ``${model.weights}``."""
+    """Initial distribution that layers refer to as ``${model.weights}``."""
     biases: dict[str, Any] = field(default_factory=dict)
+    """Initial distribution that layers refer to as ``${model.biases}``."""
 
 
 @dataclass
 class Hardware:
-    """Where the worker runs."""
+    """The device, threads and cores of the worker."""
 
     name: str = MISSING
     device: str = MISSING
     """``cpu`` or ``gpu``."""
     threads: int | None = None
-    """Threads the framework may use; None: one for each of ``cores``."""
+    """Threads that the framework may use; None: one per core of ``cores``."""
     cores: list[int] | None = None
-    """CPUs the worker is pinned to; None: those this process may use."""
+    """CPU cores to which the worker is pinned; None: those that this process may use."""
     side_by_side: bool = False
-    """Whether others that say so too may run at the same time on other cores. They share caches, memory and power."""
+    """Whether other runs with ``side_by_side`` may use other cores at the same time. They share caches, memory and
+    power."""
 
     def usable_cores(self) -> list[int]:
-        """The CPUs a worker has."""
+        """Return the CPU cores that the worker may use."""
         return self.cores if self.cores is not None else sorted(os.sched_getaffinity(0))
 
 
 @dataclass
 class Tracking:
-    """Where MLflow keeps the run."""
+    """The tracking store and what is logged to it."""
 
     uri: str = MISSING
+    """Address of the tracking store."""
     experiment: str = "gtdl"
-    """Used unless MLflow was told an experiment itself (``mlflow run``, MLFLOW_EXPERIMENT_NAME or _ID)."""
+    """Name of the experiment. ``mlflow run``, MLFLOW_EXPERIMENT_NAME and MLFLOW_EXPERIMENT_ID take precedence."""
     model: bool = True
     """Whether to log the trained model."""
     system_metrics_interval_s: float = 1.0
-    """Between two samples of MLflow's system metrics; 0: none. MLflow's own 10 s would miss a short run."""
+    """Time between two samples of the system metrics; 0: none. MLflow's default of 10 s would miss a short run."""
 
 
 class SweepOrder(str, Enum):
-    """Of a sweep's runs: ``interleaved``, all frameworks for a seed, then the next; ``grouped``, all of a framework."""
+    """Order of the runs of a sweep.
+
+    ``interleaved``: all frameworks for one seed, then for the next; ``grouped``: all runs of one framework, then of the
+    next.
+    """
 
     interleaved = "interleaved"
     grouped = "grouped"
 
 
 class Rerun(str, Enum):
-    """Which cells are run again when the same sweep is started again; see ``Sweep.rerun``."""
+    """Cells that are run again when the same sweep is started again; see ``Sweep.rerun``."""
 
     failed = "failed"
     all = "all"
@@ -261,7 +275,10 @@ class Rerun(str, Enum):
 
 
 class Study(str, Enum):
-    """``stability``: the spread and the drift of repeats; ``scaling``: speed by threads and batch size."""
+    """Evaluation at the end of a sweep.
+
+    ``stability``: spread and drift of repeats; ``scaling``: speed by threads and batch size.
+    """
 
     stability = "stability"
     scaling = "scaling"
@@ -269,32 +286,32 @@ class Study(str, Enum):
 
 @dataclass
 class Sweep:
-    """How a sweep goes about its runs."""
+    """Order, repetition and evaluation of the runs of a sweep."""
 
     order: SweepOrder = SweepOrder.interleaved
-    """A drift of the machine hits all frameworks alike if they take turns."""
+    """Order of the runs. If the frameworks take turns, a drift of the machine affects all of them alike."""
     rerun: Rerun = Rerun.failed
-    """Which cells that an earlier start of the same sweep has tried are run again: those that did not finish, all of
-    them, or none; what it never came to is always run."""
+    """Cells of an earlier start of the same sweep that are run again: those that did not finish (``failed``), ``all``
+    or ``none``. Cells that were never started always run."""
     objective: str = "accuracy_percent"
-    """The metric that a run answers a sweeper with, for those that search."""
+    """Metric returned to optimizing sweepers such as Optuna."""
     study: Study | None = None
-    """What the sweep is for, if it is to be concluded at its end."""
+    """Evaluation at the end of the sweep; None: none."""
 
 
 @dataclass
 class Limits:
-    """When to give up."""
+    """Timeouts."""
 
     run_timeout_s: float = 86400.0
-    """A worker that has not finished by then is killed and its run fails."""
+    """Time limit of a worker. After it the worker is killed and its run fails."""
     fetch_timeout_s: float = 30.0
-    """A server of data sets that is silent for so long is given up for this try."""
+    """Time without data after which a download is abandoned and its next address is tried."""
 
 
 @dataclass
 class Config:
-    """One run."""
+    """The configuration of one run."""
 
     framework: Framework = field(default_factory=Framework)
     dataset: Dataset = field(default_factory=Dataset)
@@ -305,54 +322,58 @@ class Config:
     sweep: Sweep = field(default_factory=Sweep)
     limits: Limits = field(default_factory=Limits)
     seed: int = 0
-    """Of the initial weights, the order of the images and dropout."""
+    """Seed of the initial weights, the order of the images, augmentation and dropout."""
     budget: float = 1.0
-    """Share of the training's iterations to run, above 0 and at most 1; the schedule is compressed with them."""
+    """Share of the training's iterations, above 0 and at most 1. The learning-rate schedule is compressed with it."""
     tuning: Tuning = Tuning.best
+    """Choice of the framework's speed settings."""
     latency: Latency = field(default_factory=Latency)
     parity: bool = False
-    """Whether to prove, before training, that the framework computes what the float64 NumPy network does."""
+    """Whether to compare the framework's computation with a float64 NumPy network before training."""
 
     @property
-    def settings(self) -> SpeedSettings:
-        """The framework's speed settings that ``tuning`` chose."""
+    def speed_settings(self) -> SpeedSettings:
+        """The framework's speed settings that ``tuning`` selects."""
         return self.framework.tuning[self.tuning.value]
 
     @property
     def network(self) -> network.Network:
-        """The network of ``model`` on this data set, after the input treatment."""
+        """The network of ``model`` for preprocessed images of this data set."""
         height, width, channels = self.dataset.image_shape
         shape = inputs.Preprocessing(self.training.preprocessing).shape((height, width, channels))
         return network.build(self.model.layers, shape, self.dataset.classes)
 
     @property
     def threads(self) -> int:
+        """Number of threads that the framework may use."""
         return self.hardware.threads or len(self.hardware.usable_cores())
 
-    def plain(self) -> dict[str, Any]:
-        """All of it as plain types, for a file or a hash."""
-        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
-        return plain
+    def to_dict(self) -> dict[str, Any]:
+        """Return the configuration as plain types that JSON can represent."""
+        values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return values
 
     def hash(self) -> str:
-        """Of everything that can change a result: not where data come from, what tracks it, when to save or give up."""
-        return _hash(self._decisive())
+        """Return a hash of every value that can change a result."""
+        return _hash(self._values_for_hash())
 
     def cell(self) -> str:
-        """The same without the seed: runs of one cell are repeats of each other."""
-        decisive = self._decisive()
-        del decisive["seed"]
-        return _hash(decisive)
+        """Return the same hash without the seed. Runs of one cell are repeats of each other."""
+        values = self._values_for_hash()
+        del values["seed"]
+        return _hash(values)
 
-    def _decisive(self) -> dict[str, Any]:
-        plain = self.plain()
-        del plain["tracking"], plain["sweep"], plain["limits"], plain["latency"]
-        del plain["framework"]["label"], plain["framework"]["color"]
-        del plain["dataset"]["downloads"], plain["dataset"]["target_accuracy_percent"]
-        del plain["training"]["checkpoint_every_s"], plain["training"]["target_accuracy_percent"]
+    def _values_for_hash(self) -> dict[str, Any]:
+        """Return the configuration without values that cannot change a result: tracking, limits, names for display,
+        addresses of downloads, targets and checkpoints."""
+        values = self.to_dict()
+        del values["tracking"], values["sweep"], values["limits"], values["latency"]
+        del values["framework"]["label"], values["framework"]["color"]
+        del values["dataset"]["downloads"], values["dataset"]["target_accuracy_percent"]
+        del values["training"]["checkpoint_every_s"], values["training"]["target_accuracy_percent"]
         if not self.hardware.side_by_side:
-            del plain["hardware"]["side_by_side"]  # alone is what runs were before they could be anything else
-        return plain
+            del values["hardware"]["side_by_side"]  # the hash of runs that are older than this key stays the same
+        return values
 
 
 def _hash(values: dict[str, Any]) -> str:
