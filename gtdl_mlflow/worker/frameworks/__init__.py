@@ -1,1 +1,1 @@
-"""One adapter per file, one interface: ``base.Adapter``."""
+"""One package per framework: ``adapter.py`` implements ``base.Adapter``, ``network.py`` builds the layers."""

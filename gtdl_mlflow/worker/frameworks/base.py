@@ -3,71 +3,74 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
+from .. import random_streams
 from ..initialization import Weights
 from ..inputs import Batch
 from ..job import Training, WeightDecayOn
-from ..layers import Dense
+from ..layers import Dense, Layer
 from ..network import Network
+
+Implementation = TypeVar("Implementation")
 
 
 @dataclass(frozen=True)
 class Setup:
-    """All that an adapter is given."""
+    """Everything an adapter receives to build and train a network."""
 
     network: Network
     weights: Weights
-    """Canonical starting values of all parameters and state, float32: convolution (out, in, height, width), dense
-    (in, out)."""
+    """Initial values of all parameters and state, canonical layout, float32: convolution (out, in, height, width),
+    dense (in, out)."""
     masks: Weights
-    """0/1 masks (out, in, 1, 1) of convolutions that read only some maps, by the name of their weights."""
+    """0/1 masks (out, in, 1, 1) of the convolutions that read only some input maps, by the name of their weights."""
     training: Training
     device: str
     """``cpu`` or ``gpu``."""
     threads: int
     seed: int
-    """For what only the framework draws (dropout)."""
+    """Seed of the framework's own random numbers (dropout)."""
     options: dict[str, Any]
-    """The framework's speed options, ``conf/framework/X.yaml``."""
+    """Speed options of the framework, from ``conf/framework/X.yaml``."""
 
     def step_seed(self, step: int) -> int:
-        """A seed below 2**31 for each step, for frameworks whose generator cannot be kept in a checkpoint."""
-        return int(np.random.SeedSequence([self.seed, 17, step]).generate_state(1)[0] >> 1)
+        """Return a seed below 2**31 for one step, for frameworks whose generator state cannot be saved."""
+        return random_streams.step_seed(self.seed, step)
 
     def lr_multiplier(self, name: str) -> float:
-        """The multiple of the learning rate at which the parameter ``layer/array`` learns."""
+        """Return the multiple of the learning rate that applies to the parameter ``layer/array``."""
         return self.training.bias_lr_multiplier if name.endswith("/biases") else 1.0
 
     def weight_decay(self, name: str) -> float:
-        """What times its value is added to the gradient of the parameter ``layer/array``."""
-        which = self.training.weight_decay_on
-        if which is WeightDecayOn.weights:
-            chosen = not name.endswith(("/biases", "/beta"))
-        elif which is WeightDecayOn.hidden_dense_weights:
+        """Return the factor by which the value of the parameter ``layer/array`` is added to its gradient."""
+        weight_decay_on = self.training.weight_decay_on
+        if weight_decay_on is WeightDecayOn.weights:
+            applies = not name.endswith(("/biases", "/beta"))
+        elif weight_decay_on is WeightDecayOn.hidden_dense_weights:
             dense = [node.layer.name for node in self.network.nodes if isinstance(node.layer, Dense)]
-            chosen = name in [f"{layer}/weights" for layer in dense[:-1]]
+            applies = name in [f"{layer}/weights" for layer in dense[:-1]]
         else:
-            chosen = True
-        return self.training.weight_decay if chosen else 0.0
+            applies = True
+        return self.training.weight_decay if applies else 0.0
 
 
 class Adapter(ABC):
     """One network in one framework.
 
-    ``train`` and ``predict`` run under the clock: they do nothing but what the framework needs to train and classify,
-    in its own fastest idiom, and return when the device is done. No adapter shuffles, scores, times or logs.
+    ``train`` and ``predict`` run under the clock: they do only what the framework needs to train and classify, in its
+    fastest idiom, and return when the device has finished. An adapter never shuffles, scores, times or logs.
     """
 
     layout: str = "NCHW"
-    """Memory layout of the images it wants: NCHW or NHWC. May be set in ``__init__``."""
+    """Memory layout of the images that the adapter takes: NCHW or NHWC. May be set in ``__init__``."""
     label_type: str = "int64"
-    """NumPy type of the labels it wants."""
+    """NumPy type of the labels that the adapter takes."""
 
     @abstractmethod
     def __init__(self, setup: Setup) -> None:
@@ -77,28 +80,35 @@ class Adapter(ABC):
             NotImplementedError: the framework cannot run this network; the message names the layer.
         """
 
-    def compile(self) -> None:  # noqa: B027 (most frameworks have nothing to do here)
-        """Compile ahead of the first batch what this framework compiles ahead; timed apart (``setup/compile_s``)."""
+    def compile(self) -> None:  # noqa: B027 (most frameworks have nothing to compile ahead)
+        """Compile what can be compiled before the first batch; measured separately (``setup/compile_s``)."""
 
     def to_native(self, array: np.ndarray) -> Any:
-        """Images (N, ...) in ``layout``, or labels (N,), as the framework has them on the host: the same memory.
+        """Return images (N, ...) in ``layout``, or labels (N,), as the framework's host array on the same memory.
 
-        What ``train`` and ``predict`` get are slices of this, or this: to slice the framework's own array may take less
-        time than to make one of each of NumPy's slices.
+        ``train`` and ``predict`` receive the result or slices of it: slicing the framework's array can take less time
+        than converting every slice of a NumPy array.
         """
         return array
 
     @abstractmethod
     def train(self, batches: Iterable[Batch], rates: list[float]) -> np.ndarray:
-        """One step per learning rate on as many batches; the loss of each step, before its update, float32."""
+        """Do one training step per learning rate, each on the next batch.
+
+        Returns:
+            The loss of each step before its update, float32 (steps,).
+        """
 
     @abstractmethod
     def predict(self, batches: Iterable[Any]) -> np.ndarray:
-        """Logits of all images of all batches, (images, classes), float32; dropout off."""
+        """Return the logits of all images of all batches with dropout off, float32 (images, classes)."""
 
     @abstractmethod
     def weights(self) -> Weights:
-        """What ``predict`` uses (the average, if there is one), and all state, in canonical layout: a copy."""
+        """Return copies, in canonical layout, of all state and of the parameters that ``predict`` uses.
+
+        With ``training.ema_decay`` these parameters are the moving average.
+        """
 
     @abstractmethod
     def save(self, folder: Path) -> None:
@@ -106,20 +116,36 @@ class Adapter(ABC):
 
     @abstractmethod
     def load(self, folder: Path) -> None:
-        """Take over what ``save`` wrote."""
+        """Load what ``save`` wrote."""
 
     @abstractmethod
     def checkpoint(self, folder: Path) -> None:
-        """Write all that the next training step depends on: parameters, state, moments, average, random numbers."""
+        """Write everything the next step depends on: parameters, state, moments, moving average, random state."""
 
     @abstractmethod
     def restore(self, folder: Path, step: int) -> None:
-        """Go on where ``checkpoint`` was called, after ``step`` steps, as if nothing had happened in between."""
+        """Load what ``checkpoint`` wrote after ``step`` steps; training continues with bitwise identical results."""
 
     def metrics(self) -> dict[str, float]:
-        """What only the framework knows at the end of a run, as metrics: ``worker/peak_gpu_memory_mb``, on a GPU."""
+        """Return metrics that only the framework can measure, such as ``worker/peak_gpu_memory_mb``."""
         return {}
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """What the framework reports of itself: ``version``, ``device``, ``threads``, ``precision``, build."""
+        """Return metadata reported by the framework: ``version``, ``device``, ``threads``, ``precision``, build."""
+
+
+def implementation(
+    framework: str, implementations: Mapping[type[Layer], Implementation], layer: Layer
+) -> Implementation:
+    """Return the entry of a framework's dispatch table for the type of ``layer``.
+
+    Raises:
+        NotImplementedError: the table has no entry for this type.
+    """
+    try:
+        return implementations[type(layer)]
+    except KeyError:
+        raise NotImplementedError(
+            f"framework={framework} does not implement {type(layer).__name__} (layer {layer.name})"
+        ) from None

@@ -1,4 +1,4 @@
-"""Caffe: the network and the solver as prototxt, steps of Caffe's own solver on the batches where they lie."""
+"""Caffe adapter: network and solver as prototxt; Caffe's own solver reads the batches without a copy."""
 
 from __future__ import annotations
 
@@ -16,23 +16,26 @@ import caffe
 import numpy as np
 from caffe.proto import caffe_pb2
 
-from ... import layers as vocabulary
 from ...initialization import Weights
 from ...inputs import VIEWS, Batch, consecutive
 from ...job import Optimizer
+from ...layers import Dropout, MaxPool
 from ..base import Adapter, Setup
-from .network import IMAGES, LABELS, LOSS, Prototxt, solver_prototxt, solver_rates, turned
+from .network import IMAGES_BLOB, LABELS_BLOB, LOSS_BLOB, NetPrototxt, solver_prototxt, solver_rates, transposed
 
 LARGEST_EPSILON = 1e-6
-"""Of Adam: Caffe has it in another place of the formula, the same only where it hardly counts."""
+"""Largest epsilon of Adam: Caffe adds it before the bias correction, which is the same only if it is small."""
 
 LARGEST_LOSS = -math.log(np.finfo(np.float32).tiny)
-"""Of one image: Caffe's loss layer takes no probability for smaller. Its gradients are right all the same."""
+"""Largest loss of an image that Caffe's loss layer reports: it limits probabilities from below. Gradients are right."""
 
 SNAPSHOT = "training"
-"""What the files of the solver's snapshots are called."""
+"""Name of the files of the solver's snapshots, without suffix."""
 
-# A symbol is looked for in the library's own dependencies too: this is the BLAS that Caffe calls.
+COPIES_BYTES = 2**18
+"""Bytes of images taken ahead of their steps if they are copies: few enough to stay in the processor's caches."""
+
+# A symbol is searched for in the library's dependencies too: this is the BLAS that Caffe calls.
 _blas = ctypes.CDLL(caffe._caffe.__file__)
 _blas.openblas_get_config.restype = ctypes.c_char_p
 _blas.openblas_get_corename.restype = ctypes.c_char_p
@@ -41,12 +44,12 @@ _blas.cblas_saxpy.argtypes = [_COUNT, _FACTOR, _ARRAY, _STRIDE, _ARRAY, _STRIDE]
 _blas.cblas_saxpby.argtypes = [_COUNT, _FACTOR, _ARRAY, _STRIDE, _FACTOR, _ARRAY, _STRIDE]
 
 
-AT_HAND = 2**18
-"""Bytes of images that are taken ahead of their steps where they are copies, which shall stay in the caches."""
-
-
 class Caffe(Adapter):
-    """The solver's net, and one without a loss that is tested and saved; both read the same weights."""
+    """Network in Caffe.
+
+    The solver's net is trained. A second net without a loss is tested and saved; it shares the weights of the first,
+    or holds their moving average.
+    """
 
     label_type = "float32"
 
@@ -54,59 +57,63 @@ class Caffe(Adapter):
         training = setup.training
         if training.optimizer is Optimizer.adam and training.epsilon > LARGEST_EPSILON:
             raise NotImplementedError(
-                f"framework=caffe trains by adam with training.epsilon of at most {LARGEST_EPSILON:g}"
+                f"framework=caffe trains by adam with training.epsilon of at most {LARGEST_EPSILON:g}, "
+                f"not {training.epsilon:g}"
             )
         self._setup, self._training = setup, training
         self._largest_loss = LARGEST_LOSS / training.batch_size
-        self._prototxt = Prototxt(setup)
+        self._prototxt = NetPrototxt(setup)
         self.solver_prototxt = solver_prototxt(setup)
         caffe.set_mode_cpu()
         _blas.openblas_set_num_threads(setup.threads)
         self._snapshots = tempfile.TemporaryDirectory(prefix="gtdl-caffe-")
         self.solver_prototxt.snapshot_prefix = str(Path(self._snapshots.name) / SNAPSHOT)
-        with tempfile.TemporaryDirectory() as place:
-            net, solver = self._write_prototxts(Path(place), Path(place) / "net.prototxt")
+        with tempfile.TemporaryDirectory() as folder:
+            net, solver = self._write_prototxts(Path(folder), Path(folder) / "net.prototxt")
             self._solver = (caffe.AdamSolver if training.optimizer is Optimizer.adam else caffe.SGDSolver)(solver)
-            self._tested = caffe.Net(net, caffe.TEST)
-        self._trained = self._solver.net
+            self._test_net = caffe.Net(net, caffe.TEST)
+        self._train_net = self._solver.net
         if training.ema_decay is None:
-            self._tested.share_with(self._trained)
-        for net in (self._trained, self._tested):
+            self._test_net.share_with(self._train_net)
+        for net in (self._train_net, self._test_net):
             self._prototxt.set_weights(net, setup.weights)
             self._prototxt.set_borders(net)
-        self._batch = training.batch_size
-        """Images at a time that the tested net is shaped for."""
+        self._test_batch_size = training.batch_size
+        """Batch size that the test net is shaped for."""
 
-        # Views of Caffe's own memory: it stays where it is as long as the shapes do.
-        self._train_logits = self._trained.blobs[self._prototxt.logits].data
-        self._loss = self._trained.blobs[LOSS].data
-        self._loss_weight = self._trained.blobs[LOSS].diff
-        blobs = self._prototxt.blobs(self._trained)
-        self._updated = [
+        # Views of Caffe's own memory, which moves only when shapes change.
+        self._train_logits = self._train_net.blobs[self._prototxt.logits].data
+        self._loss = self._train_net.blobs[LOSS_BLOB].data
+        self._loss_weight = self._train_net.blobs[LOSS_BLOB].diff
+        blobs = self._prototxt.parameters(self._train_net)
+        self._parameters = [
             (blob.count, setup.weight_decay(name), blob.data.ctypes.data, blob.diff.ctypes.data)
             for name, blob in blobs.items()
         ]
-        # Where a weight starts at 0 and has no gradient it stays 0: no need to mask it whenever it is used.
+        # A masked weight starts at 0 and stays 0 without a gradient, so the weights themselves need no mask.
         self._masked = [
             (blobs[name].diff, np.broadcast_to(mask, blobs[name].diff.shape).copy())
             for name, mask in setup.masks.items()
         ]
-        self._sizes = self._prototxt.sizes(self._trained)
+        self._total_weights = self._prototxt.total_weights(self._train_net)
         self._averaged = [
             (blob.count, blob.data.ctypes.data, average.data.ctypes.data)
-            for blob, average in zip(blobs.values(), self._prototxt.blobs(self._tested).values(), strict=True)
+            for blob, average in zip(blobs.values(), self._prototxt.parameters(self._test_net).values(), strict=True)
         ]
         layers = [node.layer for node in setup.network.nodes]
-        self._max_pools = any(isinstance(layer, vocabulary.MaxPool) for layer in layers)
-        drops = any(isinstance(layer, vocabulary.Dropout) for layer in layers)
+        self._has_max_pool = any(isinstance(layer, MaxPool) for layer in layers)
+        has_dropout = any(isinstance(layer, Dropout) for layer in layers)
         self._share = 1.0
-        """The learning rate, as a multiple of the solver's."""
+        """Learning rate as a multiple of the solver's."""
         self._steps = 0
         self._losses: list[float] = []
-        """Of the steps of one call of ``train``."""
-        # The solver never lets go of its callbacks: one that held this object would keep it alive for good.
-        begun, done = weakref.WeakMethod(self._begin_step), weakref.WeakMethod(self._take_gradients)
-        self._solver.add_callback((lambda: begun()()) if drops else _nothing, lambda: done()())  # type: ignore[misc]
+        """Losses of the steps of one call of ``train``."""
+        # The solver never releases its callbacks: one that holds this object would keep it alive.
+        on_start, on_gradients = weakref.WeakMethod(self._on_start), weakref.WeakMethod(self._on_gradients)
+        self._solver.add_callback(
+            (lambda: on_start()()) if has_dropout else _do_nothing,  # type: ignore[misc]
+            lambda: on_gradients()(),  # type: ignore[misc]
+        )
 
     def train(self, batches: Iterable[Batch], rates: list[float]) -> np.ndarray:
         own_rates = solver_rates(self._training, self._steps, self._steps + len(rates))
@@ -114,57 +121,59 @@ class Caffe(Adapter):
         feed, self._losses = iter(batches), []
         for share, group in itertools.groupby(shares):
             self._set_share(share)
-            for some in _few(feed, len(list(group))):
-                for images, labels in _rows(some):
-                    self._step(images, labels)
+            for taken in _take(feed, len(list(group))):
+                for images, labels in _joined(taken):
+                    self._do_steps(images, labels)
         return np.array(self._losses, np.float32)
 
     def predict(self, batches: Iterable[np.ndarray]) -> np.ndarray:
-        self._hand_state_over()
-        most = self._prototxt.most_images
+        self._update_test_state()
+        size = self._prototxt.max_images
         return np.concatenate(
-            [self._logits(images[start : start + most]) for images in batches for start in range(0, len(images), most)]
+            [self._logits(images[start : start + size]) for images in batches for start in range(0, len(images), size)]
         )
 
     def weights(self) -> Weights:
-        values = {name: turned(blob.data).copy() for name, blob in self._prototxt.blobs(self._tested).items()}
-        return {**values, **self._prototxt.state(self._trained)}
+        values = {
+            name: transposed(blob.data).copy() for name, blob in self._prototxt.parameters(self._test_net).items()
+        }
+        return {**values, **self._prototxt.state(self._train_net)}
 
     def save(self, folder: Path) -> None:
-        self._hand_state_over()
+        self._update_test_state()
         self._write_prototxts(folder, Path("net.prototxt"))
-        self._tested.save(str(folder / "model.caffemodel"))
+        self._test_net.save(str(folder / "model.caffemodel"))
 
     def load(self, folder: Path) -> None:
         path = folder / "model.caffemodel"
-        if not path.is_file():  # Caffe itself would end the process
+        if not path.is_file():  # Caffe would end the process
             raise FileNotFoundError(path)
-        self._tested.copy_from(str(path))
-        self._prototxt.copy_state(self._tested, self._trained)
+        self._test_net.copy_from(str(path))
+        self._prototxt.copy_state(self._test_net, self._train_net)
 
     def checkpoint(self, folder: Path) -> None:
         self._solver.snapshot()
         [model] = Path(self._snapshots.name).glob("*.caffemodel")
         [snapshot] = Path(self._snapshots.name).glob("*.solverstate")
         state = caffe_pb2.SolverState.FromString(snapshot.read_bytes())
-        state.ClearField("learned_net")  # the path of the model, which moves
+        state.ClearField("learned_net")  # the model's path, which is only valid until the file is moved
         snapshot.unlink()
         (folder / f"{SNAPSHOT}.solverstate").write_bytes(state.SerializeToString())
         shutil.move(model, folder / f"{SNAPSHOT}.caffemodel")
         if self._training.ema_decay is not None:
-            self._tested.save(str(folder / "average.caffemodel"))
+            self._test_net.save(str(folder / "average.caffemodel"))
 
     def restore(self, folder: Path, step: int) -> None:
-        self._trained.copy_from(str(folder / f"{SNAPSHOT}.caffemodel"))
+        self._train_net.copy_from(str(folder / f"{SNAPSHOT}.caffemodel"))
         self._solver.restore(str(folder / f"{SNAPSHOT}.solverstate"))
         if self._training.ema_decay is not None:
-            self._tested.copy_from(str(folder / "average.caffemodel"))
+            self._test_net.copy_from(str(folder / "average.caffemodel"))
         self._steps = step
 
     def describe(self) -> dict[str, Any]:
         return {
             "version": caffe.__version__,
-            "device": "cpu",  # pycaffe does not tell; its GPU mode is never switched on
+            "device": "cpu",  # pycaffe does not report it; its GPU mode is never switched on
             "precision": str(self._train_logits.dtype),
             "threads": _blas.openblas_get_num_threads(),
             "blas": _blas.openblas_get_config().decode(),
@@ -172,26 +181,27 @@ class Caffe(Adapter):
             "solver": type(self._solver).__name__,
         }
 
-    def _hand_state_over(self) -> None:
-        """To the tested net, where it does not share all with the trained one."""
+    def _update_test_state(self) -> None:
+        """Copy the running statistics to the test net, unless it shares everything with the trained one."""
         if self._training.ema_decay is not None:
-            self._prototxt.copy_state(self._trained, self._tested)
+            self._prototxt.copy_state(self._train_net, self._test_net)
 
     def _logits(self, images: np.ndarray) -> np.ndarray:
-        if len(images) != self._batch:
-            self._prototxt.reshape(self._tested, len(images))
-            self._batch = len(images)
-        self._tested.blobs[IMAGES].data[...] = images
-        logits: np.ndarray = self._tested.forward()[self._prototxt.logits].copy()
+        if len(images) != self._test_batch_size:
+            self._prototxt.reshape(self._test_net, len(images))
+            self._test_batch_size = len(images)
+        self._test_net.blobs[IMAGES_BLOB].data[...] = images
+        logits: np.ndarray = self._test_net.forward()[self._prototxt.logits].copy()
         return logits
 
-    def _step(self, images: np.ndarray, labels: np.ndarray) -> None:
-        """On each of some batches in a row."""
-        # Through the net as it is given anew each time: such an object keeps alive all that it was ever handed.
+    def _do_steps(self, images: np.ndarray, labels: np.ndarray) -> None:
+        """Do one step on each of several consecutive batches."""
+        # pycaffe's net object keeps every array it ever received alive; ``solver.net`` is a new object each time.
         self._solver.net.set_input_arrays(images, labels)
         count = len(images) // self._training.batch_size
         if not self._acts_between_steps:
-            # One call: what Python does between two of them cost 1 to 3 % of a step, the caches being Caffe's by then.
+            # One call for all steps: returning to Python between steps, when the caches hold Caffe's data, cost 1 to
+            # 3 % of a step.
             self._solver.step(count)
             return
         for _ in range(count):
@@ -199,93 +209,95 @@ class Caffe(Adapter):
             self._finish_step()
 
     def _set_share(self, share: float) -> None:
+        """Set the learning rate as a multiple of the solver's, whose schedule cannot be changed."""
         self._share = share
         sgd = self._training.optimizer is Optimizer.sgd
         if sgd:
-            # The solver's schedule is fixed for good, but what the loss weighs scales all gradients at no cost.
+            # The weight of the loss scales all gradients at no cost.
             self._loss_weight[...] = share
         averages = self._training.ema_decay is not None
-        self._acts_between_steps = bool(self._sizes) or averages or not (sgd or share == 1)
+        self._acts_between_steps = bool(self._total_weights) or averages or not (sgd or share == 1)
 
-    def _begin_step(self) -> None:
-        # All nets of a process share one generator: started anew, it does not tell what the others did.
+    def _on_start(self) -> None:
+        """Seed dropout; Caffe calls this at the start of a step."""
+        # All nets of a process share one generator: with a seed per step they do not influence each other.
         caffe.set_random_seed(self._setup.step_seed(self._steps))
 
-    def _take_gradients(self) -> None:
-        """When they are there and the solver has not used them yet."""
+    def _on_gradients(self) -> None:
+        """Record the loss and adapt the gradients; Caffe calls this before the solver uses them."""
         loss = self._loss.item()
         if not loss < self._largest_loss:
-            self._look_at(loss)
+            self._check_finite(loss)
             loss = self._cross_entropy()
         self._losses.append(loss)
         self._steps += 1
         for gradient, mask in self._masked:
             np.multiply(gradient, mask, out=gradient)
         if self._share != 1 and self._training.optimizer is Optimizer.sgd:
-            # They have the learning rate already, and the solver will add the decay.
-            for count, decay, values, gradient in self._updated:
+            # The gradients are scaled to the learning rate already; scale the decay that the solver will add.
+            for count, decay, values, gradient in self._parameters:
                 if decay:
                     _blas.cblas_saxpy(count, (self._share - 1) * decay, values, 1, gradient, 1)
 
     def _finish_step(self) -> None:
         if self._share != 1 and self._training.optimizer is Optimizer.adam:
-            # The solver took away an update, which is as large as the rate.
-            for count, _, values, update in self._updated:
+            # The solver's update is proportional to its own rate: correct it to the learning rate.
+            for count, _, values, update in self._parameters:
                 _blas.cblas_saxpy(count, 1 - self._share, update, 1, values, 1)
-        for size, value in self._sizes:
-            size[...] = value
+        for total_weight, value in self._total_weights:
+            total_weight[...] = value
         if self._training.ema_decay is not None:
-            kept = self._training.ema_decay_at(self._steps)
+            decay = self._training.ema_decay_at(self._steps)
             for count, values, average in self._averaged:
-                _blas.cblas_saxpby(count, 1 - kept, values, 1, kept, average, 1)
+                _blas.cblas_saxpby(count, 1 - decay, values, 1, decay, average, 1)
 
-    def _look_at(self, loss: float) -> None:
-        if self._max_pools and not math.isfinite(loss):
+    def _check_finite(self, loss: float) -> None:
+        if self._has_max_pool and not math.isfinite(loss):
             rate = self._share * solver_rates(self._training, self._steps, self._steps + 1)[0]
             raise FloatingPointError(
-                f"framework=caffe: the loss is {loss} at a learning rate of {rate:g}, and Caffe's max-pooling "
-                "writes outside its memory when it is given what is not a number"
+                f"framework=caffe: the loss is {loss} at a learning rate of {rate:g}; stopped, because Caffe's "
+                "max-pooling writes outside its memory for values that are not numbers; lower training.learning_rate"
             )
 
     def _cross_entropy(self) -> float:
-        """Of the batch just trained on, however large."""
-        labels = self._trained.blobs[LABELS].data.ravel()
+        """Return the loss of the last training batch without Caffe's limit."""
+        labels = self._train_net.blobs[LABELS_BLOB].data.ravel()
         shifted = self._train_logits - self._train_logits.max(axis=1, keepdims=True)
-        wanted = shifted[np.arange(len(labels)), labels.astype(np.intp)]
-        return float(np.mean(np.log(np.exp(shifted).sum(axis=1)) - wanted))
+        correct = shifted[np.arange(len(labels)), labels.astype(np.intp)]
+        return float(np.mean(np.log(np.exp(shifted).sum(axis=1)) - correct))
 
-    def _write_prototxts(self, folder: Path, named: Path) -> tuple[str, str]:
-        """``net.prototxt`` and ``solver.prototxt``, which says that the net is the file ``named``."""
+    def _write_prototxts(self, folder: Path, net_path: Path) -> tuple[str, str]:
+        """Write ``net.prototxt`` and ``solver.prototxt``, which names the net ``net_path``, and return their paths."""
         net, solver = folder / "net.prototxt", folder / "solver.prototxt"
         net.write_text(str(self._prototxt.net))
-        self.solver_prototxt.net = str(named)
+        self.solver_prototxt.net = str(net_path)
         solver.write_text(str(self.solver_prototxt))
         return str(net), str(solver)
 
 
-def _nothing() -> None:
+def _do_nothing() -> None:
     pass
 
 
-def _few(batches: Iterable[Batch], count: int) -> Iterator[list[Batch]]:
-    """The next ``count`` of the batches, some at a time: of what are views as many as were made at a time."""
+def _take(batches: Iterable[Batch], count: int) -> Iterator[list[Batch]]:
+    """Yield the next ``count`` batches in groups: the views created together, or ``COPIES_BYTES`` of copies."""
     feed = iter(batches)
     while count:
         first = next(feed)
-        images, whole = first[0], first[0].base
-        views = isinstance(whole, np.ndarray) and whole.nbytes > images.nbytes
-        most = VIEWS if views else max(1, AT_HAND // images.nbytes)
-        some = [first, *itertools.islice(feed, min(count, most) - 1)]
-        yield some
-        count -= len(some)
+        images, base = first[0], first[0].base
+        views = isinstance(base, np.ndarray) and base.nbytes > images.nbytes
+        limit = VIEWS if views else max(1, COPIES_BYTES // images.nbytes)
+        group = [first, *itertools.islice(feed, min(count, limit) - 1)]
+        yield group
+        count -= len(group)
 
 
-def _rows(batches: list[Batch]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Images and labels of those that lie one after another, as one; contiguous."""
+def _joined(batches: list[Batch]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield contiguous images and labels, joining batches that are consecutive in memory."""
     images, labels = (consecutive(list(arrays)) for arrays in zip(*batches, strict=True))
     if images is not None and labels is not None:
         first = batches[0][0]
         yield np.ascontiguousarray(images.reshape(-1, *first.shape[1:])), np.ascontiguousarray(labels.reshape(-1))
     else:
         half = len(batches) // 2
-        yield from itertools.chain(_rows(batches[:half]), _rows(batches[half:]))
+        yield from itertools.chain(_joined(batches[:half]), _joined(batches[half:]))

@@ -1,4 +1,4 @@
-"""Softmax regression in NumPy, in the driver's own interpreter: tests and a first look need no environment."""
+"""Softmax regression in NumPy; runs in the driver's own interpreter, so tests and first runs need no environment."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ class Reference(Adapter):
     """One dense layer and softmax cross-entropy, trained by plain SGD."""
 
     def __init__(self, setup: Setup) -> None:
-        for node in setup.network.nodes:
-            if not isinstance(node.layer, Dense) or len(setup.network.nodes) > 1:
-                raise NotImplementedError(
-                    f"framework=reference is softmax regression, one dense layer; it cannot run layer {node.layer.name}"
-                )
+        nodes = setup.network.nodes
+        if len(nodes) > 1 or not isinstance(nodes[0].layer, Dense):
+            raise NotImplementedError(
+                f"framework=reference is softmax regression, one dense layer; it cannot run layer {nodes[0].layer.name}"
+            )
         training = setup.training
-        asked = (training.momentum, training.weight_decay, training.ema_decay)
-        if training.optimizer is not Optimizer.sgd or any(asked):
+        unsupported = (training.momentum, training.weight_decay, training.ema_decay)
+        if training.optimizer is not Optimizer.sgd or any(unsupported):
             raise NotImplementedError(
                 "framework=reference trains by sgd without momentum, weight decay and averaging only"
             )
-        self._name = setup.network.nodes[0].layer.name
+        self._name = nodes[0].layer.name
         self._weights = setup.weights[f"{self._name}/weights"].copy()
         self._biases = setup.weights[f"{self._name}/biases"].copy()
-        self._bias_rate = training.bias_lr_multiplier
+        self._bias_lr_multiplier = training.bias_lr_multiplier
 
     def train(self, batches: Iterable[Batch], rates: list[float]) -> np.ndarray:
         losses = []
@@ -50,7 +50,7 @@ class Reference(Adapter):
             gradient[rows, labels] -= 1
             gradient /= len(labels)
             self._weights -= np.float32(rate) * (inputs.T @ gradient)
-            self._biases -= np.float32(rate * self._bias_rate) * gradient.sum(axis=0)
+            self._biases -= np.float32(rate * self._bias_lr_multiplier) * gradient.sum(axis=0)
         return np.array(losses, np.float32)
 
     def predict(self, batches: Iterable[np.ndarray]) -> np.ndarray:
@@ -71,7 +71,7 @@ class Reference(Adapter):
             self._weights, self._biases = saved["weights"], saved["biases"]
 
     def checkpoint(self, folder: Path) -> None:
-        self.save(folder)  # there is no more to it
+        self.save(folder)  # plain SGD has no other state
 
     def restore(self, folder: Path, step: int) -> None:
         self.load(folder)

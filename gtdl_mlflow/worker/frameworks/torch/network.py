@@ -1,87 +1,158 @@
-"""A network's layers as PyTorch's modules."""
+"""A network's layers as PyTorch modules."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ... import layers as vocabulary
-from ...layers import Pads
-from ...network import IMAGES, Node
-from ..base import Setup
+from ... import layers
+from ...layers import Layer, Pads
+from ...network import IMAGES, Network, Node
+from ..base import implementation
 
-OVERWRITABLE = (
-    vocabulary.Convolution, vocabulary.Dense, vocabulary.Pool, vocabulary.BatchNormalization, vocabulary.Add,
-)  # fmt: skip
-"""Layers whose gradient does not need what they gave."""
+ALLOW_IN_PLACE = (layers.Convolution, layers.Dense, layers.MaxPool, layers.AveragePool, layers.BatchNormalization,
+                  layers.Add)  # fmt: skip
+"""Layers whose gradient does not need their output, so an activation may overwrite it."""
 
 
 class TorchNetwork(nn.Module):
-    """The layers by their names, and which of them takes what of which."""
+    """The network's layers, named as in the model, and the connections between them."""
 
-    def __init__(self, setup: Setup) -> None:
+    def __init__(self, network: Network) -> None:
         super().__init__()
-        nodes = setup.network.nodes
+        nodes = network.nodes
         uses = Counter(source for node in nodes for source in node.sources)
         for node in nodes:
-            # Where nobody else takes a value, it gives its memory to what an activation makes of it.
-            own = all(uses[source] == 1 and source != IMAGES for source in node.sources)
-            in_place = own and isinstance(nodes[node.sources[0]].layer, OVERWRITABLE)
-            self.add_module(node.layer.name, _module(node, in_place))
-        self._chain = all(node.sources == (place - 1,) for place, node in enumerate(nodes))
+            # An activation may overwrite its input if no other layer reads it.
+            only_user = all(uses[source] == 1 and source != IMAGES for source in node.sources)
+            in_place = only_user and isinstance(nodes[node.sources[0]].layer, ALLOW_IN_PLACE)
+            create = implementation("torch", LAYERS, node.layer)
+            self.add_module(node.layer.name, create(node.layer, node, in_place))
+        self._is_chain = all(node.sources == (position - 1,) for position, node in enumerate(nodes))
         self._sources = [node.sources for node in nodes]
-        # After which position nobody takes a value any more, so that its memory can go while classifying.
-        last = {source: place for place, sources in enumerate(self._sources) for source in sources}
-        self._done = [[source for source, after in last.items() if after == place] for place in range(len(nodes))]
+        # Outputs that no later layer reads, by position: their memory is freed early while classifying.
+        last_use = {source: position for position, sources in enumerate(self._sources) for source in sources}
+        self._unused_after = [
+            [source for source, last in last_use.items() if last == position] for position in range(len(nodes))
+        ]
 
     def forward(self, images: Tensor) -> Tensor:
-        if self._chain:
+        if self._is_chain:
             value = images
             for module in self._modules.values():
                 value = module(value)
             return value
         values = {IMAGES: images}
-        for place, (module, sources) in enumerate(zip(self._modules.values(), self._sources, strict=True)):
-            values[place] = module(*[values[source] for source in sources])
-            for source in self._done[place]:
+        for position, (module, sources) in enumerate(zip(self._modules.values(), self._sources, strict=True)):
+            values[position] = module(*[values[source] for source in sources])
+            for source in self._unused_after[position]:
                 del values[source]
         return values[len(self._sources) - 1]
 
 
-def _module(node: Node, in_place: bool) -> nn.Module:
-    layer = node.layer
-    if isinstance(layer, vocabulary.Convolution):
-        return _Convolution(node)
-    if isinstance(layer, vocabulary.MaxPool):
-        return _MaxPool(node)
-    if isinstance(layer, vocabulary.AveragePool):
-        return _AveragePool(node)
-    if isinstance(layer, vocabulary.Dense):
-        return _Dense(*node.parameters["weights"])
-    if isinstance(layer, vocabulary.Dropout):
-        return nn.Dropout(1 - layer.keep)
-    if isinstance(layer, vocabulary.LocalResponseNormalization):
-        # torch divides alpha by the window; the vocabulary, like TensorFlow, does not.
-        size = 2 * layer.radius + 1
-        return nn.LocalResponseNorm(size, alpha=layer.alpha * size, beta=layer.beta, k=layer.bias)
-    if isinstance(layer, vocabulary.BatchNormalization):
-        return _BatchNormalization(node)
-    if isinstance(layer, vocabulary.GlobalAveragePool):
-        return nn.AdaptiveAvgPool2d(1)
-    if isinstance(layer, vocabulary.Add):
-        return _Add()
-    if isinstance(layer, vocabulary.Relu):
-        return nn.ReLU(in_place)
-    if isinstance(layer, vocabulary.Tanh):
-        return _Tanh(in_place)
-    raise NotImplementedError(f"framework=torch has no {type(layer).__name__} (layer {layer.name})")
+class Convolution(nn.Conv2d):
+    """Convolution whose padding may differ from side to side."""
+
+    def __init__(self, layer: layers.Convolution, node: Node) -> None:
+        native, self._explicit = _split_padding(node.pads)
+        super().__init__(
+            node.input[0], layer.filters, layer.kernel, layer.stride, native, bias=layer.biases is not None
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self._explicit:
+            images = F.pad(images, self._explicit)
+        return self._conv_forward(images, self.weight, self.bias)
 
 
-class _Tanh(nn.Module):
+class MaxPool(nn.MaxPool2d):
+    """Max-pooling whose padding may differ from side to side."""
+
+    def __init__(self, layer: layers.MaxPool, node: Node) -> None:
+        native, self._explicit = _split_padding(node.pads, largest_native=layer.size // 2)
+        # PyTorch's ceil mode covers windows that only overhang at the far side, without a padded copy.
+        ceil_mode = bool(self._explicit) and native == (0, 0) and _ceil_mode_fits(layer, node)
+        if ceil_mode:
+            self._explicit = ()
+        super().__init__(layer.size, layer.stride, native, ceil_mode=ceil_mode)
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self._explicit:
+            images = F.pad(images, self._explicit, value=-torch.inf)
+        return super().forward(images)
+
+
+class AveragePool(nn.Module):
+    """Mean of the cells of each window that lie inside the image."""
+
+    def __init__(self, layer: layers.AveragePool, node: Node) -> None:
+        super().__init__()
+        # PyTorch's own padding is not used: on a GPU with channels last, torch 2.11 computed wrong gradients for it,
+        # off by half of the largest. It cannot leave out cells padded on one side only either.
+        _, self._explicit = _split_padding(node.pads, largest_native=0)
+        self._layer = layer
+        self._ceil_mode = bool(self._explicit) and _ceil_mode_fits(layer, node)
+        if self._explicit and not self._ceil_mode:
+            # Share of each window's cells that lie inside the image; the mean over all cells is divided by it.
+            ones = F.avg_pool2d(F.pad(torch.ones(1, 1, *node.input[1:]), self._explicit), layer.size, layer.stride)
+            self.register_buffer("_share", ones, persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        size, stride = self._layer.size, self._layer.stride
+        if self._explicit and not self._ceil_mode:
+            return F.avg_pool2d(F.pad(images, self._explicit), size, stride) / self._share
+        return F.avg_pool2d(images, size, stride, ceil_mode=self._ceil_mode, count_include_pad=False)
+
+
+class Dense(nn.Linear):
+    """Dense layer that first flattens its input, channels slowest, whatever the memory format."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images.flatten(1))
+
+
+class BatchNormalization(nn.Module):
+    """Batch normalization with an optional gamma; PyTorch's momentum is the share of the new batch."""
+
+    running_mean: Tensor
+    running_var: Tensor
+    ones: Tensor | None
+
+    def __init__(self, layer: layers.BatchNormalization, node: Node) -> None:
+        super().__init__()
+        self._layer, maps = layer, node.input[0]
+        self.gamma = nn.Parameter(torch.ones(maps)) if layer.scale else None
+        # With a beta and without a gamma, torch 2.11 failed on a GPU in the backward pass: "tensor does not have a
+        # device".
+        self.register_buffer("ones", None if layer.scale else torch.ones(maps), persistent=False)
+        self.beta = nn.Parameter(torch.zeros(maps))
+        self.register_buffer("running_mean", torch.zeros(maps))
+        self.register_buffer("running_var", torch.ones(maps))
+
+    def forward(self, images: Tensor) -> Tensor:
+        gamma = self.ones if self.gamma is None else self.gamma
+        momentum, epsilon = 1 - self._layer.momentum, self._layer.epsilon
+        return F.batch_norm(
+            images, self.running_mean, self.running_var, gamma, self.beta, self.training, momentum, epsilon
+        )
+
+
+class Add(nn.Module):
+    """Sum of two outputs."""
+
+    def forward(self, one: Tensor, other: Tensor) -> Tensor:
+        return one + other
+
+
+class Tanh(nn.Module):
+    """Hyperbolic tangent, optionally in place."""
+
     def __init__(self, in_place: bool) -> None:
         super().__init__()
         self._tanh = torch.tanh_ if in_place else torch.tanh
@@ -90,114 +161,38 @@ class _Tanh(nn.Module):
         return self._tanh(values)
 
 
-class _Add(nn.Module):
-    def forward(self, one: Tensor, other: Tensor) -> Tensor:
-        return one + other
+def _local_response_normalization(layer: layers.LocalResponseNormalization) -> nn.Module:
+    # PyTorch divides alpha by the window size; our definition, like TensorFlow's, does not.
+    size = 2 * layer.radius + 1
+    return nn.LocalResponseNorm(size, alpha=layer.alpha * size, beta=layer.beta, k=layer.bias)
 
 
-class _BatchNormalization(nn.Module):
-    """With a gamma only where the network has one; torch's own momentum is the share of the new batch."""
-
-    running_mean: Tensor
-    running_var: Tensor
-    ones: Tensor | None
-
-    def __init__(self, node: Node) -> None:
-        super().__init__()
-        layer = node.layer
-        assert isinstance(layer, vocabulary.BatchNormalization)
-        self._layer, maps = layer, node.input[0]
-        self.gamma = nn.Parameter(torch.ones(maps)) if layer.scale else None
-        # Given no gamma but a beta, torch 2.11 failed on a GPU in the backward pass: "tensor does not have a device".
-        self.register_buffer("ones", None if layer.scale else torch.ones(maps), persistent=False)
-        self.beta = nn.Parameter(torch.zeros(maps))
-        self.register_buffer("running_mean", torch.zeros(maps))
-        self.register_buffer("running_var", torch.ones(maps))
-
-    def forward(self, images: Tensor) -> Tensor:
-        gamma = self.ones if self.gamma is None else self.gamma
-        return F.batch_norm(
-            images, self.running_mean, self.running_var, gamma, self.beta, self.training,
-            1 - self._layer.momentum, self._layer.epsilon,
-        )  # fmt: skip
+LAYERS: dict[type[Layer], Callable[[Any, Node, bool], nn.Module]] = {
+    layers.Convolution: lambda layer, node, in_place: Convolution(layer, node),
+    layers.MaxPool: lambda layer, node, in_place: MaxPool(layer, node),
+    layers.AveragePool: lambda layer, node, in_place: AveragePool(layer, node),
+    layers.GlobalAveragePool: lambda layer, node, in_place: nn.AdaptiveAvgPool2d(1),
+    layers.Dense: lambda layer, node, in_place: Dense(*node.parameters["weights"]),
+    layers.Dropout: lambda layer, node, in_place: nn.Dropout(1 - layer.keep),
+    layers.LocalResponseNormalization: lambda layer, node, in_place: _local_response_normalization(layer),
+    layers.BatchNormalization: lambda layer, node, in_place: BatchNormalization(layer, node),
+    layers.Add: lambda layer, node, in_place: Add(),
+    layers.Relu: lambda layer, node, in_place: nn.ReLU(in_place),
+    layers.Tanh: lambda layer, node, in_place: Tanh(in_place),
+}
+"""Functions (layer, node, whether the layer may overwrite its input) that create the module of a layer."""
 
 
-class _Convolution(nn.Conv2d):
-    """With padding that may differ from side to side."""
-
-    def __init__(self, node: Node) -> None:
-        layer = node.layer
-        assert isinstance(layer, vocabulary.Convolution)
-        native, self._extra = _padding(node.pads)
-        super().__init__(
-            node.input[0], layer.filters, layer.kernel, layer.stride, native, bias=layer.biases is not None
-        )
-
-    def forward(self, images: Tensor) -> Tensor:
-        if self._extra:
-            images = F.pad(images, self._extra)
-        return self._conv_forward(images, self.weight, self.bias)
-
-
-class _Dense(nn.Linear):
-    """Flattens first, channels slowest, whatever the memory format."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        return super().forward(images.flatten(1))
-
-
-class _MaxPool(nn.MaxPool2d):
-    def __init__(self, node: Node) -> None:
-        layer = node.layer
-        assert isinstance(layer, vocabulary.MaxPool)
-        native, self._extra = _padding(node.pads, most=layer.size // 2)
-        # Windows that only overhang at the far side are torch's ceil mode, which needs no padded copy.
-        overhang = bool(self._extra) and native == (0, 0) and _ceil_fits(node)
-        if overhang:
-            self._extra = ()
-        super().__init__(layer.size, layer.stride, native, ceil_mode=overhang)
-
-    def forward(self, images: Tensor) -> Tensor:
-        if self._extra:
-            images = F.pad(images, self._extra, value=-torch.inf)
-        return super().forward(images)
-
-
-class _AveragePool(nn.Module):
-    """The mean of the cells inside the image: sums divided by how many cells each window really covers."""
-
-    def __init__(self, node: Node) -> None:
-        super().__init__()
-        layer = node.layer
-        assert isinstance(layer, vocabulary.AveragePool)
-        # Never by torch's own padding: on a GPU, with channels last, torch 2.11 gave wrong gradients for it, off
-        # by half of the largest. Nor can it leave out cells padded on one side only.
-        _, self._extra = _padding(node.pads, most=0)
-        self._layer = layer
-        self._ceil = bool(self._extra) and _ceil_fits(node)
-        if self._extra and not self._ceil:
-            # What the padded cells took of the mean is put back.
-            ones = F.avg_pool2d(F.pad(torch.ones(1, 1, *node.input[1:]), self._extra), layer.size, layer.stride)
-            self.register_buffer("_share", ones, persistent=False)
-
-    def forward(self, images: Tensor) -> Tensor:
-        size, stride = self._layer.size, self._layer.stride
-        if self._extra and not self._ceil:
-            return F.avg_pool2d(F.pad(images, self._extra), size, stride) / self._share
-        return F.avg_pool2d(images, size, stride, ceil_mode=self._ceil, count_include_pad=False)
-
-
-def _padding(pads: Pads, most: float = math.inf) -> tuple[tuple[int, int], tuple[int, ...]]:
-    """(height, width) that the operation itself can add on both sides, or what ``F.pad`` must add before it."""
+def _split_padding(pads: Pads, largest_native: float = math.inf) -> tuple[tuple[int, int], tuple[int, ...]]:
+    """Return (height, width) that the operation pads on both sides, and the arguments of ``F.pad``; one is empty."""
     (top, bottom), (left, right) = pads
-    if top == bottom and left == right and max(top, left) <= most:
+    if top == bottom and left == right and max(top, left) <= largest_native:
         return (top, left), ()
     return (0, 0), (left, right, top, bottom)
 
 
-def _ceil_fits(node: Node) -> bool:
-    """Whether rounding the output size up, with no padding, gives the windows wanted."""
-    layer, ((top, _), (left, _)) = node.layer, node.pads
-    assert isinstance(layer, vocabulary.Pool)
-    rounded = tuple(-(-(length - layer.size) // layer.stride) + 1 for length in node.input[1:])
-    return top == left == 0 and rounded == node.output[1:]
+def _ceil_mode_fits(layer: layers.Pool, node: Node) -> bool:
+    """Return whether rounding the output size up, without padding, gives the windows of this pool."""
+    (top, _), (left, _) = node.pads
+    rounded_up = tuple(-(-(length - layer.size) // layer.stride) + 1 for length in node.input[1:])
+    return top == left == 0 and rounded_up == node.output[1:]

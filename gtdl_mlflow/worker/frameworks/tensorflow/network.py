@@ -1,0 +1,148 @@
+"""A network's forward pass as TensorFlow operations; images and outputs are NHWC."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from ... import layers
+from ...layers import Layer, Pads
+from ...network import IMAGES, Network, Node
+from ..base import implementation
+
+
+@dataclass(frozen=True)
+class ForwardPass:
+    """What the layers of one forward pass share."""
+
+    network: Network
+    parameters: dict[str, tf.Tensor]
+    """Values of the parameters, by canonical name."""
+    statistics: dict[str, tf.Variable]
+    """Running statistics, by canonical name."""
+    seed: int
+    step: tf.Tensor | None
+    """Number of the training step, int64; None in inference: no dropout, running statistics instead of the batch's."""
+
+
+def logits(images: tf.Tensor, forward: ForwardPass) -> tf.Tensor:
+    """Return the logits of one batch of images."""
+    outputs = {IMAGES: images}
+    for position, node in enumerate(forward.network.nodes):
+        inputs = [outputs[source] for source in node.sources]
+        outputs[position] = implementation("tensorflow", LAYERS, node.layer)(node.layer, node, inputs, forward)
+    return outputs[position]
+
+
+def _convolution(layer: layers.Convolution, node: Node, inputs: list[tf.Tensor], forward: ForwardPass) -> tf.Tensor:
+    weights = forward.parameters[f"{layer.name}/weights"]
+    padding = _native_padding(layer, layer.kernel, node) or _explicit_padding(node.pads)
+    value = tf.nn.conv2d(inputs[0], weights, layer.stride, padding)
+    return value if layer.biases is None else tf.nn.bias_add(value, forward.parameters[f"{layer.name}/biases"])
+
+
+def _max_pool(layer: layers.MaxPool, node: Node, inputs: list[tf.Tensor], forward: ForwardPass) -> tf.Tensor:
+    value, padding = inputs[0], _native_padding(layer, layer.size, node)
+    if padding is None:
+        value = tf.pad(value, _explicit_padding(node.pads), constant_values=value.dtype.min)
+    return tf.nn.max_pool2d(value, layer.size, layer.stride, padding or "VALID")
+
+
+def _average_pool(layer: layers.AveragePool, node: Node, inputs: list[tf.Tensor], forward: ForwardPass) -> tf.Tensor:
+    padding = _native_padding(layer, layer.size, node)
+    if padding is not None:  # SAME leaves padding out of the mean
+        return tf.nn.avg_pool2d(inputs[0], layer.size, layer.stride, padding)
+    value = tf.pad(inputs[0], _explicit_padding(node.pads))
+    # Cells of each window over those inside the image.
+    share = np.asarray(layer.size**2 / node.cells, np.float32)[..., None]
+    return tf.nn.avg_pool2d(value, layer.size, layer.stride, "VALID") * share
+
+
+def _global_average_pool(
+    layer: layers.GlobalAveragePool, node: Node, inputs: list[tf.Tensor], forward: ForwardPass
+) -> tf.Tensor:
+    return tf.reduce_mean(inputs[0], (1, 2), keepdims=True)
+
+
+def _dense(layer: layers.Dense, node: Node, inputs: list[tf.Tensor], forward: ForwardPass) -> tf.Tensor:
+    value = tf.reshape(inputs[0], (-1, int(np.prod(node.input))))
+    product = tf.matmul(value, forward.parameters[f"{layer.name}/weights"])
+    return tf.nn.bias_add(product, forward.parameters[f"{layer.name}/biases"])
+
+
+def _dropout(layer: layers.Dropout, node: Node, inputs: list[tf.Tensor], forward: ForwardPass) -> tf.Tensor:
+    if forward.step is None or layer.keep == 1:
+        return inputs[0]
+    position = forward.network.nodes.index(node)
+    seed = tf.stack([tf.constant(forward.seed, tf.int64), forward.step * 1000 + position])
+    return tf.nn.experimental.stateless_dropout(inputs[0], 1 - layer.keep, seed)
+
+
+def _local_response_normalization(
+    layer: layers.LocalResponseNormalization, node: Node, inputs: list[tf.Tensor], forward: ForwardPass
+) -> tf.Tensor:
+    return tf.nn.local_response_normalization(inputs[0], layer.radius, layer.bias, layer.alpha, layer.beta)
+
+
+def _batch_normalization(
+    layer: layers.BatchNormalization, node: Node, inputs: list[tf.Tensor], forward: ForwardPass
+) -> tf.Tensor:
+    beta = forward.parameters[f"{layer.name}/beta"]
+    gamma = forward.parameters[f"{layer.name}/gamma"] if layer.scale else tf.ones_like(beta)
+    mean, variance = (forward.statistics[f"{layer.name}/{name}"] for name in ("mean", "variance"))
+    operands = {"x": inputs[0], "scale": gamma, "offset": beta, "epsilon": layer.epsilon}
+    if forward.step is None:
+        return tf.raw_ops.FusedBatchNormV3(**operands, mean=mean, variance=variance, is_training=False).y
+    # In training the operation takes no statistics and returns the batch's mean and unbiased variance.
+    normalized = tf.raw_ops.FusedBatchNormV3(**operands, mean=[], variance=[], is_training=True)
+    for running, of_batch in ((mean, normalized.batch_mean), (variance, normalized.batch_variance)):
+        running.assign_sub((1 - layer.momentum) * (running - of_batch))
+    return normalized.y
+
+
+def _add(layer: layers.Add, node: Node, inputs: list[tf.Tensor], forward: ForwardPass) -> tf.Tensor:
+    return inputs[0] + inputs[1]
+
+
+def _relu(layer: layers.Relu, node: Node, inputs: list[tf.Tensor], forward: ForwardPass) -> tf.Tensor:
+    return tf.nn.relu(inputs[0])
+
+
+def _tanh(layer: layers.Tanh, node: Node, inputs: list[tf.Tensor], forward: ForwardPass) -> tf.Tensor:
+    return tf.tanh(inputs[0])
+
+
+LAYERS: dict[type[Layer], Callable[[Any, Node, list[tf.Tensor], ForwardPass], tf.Tensor]] = {
+    layers.Convolution: _convolution,
+    layers.MaxPool: _max_pool,
+    layers.AveragePool: _average_pool,
+    layers.GlobalAveragePool: _global_average_pool,
+    layers.Dense: _dense,
+    layers.Dropout: _dropout,
+    layers.LocalResponseNormalization: _local_response_normalization,
+    layers.BatchNormalization: _batch_normalization,
+    layers.Add: _add,
+    layers.Relu: _relu,
+    layers.Tanh: _tanh,
+}
+"""Functions (layer, node, inputs, forward pass) that return the output of a layer."""
+
+
+def _explicit_padding(pads: Pads) -> list[list[int]]:
+    return [[0, 0], *map(list, pads), [0, 0]]
+
+
+def _native_padding(layer: layers.Convolution | layers.Pool, size: int, node: Node) -> str | None:
+    """Return TensorFlow's name, VALID or SAME, for the padding of a layer with windows of ``size``, or None."""
+    if not any(itertools.chain(*node.pads)):
+        return "VALID"
+    same = []
+    for length in node.input[1:]:
+        total = max((-(-length // layer.stride) - 1) * layer.stride + size - length, 0)
+        same.append((total // 2, total - total // 2))
+    return "SAME" if tuple(same) == node.pads else None
