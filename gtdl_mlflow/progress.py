@@ -1,4 +1,4 @@
-"""One line that moves while a worker trains; nothing where nobody watches."""
+"""The progress line on a terminal."""
 
 from __future__ import annotations
 
@@ -9,18 +9,21 @@ from .worker.events import Event, Phase, Progress
 
 
 class ProgressLine:
-    """Shows epoch, speed, loss and the time left on standard error, if that is a terminal."""
+    """One line on standard error with the phase of the run, or epoch, speed, loss and remaining time of its training.
+
+    It is written only if standard error is a terminal, and erased at the end of the context.
+    """
 
     def __init__(self, label: str) -> None:
         self._label = label
-        self._shown = sys.stderr.isatty()
+        self._enabled = sys.stderr.isatty()
 
     def __enter__(self) -> ProgressLine:
         return self
 
     def show(self, event: Event) -> None:
-        """Take note of an event."""
-        if not self._shown:
+        """Update the line if the event changes it."""
+        if not self._enabled:
             return
         if isinstance(event, Progress):
             self._write(line(self._label, event))
@@ -30,7 +33,7 @@ class ProgressLine:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._shown:
+        if self._enabled:
             self._write("")
 
     def _write(self, text: str) -> None:
@@ -39,7 +42,7 @@ class ProgressLine:
 
 
 def line(label: str, event: Progress) -> str:
-    """``torch on mnist_5k: epoch 3.2, 41 %, 1,234 images/s, loss 0.1234, 12 s left``."""
+    """Return the line, such as ``torch on mnist_5k: epoch 3.2, 41%, 1,234 images/s, loss 0.1234, 12 s left``."""
     share = event.iteration / event.iterations
     left = (event.iterations - event.iteration) * event.batch_size / event.images_per_s
     return (

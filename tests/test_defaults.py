@@ -11,7 +11,7 @@ from gtdl_mlflow.config import CONF, compose
 from gtdl_mlflow.report import published_figures
 from gtdl_mlflow.worker import layers
 from gtdl_mlflow.worker.job import Training
-from gtdl_mlflow.worker.layers import Initial
+from gtdl_mlflow.worker.layers import Initializer
 from gtdl_mlflow.worker.network import Node
 
 SETTINGS = sorted(path.stem for path in (CONF / "setting").glob("*.yaml"))
@@ -177,12 +177,12 @@ def _padding(padding: Any) -> str:
     return {"valid": "", "same": "same"}.get(padding, f"pad {padding}")
 
 
-def start(given: Any) -> Initial:
+def start(given: Any) -> Initializer:
     if not isinstance(given, tuple):
-        return Initial("constant", value=given)
+        return Initializer("constant", value=given)
     name, number, *pool = given
     key = "gain" if "fan_in" in name else "stddev"
-    return Initial(name, **{key: number}, pool=pool[0] if pool else 1)
+    return Initializer(name, **{key: number}, pool=pool[0] if pool else 1)
 
 
 def own(setting: str) -> Any:

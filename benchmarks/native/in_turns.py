@@ -65,7 +65,7 @@ def ours(job: Job, adapter_class: type[Adapter]) -> tuple[Timed, Timed]:
     treatment, model, _ = build_model(job, adapter_class)
     model.compile()
     data = Data(job, treatment, model)
-    feed, size, done = data.feed(0), job.training.test_batch_size, 0
+    feed, size, done = data.training_batches(0), job.training.test_batch_size, 0
     images = model.to_native(data.test_images)
 
     def train(count: int) -> float:

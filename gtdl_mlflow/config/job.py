@@ -24,6 +24,7 @@ def create_job(config: Config, data: Path, folder: Path) -> Job:
         threads=config.threads,
         cores=config.hardware.cores,
         folder=str(folder / "model"),
+        mean_per_class=config.dataset.mean_per_class,
         parity=config.parity,
         latency=config.latency,
     )

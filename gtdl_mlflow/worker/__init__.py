@@ -1,4 +1,4 @@
-"""The framework's side. Everything here runs in a framework's environment: standard library, NumPy, one framework.
+"""Code that runs in a framework's environment: standard library, NumPy and one framework.
 
-The folder boundary is the process boundary; the driver imports from here only what is plain data.
+The folder boundary is the process boundary. The driver imports only plain data types from here.
 """

@@ -1,4 +1,4 @@
-"""From a job to a network with its initial weights in a framework."""
+"""Build the model of a job: the network, with its initial weights, in a framework."""
 
 from __future__ import annotations
 
@@ -12,19 +12,25 @@ from .network import Network, build
 
 
 def load_adapter(path: str) -> type[Adapter]:
-    """The class at ``module:Class``; importing it imports the framework."""
+    """Return the class at ``module:Class``. This imports the framework."""
     module, _, name = path.partition(":")
-    found: type[Adapter] = getattr(importlib.import_module(module), name)
-    return found
+    adapter_class: type[Adapter] = getattr(importlib.import_module(module), name)
+    return adapter_class
 
 
 def build_model(job: Job, adapter_class: type[Adapter]) -> tuple[Preprocessing, Adapter, Network]:
-    """Treatment and network of a job, with its initial weights."""
-    treatment = Preprocessing(job.training.preprocessing)
+    """Return the preprocessing of a job, its model with initial weights, and the network."""
+    preprocessing = Preprocessing(job.training.preprocessing)
     height, width, channels = job.image_shape
-    network = build(job.layers, treatment.shape((height, width, channels)), job.classes)
+    network = build(job.layers, preprocessing.shape((height, width, channels)), job.classes)
     setup = Setup(
-        network, initialization.weights(network, job.seed), initialization.masks(network, job.seed), job.training,
-        job.device, job.threads, job.seed, job.options,
-    )  # fmt: skip
-    return treatment, adapter_class(setup), network
+        network=network,
+        weights=initialization.weights(network, job.seed),
+        masks=initialization.masks(network, job.seed),
+        training=job.training,
+        device=job.device,
+        threads=job.threads,
+        seed=job.seed,
+        options=job.options,
+    )
+    return preprocessing, adapter_class(setup), network

@@ -1,4 +1,4 @@
-"""Checkpoints of a training: folders that appear under their names only when all that is in them is on the disk."""
+"""Checkpoints of a training: folders that get their names only when their content is on the disk."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from pathlib import Path
 
 
 class Checkpoints:
-    """A context: in it, this process has ``folder`` for itself; only the newest checkpoint is kept."""
+    """The checkpoints in ``folder``, of which only the newest is retained.
+
+    A context manager: inside it, this process has exclusive use of the folder.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def __enter__(self) -> Checkpoints:
         self._folder.mkdir(parents=True, exist_ok=True)
-        # A worker whose driver was killed goes on until its next word; whoever follows it waits for that.
+        # A worker whose driver was killed runs until its next event. A resumed run waits here until it has ended.
         self._lock = (self._folder / "worker.lock").open("w")
         fcntl.flock(self._lock, fcntl.LOCK_EX)
         return self
@@ -26,13 +29,13 @@ class Checkpoints:
         self._lock.close()
 
     def newest(self) -> Path | None:
-        """The folder of the last checkpoint, or None if there is none."""
+        """Return the folder of the newest checkpoint, or None without one."""
         return max(self._folder.glob("step-*"), key=_step, default=None)
 
     def save(self, step: int, write: Callable[[Path], None]) -> None:
-        """What ``write`` puts into an empty folder becomes the checkpoint after ``step`` steps."""
+        """Save the checkpoint after ``step`` steps: the files that ``write`` puts into an empty folder."""
         part = self._folder / "part"
-        shutil.rmtree(part, ignore_errors=True)  # left by a kill
+        shutil.rmtree(part, ignore_errors=True)  # left by a killed worker
         part.mkdir()
         write(part)
         for path in [*part.rglob("*"), part]:

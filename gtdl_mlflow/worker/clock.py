@@ -1,4 +1,8 @@
-"""The only clock there is."""
+"""The clock of all reported times.
+
+The training clock starts and stops in ``Trainer.train`` (``training.py``), the testing clock in ``test``
+(``experiment.py``), and those of setup and saving in ``_Timed`` (``experiment.py``).
+"""
 
 from __future__ import annotations
 
@@ -7,9 +11,9 @@ from collections.abc import Callable
 
 
 class Clock:
-    """Seconds, on a monotonic clock of nanoseconds; it can be stopped and started.
+    """Stopwatch on a monotonic clock with nanosecond resolution; it can be stopped and started again.
 
-    Beside them it counts what all threads of this process had of the CPU meanwhile, up to when it was last stopped.
+    It also measures the CPU time of all threads of this process (``cpu_seconds``), up to the last stop.
     """
 
     def __init__(self, now: Callable[[], int] = time.perf_counter_ns):
@@ -23,7 +27,7 @@ class Clock:
         self._since = self._now()
 
     def stop(self) -> float:
-        """The seconds it has run so far."""
+        """Stop the clock and return the seconds it has run in all."""
         assert self._since is not None
         self._sum += self._now() - self._since
         self._since = None
@@ -31,11 +35,12 @@ class Clock:
         return self.seconds
 
     def add(self, seconds: float, cpu_seconds: float) -> None:
-        """Count what another clock has measured before."""
+        """Add time that another clock has measured."""
         self._sum += round(seconds * 1e9)
         self.cpu_seconds += cpu_seconds
 
     @property
     def seconds(self) -> float:
+        """Seconds run so far, in all."""
         running = 0 if self._since is None else self._now() - self._since
         return (self._sum + running) / 1e9

@@ -1,4 +1,4 @@
-"""What a worker can say: one JSON object a line, on a descriptor of its own."""
+"""Events that a worker sends to the driver: one JSON object per line, on a file descriptor of its own."""
 
 from __future__ import annotations
 
@@ -12,14 +12,22 @@ from typing import IO, Any
 
 @dataclass(frozen=True)
 class Metadata:
-    """What the framework says of itself and of the job: facts, as text or numbers."""
+    """Facts about the framework and the job that are not measurements, as text or numbers."""
 
     values: dict[str, Any]
 
 
 @dataclass(frozen=True)
+class Phase:
+    """The start of a phase of the run, for display."""
+
+    name: str
+    """A ``phase`` of ``metrics.PHASES``."""
+
+
+@dataclass(frozen=True)
 class Progress:
-    """Where training stands; for a person watching."""
+    """The state of training, for display."""
 
     iteration: int
     iterations: int
@@ -30,16 +38,8 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Phase:
-    """The start of a phase of the run; for display."""
-
-    name: str
-    """As ``metrics.Metric.phase``."""
-
-
-@dataclass(frozen=True)
 class Metrics:
-    """Measured values, at a training iteration."""
+    """Measured values at a training iteration."""
 
     values: dict[str, float]
     step: int = 0
@@ -49,14 +49,14 @@ class Metrics:
 
 @dataclass(frozen=True)
 class ConfusionMatrix:
-    """Test images by true class (outer list) and predicted class."""
+    """Number of test images by true class (outer list) and predicted class (inner lists)."""
 
     counts: list[list[int]]
 
 
 @dataclass(frozen=True)
 class Finished:
-    """The end of the job; nothing follows."""
+    """The end of the job; no event follows."""
 
     cpu_s: float
     """CPU time of the worker and its children, user and system, in seconds."""
@@ -69,14 +69,14 @@ _TYPES: dict[str, type] = {
 
 
 def write(stream: IO[str], event: Event) -> None:
-    """One line, flushed. Numbers that JSON does not know (a loss of NaN) travel as text."""
+    """Write an event as one line and flush it. Numbers that JSON lacks (a loss of NaN) become text."""
     fields = {key: _encode(value) for key, value in dataclasses.asdict(event).items()}
     stream.write(json.dumps({"event": type(event).__name__.lower(), **fields}, allow_nan=False) + "\n")
     stream.flush()
 
 
 def parse(line: str) -> Event:
-    """The event of one line.
+    """Return the event of one line.
 
     Raises:
         ValueError: the line is not an event.
@@ -86,9 +86,9 @@ def parse(line: str) -> Event:
         kind = _TYPES[fields.pop("event")]
         event: Event = kind(**{key: _decode(value) for key, value in fields.items()})
         if isinstance(event, Metrics) and not all(isinstance(value, (int, float)) for value in event.values.values()):
-            raise ValueError("a metric is a number")
+            raise ValueError("a metric must be a number")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"not an event: {line.strip()[:200]!r}") from error
+        raise ValueError(f"invalid event: {line.strip()[:200]!r}") from error
     return event
 
 

@@ -1,4 +1,4 @@
-"""The procedure of one run: build, train, test, save."""
+"""One run in the worker: build, train, test, save."""
 
 from __future__ import annotations
 
@@ -22,151 +22,130 @@ from .events import ConfusionMatrix, Finished, Metadata, Metrics, Phase
 from .frameworks.base import Adapter
 from .inputs import Preprocessing, test_batches
 from .job import Job
+from .scores import accuracy, confusion_matrix, cross_entropy, mean_class_accuracy, top_accuracy
 from .training import Data, Emit, TrainingState, train
 
 COLD_FAULTS = 20
-"""Pages that had to be fetched from the disk while files were read: with more, they were not in memory."""
+"""Most page faults with a disk access while files are read from memory; with more, the files came from the disk."""
 
 
 def run(job: Job, emit: Emit, start_s: float | None = None) -> None:
-    """Train and test the job's network, telling ``emit`` what happens as it happens.
+    """Train and test the job's network and report every event to ``emit`` when it happens.
 
-    Boundaries of the times: ``setup/start_s`` the interpreter and NumPy, which took ``start_s`` seconds; after that,
-    outside all clocks, the driver may have had the worker wait; ``setup/import_s`` the adapter and its framework;
-    ``setup/build_s`` initial weights and network; ``setup/compile_s`` what the framework compiles ahead of the first
-    batch; ``setup/data_s`` mapping and treating the images; ``training_time_s`` from before the first batch to after
-    the device finished the last step, evaluation, validation and checkpoints left out (``train/evaluation_s``,
-    ``train/validation_s``, ``train/checkpoint_s``); ``testing_time_s`` one pass over the test set, batching and
-    transfer included, after one batch outside the clock (``test/warm_up_s``); ``save/model_s``; ``latency/time_s``
-    single operations. ``worker/wall_s`` is all of it and what lies between, but for that wait.
+    ``metrics.py`` describes the times. ``start_s`` is the time that the start of the interpreter, with NumPy, took;
+    None without a driver. After it, the worker may have waited for the job; no clock includes that wait.
+    ``worker/wall_s`` includes what happens between the other times.
     """
     wall = Clock()
     wall.start()
     if start_s is not None:
         wall.add(start_s, time.process_time())
         emit(Metrics({"setup/start_s": wall.seconds}))
-    with _Cold() as framework_files, _measured(emit, "setup/import_s"):
+    with _FileAccess() as framework_files, _Timed(emit, "setup/import_s"):
         adapter_class = load_adapter(job.adapter)
     if job.parity:
         check_parity(job, adapter_class, emit)
-    with _measured(emit, "setup/build_s"):
-        treatment, model, network = build_model(job, adapter_class)
-    with _measured(emit, "setup/compile_s"):
+    with _Timed(emit, "setup/build_s"):
+        preprocessing, model, network = build_model(job, adapter_class)
+    with _Timed(emit, "setup/compile_s"):
         model.compile()
-    with _Cold() as data_files, _measured(emit, "setup/data_s"):
-        data = Data(job, treatment, model)
-    facts = {f"framework_{key}" if key == "version" else key: value for key, value in model.describe().items()}
-    emit(Metadata({**facts, "python": platform.python_version(), "numpy": np.__version__,
-                    "parameters": network.parameter_count, "flops_per_image": network.flops_per_image,
-                    "train_images": len(data.train_images), "test_images": len(data.test_images),
-                    "framework_files": framework_files.word, "data_files": data_files.word}))  # fmt: skip
-    course = train(job, model, data, emit)
+    with _FileAccess() as data_files, _Timed(emit, "setup/data_s"):
+        data = Data(job, preprocessing, model)
+    description = {f"framework_{key}" if key == "version" else key: value for key, value in model.describe().items()}
+    metadata = {
+        **description,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "parameters": network.parameter_count,
+        "flops_per_image": network.flops_per_image,
+        "train_images": len(data.train_images),
+        "test_images": len(data.test_images),
+        "framework_files": framework_files.state,
+        "data_files": data_files.state,
+    }
+    emit(Metadata(metadata))
+    state = train(job, model, data, emit)
     emit(Metadata({"weights_sha256": weights_sha256(model.weights())}))
-    test(job, model, data, course, emit)
-    with _measured(emit, "save/model_s"):
-        save(job, model, treatment, Path(job.folder))
+    test(job, model, data, state, emit)
+    with _Timed(emit, "save/model_s"):
+        save(job, model, preprocessing, Path(job.folder))
     if job.latency.repeats:
-        with _measured(emit, "latency/time_s"):
-            steps = latency.training_steps(job, model, data, course.step)
+        with _Timed(emit, "latency/time_s"):
+            steps = latency.training_steps(job, model, data, state.step)
             inference = latency.inference(job, model, data.test_images)
         for event in (Metrics(steps), *inference):
             emit(event)
-    used = resource_usage()
-    emit(Metrics({**used, **model.metrics(), "worker/wall_s": wall.stop()}))
-    emit(Finished(used["worker/cpu_user_s"] + used["worker/cpu_system_s"]))
+    usage = resource_usage()
+    emit(Metrics({**usage, **model.metrics(), "worker/wall_s": wall.stop()}))
+    emit(Finished(usage["worker/cpu_user_s"] + usage["worker/cpu_system_s"]))
 
 
 def resource_usage() -> dict[str, float]:
-    """What the operating system says that this process and those it started have used, from their start to now."""
-    own, others = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+    """Return what this process and its children have used since their start, as the operating system counts it."""
+    own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
     return {
-        "worker/cpu_user_s": own.ru_utime + others.ru_utime,
-        "worker/cpu_system_s": own.ru_stime + others.ru_stime,
-        "worker/peak_memory_mb": max(own.ru_maxrss, others.ru_maxrss) * 1024 / 1e6,  # of Linux's KiB
-        "worker/context_switches": own.ru_nvcsw + others.ru_nvcsw,
-        "worker/involuntary_context_switches": own.ru_nivcsw + others.ru_nivcsw,
-        "worker/disk_read_mb": (own.ru_inblock + others.ru_inblock) * 512 / 1e6,
-        "worker/disk_write_mb": (own.ru_oublock + others.ru_oublock) * 512 / 1e6,
+        "worker/cpu_user_s": own.ru_utime + children.ru_utime,
+        "worker/cpu_system_s": own.ru_stime + children.ru_stime,
+        "worker/peak_memory_mb": max(own.ru_maxrss, children.ru_maxrss) * 1024 / 1e6,  # Linux counts KiB
+        "worker/context_switches": own.ru_nvcsw + children.ru_nvcsw,
+        "worker/involuntary_context_switches": own.ru_nivcsw + children.ru_nivcsw,
+        "worker/disk_read_mb": (own.ru_inblock + children.ru_inblock) * 512 / 1e6,
+        "worker/disk_write_mb": (own.ru_oublock + children.ru_oublock) * 512 / 1e6,
     }
 
 
 def check_parity(job: Job, adapter_class: type[Adapter], emit: Emit) -> None:
-    """Hold the framework against the float64 NumPy network, on a model of its own.
+    """Compare the framework with the float64 NumPy network, on a model of its own.
 
     Raises:
-        ParityBroken: it computes something else.
+        ParityBroken: the framework computes another network.
     """
-    with _measured(emit, "setup/parity_s"):
+    with _Timed(emit, "setup/parity_s"):
         differences = parity.check(job, adapter_class)
     emit(Metrics(differences))
     parity.require(differences)
 
 
-def test(job: Job, model: Adapter, data: Data, course: TrainingState, emit: Emit) -> None:
-    """Classify the whole test set once, after one batch that is not timed."""
-    images, size = model.to_native(data.test_images), job.training.test_batch_size
-    with _measured(emit, "test/warm_up_s"):
+def test(job: Job, model: Adapter, data: Data, state: TrainingState, emit: Emit) -> None:
+    """Classify the whole test set once, after one batch that is not timed. The testing clock starts and stops here."""
+    images, size, labels = model.to_native(data.test_images), job.training.test_batch_size, data.test_labels
+    with _Timed(emit, "test/warm_up_s"):
         model.predict(itertools.islice(test_batches(images, size), 1))
+    emit(Phase(METRICS["testing_time_s"].phase))
     clock = Clock()
     clock.start()
     logits = model.predict(test_batches(images, size))
     seconds = clock.stop()
     predicted = logits.argmax(axis=1)
-    right = predicted == data.test_labels
-    best = np.argsort(-logits, axis=1)[:, :5]
-    if not course.reached and job.training.reaches(100 * float(right.mean())):
-        emit(Metrics({"train/time_to_target_s": course.clock.seconds}, course.step))
-    emit(
-        Metrics(
-            {
-                "testing_time_s": seconds,
-                "accuracy_percent": 100 * float(right.mean()),
-                "test/mean_class_accuracy_percent": 100 * mean_class_accuracy(right, data.test_labels),
-                "test/top5_accuracy_percent": 100 * float((best == data.test_labels[:, None]).any(axis=1).mean()),
-                "test/loss": cross_entropy(logits, data.test_labels),
-                "test/images_per_s": len(right) / seconds,
-                "test/cpu_utilization_percent": 100 * clock.cpu_seconds / (seconds * job.threads),
-            }
-        )
-    )
-    emit(ConfusionMatrix(confusion_matrix(data.test_labels, predicted, job.classes)))
+    correct = predicted == labels
+    accuracy_percent = 100 * accuracy(correct, labels, job.mean_per_class)
+    if not state.reached_target and job.training.reaches_target(accuracy_percent):
+        emit(Metrics({"train/time_to_target_s": state.clock.seconds}, state.step))
+    values = {
+        "testing_time_s": seconds,
+        "accuracy_percent": accuracy_percent,
+        "test/overall_accuracy_percent": 100 * float(correct.mean()),
+        "test/mean_class_accuracy_percent": 100 * mean_class_accuracy(correct, labels),
+        "test/top5_accuracy_percent": 100 * top_accuracy(logits, labels, 5),
+        "test/loss": cross_entropy(logits, labels),
+        "test/images_per_s": len(correct) / seconds,
+        "test/cpu_utilization_percent": 100 * clock.cpu_seconds / (seconds * job.threads),
+    }
+    emit(Metrics(values))
+    emit(ConfusionMatrix(confusion_matrix(labels, predicted, job.classes)))
 
 
-def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, classes: int) -> list[list[int]]:
-    """How many images of each true class (rows) were taken for each class (columns)."""
-    counts: list[list[int]] = (
-        np.bincount(classes * labels.astype(np.intp) + predicted, minlength=classes**2)
-        .reshape(classes, classes)
-        .tolist()
-    )
-    return counts
-
-
-def mean_class_accuracy(right: np.ndarray, labels: np.ndarray) -> float:
-    """The mean of the shares of ``right`` (N,) in each class there is in ``labels`` (N,): every class counts alike."""
-    counts = np.bincount(labels)
-    shares = np.bincount(labels, weights=right)[counts > 0] / counts[counts > 0]
-    return float(shares.mean())
-
-
-def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Mean softmax cross-entropy in nats, in float64."""
-    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    return float(np.mean(np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(labels)), labels]))
-
-
-def save(job: Job, model: Adapter, treatment: Preprocessing, folder: Path) -> None:
-    """The native model, and what is needed beside it to classify raw images again."""
+def save(job: Job, model: Adapter, preprocessing: Preprocessing, folder: Path) -> None:
+    """Write the native model, and what ``SavedModel`` needs to classify raw images with it."""
     folder.mkdir(parents=True, exist_ok=True)
     model.save(folder)
-    replace(job, data="", folder="", checkpoints="", cores=None).write(
-        folder / "job.json"
-    )  # the model may move to another machine
-    (folder / "treatment.json").write_text(json.dumps(treatment.statistics))
+    portable = replace(job, data="", folder="", checkpoints="", cores=None)  # nothing of this machine
+    portable.write(folder / "job.json")
+    (folder / "preprocessing.json").write_text(json.dumps(preprocessing.statistics))
 
 
 def weights_sha256(weights: initialization.Weights) -> str:
-    """SHA-256 of all canonical values: equal only if two runs ended with the same weights to the last bit."""
+    """Return the SHA-256 of all canonical values: equal only if all weights of two runs are equal to the last bit."""
     total = hashlib.sha256()
     for name, values in sorted(weights.items()):
         total.update(name.encode())
@@ -174,10 +153,10 @@ def weights_sha256(weights: initialization.Weights) -> str:
     return total.hexdigest()
 
 
-class _Cold:
-    """Tells whether the files that its block read were in memory already (``warm``), or came from the disk."""
+class _FileAccess:
+    """A context that determines whether the files its block read came from memory or from the disk."""
 
-    def __enter__(self) -> _Cold:
+    def __enter__(self) -> _FileAccess:
         self._faults = resource.getrusage(resource.RUSAGE_SELF).ru_majflt
         return self
 
@@ -185,12 +164,13 @@ class _Cold:
         self._faults = resource.getrusage(resource.RUSAGE_SELF).ru_majflt - self._faults
 
     @property
-    def word(self) -> str:
+    def state(self) -> str:
+        """``warm`` (from memory) or ``cold`` (from the disk)."""
         return "cold" if self._faults > COLD_FAULTS else "warm"
 
 
-class _measured:
-    """Reports how long its block took."""
+class _Timed:
+    """A context that reports the phase of a metric at its start and its duration, as the metric, at its end."""
 
     def __init__(self, emit: Emit, name: str) -> None:
         self._emit, self._name = emit, name

@@ -1,8 +1,4 @@
-"""Initial weights and connection masks from a seed, in NumPy: the same ones in every framework.
-
-``RandomState`` and not ``Generator``: the frameworks need different versions of NumPy, and only the older stream is
-frozen across all of them (NEP 19).
-"""
+"""Initial weights and connection masks from a seed, in NumPy: the same ones in every framework."""
 
 from __future__ import annotations
 
@@ -10,53 +6,58 @@ import math
 
 import numpy as np
 
-from .layers import Convolution, Initial
+from . import random_streams
+from .layers import Convolution, Initializer
 from .network import Network, Node
 
 Weights = dict[str, np.ndarray]
-"""Canonical float32 arrays, by ``layer/array``: all that a network needs to classify."""
+"""Canonical float32 arrays by ``layer/array``: parameters and state, all that a network needs to classify."""
 
 
 def weights(network: Network, seed: int) -> Weights:
-    """Starting values of every array; each trainable one has a stream of its own, so a changed layer moves no other."""
-    drawn: Weights = {}
+    """Return the initial value of every array.
+
+    Each trainable array has a random stream of its own, so that a change of one layer leaves the others as they are.
+    """
+    arrays: Weights = {}
     for node in network.nodes:
         for name, shape in node.parameters.items():
-            random = np.random.RandomState([seed, len(drawn)])
-            drawn[f"{node.layer.name}/{name}"] = _draw(node.layer.initial(name), shape, node, random)
+            random = random_streams.weights(seed, len(arrays))
+            arrays[f"{node.layer.name}/{name}"] = _sample(node.layer.initializer(name), shape, node, random)
     for name, mask in masks(network, seed).items():
-        drawn[name] *= mask
+        arrays[name] *= mask
     for node in network.nodes:
         for name, shape in node.state.items():
-            drawn[f"{node.layer.name}/{name}"] = np.full(shape, node.layer.initial(name).value, np.float32)
-    return drawn
+            arrays[f"{node.layer.name}/{name}"] = np.full(shape, node.layer.initializer(name).value, np.float32)
+    return arrays
 
 
 def masks(network: Network, seed: int) -> dict[str, np.ndarray]:
-    """The 0/1 mask of each convolution that reads only some input maps, float32, shaped (out, in, 1, 1)."""
-    drawn: dict[str, np.ndarray] = {}
-    index = 0  # of the weights among all trainable arrays, so that a layer without any moves no mask
+    """Return the 0/1 mask (out, in, 1, 1), float32, of each convolution that reads only some input maps."""
+    arrays: dict[str, np.ndarray] = {}
+    index = 0  # of the weights among all trainable arrays, so that a layer without parameters changes no mask
     for node in network.nodes:
         if isinstance(node.layer, Convolution) and node.layer.connections is not None:
-            random = np.random.RandomState([seed, index, 1])
+            random = random_streams.masks(seed, index)
             mask = np.zeros((node.layer.filters, node.input[0], 1, 1), np.float32)
             for row in mask:
                 row[random.permutation(node.input[0])[: node.layer.connections]] = 1
-            drawn[f"{node.layer.name}/weights"] = mask
+            arrays[f"{node.layer.name}/weights"] = mask
         index += len(node.parameters)
-    return drawn
+    return arrays
 
 
-def _draw(how: Initial, shape: tuple[int, ...], node: Node, random: np.random.RandomState) -> np.ndarray:
-    fan_in, fan_out = node.layer.fan_in(node.input), node.layer.fan_out(node.input) / how.pool**2
-    if how.distribution == "constant":
-        return np.full(shape, how.value, np.float32)
-    if how.distribution.startswith("uniform"):
-        limit = math.sqrt(how.gain / (fan_in if how.distribution == "uniform_fan_in" else fan_in + fan_out))
+def _sample(initializer: Initializer, shape: tuple[int, ...], node: Node, random: np.random.RandomState) -> np.ndarray:
+    distribution, gain = initializer.distribution, initializer.gain
+    fan_in, fan_out = node.layer.fan_in(node.input), node.layer.fan_out(node.input) / initializer.pool**2
+    if distribution == "constant":
+        return np.full(shape, initializer.value, np.float32)
+    if distribution.startswith("uniform"):
+        limit = math.sqrt(gain / (fan_in if distribution == "uniform_fan_in" else fan_in + fan_out))
         return random.uniform(-limit, limit, shape).astype(np.float32)
     values = random.standard_normal(shape)
-    if how.distribution == "truncated_normal":
+    if distribution == "truncated_normal":
         while (beyond := np.abs(values) > 2).any():
             values[beyond] = random.standard_normal(int(beyond.sum()))
-    stddev = math.sqrt(how.gain / fan_in) if how.distribution == "normal_fan_in" else how.stddev
+    stddev = math.sqrt(gain / fan_in) if distribution == "normal_fan_in" else initializer.stddev
     return (stddev * values).astype(np.float32)

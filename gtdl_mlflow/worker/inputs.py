@@ -1,4 +1,4 @@
-"""Input treatment and batches: the same arrays, in the same order, for every framework."""
+"""Preprocessed images and batches: the same arrays, in the same order, for every framework."""
 
 from __future__ import annotations
 
@@ -10,27 +10,28 @@ from typing import Any
 
 import numpy as np
 
-from .job import BatchOrder, Training
+from . import random_streams
+from .job import BatchOrder, HeldOut, Training
 from .preprocessing import OPERATIONS, PreprocessingError, Statistics, check
 
 Batch = tuple[Any, Any]
-"""Images, float32, in the adapter's layout; labels, in the adapter's type: as NumPy's arrays, or as the adapter adopted
-them."""
+"""Images, float32, in the adapter's layout, and labels, in the adapter's type; NumPy arrays or the adapter's own."""
 
 VIEWS = 64
-"""Of a data set that are made at a time: what makes them has left the processor's caches when the next batch is asked
-for. Made one at a time they took 43 us of a step of 3.5 ms at batch 1; so, 12 us of one of 5.9 ms.
+"""Batches of a data set that are created together. By the time the next one is needed, the code that creates them has
+left the processor's caches. Created one at a time, they took 43 us of a step of 3.5 ms at batch 1; 64 at a time, 12 us
+of one of 5.9 ms.
 """
 
 ALIGNMENT = 64
-"""Bytes, of a cache line and of the widest registers: what begins there a framework may use where it lies, uncopied."""
+"""Bytes of a cache line and of the widest registers: a framework may use an array so aligned without a copy."""
 
 
 class Preprocessing:
-    """The treatments of ``training.preprocessing`` in their order, with the statistics they took of each set of images.
+    """The operations of ``training.preprocessing`` in their order, with their statistics of each set of images.
 
-    Statistics are taken once, from the whole set, and kept by its name: the saved model treats a single image as the
-    test set was treated. The set ``train`` is treated first.
+    Statistics are computed once, from the whole set, and stored by the set's name, so that the saved model preprocesses
+    a single image like the test set. The set ``train`` must come first.
     """
 
     def __init__(
@@ -38,20 +39,20 @@ class Preprocessing:
     ) -> None:
         check(steps)
         self._steps = {name: dict(options) for name, options in steps.items()}
-        drawn = [number for number, name in enumerate(steps) if OPERATIONS[name].random]
-        self._first_drawn = drawn[0] if drawn else len(steps)
+        random = [number for number, name in enumerate(steps) if OPERATIONS[name].random]
+        self._first_random = random[0] if random else len(steps)
         self.statistics: dict[str, dict[str, Statistics]] = statistics or {}
 
     @property
-    def draws(self) -> bool:
-        """Whether training images are treated anew for each batch, by ``draw``."""
-        return self._first_drawn < len(self._steps)
+    def augments(self) -> bool:
+        """Whether a random operation changes training images anew for each batch (``augment``)."""
+        return self._first_random < len(self._steps)
 
     def shape(self, image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
-        """(channels, height, width) that leave, for (height, width, channels) that enter.
+        """Return (channels, height, width) after preprocessing of images of (height, width, channels).
 
         Raises:
-            InputError: the images are too small for a treatment.
+            PreprocessingError: the images are too small for an operation.
         """
         sides, channels = image_shape[:2], image_shape[2]
         for name, options in self._steps.items():
@@ -62,24 +63,24 @@ class Preprocessing:
         return channels, *sides
 
     def apply(self, part: str, images: np.ndarray, layout: str) -> np.ndarray:
-        """uint8 images (N, H, W, C) of the set ``part``, treated: float32, ``aligned``, ``layout`` NHWC or NCHW.
+        """Return the uint8 images (N, H, W, C) of the set ``part`` as float32, ``aligned``, in ``layout`` NHWC or NCHW.
 
-        Of training images that are drawn anew for each batch, only what comes before that is done: they stay NHWC, and
-        uint8 if nothing comes before.
+        If training images are augmented, only the operations before the first random one are applied to them: they stay
+        NHWC, and uint8 if there is no such operation.
         """
-        whole = part != "train" or not self.draws
-        if not whole and self._first_drawn == 0:
+        complete = part != "train" or not self.augments
+        if not complete and self._first_random == 0:
             return images
-        treated = images.astype(np.float32, subok=False)
-        for name, options in list(self._steps.items())[: None if whole else self._first_drawn]:
+        result = images.astype(np.float32, subok=False)
+        for name, options in list(self._steps.items())[: None if complete else self._first_random]:
             own, train = (self.statistics.setdefault(key, {}).setdefault(name, {}) for key in (part, "train"))
-            treated = OPERATIONS[name].fixed(treated, own, train, **options)
-        return aligned(to_layout(treated, layout if whole else "NHWC"))
+            result = OPERATIONS[name].fixed(result, own, train, **options)
+        return aligned(to_layout(result, layout if complete else "NHWC"))
 
-    def draw(self, images: np.ndarray, random: np.random.RandomState, layout: str) -> np.ndarray:
-        """A training batch of what ``apply`` gave, with the rest of the treatments."""
+    def augment(self, images: np.ndarray, random: np.random.RandomState, layout: str) -> np.ndarray:
+        """Return a training batch of images from ``apply`` with the remaining operations applied to it."""
         images = images.astype(np.float32, subok=False)  # a copy: a batch may be a view of the data set
-        for name, options in list(self._steps.items())[self._first_drawn :]:
+        for name, options in list(self._steps.items())[self._first_random :]:
             operation = OPERATIONS[name]
             images = (
                 operation.random(images, random, **options)
@@ -90,23 +91,23 @@ class Preprocessing:
 
 
 def to_layout(images: np.ndarray, layout: str) -> np.ndarray:
-    """Images (N, H, W, C) in ``layout``, a view of them."""
+    """Return a view of images (N, H, W, C) in ``layout`` NHWC or NCHW."""
     return images.transpose(0, 3, 1, 2) if layout == "NCHW" else images
 
 
 def aligned(array: np.ndarray) -> np.ndarray:
-    """The array, contiguous and from a multiple of ``ALIGNMENT`` bytes on; a copy if it is not."""
+    """Return the array, or a copy if it is not contiguous or does not start at a multiple of ``ALIGNMENT`` bytes."""
     if array.flags.c_contiguous and address(array) % ALIGNMENT == 0:
         return array
-    room = np.empty(array.nbytes + ALIGNMENT, np.uint8)
-    first = -address(room) % ALIGNMENT
-    copy = room[first : first + array.nbytes].view(array.dtype).reshape(array.shape)
+    buffer = np.empty(array.nbytes + ALIGNMENT, np.uint8)
+    first = -address(buffer) % ALIGNMENT
+    copy = buffer[first : first + array.nbytes].view(array.dtype).reshape(array.shape)
     np.copyto(copy, array)
     return copy
 
 
 def consecutive(arrays: Sequence[np.ndarray]) -> np.ndarray | None:
-    """Views of one array that lie one after another, as one view (views, ...); None if they are anything else."""
+    """Return views that lie one after another in one array as one view (views, ...), and None for any other arrays."""
     first, *others = arrays
     if not others:
         return first[None]
@@ -120,25 +121,25 @@ def consecutive(arrays: Sequence[np.ndarray]) -> np.ndarray | None:
 
 
 def address(array: np.ndarray) -> int:
-    """Where in memory its first element is."""
+    """Return the memory address of the first element."""
     return int(array.__array_interface__["data"][0])
 
 
 def split(images: int, training: Training) -> tuple[slice, slice]:
-    """The training images that are trained on, and those held back for validation."""
-    held = training.validation.count(images)
-    if training.validation.take == "first":
-        return slice(held, images), slice(0, held)
-    return slice(0, images - held), slice(images - held, images)
+    """Return the slices of the training images that are trained on and that are held out for validation."""
+    held_out = training.validation.count(images)
+    if training.validation.take == HeldOut.first:
+        return slice(held_out, images), slice(0, held_out)
+    return slice(0, images - held_out), slice(images - held_out, images)
 
 
 def batches(
     images: Any, labels: Any, size: int, order: BatchOrder, seed: int, start: int = 0
 ) -> Generator[Batch, None, None]:
-    """Training batches without end, the first one that of iteration ``start``.
+    """Yield training batches without end, beginning with that of iteration ``start``.
 
-    Every batch is full: one that reaches the end of the data goes on with the next epoch's first images, as Caffe's
-    data layer does. Sequential batches that do not wrap are views, not copies.
+    Every batch is full: one that reaches the end of the data continues with the first images of the next epoch, as
+    Caffe's data layer does. Sequential batches that do not wrap around are views, not copies.
     """
     count, step = len(images), start
     permutations: dict[int, np.ndarray] = {}
@@ -156,40 +157,43 @@ def batches(
                     permutations[needed] = _permutation(count, order, seed, needed)
             for done in [key for key in permutations if key < epoch]:
                 del permutations[done]
-            # Joined only where an epoch ends within the batch: a copy of 60,000 indices takes longer than the batch.
-            whole = [permutations[key] for key in range(epoch, last + 1)]
-            drawn = (whole[0] if epoch == last else np.concatenate(whole))[at : at + size]
-            yield images[drawn], labels[drawn]
+            # Joined only if an epoch ends within the batch: a copy of 60,000 indices takes longer than the batch.
+            needed_orders = [permutations[key] for key in range(epoch, last + 1)]
+            indices = (needed_orders[0] if epoch == last else np.concatenate(needed_orders))[at : at + size]
+            yield images[indices], labels[indices]
             step += 1
 
 
 def augmented(
-    feed: Iterable[Batch], treatment: Preprocessing, layout: str, seed: int, start: int = 0
+    source: Iterable[Batch], preprocessing: Preprocessing, layout: str, seed: int, start: int = 0
 ) -> Generator[Batch, None, None]:
-    """The batches of ``feed``, from iteration ``start`` on, treated anew; each iteration has a stream of its own."""
-    for step, (images, labels) in enumerate(feed, start):
-        yield treatment.draw(images, np.random.RandomState([seed, 13, step]), layout), labels
+    """Yield the batches of ``source``, which begins with iteration ``start``, augmented.
+
+    Each iteration has a random stream of its own.
+    """
+    for step, (images, labels) in enumerate(source, start):
+        yield preprocessing.augment(images, random_streams.augmentation(seed, step), layout), labels
 
 
-def prefetched(feed: Iterable[Batch], depth: int = 2) -> Generator[Batch, None, None]:
-    """The batches of an endless ``feed``, made by a thread of their own while the ones before are computed on."""
-    made: queue.Queue[Batch | BaseException] = queue.Queue(depth)
+def prefetched(source: Iterable[Batch], depth: int = 2) -> Generator[Batch, None, None]:
+    """Yield the batches of an endless ``source``, which a thread computes up to ``depth`` batches ahead."""
+    ready: queue.Queue[Batch | BaseException] = queue.Queue(depth)
     stopped = threading.Event()
 
-    def make() -> None:
+    def produce() -> None:
         try:
-            for batch in feed:
-                made.put(batch)
+            for batch in source:
+                ready.put(batch)
                 if stopped.is_set():
                     return
-        except BaseException as error:  # it belongs to whoever asks for the next batch
-            made.put(error)
+        except BaseException as error:  # raised in the consumer's thread
+            ready.put(error)
 
-    thread = threading.Thread(target=make, daemon=True)
+    thread = threading.Thread(target=produce, daemon=True)
     thread.start()
     try:
         while True:
-            batch = made.get()
+            batch = ready.get()
             if isinstance(batch, BaseException):
                 raise batch
             yield batch
@@ -197,17 +201,17 @@ def prefetched(feed: Iterable[Batch], depth: int = 2) -> Generator[Batch, None, 
         stopped.set()
         while thread.is_alive():
             with suppress(queue.Empty):
-                made.get(timeout=0.01)
+                ready.get(timeout=0.01)
 
 
 def _permutation(count: int, order: BatchOrder, seed: int, epoch: int) -> np.ndarray:
     if order is BatchOrder.sequential:
         return np.arange(count)
-    return np.random.RandomState([seed, 7, epoch]).permutation(count)
+    return random_streams.batch_order(seed, epoch).permutation(count)
 
 
 def test_batches(images: Any, size: int) -> Iterator[Any]:
-    """All images in order, ``size`` at a time, the last batch perhaps smaller."""
+    """Yield all images in order, ``size`` at a time; the last batch may be smaller."""
     starts = range(0, len(images), size)
     for first in range(0, len(starts), VIEWS):
         yield from [images[start : start + size] for start in starts[first : first + VIEWS]]

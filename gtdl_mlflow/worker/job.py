@@ -1,4 +1,4 @@
-"""What a worker is asked to do: one JSON file, written by the driver, enough to repeat the run by hand."""
+"""The job of a worker: one JSON file, written by the driver, from which the run can be repeated by hand."""
 
 from __future__ import annotations
 
@@ -9,32 +9,35 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-# The string that marks a mandatory value in Hydra's schemas; not imported from there, since the worker has no Hydra.
+# The string that marks a mandatory value in Hydra's schemas; not imported from there, because the worker has no Hydra.
 MISSING: Any = "???"
 
 WARM_UP_STEPS = 10
-"""Steps left out of the steady speed, though never out of the training time."""
+"""Steps that the steady-state throughput leaves out. The training time includes them."""
 
 
 class BatchOrder(str, Enum):
-    """``sequential``: the data set's own order, over and over; ``shuffled``: a new order every epoch."""
+    """Order of the training images: ``sequential`` repeats the data set's order, ``shuffled`` changes every epoch."""
 
     sequential = "sequential"
     shuffled = "shuffled"
 
 
 class Optimizer(str, Enum):
-    """``sgd``: V <- momentum V + rate gradient, W <- W - V (Caffe's, the rate inside V); ``adam``: Kingma and Ba's."""
+    """Optimization method.
+
+    ``sgd``: V <- momentum V + rate gradient, W <- W - V (Caffe's, the rate inside V); ``adam``: Kingma and Ba's.
+    """
 
     sgd = "sgd"
     adam = "adam"
 
 
 class Schedule(str, Enum):
-    """How the learning rate moves.
+    """Learning-rate schedule.
 
     ``constant``; ``inverse``: rate (1 + gamma iteration)^-power (Caffe's "inv"); ``step``: rate gamma^(iteration //
-    every_iterations), a staircase; ``multistep``: rate gamma^(how many of ``boundary_iterations`` the iteration has reached).
+    every_iterations); ``multistep``: rate gamma^(number of ``boundary_iterations`` that the iteration has reached).
     """
 
     constant = "constant"
@@ -44,15 +47,15 @@ class Schedule(str, Enum):
 
 
 class WeightDecayOn(str, Enum):
-    """What weight decay acts on: everything, all but biases and betas, or the weights of dense layers but the last."""
+    """Parameters with weight decay: all, all but biases and betas, or the weights of dense layers but the last."""
 
     all = "all"
     weights = "weights"
     hidden_dense_weights = "hidden_dense_weights"
 
 
-class Take(str, Enum):
-    """Which end of the training set is held back."""
+class HeldOut(str, Enum):
+    """End of the training set that is held out for validation."""
 
     first = "first"
     last = "last"
@@ -66,12 +69,12 @@ class LearningRateSchedule:
     gamma: float = 0.0
     power: float = 1.0
     every_iterations: float = 0.0
-    """Iterations between two steps of ``step``."""
+    """Iterations between two changes of ``step``."""
     boundary_iterations: list[float] = field(default_factory=list)
-    """Iterations, rising, at which ``multistep`` steps."""
+    """Iterations, rising, at which ``multistep`` changes."""
 
     def factor(self, iteration: float) -> float:
-        """``iteration`` counts from 0 and is stretched by the budget, so it may be a fraction."""
+        """Return the multiple at ``iteration``, which counts from 0; the budget scales it, so it may be a fraction."""
         if self.type is Schedule.constant:
             return 1.0
         if self.type is Schedule.inverse:
@@ -83,23 +86,23 @@ class LearningRateSchedule:
 
 @dataclass
 class Validation:
-    """The part of the training images held back from training, as a share: ``images`` in every ``out_of``."""
+    """The training images held out for validation: ``images`` in every ``out_of``."""
 
     images: int = 0
     out_of: int = 1
-    take: Take = Take.last
+    take: HeldOut = HeldOut.last
 
     def count(self, images: int) -> int:
-        """How many of ``images`` training images are held back."""
+        """Return how many of ``images`` training images are held out."""
         return round(images * self.images / self.out_of)
 
 
 @dataclass
 class EarlyStopping:
-    """Stop when the error on the held-back images no longer falls, and keep the model with the lowest.
+    """Early stopping: end when the validation error no longer falls, and test the model with the lowest error.
 
-    The rule of Theano's deep-learning tutorial: once an epoch, the iteration times ``increase`` becomes the new
-    ``patience_iterations`` if the error is below ``improvement`` times the lowest so far; training ends when it has run out.
+    The rule of Theano's deep-learning tutorial: once an epoch, if the error is below ``improvement`` times the lowest
+    so far, the iteration times ``increase`` becomes the new ``patience_iterations``. Training ends at that iteration.
     """
 
     patience_iterations: int = MISSING
@@ -110,11 +113,11 @@ class EarlyStopping:
 
 @dataclass
 class Training:
-    """Hyper-parameters, and the treatment of the input that goes with them."""
+    """Hyper-parameters, with the preprocessing of the input that belongs to them."""
 
     name: str = MISSING
     preprocessing: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Treatments in their order: name to options; the names are in ``worker/inputs.py``."""
+    """Preprocessing operations in their order: name to options. ``worker/preprocessing.py`` has the names."""
     order: BatchOrder = MISSING
     validation: Validation = field(default_factory=Validation)
     batch_size: int = MISSING
@@ -126,9 +129,9 @@ class Training:
     learning_rate: float = MISSING
     schedule: LearningRateSchedule = field(default_factory=LearningRateSchedule)
     bias_lr_multiplier: float = 1.0
-    """Biases learn at this multiple of the learning rate."""
+    """Multiple of the learning rate for biases."""
     weight_decay: float = 0.0
-    """Added to the gradient of what is ``weight_decay_on``: weight_decay times the value. Not part of the loss reported."""
+    """Multiple of a value that is added to its gradient, for the parameters of ``weight_decay_on``. Not in the loss."""
     weight_decay_on: WeightDecayOn = WeightDecayOn.all
     momentum: float = 0.0
     beta1: float = 0.9
@@ -136,33 +139,36 @@ class Training:
     epsilon: float = 1e-8
     early_stopping: EarlyStopping | None = None
     ema_decay: float | None = None
-    """Decay of an exponential moving average of all parameters, which then is the model that is tested and saved."""
+    """Decay of an exponential moving average of all parameters, which is then the model that is tested and saved."""
     evaluate_every_epochs: int = 1
-    """Epochs between two looks at the test accuracy, with the clock stopped; 0: none before the end."""
+    """Epochs between two evaluations on the test set, with the clock stopped; 0: none before the end."""
     target_accuracy_percent: float | None = None
-    """Percent of the test images: how long it takes to get there is measured, and no training stops for it."""
+    """Accuracy in percent; the time to reach it is measured. Training does not end there."""
     checkpoint_every_s: float = 300.0
-    """Seconds of training between two checkpoints, from which the same run goes on after a kill; 0: none."""
+    """Seconds of training between two checkpoints, from which a killed run can resume; 0: no checkpoints."""
 
     def steps(self, images: int, budget: float) -> int:
-        """Training steps on ``images`` training images (those held back not counted) at a ``budget`` in (0, 1]."""
-        full = [] if self.iterations is None else [self.iterations]
-        if self.epochs is not None:
-            full.append(round(self.epochs * images / self.batch_size))
-        return max(1, round(budget * min(full)))
+        """Return the number of training steps.
 
-    def reaches(self, accuracy: float) -> bool:
-        """Whether ``accuracy``, in percent, is the target's or better."""
-        return self.target_accuracy_percent is not None and accuracy >= self.target_accuracy_percent
+        ``images`` is the number of training images without those held out; ``budget`` is the share, in (0, 1].
+        """
+        limits = [] if self.iterations is None else [self.iterations]
+        if self.epochs is not None:
+            limits.append(round(self.epochs * images / self.batch_size))
+        return max(1, round(budget * min(limits)))
+
+    def reaches_target(self, accuracy_percent: float) -> bool:
+        """Return whether there is a target accuracy and ``accuracy_percent`` reaches it."""
+        return self.target_accuracy_percent is not None and accuracy_percent >= self.target_accuracy_percent
 
     def rates(self, start: int, stop: int, budget: float) -> list[float]:
-        """Learning rates of the steps ``start`` to ``stop``, the schedule compressed into the ``budget``."""
+        """Return the learning rates of the steps from ``start`` to ``stop``. The schedule is scaled by ``budget``."""
         return [self.learning_rate * self.schedule.factor(step / budget) for step in range(start, stop)]
 
     def ema_decay_at(self, step: int) -> float:
-        """What the average keeps of itself after the ``step``-th step, counted from 1: A <- d A + (1 - d) W.
+        """Return the decay d of the moving average A <- d A + (1 - d) W after the ``step``-th step, counted from 1.
 
-        TensorFlow's ``ExponentialMovingAverage`` with ``num_updates``: shorter while there is little to average.
+        TensorFlow's ``ExponentialMovingAverage`` with ``num_updates``: smaller in the first steps.
         """
         assert self.ema_decay is not None
         return min(self.ema_decay, (1 + step) / (10 + step))
@@ -170,14 +176,14 @@ class Training:
 
 @dataclass
 class Latency:
-    """What is timed call by call when training and testing are over."""
+    """Single operations that are timed after training and testing."""
 
     repeats: int = 100
-    """Of a training step, each waited for, and of each batch, at most; 0: nothing is timed."""
+    """Largest number of timed training steps, and of timed batches of each size; 0: no timing."""
     batch_sizes: list[int] = field(default_factory=list)
-    """Of test images, to classify."""
+    """Batch sizes for which inference is timed."""
     limit_s: float = 0.5
-    """At most, for the steps and for each batch size."""
+    """Largest total time of the training steps, and of the batches of each size."""
 
 
 @dataclass
@@ -190,7 +196,7 @@ class Job:
     """The adapter's speed options."""
     layers: dict[str, dict[str, Any]]
     image_shape: list[int]
-    """Height, width, channels, before any treatment."""
+    """Height, width and channels before preprocessing."""
     classes: int
     data: str
     """Folder of the prepared data set."""
@@ -200,13 +206,15 @@ class Job:
     device: str
     threads: int
     cores: list[int] | None
-    """CPUs this process is pinned to; None: all."""
+    """CPUs to which this process is pinned; None: no pinning."""
     folder: str
-    """Where the trained model goes."""
+    """Folder for the trained model."""
     checkpoints: str = ""
-    """Where checkpoints are, and go; empty: none."""
+    """Folder of the checkpoints; empty: none are written or read."""
+    mean_per_class: bool = False
+    """Whether the headline accuracy is the mean of the classes' accuracies and not the share of all images."""
     parity: bool = False
-    """Whether to prove first that the framework computes the network."""
+    """Whether to check first that the framework computes the network."""
     latency: Latency = field(default_factory=Latency)
 
     def write(self, path: Path) -> None:
@@ -215,17 +223,12 @@ class Job:
     @classmethod
     def read(cls, path: Path) -> Job:
         values = json.loads(path.read_text())
-        return cls(
-            **{
-                **values,
-                "training": training_from_json(values["training"]),
-                "latency": Latency(**values.get("latency", {})),
-            }
-        )
+        training, latency = training_from_json(values["training"]), Latency(**values.get("latency", {}))
+        return cls(**{**values, "training": training, "latency": latency})
 
 
 def training_from_json(values: dict[str, Any]) -> Training:
-    """``Training`` from its JSON form."""
+    """Return the ``Training`` with these JSON values."""
     schedule, validation, stopping = values["schedule"], values["validation"], values["early_stopping"]
     return Training(
         **{
@@ -235,6 +238,6 @@ def training_from_json(values: dict[str, Any]) -> Training:
             "weight_decay_on": WeightDecayOn(values["weight_decay_on"]),
             "schedule": LearningRateSchedule(**{**schedule, "type": Schedule(schedule["type"])}),
             "early_stopping": None if stopping is None else EarlyStopping(**stopping),
-            "validation": Validation(**{**validation, "take": Take(validation["take"])}),
+            "validation": Validation(**{**validation, "take": HeldOut(validation["take"])}),
         }
     )

@@ -1,4 +1,4 @@
-"""Single operations, timed one by one once training and testing are over: training steps, and batches to classify."""
+"""Timing of single operations after training and testing: training steps, and batches to classify."""
 
 from __future__ import annotations
 
@@ -14,62 +14,65 @@ from .frameworks.base import Adapter
 from .job import Job, Latency
 from .training import Data
 
-WARM_UP = 3
-"""Calls left out: a framework may compile, or choose its kernels, when it first sees a size."""
+WARM_UP_CALLS = 3
+"""Calls that are not timed: a framework may compile, or choose its kernels, when a size is new."""
 
 PERCENTILES = (50, 90, 99)
 
-SATURATED = 0.95
-"""Of the highest throughput: the smallest batch that has so much is where it saturates."""
+SATURATION_SHARE = 0.95
+"""Share of the highest throughput; the smallest batch that reaches it is the saturation batch size."""
 
 
 def training_steps(job: Job, model: Adapter, data: Data, step: int) -> dict[str, float]:
-    """Milliseconds of training steps after ``step``, the device waited for after each.
+    """Return percentiles of the time of single training steps, in ms, that follow the ``step``-th step.
 
-    The same for every framework, where steps within a training are not: some are handed over many at a time, or queued.
-    The model is not the trained one any more.
+    Each step waits for the device. This makes the times comparable between frameworks: within a training, some
+    frameworks receive many steps at a time, or queue them. The model is no longer the trained one afterwards.
     """
     rates = job.training.rates(step - 1, step, job.budget)
-    with closing(data.feed(step)) as feed:
-        seconds = time_calls(lambda: model.train(feed, rates), job.latency)
+    with closing(data.training_batches(step)) as batches:
+        seconds = time_calls(lambda: model.train(batches, rates), job.latency)
     return {f"train_step/{key}": value for key, value in percentiles(seconds).items()}
 
 
 def inference(job: Job, model: Adapter, images: np.ndarray) -> list[Metrics]:
-    """Milliseconds to classify a batch, and images/s, for each of ``job.latency.batch_sizes``, which are the events'
-    steps; then where throughput saturates. ``images`` are repeated where a batch is larger than all of them.
+    """Return latency and throughput of inference for each of ``job.latency.batch_sizes``, which is the event's step.
+
+    The last event has the saturation batch size. ``images`` (N, ...) are repeated in a batch of more than N.
     """
-    said, throughput = [], {}
+    events, throughput = [], {}
     for size in job.latency.batch_sizes:
         batch = model.to_native(np.ascontiguousarray(images[np.arange(size) % len(images)]))
         seconds = time_calls(partial(model.predict, [batch]), job.latency)
         throughput[size] = size * len(seconds) / sum(seconds)
-        figures = {**percentiles(seconds), "images_per_s": throughput[size]}
-        said.append(Metrics({f"inference/{key}": value for key, value in figures.items()}, size))
+        values = {**percentiles(seconds), "images_per_s": throughput[size]}
+        events.append(Metrics({f"inference/{key}": value for key, value in values.items()}, size))
     if throughput:
         highest = max(throughput.values())
-        saturated = min(size for size, each in throughput.items() if each >= SATURATED * highest)
-        said.append(Metrics({"inference/saturation_batch_size": saturated, "inference/highest_images_per_s": highest}))
-    return said
+        saturated = min(size for size, each in throughput.items() if each >= SATURATION_SHARE * highest)
+        events.append(
+            Metrics({"inference/saturation_batch_size": saturated, "inference/highest_images_per_s": highest})
+        )
+    return events
 
 
 def time_calls(operation: Callable[[], object], latency: Latency) -> list[float]:
-    """Seconds of each of ``latency.repeats`` calls, ``WARM_UP`` before them left out; fewer, though one at least, where
-    ``latency.limit_s`` are over.
+    """Return the seconds of each of ``latency.repeats`` calls, after ``WARM_UP_CALLS`` calls that are not timed.
+
+    After ``latency.limit_s`` seconds no further call starts; at least one is timed.
     """
-    for _ in range(WARM_UP):
+    for _ in range(WARM_UP_CALLS):
         operation()
     taken: list[float] = []
     while len(taken) < latency.repeats and sum(taken) < latency.limit_s:
-        began = time.perf_counter_ns()
+        start = time.perf_counter_ns()
         operation()
-        taken.append((time.perf_counter_ns() - began) / 1e9)
+        taken.append((time.perf_counter_ns() - start) / 1e9)
     return taken
 
 
 def percentiles(seconds: list[float]) -> dict[str, float]:
-    """Of ``seconds``, in ms, and how many there are."""
+    """Return the ``PERCENTILES`` of ``seconds`` in ms, and the number of samples."""
     values = np.percentile(seconds, PERCENTILES)
-    return {f"p{rank}_ms": 1e3 * float(value) for rank, value in zip(PERCENTILES, values, strict=True)} | {
-        "samples": len(seconds)
-    }
+    ranks = {f"p{rank}_ms": 1e3 * float(value) for rank, value in zip(PERCENTILES, values, strict=True)}
+    return {**ranks, "samples": len(seconds)}

@@ -1,4 +1,4 @@
-"""The layer vocabulary: what a layer computes, its shapes, its parameters and its cost, before any framework sees it.
+"""The layer types: what each computes, its shapes, parameters and cost, independent of any framework.
 
 Shapes are (channels, height, width), or (units,) once a dense layer has flattened them (channels slowest, width
 fastest). Weights have one canonical layout, float32: convolution (out, in, height, width), dense (in, out).
@@ -17,18 +17,20 @@ Pads = tuple[tuple[int, int], tuple[int, int]]
 
 
 class NetworkError(ValueError):
-    """The layers make no network; the message names the layer."""
+    """The layers do not form a valid network; the message names the layer."""
 
 
 @dataclass(frozen=True)
-class Initial:
-    """How a parameter starts.
+class Initializer:
+    """The distribution of a parameter's initial values.
 
-    ``constant``: ``value``. ``normal``: mean 0, ``stddev``. ``truncated_normal``: the same, redrawn beyond 2 of it.
-    ``uniform_fan_in``: uniform in +-sqrt(``gain`` / fan_in); gain 3 is Caffe's "xavier", gain 1 Torch7's reset().
-    ``uniform_fan_in_out``: uniform in +-sqrt(``gain`` / (fan_in + fan_out)); gain 6 is Glorot and Bengio's. With
-    ``pool``, the side of the pooling window that follows, fan_out is divided by its cells (Theano's LeNet tutorial).
-    ``normal_fan_in``: mean 0, standard deviation sqrt(``gain`` / fan_in); gain 2 is He's.
+    * ``constant``: ``value``.
+    * ``normal``: mean 0, ``stddev``.
+    * ``truncated_normal``: the same, but values beyond two standard deviations are drawn again.
+    * ``normal_fan_in``: mean 0, standard deviation sqrt(``gain`` / fan_in); gain 2 is He's.
+    * ``uniform_fan_in``: +-sqrt(``gain`` / fan_in); gain 3 is Caffe's "xavier", gain 1 Torch7's reset().
+    * ``uniform_fan_in_out``: +-sqrt(``gain`` / (fan_in + fan_out)); gain 6 is Glorot and Bengio's. With ``pool``, the
+      side of the pooling window that follows, fan_out is divided by its cells (Theano's LeNet tutorial).
     """
 
     distribution: str
@@ -47,58 +49,60 @@ class Initial:
     }
 
     @classmethod
-    def parse(cls, where: str, given: Any) -> Initial:
-        """From a mapping such as ``{distribution: normal, stddev: 0.1}``."""
-        uses = cls.USES.get(str(given.get("distribution"))) if isinstance(given, dict) else None
+    def parse(cls, name: str, values: Any) -> Initializer:
+        """Return the initializer of a mapping such as ``{distribution: normal, stddev: 0.1}``.
+
+        Raises:
+            NetworkError: the mapping is invalid; the message begins with ``name``.
+        """
+        uses = cls.USES.get(str(values.get("distribution"))) if isinstance(values, dict) else None
         if uses is None:
-            raise NetworkError(f"{where}={given}: expected {{distribution: {'|'.join(cls.USES)}, ...}}")
-        pooled = {"pool"} if given["distribution"] == "uniform_fan_in_out" else set()
-        if set(given) - pooled != {"distribution", uses}:
-            raise NetworkError(f"{where}={given}: distribution {given['distribution']} takes {uses} and nothing else")
-        if not isinstance(given[uses], (int, float)) or (uses != "value" and given[uses] <= 0):
-            raise NetworkError(
-                f"{where}.{uses}={given[uses]}: expected a {'' if uses == 'value' else 'positive '}number"
-            )
-        pool = given.get("pool", 1)
+            raise NetworkError(f"{name}={values}: expected {{distribution: {'|'.join(cls.USES)}, ...}}")
+        distribution, value, pool = values["distribution"], values.get(uses), values.get("pool", 1)
+        optional = {"pool"} if distribution == "uniform_fan_in_out" else set()
+        if set(values) - optional != {"distribution", uses}:
+            raise NetworkError(f"{name}={values}: distribution {distribution} takes {uses} and nothing else")
+        if not isinstance(value, (int, float)) or (uses != "value" and value <= 0):
+            raise NetworkError(f"{name}.{uses}={value}: expected a {'' if uses == 'value' else 'positive '}number")
         if not isinstance(pool, int) or isinstance(pool, bool) or pool < 1:
-            raise NetworkError(f"{where}.pool={pool}: expected a whole number of at least 1")
-        return cls(given["distribution"], **{uses: float(given[uses])}, pool=pool)
+            raise NetworkError(f"{name}.pool={pool}: expected a whole number of at least 1")
+        return cls(distribution, **{uses: float(value)}, pool=pool)
 
 
 @dataclass(frozen=True)
 class Layer:
-    """What every layer says of itself."""
+    """A layer: its name, shapes, parameters and cost."""
 
     name: str
 
     def output(self, shape: Shape) -> Shape:
-        """The shape that comes out when ``shape`` goes in."""
+        """Return the output shape for the input shape ``shape``."""
         return shape
 
     def parameters(self, shape: Shape) -> dict[str, Shape]:
-        """Canonical shapes of the trainable arrays, by name."""
+        """Return the canonical shapes of the trainable arrays, by name."""
         return {}
 
     def state(self, shape: Shape) -> dict[str, Shape]:
-        """Canonical shapes of the arrays that training moves by other means than gradients, by name."""
+        """Return the canonical shapes of the arrays that training changes without gradients, by name."""
         return {}
 
-    def initial(self, name: str) -> Initial:
-        """How one of ``parameters`` or ``state`` starts."""
-        how = getattr(self, name)
-        assert isinstance(how, Initial)
-        return how
+    def initializer(self, name: str) -> Initializer:
+        """Return the initializer of one of ``parameters`` or ``state``."""
+        initializer = getattr(self, name)
+        assert isinstance(initializer, Initializer)
+        return initializer
 
     def fan_in(self, shape: Shape) -> int:
-        """How many inputs one output reads."""
+        """Return the number of inputs that one output depends on."""
         return math.prod(shape)
 
     def fan_out(self, shape: Shape) -> int:
-        """How many outputs one input reaches, borders aside."""
+        """Return the number of outputs that one input affects, away from the borders."""
         return math.prod(self.output(shape))
 
     def flops(self, shape: Shape) -> int:
-        """Floating-point operations of one image's forward pass: products and sums of the matrix product."""
+        """Return the floating-point operations of one image's forward pass: products and sums of the matrix product."""
         return 0
 
 
@@ -108,13 +112,13 @@ class Convolution(Layer):
 
     filters: int
     kernel: int
-    weights: Initial
-    biases: Initial | None
+    weights: Initializer
+    biases: Initializer | None
     stride: int = 1
     padding: int | str = "valid"
-    """``valid`` (none), ``same`` (TensorFlow's: output = ceil(input / stride)), or cells of zeros on every side."""
+    """``valid`` (none), ``same`` (TensorFlow's: output = ceil(input / stride)), or the zero cells on every side."""
     connections: int | None = None
-    """How many input maps each output map reads, drawn once from the seed; all of them if not given."""
+    """Number of input maps that each output map reads, chosen at random from the seed; None: all of them."""
 
     def __post_init__(self) -> None:
         _positive(self, "filters", "kernel", "stride")
@@ -130,7 +134,7 @@ class Convolution(Layer):
 
     def parameters(self, shape: Shape) -> dict[str, Shape]:
         if self.connections is not None and self.connections > shape[0]:
-            raise NetworkError(f"layer {self.name}: connections={self.connections}, but only {shape[0]} maps come in")
+            raise NetworkError(f"layer {self.name}: connections={self.connections}, but the input has {shape[0]} maps")
         weights: dict[str, Shape] = {"weights": (self.filters, shape[0], self.kernel, self.kernel)}
         return weights if self.biases is None else {**weights, "biases": (self.filters,)}
 
@@ -146,13 +150,13 @@ class Convolution(Layer):
 
 @dataclass(frozen=True)
 class Pool(Layer):
-    """What maximum and average pooling share; padding is never counted as a value."""
+    """Base of maximum and average pooling; padding cells are never counted as values."""
 
     size: int
     stride: int
     padding: int | str = "valid"
     rounding: str = "floor"
-    """``floor`` drops a last window that does not fit; ``ceil`` keeps it, clipped at the border (Caffe)."""
+    """``floor`` drops a last window that does not fit; ``ceil`` includes it, clipped at the border (Caffe)."""
 
     def __post_init__(self) -> None:
         _positive(self, "size", "stride")
@@ -170,17 +174,17 @@ class Pool(Layer):
 
 @dataclass(frozen=True)
 class MaxPool(Pool):
-    """The largest value of each window."""
+    """Maximum of each window."""
 
 
 @dataclass(frozen=True)
 class AveragePool(Pool):
-    """The mean of the cells of each window that lie inside the image."""
+    """Mean of the cells of each window that lie inside the image."""
 
 
 @dataclass(frozen=True)
 class GlobalAveragePool(Layer):
-    """The mean of each map, one cell."""
+    """Mean of each map, as one cell."""
 
     def output(self, shape: Shape) -> Shape:
         return (shape[0], 1, 1)
@@ -198,11 +202,11 @@ class Tanh(Layer):
 
 @dataclass(frozen=True)
 class Dense(Layer):
-    """Flatten, then x @ weights + biases."""
+    """Fully connected layer: x @ weights + biases on the flattened input."""
 
     units: int
-    weights: Initial
-    biases: Initial
+    weights: Initializer
+    biases: Initializer
 
     def __post_init__(self) -> None:
         _positive(self, "units")
@@ -219,7 +223,7 @@ class Dense(Layer):
 
 @dataclass(frozen=True)
 class Dropout(Layer):
-    """While training, keeps each value with probability ``keep`` and scales what is kept by 1 / ``keep``."""
+    """Dropout: in training, a value is retained with probability ``keep`` and scaled by 1 / ``keep``, or set to 0."""
 
     keep: float
 
@@ -249,15 +253,16 @@ class LocalResponseNormalization(Layer):
 class BatchNormalization(Layer):
     """gamma * (x - mean) / sqrt(variance + epsilon) + beta, for each map (Ioffe and Szegedy, 2015).
 
-    While training, mean and (biased) variance are those of the map in this batch, and ``mean`` and ``variance`` follow
-    them: r <- ``momentum`` r + (1 - ``momentum``) of this batch's mean, or of its unbiased variance (divided by n - 1,
-    as PyTorch, TensorFlow, Caffe and Theano have it; MXNet divides by n). They start from 0 and 1, and classify.
+    In training, mean and (biased) variance are those of the map in this batch. The running averages ``mean`` and
+    ``variance``, which start from 0 and 1, are used to classify: r <- ``momentum`` r + (1 - ``momentum``) b, where b is
+    this batch's mean, or its unbiased variance (divided by n - 1, as in PyTorch, TensorFlow, Caffe and Theano; MXNet
+    divides by n).
     """
 
     momentum: float
     epsilon: float
     scale: bool = True
-    """Whether there is a gamma; else it is 1."""
+    """Whether gamma is trained; otherwise it is 1."""
 
     def __post_init__(self) -> None:
         if not _number(self.momentum) or not 0 < self.momentum < 1:
@@ -273,13 +278,13 @@ class BatchNormalization(Layer):
     def state(self, shape: Shape) -> dict[str, Shape]:
         return {"mean": shape[:1], "variance": shape[:1]}
 
-    def initial(self, name: str) -> Initial:
-        return Initial("constant", value=1.0 if name in ("gamma", "variance") else 0.0)
+    def initializer(self, name: str) -> Initializer:
+        return Initializer("constant", value=1.0 if name in ("gamma", "variance") else 0.0)
 
 
 @dataclass(frozen=True)
 class Add(Layer):
-    """The sum of what it takes and what the layer ``to`` gives."""
+    """Sum of the input and the output of the layer ``to``."""
 
     to: str
 
@@ -313,22 +318,22 @@ def _positive(layer: Layer, *names: str) -> None:
 
 
 def _pads(layer: Convolution | Pool, shape: Shape, size: int, rounding: str) -> Pads:
-    """Cells to add on every side; a negative remainder (cells that no window reaches) counts as none."""
+    """Return the padding on every side; a negative remainder (cells that no window covers) counts as 0."""
     padding = layer.padding
     if isinstance(padding, bool) or not (padding in ("valid", "same") or (isinstance(padding, int) and padding >= 0)):
         raise NetworkError(f"layer {layer.name}: padding={padding}: expected valid, same, or a whole number")
     pads = []
     for length in shape[1:]:
         if padding == "same":
-            # TensorFlow: output = ceil(input / stride), the odd cell goes after.
+            # TensorFlow: output = ceil(input / stride), an odd cell goes to the end.
             total = max((math.ceil(length / layer.stride) - 1) * layer.stride + size - length, 0)
             pads.append((total // 2, total - total // 2))
             continue
         before = 0 if padding == "valid" else int(padding)
         after = before
         if rounding == "ceil":
-            # Caffe, pooling_layer.cpp: round up, but no window may start beyond the image. (Caffe looks only where
-            # there is padding; without, a stride larger than the window could leave it a last window of no cells.)
+            # Caffe, pooling_layer.cpp: round up, but no window may start beyond the image. (Caffe checks this
+            # only with padding; without it, a stride larger than the window could leave an empty last window.)
             windows = math.ceil((length + 2 * before - size) / layer.stride) + 1
             if (windows - 1) * layer.stride >= length + before:
                 windows -= 1

@@ -1,8 +1,8 @@
-"""What a network is: layers of the vocabulary, each with what it takes and how large that is.
+"""Networks as data: layers with their inputs and shapes.
 
-A layer takes what the one before it gives, or the layer that its ``input`` names. Layers can be written together as
-``{type: block, layers: {...}}``, in which ``input`` is the name of what the block takes; with ``times: N`` the block
-stands N times in a row, one after another.
+A layer reads the output of the layer before it, or of the layer that its ``input`` names. ``{type: block, layers:
+{...}}`` groups layers; inside it, ``input`` refers to the block's input. With ``times: N`` the block is repeated N
+times in sequence.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from typing import Any
 
 import numpy as np
 
-from .layers import SPATIAL, TYPES, Add, Convolution, Initial, Layer, NetworkError, Pads, Pool, Shape
+from .layers import SPATIAL, TYPES, Add, Convolution, Initializer, Layer, NetworkError, Pads, Pool, Shape
 
 IMAGES = -1
-"""In a node's ``sources``: the images themselves."""
+"""Position of the images in a node's ``sources``."""
 
 
 @dataclass(frozen=True)
 class Node:
-    """A layer in its place."""
+    """A layer of a network, with the shapes of its input, output, parameters and state."""
 
     layer: Layer
     input: Shape
@@ -31,17 +31,17 @@ class Node:
     parameters: Mapping[str, Shape]
     state: Mapping[str, Shape]
     sources: tuple[int, ...]
-    """Positions of the nodes whose outputs it takes, or ``IMAGES``: the one before it, and what an addition adds."""
+    """Positions of the nodes whose outputs the layer reads, or ``IMAGES``; two for an addition."""
 
     @property
     def pads(self) -> Pads:
-        """The padding of a convolution or a pool here, an overhanging last window included."""
+        """The padding of this convolution or pool, with that of an overhanging last window."""
         assert isinstance(self.layer, (Convolution, Pool))
         return self.layer.pads(self.input)
 
     @property
     def cells(self) -> np.ndarray:
-        """How many cells inside the image each window of a pool covers: (height, width)."""
+        """Number of cells inside the image that each window of this pool covers: (height, width)."""
         assert isinstance(self.layer, Pool)
         covered = []
         for length, (before, _), windows in zip(self.input[1:], self.pads, self.output[1:], strict=True):
@@ -52,7 +52,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Network:
-    """Layers applied in order to images of one shape; the last one's output are the logits."""
+    """Layers that are applied in order to images of one shape; the output of the last one is the logits."""
 
     nodes: tuple[Node, ...]
 
@@ -63,12 +63,12 @@ class Network:
 
     @property
     def state(self) -> dict[str, Shape]:
-        """Canonical shape of every array that training moves by other means than gradients, by ``layer/array``."""
+        """Canonical shape of every array that training changes without gradients, by ``layer/array``."""
         return {f"{node.layer.name}/{name}": shape for node in self.nodes for name, shape in node.state.items()}
 
     @property
     def parameter_count(self) -> int:
-        """Trainable numbers; of a masked convolution only the connected weights."""
+        """Number of trainable values; a masked convolution counts only its connected weights."""
         count = sum(math.prod(shape) for shape in self.parameters.values())
         for node in self.nodes:
             if isinstance(node.layer, Convolution) and node.layer.connections is not None:
@@ -78,33 +78,32 @@ class Network:
 
     @property
     def flops_per_image(self) -> int:
-        """Of one forward pass; a training step costs about three times as much."""
+        """Operations of one forward pass; a training step costs about three times as much."""
         return sum(node.layer.flops(node.input) for node in self.nodes)
 
 
 def build(layers: Mapping[str, Mapping[str, Any]], shape: Shape, classes: int) -> Network:
-    """The network of ``layers`` (name to ``{type: ..., ...}``, as in ``conf/model``) on images of ``shape``.
+    """Return the network of ``layers`` (name to ``{type: ..., ...}``, as in ``conf/model``) on images of ``shape``.
 
     A dense layer's ``units: classes`` becomes the data set's number of classes.
 
     Raises:
-        NetworkError: an unknown type or key, a value that cannot be, or a layer that does not fit what comes in.
+        NetworkError: an unknown type or key, an invalid value, or a layer that does not fit its input.
     """
     nodes: list[Node] = []
-    places: dict[str, int] = {}
-    for name, given in expand_blocks(layers).items():
-        layer = _layer(name, given, classes)
-        source = _place(name, "input", given["input"], places) if "input" in given else len(nodes) - 1
-        sources = (source, _place(name, "to", layer.to, places)) if isinstance(layer, Add) else (source,)
+    positions: dict[str, int] = {}
+    for name, values in expand_blocks(layers).items():
+        layer = _layer(name, values, classes)
+        source = _position(name, "input", values["input"], positions) if "input" in values else len(nodes) - 1
+        sources = (source, _position(name, "to", layer.to, positions)) if isinstance(layer, Add) else (source,)
         inputs = [nodes[source].output if source != IMAGES else shape for source in sources]
         if isinstance(layer, SPATIAL) and len(inputs[0]) != 3:
-            raise NetworkError(f"layer {name}: a {given['type']} cannot follow a dense layer")
+            raise NetworkError(f"layer {name}: a {values['type']} cannot follow a dense layer")
         if isinstance(layer, Add) and inputs[0] != inputs[1]:
             raise NetworkError(f"layer {name}: cannot add {inputs[1]} (to={layer.to}) to {inputs[0]}")
-        takes_in = inputs[0]
-        output, parameters, state = layer.output(takes_in), layer.parameters(takes_in), layer.state(takes_in)
-        places[name] = len(nodes)
-        nodes.append(Node(layer, takes_in, output, parameters, state, sources))
+        entry = inputs[0]
+        positions[name] = len(nodes)
+        nodes.append(Node(layer, entry, layer.output(entry), layer.parameters(entry), layer.state(entry), sources))
     if not nodes:
         raise NetworkError("a network needs at least one layer")
     if nodes[-1].output != (classes,):
@@ -115,19 +114,21 @@ def build(layers: Mapping[str, Mapping[str, Any]], shape: Shape, classes: int) -
 
 
 def expand_blocks(layers: Mapping[str, Any]) -> dict[str, Any]:
-    """``layers`` with every block replaced by its layers, called ``BLOCK_LAYER``, or ``BLOCK_NUMBER_LAYER`` from 1.
+    """Return ``layers`` with every block replaced by its layers.
+
+    They are called ``BLOCK_LAYER``, or ``BLOCK_NUMBER_LAYER``, with numbers from 1, in a block with ``times``.
 
     Raises:
-        NetworkError: a block that is none.
+        NetworkError: a block is invalid.
     """
     flat: dict[str, Any] = {}
-    for name, given in layers.items():
-        if not isinstance(given, Mapping) or given.get("type") != "block":
-            flat[name] = given
+    for name, values in layers.items():
+        if not isinstance(values, Mapping) or values.get("type") != "block":
+            flat[name] = values
             continue
-        times, inner = given.get("times"), given.get("layers")
-        if set(given) - {"type", "times", "layers"} or not isinstance(inner, Mapping) or not inner:
-            raise NetworkError(f"layer {name}: a block takes layers, and times if it stands there more than once")
+        times, inner = values.get("times"), values.get("layers")
+        if set(values) - {"type", "times", "layers"} or not isinstance(inner, Mapping) or not inner:
+            raise NetworkError(f"layer {name}: a block takes layers, and times if it is repeated")
         if times is not None and (not isinstance(times, int) or isinstance(times, bool) or times < 0):
             raise NetworkError(f"layer {name}: times={times}: expected a whole number of at least 0")
         for prefix in [name] if times is None else [f"{name}_{number}" for number in range(1, times + 1)]:
@@ -138,7 +139,7 @@ def expand_blocks(layers: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _prefixed(prefix: str, block: str, layer: Any, siblings: set[str], before: str | None) -> Any:
-    """A layer of a block, the names it refers to being those they have outside."""
+    """Return a layer of a block, with the names of other layers that it refers to replaced by their full names."""
     if not isinstance(layer, Mapping):
         return layer
     changed = dict(layer)
@@ -154,16 +155,17 @@ def _prefixed(prefix: str, block: str, layer: Any, siblings: set[str], before: s
     return changed
 
 
-def _place(name: str, key: str, wanted: Any, places: Mapping[str, int]) -> int:
-    if not isinstance(wanted, str) or wanted not in places:
-        raise NetworkError(f"layer {name}: {key}={wanted}: expected the name of a layer before it")
-    return places[wanted]
+def _position(layer: str, key: str, name: Any, positions: Mapping[str, int]) -> int:
+    if not isinstance(name, str) or name not in positions:
+        raise NetworkError(f"layer {layer}: {key}={name}: expected the name of a layer before it")
+    return positions[name]
 
 
 def _layer(name: str, given: Mapping[str, Any], classes: int) -> Layer:
     if not name.isidentifier():
         raise NetworkError(
-            f"layer {name}: a name is letters, digits and _, no digit first: frameworks use it as theirs"
+            f"layer {name}: a name consists of letters, digits and _ and does not start with a digit, "
+            "because frameworks use it as an identifier"
         )
     if not isinstance(given, Mapping):
         raise NetworkError(f"layer {name}={given}: expected {{type: {'|'.join(TYPES)}, ...}}")
@@ -179,7 +181,7 @@ def _layer(name: str, given: Mapping[str, Any], classes: int) -> Layer:
         raise NetworkError(f"layer {name}: {kind} needs {', '.join(sorted(missing))}")
     for key in ("weights", "biases"):
         if key in values and not (kind == "convolution" and key == "biases" and values[key] is None):
-            values[key] = Initial.parse(f"layer {name}: {key}", values[key])
+            values[key] = Initializer.parse(f"layer {name}: {key}", values[key])
     if values.get("units") == "classes":
         values["units"] = classes
     return TYPES[kind](name, **values)

@@ -1,7 +1,7 @@
-"""Proof that a framework computes the network it is given: held against the float64 NumPy one, step by step.
+"""Check that a framework computes the network of its job: compare it with the float64 NumPy network, step by step.
 
-Weights are scaled as He's, biases 0, dropout off, plain SGD: from the tutorials' own initial weights ten steps are
-chaotic, and one framework's float32 and float64 drift further apart than two frameworks.
+Weights are scaled as He's, biases are 0, dropout is off and the optimizer is plain SGD. From the tutorials' own initial
+weights ten steps are chaotic: one framework's float32 and float64 drift further apart than two frameworks.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from . import initialization, numpy_network
+from . import initialization, numpy_network, random_streams
 from .assembly import build_model
 from .frameworks.base import Adapter
 from .inputs import aligned, batches, test_batches, to_layout
@@ -21,57 +21,58 @@ from .network import expand_blocks
 IMAGES, BATCH, STEPS, RATE = 8, 4, 10, 0.001
 
 BOUNDS = {"parity/logits_difference": 1e-4, "parity/gradient_difference": 1e-3, "parity/loss_difference": 1e-3}
-"""The largest differences at which it still is the same network, in float32.
+"""Largest differences that float32 rounding can explain.
 
-The slope of a ReLU jumps at 0: of the 400,000 activations of a small residual network about one lies so close that
-rounding decides, which moves gradients by up to 3e-4 of the largest.
+The slope of a ReLU jumps at 0: among the 400,000 activations of a small residual network, about one is so close to 0
+that rounding decides, which changes gradients by up to 3e-4 of the largest.
 """
 
 
 class ParityBroken(Exception):
-    """The framework computes something else; the message says what, and by how much."""
+    """The framework computes another network; the message has the differences."""
 
 
 def check(job: Job, adapter_class: type[Adapter]) -> dict[str, float]:
-    """The differences in ``BOUNDS`` for the network of ``job``, on images drawn from its seed.
+    """Return the differences of ``BOUNDS`` for the network of ``job``, on random images.
 
-    ``logits``: of one batch, relative to the largest logit; ``gradient``: of any parameter on the first step, relative
-    to the largest gradient, beyond what rounding hides; ``loss``: of any of ten steps, relative to that loss.
+    ``logits``: of one batch, relative to the largest logit; ``gradient``: of any parameter in the first step, relative
+    to the largest gradient, minus what rounding hides; ``loss``: of any of ten steps, relative to that loss.
     """
-    job = replace(job, layers=conditioned(job.layers), training=_plain(job.training))
+    job = replace(job, layers=well_conditioned(job.layers), training=_plain_sgd(job.training))
     _, model, network = build_model(job, adapter_class)
     weights, masks = initialization.weights(network, job.seed), initialization.masks(network, job.seed)
-    random = np.random.RandomState([job.seed, 11])
+    random = random_streams.parity(job.seed)
     images = random.standard_normal((IMAGES, *network.nodes[0].input)).astype(np.float32)
     labels = random.randint(0, job.classes, IMAGES)
 
-    treated = model.to_native(aligned(to_layout(images.transpose(0, 2, 3, 1), model.layout)))
-    logits = model.predict(test_batches(treated, IMAGES))
-    feed = batches(treated, model.to_native(labels.astype(model.label_type)), BATCH, BatchOrder.sequential, 0)
-    losses = [model.train(feed, [RATE])]
+    native_images = model.to_native(aligned(to_layout(images.transpose(0, 2, 3, 1), model.layout)))
+    native_labels = model.to_native(labels.astype(model.label_type))
+    logits = model.predict(test_batches(native_images, IMAGES))
+    training_batches = batches(native_images, native_labels, BATCH, BatchOrder.sequential, 0)
+    losses = [model.train(training_batches, [RATE])]
     after = model.weights()
-    losses.append(model.train(feed, [RATE] * (STEPS - 1)))
+    losses.append(model.train(training_batches, [RATE] * (STEPS - 1)))
 
-    expected = numpy_network.logits(network, weights, images, masks)
+    expected_logits = numpy_network.logits(network, weights, images, masks)
     halves = [(images[:BATCH], labels[:BATCH]), (images[BATCH:], labels[BATCH:])]
-    _, gradients = numpy_network.gradients(network, weights, *halves[0], masks)
-    steps, _ = numpy_network.train(network, weights, halves * (STEPS // 2), [RATE] * STEPS, job.training, masks)
-    # The step, told by the weights before and after it, which are rounded to float32.
-    found = {name: (weights[name].astype(np.float64) - after[name]) / RATE for name in network.parameters}
+    _, expected = numpy_network.gradients(network, weights, *halves[0], masks)
+    expected_losses, _ = numpy_network.train(
+        network, weights, halves * (STEPS // 2), [RATE] * STEPS, job.training, masks
+    )
+    # The gradient that the framework applied, from the weights before and after the step, which are rounded to float32.
+    gradients = {name: (weights[name].astype(np.float64) - after[name]) / RATE for name in network.parameters}
     rounding = {name: np.spacing(np.abs(weights[name])).astype(np.float64) / RATE for name in network.parameters}
-    largest = max(float(np.abs(gradient).max()) for gradient in gradients.values())
+    largest = max(float(np.abs(gradient).max()) for gradient in expected.values())
+    beyond_rounding = [np.abs(gradients[name] - expected[name]) - rounding[name] for name in gradients]
     return {
-        "parity/logits_difference": float(np.abs(logits - expected).max() / np.abs(expected).max()),
-        "parity/gradient_difference": max(
-            float((np.abs(found[name] - gradients[name]) - rounding[name]).max(initial=0)) for name in found
-        )
-        / largest,
-        "parity/loss_difference": float((np.abs(np.concatenate(losses) - steps) / steps).max()),
+        "parity/logits_difference": float(np.abs(logits - expected_logits).max() / np.abs(expected_logits).max()),
+        "parity/gradient_difference": max(float(each.max(initial=0)) for each in beyond_rounding) / largest,
+        "parity/loss_difference": float((np.abs(np.concatenate(losses) - expected_losses) / expected_losses).max()),
     }
 
 
-def conditioned(layers: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The same layers with He-scaled weights, biases of 0 and nothing dropped."""
+def well_conditioned(layers: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return the layers with He-scaled weights, biases of 0 and no dropout."""
     scaled = {
         "weights": {"distribution": "normal_fan_in", "gain": 2},
         "biases": {"distribution": "constant", "value": 0},
@@ -79,7 +80,7 @@ def conditioned(layers: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return {
         name: {
             **layer,
-            **{key: how for key, how in scaled.items() if layer.get(key) is not None},
+            **{key: initializer for key, initializer in scaled.items() if layer.get(key) is not None},
             **({"keep": 1} if layer["type"] == "dropout" else {}),
         }
         for name, layer in expand_blocks(layers).items()
@@ -87,16 +88,28 @@ def conditioned(layers: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def require(differences: dict[str, float]) -> None:
-    """Raise ParityBroken if a difference is beyond its bound (or no number)."""
-    broken = [f"{name}={differences[name]:.2g} (at most {bound:g})" for name, bound in BOUNDS.items()
-              if not differences[name] <= bound]  # fmt: skip
+    """Require that every difference is within its bound.
+
+    Raises:
+        ParityBroken: a difference is larger, or not a number.
+    """
+    broken = [
+        f"{name}={differences[name]:.2g} (at most {bound:g})"
+        for name, bound in BOUNDS.items()
+        if not differences[name] <= bound
+    ]
     if broken:
-        raise ParityBroken(f"this framework does not compute the network it was given: {', '.join(broken)}")
+        raise ParityBroken(f"this framework does not compute the network of its job: {', '.join(broken)}")
 
 
-def _plain(training: Training) -> Training:
-    """Plain SGD on the inputs of ``training``."""
+def _plain_sgd(training: Training) -> Training:
     return Training(
-        name="parity", preprocessing=training.preprocessing, order=BatchOrder.sequential, batch_size=BATCH, test_batch_size=IMAGES,
-        iterations=STEPS, optimizer=Optimizer.sgd, learning_rate=RATE,
-    )  # fmt: skip
+        name="parity",
+        preprocessing=training.preprocessing,
+        order=BatchOrder.sequential,
+        batch_size=BATCH,
+        test_batch_size=IMAGES,
+        iterations=STEPS,
+        optimizer=Optimizer.sgd,
+        learning_rate=RATE,
+    )

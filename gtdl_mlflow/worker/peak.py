@@ -1,9 +1,9 @@
-"""``python -I peak.py DEVICE THREADS``: the most that this machine computes and moves, as one line of JSON.
+"""``python -I peak.py DEVICE THREADS``: measure the machine's peak compute and memory rates, and print them as JSON.
 
-In float32, by the fastest library that this interpreter has: PyTorch (a matrix product of its BLAS, a convolution of
-oneDNN or cuDNN, a copy), or else NumPy (a matrix product, a copy). The best of many repeats counts: whatever disturbs a
-machine makes it slower. ``gflops`` of each kernel; ``gb_per_s``, of a copy of more than any cache holds, read and
-written bytes together.
+In float32, with the fastest library that this interpreter has: PyTorch (a matrix product of its BLAS, a convolution of
+oneDNN or cuDNN, a copy), or else NumPy (a matrix product, a copy). The best of many repeats counts, because any
+disturbance makes a machine slower. The result is one line: ``gflops`` of each kernel, and ``gb_per_s`` of a copy of
+more than any cache holds, where bytes read and written are added.
 """
 
 from __future__ import annotations
@@ -16,18 +16,16 @@ from functools import partial
 from typing import Any
 
 REPEATS, SECONDS = 5, 0.4
-"""At least so many of each, and for so long."""
+"""Smallest number of repeats of each kernel, and smallest time for all of them."""
 
 SIZES = {"cpu": (1024, 2048), "gpu": (2048, 4096, 8192)}
-"""Rows and columns of the matrices: the larger ones are faster on a large machine, the smaller ones on a small one."""
+"""Rows and columns of the matrices. The larger ones are faster on a large machine, the smaller ones on a small one."""
 
 CONVOLUTION = {"batch": 32, "maps": 64, "side": 28, "kernel": 5}
-"""Same padding, as many maps out as in."""
+"""Shape of the convolution, with same padding and as many output maps as input maps."""
 
 COPIED = {"cpu": 64 * 2**20, "gpu": 2**30}
-"""Bytes of the array that is copied: a GPU's cache holds up to 60 MB, and to tell it to copy takes longer than to copy
-little.
-"""
+"""Bytes of the copied array: more than a GPU's cache of up to 60 MB; a small copy takes less time than its launch."""
 
 
 def main(device: str, threads: int) -> dict[str, Any]:
@@ -42,23 +40,23 @@ def with_torch(device: str, threads: int) -> dict[str, Any]:
 
     torch.set_num_threads(threads)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    place = torch.device("cuda" if device == "gpu" else "cpu")
+    target_device = torch.device("cuda" if device == "gpu" else "cpu")
     wait = torch.cuda.synchronize if device == "gpu" else lambda: None
     gflops = {}
     with torch.inference_mode():
         for size in SIZES[device]:
-            left, right = (torch.rand(size, size, device=place) for _ in range(2))
-            product = torch.empty(size, size, device=place)
+            left, right = (torch.rand(size, size, device=target_device) for _ in range(2))
+            product = torch.empty(size, size, device=target_device)
             seconds = best(partial(torch.mm, left, right, out=product), wait)
             gflops[f"matrix product of {size}"] = 2 * size**3 / seconds / 1e9
         shape = CONVOLUTION
         layer = torch.nn.Conv2d(shape["maps"], shape["maps"], shape["kernel"], padding="same", bias=False)
         images = torch.rand(shape["batch"], shape["maps"], shape["side"], shape["side"])
-        layer, images = (each.to(place, memory_format=torch.channels_last) for each in (layer, images))
+        layer, images = (each.to(target_device, memory_format=torch.channels_last) for each in (layer, images))
         seconds = best(lambda: layer(images), wait)
         work = 2 * images.numel() * shape["maps"] * shape["kernel"] ** 2
         gflops["convolution"] = work / seconds / 1e9
-        source = torch.rand(COPIED[device] // 4, device=place)
+        source = torch.rand(COPIED[device] // 4, device=target_device)
         target = torch.empty_like(source)
         seconds = best(lambda: target.copy_(source), wait)
     gb_per_s = 2 * COPIED[device] / seconds / 1e9
@@ -81,14 +79,14 @@ def with_numpy() -> dict[str, Any]:
 
 
 def best(operation: Callable[[], object], wait: Callable[[], object] = lambda: None) -> float:
-    """The least seconds that it took, the first two calls left out."""
+    """Return the shortest time of a call in seconds, without the first two calls."""
     taken: list[float] = []
-    began = time.perf_counter()
-    while len(taken) < REPEATS + 2 or time.perf_counter() - began < SECONDS:
-        started = time.perf_counter()
+    begin = time.perf_counter()
+    while len(taken) < REPEATS + 2 or time.perf_counter() - begin < SECONDS:
+        start = time.perf_counter()
         operation()
         wait()
-        taken.append(time.perf_counter() - started)
+        taken.append(time.perf_counter() - start)
     return min(taken[2:])
 
 

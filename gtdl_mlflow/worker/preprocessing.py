@@ -1,6 +1,7 @@
-"""Input treatments, in NumPy: what is done to images before a network sees them, the same for every framework.
+"""Preprocessing operations on images, in NumPy: the same for every framework.
 
-A treatment gets float32 images (N, height, width, channels) with the pixels' values, 0 to 255, which it may overwrite.
+An operation receives float32 images (N, height, width, channels) with pixel values from 0 to 255, and may overwrite
+them.
 """
 
 from __future__ import annotations
@@ -13,31 +14,31 @@ from typing import Any
 import numpy as np
 
 Statistics = dict[str, Any]
-"""What a treatment took of a set of images: numbers and lists of numbers, by name."""
+"""Statistics of a set of images that an operation needs: numbers and lists of numbers, by name."""
 
 Sides = tuple[int, int]
 """Height and width."""
 
 
 class PreprocessingError(ValueError):
-    """A treatment that does not exist or cannot be; the message names it."""
+    """The preprocessing is invalid; the message names the operation."""
 
 
 @dataclass(frozen=True)
 class Operation:
-    """One kind of treatment."""
+    """A preprocessing operation."""
 
     fixed: Callable[..., np.ndarray]
-    """``(images, own, train, **options)``: for a whole set; ``own`` are its statistics and ``train`` those of the
-    training set, and what is empty is the treatment's to fill."""
+    """``(images, own, train, **options)`` for a whole set. ``own`` has the set's statistics and ``train`` those of the
+    training set; the operation fills them if they are empty."""
     random: Callable[..., np.ndarray] | None = None
-    """``(images, random, **options)``: for a training batch, instead of ``fixed``, drawn anew each time."""
+    """``(images, random, **options)`` for a training batch, instead of ``fixed``: a random operation."""
     options: Mapping[str, type] = field(default_factory=dict)
-    """Those it takes, all of them numbers of at least 0."""
+    """Options and their types; all are required, and numbers of at least 0."""
     sides: Callable[..., Sides] = lambda sides, **options: sides
-    """``(sides, **options)``: how large the images leave."""
+    """``(sides, **options)``: height and width of the result."""
     of_set: bool = False
-    """Whether it needs statistics of a whole set, and so cannot follow what is drawn anew for each batch."""
+    """Whether it needs statistics of a whole set, and so cannot follow a random operation."""
 
 
 def _scale(images: np.ndarray, own: Statistics, train: Statistics, factor: float) -> np.ndarray:
@@ -49,7 +50,7 @@ def _pad(images: np.ndarray, own: Statistics, train: Statistics, pixels: int) ->
     return np.pad(images, ((0, 0), (pixels, pixels), (pixels, pixels), (0, 0)))
 
 
-def _padded(sides: Sides, pixels: int) -> Sides:
+def _padded_sides(sides: Sides, pixels: int) -> Sides:
     return sides[0] + 2 * pixels, sides[1] + 2 * pixels
 
 
@@ -58,12 +59,12 @@ def _standardize(images: np.ndarray, own: Statistics, train: Statistics) -> np.n
     if not own:
         own["mean"], own["std"] = _moments(images)
     images -= np.float32(own["mean"])
-    images /= np.float32(own["std"] or 1)  # a set of one colour has no deviation
+    images /= np.float32(own["std"] or 1)  # the deviation of a set of one colour is 0
     return images
 
 
 def _subtract_mean(images: np.ndarray, own: Statistics, train: Statistics) -> np.ndarray:
-    # The mean image of the training set, from the test images as well, as Caffe's compute_image_mean has it.
+    # The mean image of the training set is subtracted from test images too, as with Caffe's compute_image_mean.
     if not train:
         train["mean"] = images.mean(axis=0, dtype=np.float64).astype(np.float32).tolist()
     images -= np.array(train["mean"], np.float32)
@@ -71,7 +72,7 @@ def _subtract_mean(images: np.ndarray, own: Statistics, train: Statistics) -> np
 
 
 def _standardize_image(images: np.ndarray, own: Statistics, train: Statistics) -> np.ndarray:
-    # tf.image.per_image_standardization: the bound keeps an image of one colour from being divided by 0.
+    # tf.image.per_image_standardization: the bound prevents a division by 0 for an image of one colour.
     flat = images.reshape(len(images), -1)
     flat -= flat.mean(axis=1, keepdims=True)
     deviations = np.sqrt(np.einsum("ij,ij->i", flat, flat) / np.float32(flat.shape[1]))
@@ -80,7 +81,7 @@ def _standardize_image(images: np.ndarray, own: Statistics, train: Statistics) -
 
 
 def _central_crop(images: np.ndarray, own: Statistics, train: Statistics, pixels: int, padding: int = 0) -> np.ndarray:
-    # Padding, alike on all sides, is for random crops; it leaves the centre where it is.
+    # The padding of random crops is equal on all sides, so it does not change the central crop.
     top, left = ((side - pixels) // 2 for side in images.shape[1:3])
     return images[:, top : top + pixels, left : left + pixels]
 
@@ -91,19 +92,21 @@ def _random_crop(images: np.ndarray, random: np.random.RandomState, pixels: int,
     count, height, width, channels = images.shape
     tops = random.randint(0, height - pixels + 1, count)
     lefts = random.randint(0, width - pixels + 1, count)
-    # A cropped row is one stretch of memory: gathered as such, it costs half of what a gather by pixels does.
+    # A cropped row is contiguous in memory: gathering rows takes half as long as gathering pixels.
     rows = np.lib.stride_tricks.sliding_window_view(images.reshape(count, height, -1), pixels * channels, axis=2)
-    taken: np.ndarray = rows[np.arange(count)[:, None], tops[:, None] + np.arange(pixels), (lefts * channels)[:, None]]
-    return taken.reshape(count, pixels, pixels, channels)
+    cropped: np.ndarray = rows[
+        np.arange(count)[:, None], tops[:, None] + np.arange(pixels), (lefts * channels)[:, None]
+    ]
+    return cropped.reshape(count, pixels, pixels, channels)
 
 
-def _cropped(sides: Sides, pixels: int, padding: int = 0) -> Sides:
+def _cropped_sides(sides: Sides, pixels: int, padding: int = 0) -> Sides:
     if not 0 < pixels <= min(sides):
         raise PreprocessingError(f"pixels={pixels}: expected 1 to {min(sides)}, the images are {sides[0]}x{sides[1]}")
     return pixels, pixels
 
 
-def _as_it_is(images: np.ndarray, own: Statistics, train: Statistics, **options: float) -> np.ndarray:
+def _identity(images: np.ndarray, own: Statistics, train: Statistics, **options: float) -> np.ndarray:
     return images
 
 
@@ -119,7 +122,7 @@ def _random_brightness(images: np.ndarray, random: np.random.RandomState, delta:
 
 
 def _random_contrast(images: np.ndarray, random: np.random.RandomState, lower: float, upper: float) -> np.ndarray:
-    # tf.image.random_contrast: away from, or towards, the mean of each channel of each image.
+    # tf.image.random_contrast: scales the difference from the mean of each channel of each image.
     factors = random.uniform(lower, upper, (len(images), 1, 1, 1)).astype(np.float32)
     means = images.mean(axis=(1, 2), keepdims=True)
     images -= means
@@ -132,15 +135,15 @@ def _yuv(images: np.ndarray, own: Statistics, train: Statistics) -> np.ndarray:
     # Torch7's image.rgb2yuv; a grey image is its own Y.
     if images.shape[3] == 1:
         return images
-    turn = np.array([[0.299, 0.587, 0.114], [-0.14713, -0.28886, 0.436], [0.615, -0.51499, -0.10001]], np.float32)
-    turned: np.ndarray = images @ turn.T
-    return turned
+    matrix = np.array([[0.299, 0.587, 0.114], [-0.14713, -0.28886, 0.436], [0.615, -0.51499, -0.10001]], np.float32)
+    yuv: np.ndarray = images @ matrix.T
+    return yuv
 
 
 def _contrastive_normalization(images: np.ndarray, own: Statistics, train: Statistics) -> np.ndarray:
-    """Torch7's demo: of Y, ``nn.SpatialContrastiveNormalization(1, image.gaussian1D(7))``; of U and V, the mean and
-    minus the deviation of the training set (the sign is the original's)."""
-    for start in range(0, len(images), 1000):  # in parts, as several copies of all would take gigabytes
+    # Torch7's demo: Y by nn.SpatialContrastiveNormalization(1, image.gaussian1D(7)); U and V by the mean and minus the
+    # standard deviation of the training set (the sign is the original's).
+    for start in range(0, len(images), 1000):  # in parts, because several copies of all images would take gigabytes
         images[start : start + 1000, :, :, 0] = _locally_normalized(images[start : start + 1000, :, :, 0])
     for channel in range(1, images.shape[3]):
         name = "YUV"[channel]
@@ -152,11 +155,14 @@ def _contrastive_normalization(images: np.ndarray, own: Statistics, train: Stati
 
 
 def _locally_normalized(planes: np.ndarray) -> np.ndarray:
-    """Planes (N, height, width) less their weighted neighbourhood's mean, divided by its deviation if above 1e-4."""
-    # image.gaussian1D(7): deviation 0.25 of its size; the module divides it by its sum.
+    """Return planes (N, height, width) minus the weighted mean of the neighbourhood, divided by its deviation.
+
+    Deviations below 1e-4 are replaced by 1e-4.
+    """
+    # image.gaussian1D(7): its standard deviation is 0.25 of its size; the module divides it by its sum.
     kernel = np.exp(-0.5 * (np.arange(-3, 4) / (0.25 * 7)) ** 2)
     kernel = (kernel / kernel.sum()).astype(np.float32)
-    # Zeros surround the image, and this is how much of the kernel lies inside it.
+    # Zeros surround the image; this is the share of the kernel that lies inside.
     inside = _smooth(np.ones((1, *planes.shape[1:]), np.float32), kernel)
     centred = planes - _smooth(planes, kernel) / inside
     deviations = np.sqrt(_smooth(centred**2, kernel)) / inside
@@ -165,25 +171,25 @@ def _locally_normalized(planes: np.ndarray) -> np.ndarray:
 
 
 def _smooth(planes: np.ndarray, kernel: np.ndarray) -> np.ndarray:
-    """Planes correlated with ``kernel`` down and across, zeros around them."""
-    reach = len(kernel) // 2
+    """Return planes correlated with ``kernel`` vertically and horizontally, with zero padding."""
+    margin = len(kernel) // 2
     for axis in (1, 2):
-        framed = np.pad(planes, [(reach, reach) if each == axis else (0, 0) for each in range(3)])
-        windows = np.lib.stride_tricks.sliding_window_view(framed, len(kernel), axis)
+        padded = np.pad(planes, [(margin, margin) if each == axis else (0, 0) for each in range(3)])
+        windows = np.lib.stride_tricks.sliding_window_view(padded, len(kernel), axis)
         planes = windows @ kernel
     return planes
 
 
 def _moments(images: np.ndarray) -> tuple[float, float]:
-    """Mean and standard deviation of all values."""
+    """Return mean and standard deviation of all values."""
     mean = _sum(images) / images.size
     return mean, math.sqrt(_sum(images, about=mean) / images.size)
 
 
 def _sum(images: np.ndarray, about: float | None = None) -> float:
-    """Of all values, or of their squared distances from ``about``."""
-    # In float64, and not all at once: a float32 sum of 60 million pixels is wrong in the third digit, and a float64
-    # copy of them takes half a gigabyte.
+    """Return the sum of all values, or of their squared differences from ``about``."""
+    # In float64 and in parts: a float32 sum of 60 million pixels is wrong in the third digit, and a float64 copy of
+    # them takes half a gigabyte.
     total = 0.0
     for start in range(0, len(images), 1000):
         part = images[start : start + 1000].astype(np.float64)
@@ -195,42 +201,41 @@ PIXELS = {"pixels": int}
 
 OPERATIONS: dict[str, Operation] = {
     "scale": Operation(_scale, options={"factor": float}),
-    "pad": Operation(_pad, options=PIXELS, sides=_padded),
+    "pad": Operation(_pad, options=PIXELS, sides=_padded_sides),
     "standardize": Operation(_standardize, of_set=True),
     "subtract_mean": Operation(_subtract_mean, of_set=True),
     "standardize_image": Operation(_standardize_image),
-    "central_crop": Operation(_central_crop, options=PIXELS, sides=_cropped),
-    "random_crop": Operation(_central_crop, _random_crop, {**PIXELS, "padding": int}, _cropped),
-    "random_flip": Operation(_as_it_is, _random_flip),
-    "random_brightness": Operation(_as_it_is, _random_brightness, {"delta": float}),
-    "random_contrast": Operation(_as_it_is, _random_contrast, {"lower": float, "upper": float}),
+    "central_crop": Operation(_central_crop, options=PIXELS, sides=_cropped_sides),
+    "random_crop": Operation(_central_crop, _random_crop, {**PIXELS, "padding": int}, _cropped_sides),
+    "random_flip": Operation(_identity, _random_flip),
+    "random_brightness": Operation(_identity, _random_brightness, {"delta": float}),
+    "random_contrast": Operation(_identity, _random_contrast, {"lower": float, "upper": float}),
     "yuv": Operation(_yuv),
     "contrastive_normalization": Operation(_contrastive_normalization, of_set=True),
 }
 
 
 def check(steps: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raise InputError for an unknown treatment, an impossible order, a missing, unknown or impossible option."""
-    drawn = ""
+    """Check the operations of ``training.preprocessing``, their order and their options.
+
+    Raises:
+        PreprocessingError: an unknown operation, an invalid order, or a missing, unknown or invalid option.
+    """
+    first_random = ""
     for name, given in steps.items():
+        key = f"training.preprocessing.{name}"
         if name not in OPERATIONS:
-            raise PreprocessingError(
-                f"training.preprocessing.{name}: no such treatment; there are {', '.join(OPERATIONS)}"
-            )
-        if drawn and OPERATIONS[name].of_set:
-            raise PreprocessingError(
-                f"training.preprocessing.{name}: takes statistics of the whole set, so it must stand before {drawn}"
-            )
-        drawn = drawn or (name if OPERATIONS[name].random else "")
-        takes = OPERATIONS[name].options
-        if set(given) != set(takes):
-            raise PreprocessingError(
-                f"training.preprocessing.{name}={dict(given)}: takes {', '.join(takes) or 'no options'}"
-                f", given {', '.join(given) or 'none'}"
-            )
-        for key, kind in takes.items():
-            value = given[key]
-            what = "a number" if kind is float else "a whole number"
-            number = isinstance(value, (int, float)) if kind is float else isinstance(value, int)
-            if isinstance(value, bool) or not number or value < 0:
-                raise PreprocessingError(f"training.preprocessing.{name}.{key}={value}: expected {what} of at least 0")
+            raise PreprocessingError(f"{key}: unknown operation; available: {', '.join(OPERATIONS)}")
+        operation = OPERATIONS[name]
+        if first_random and operation.of_set:
+            raise PreprocessingError(f"{key}: needs statistics of the whole set, so it must precede {first_random}")
+        first_random = first_random or (name if operation.random else "")
+        if set(given) != set(operation.options):
+            expected = ", ".join(operation.options) or "no options"
+            raise PreprocessingError(f"{key}={dict(given)}: expected {expected}, given {', '.join(given) or 'none'}")
+        for option, kind in operation.options.items():
+            value = given[option]
+            valid_type = isinstance(value, (int, float)) if kind is float else isinstance(value, int)
+            if isinstance(value, bool) or not valid_type or value < 0:
+                number = "a number" if kind is float else "a whole number"
+                raise PreprocessingError(f"{key}.{option}={value}: expected {number} of at least 0")

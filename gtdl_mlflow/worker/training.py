@@ -1,4 +1,4 @@
-"""The training of one run: its steps under the clock, the looks between them, and going on after a kill."""
+"""The training of one run: steps under the clock, evaluations with the clock stopped, checkpoints and resuming."""
 
 from __future__ import annotations
 
@@ -15,261 +15,271 @@ from typing import Any
 
 import numpy as np
 
+from ..metrics import METRICS
 from .checkpoints import Checkpoints
 from .clock import Clock
-from .events import Event, Metadata, Metrics, Progress
+from .events import Event, Metadata, Metrics, Phase, Progress
 from .frameworks.base import Adapter
 from .inputs import Batch, Preprocessing, augmented, batches, prefetched, split, test_batches
 from .job import WARM_UP_STEPS, BatchOrder, EarlyStopping, Job
+from .scores import accuracy
 
 Emit = Callable[[Event], None]
 
 CHUNK_S = 0.5
-"""About how long a stretch of steps between two reports takes: short for a live line, long beside a report's cost."""
+"""Approximate seconds of a chunk of steps, after which progress is reported: short for a progress line, long compared
+with the cost of a report.
+"""
 
 EVALUATION_BATCH = 500
-"""Images at a time while the clock is stopped; how they are batched does not change what they are classified as."""
+"""Images per batch while the clock is stopped. The batch size does not change the classification."""
 
 
 class Data:
-    """The treated images: float32 in the adapter's layout, but for training images that are drawn anew each time."""
+    """The images and labels of a run: preprocessed, float32, in the adapter's layout.
 
-    def __init__(self, job: Job, treatment: Preprocessing, model: Adapter) -> None:
-        self._job, self._treatment, self._model = job, treatment, model
+    Only training images that are augmented are not, as ``Preprocessing.apply`` returns them.
+    """
+
+    def __init__(self, job: Job, preprocessing: Preprocessing, model: Adapter) -> None:
+        self._job, self._preprocessing, self._model = job, preprocessing, model
         arrays = {
             name: np.load(Path(job.data) / f"{name}.npy", mmap_mode="r")
             for name in ("train_images", "train_labels", "test_images", "test_labels")
         }
-        trained, held_back = split(len(arrays["train_images"]), job.training)
-        self.train_images = treatment.apply("train", arrays["train_images"][trained], model.layout)
-        # Not a memmap any more, whose slices are Python code, and views of nothing in common.
+        trained, held_out = split(len(arrays["train_images"]), job.training)
+        self.train_images = preprocessing.apply("train", arrays["train_images"][trained], model.layout)
+        # Not a memmap, whose slices are Python code, but one array of its own.
         self.train_labels = np.array(arrays["train_labels"][trained], model.label_type)
-        if job.training.early_stopping:  # nothing else looks at them
-            self.validation_images = treatment.apply("validation", arrays["train_images"][held_back], model.layout)
-            self.validation_labels = np.asarray(arrays["train_labels"][held_back])
-        self.test_images = treatment.apply("test", arrays["test_images"], model.layout)
+        if job.training.early_stopping:  # the only use of the validation images
+            self.validation_images = preprocessing.apply("validation", arrays["train_images"][held_out], model.layout)
+            self.validation_labels = np.asarray(arrays["train_labels"][held_out])
+        self.test_images = preprocessing.apply("test", arrays["test_images"], model.layout)
         self.test_labels = np.asarray(arrays["test_labels"])
 
-    def feed(self, start: int) -> Generator[Batch, None, None]:
-        """Training batches without end, the first one that of iteration ``start``."""
-        training, seed, adopt = self._job.training, self._job.seed, self._model.to_native
+    def training_batches(self, start: int) -> Generator[Batch, None, None]:
+        """Return training batches without end, beginning with that of iteration ``start``."""
+        training, seed, to_native = self._job.training, self._job.seed, self._model.to_native
 
         def ordered(images: Any, labels: Any) -> Generator[Batch, None, None]:
             return batches(images, labels, training.batch_size, training.order, seed, start)
 
-        if training.order is BatchOrder.sequential and not self._treatment.draws:
-            return ordered(adopt(self.train_images), adopt(self.train_labels))
-        feed = ordered(self.train_images, self.train_labels)  # nothing picks images here and there faster than NumPy
-        if self._treatment.draws:
-            feed = augmented(feed, self._treatment, self._model.layout, seed, start)
-        adopted = ((adopt(images), adopt(labels)) for images, labels in feed)
-        return prefetched(adopted) if self._treatment.draws else adopted
+        if training.order is BatchOrder.sequential and not self._preprocessing.augments:
+            return ordered(to_native(self.train_images), to_native(self.train_labels))
+        source = ordered(self.train_images, self.train_labels)  # NumPy gathers scattered images fastest
+        if self._preprocessing.augments:
+            source = augmented(source, self._preprocessing, self._model.layout, seed, start)
+        native = ((to_native(images), to_native(labels)) for images, labels in source)
+        return prefetched(native) if self._preprocessing.augments else native
 
 
 class TrainingState:
-    """How far a training has come: all that a checkpoint holds beside the model."""
+    """The state of a training beside the model's own: what a checkpoint stores in ``state.json``."""
 
     def __init__(self, job: Job) -> None:
         self.step = 0
         self.clock, self.evaluation, self.validation, self.saving = Clock(), Clock(), Clock(), Clock()
-        self.steady, self.losses = Throughput(), RunningMean()
+        self.throughput, self.losses = Throughput(), RunningMean()
         stopping = job.training.early_stopping
         self.stopping = EarlyStoppingState(stopping, job.budget) if stopping else None
-        self.reached = False
-        """Whether a look has found ``training.target_accuracy_percent``."""
-        self.said: list[Metrics] = []
-        """What was reported of the training so far: whoever goes on reports it again."""
+        self.reached_target = False
+        """Whether an evaluation has reached ``training.target_accuracy_percent``."""
+        self.reported: list[Metrics] = []
+        """Metrics of the training so far; a resumed run emits them again."""
 
     def write(self, path: Path) -> None:
         values = {
             "step": self.step,
             "seconds": [(clock.seconds, clock.cpu_seconds) for clock in self._clocks()],
-            "reached": self.reached,
-            "steady": vars(self.steady),
+            "reached_target": self.reached_target,
+            "throughput": vars(self.throughput),
             "losses": vars(self.losses),
             "stopping": self.stopping and {**vars(self.stopping), "rule": None},
-            "said": [asdict(event) for event in self.said],
+            "reported": [asdict(event) for event in self.reported],
         }
         path.write_text(json.dumps(values))
 
     def read(self, path: Path) -> None:
         values = json.loads(path.read_text())
-        self.step, self.reached = values["step"], values["reached"]
+        self.step, self.reached_target = values["step"], values["reached_target"]
         for clock, seconds in zip(self._clocks(), values["seconds"], strict=True):
             clock.add(*seconds)
-        vars(self.steady).update(values["steady"], warm_from=self.step + WARM_UP_STEPS)
+        vars(self.throughput).update(values["throughput"], warm_from=self.step + WARM_UP_STEPS)
         vars(self.losses).update(values["losses"])
         if self.stopping:
             vars(self.stopping).update({**values["stopping"], "rule": self.stopping.rule})
-        self.said = [Metrics(**event) for event in values["said"]]
+        self.reported = [Metrics(**event) for event in values["reported"]]
 
     def _clocks(self) -> list[Clock]:
         return [self.clock, self.evaluation, self.validation, self.saving]
 
 
 def train(job: Job, model: Adapter, data: Data, emit: Emit) -> TrainingState:
-    """All training steps, in stretches between which progress is reported and, with the clock stopped, evaluated.
+    """Train to the end and return the final state.
 
-    Where ``job.checkpoints`` has one, training goes on from there, and its clock too.
+    Training runs in chunks of steps. Between them progress is reported and, with the clock stopped, the model is
+    evaluated. If ``job.checkpoints`` has a checkpoint, training resumes from it, with its clock.
     """
     with ExitStack() as stack:
         best = Path(stack.enter_context(TemporaryDirectory()))
         checkpoints = stack.enter_context(Checkpoints(Path(job.checkpoints))) if job.checkpoints else None
         trainer = Trainer(job, model, data, emit, best, checkpoints)
         trainer.resume()
-        trainer.train(stack.enter_context(closing(data.feed(trainer.course.step))))
-        return trainer.course
+        trainer.train(stack.enter_context(closing(data.training_batches(trainer.state.step))))
+        return trainer.state
 
 
 class Trainer:
-    """One training: what it works with, and how far it has come."""
+    """One training: the model, its data and the training state."""
 
     def __init__(
         self, job: Job, model: Adapter, data: Data, emit: Emit, best: Path, checkpoints: Checkpoints | None
     ) -> None:
         self._job, self._training, self._model, self._data, self._emit = job, job.training, model, data, emit
         self._best = best
-        """The model with the lowest validation error so far."""
+        """Folder of the model with the lowest validation error so far."""
         count = len(data.train_images)
         self._steps, self._steps_per_epoch = job.training.steps(count, job.budget), count / job.training.batch_size
-        self._looks = evaluation_steps(self._steps, self._steps_per_epoch, job.training.evaluate_every_epochs)
+        self._evaluations = evaluation_steps(self._steps, self._steps_per_epoch, job.training.evaluate_every_epochs)
         self._checkpoints = checkpoints
-        self._due_s = job.training.checkpoint_every_s
-        self._length = 1
-        self.course = TrainingState(job)
+        self._checkpoint_due_s = job.training.checkpoint_every_s
+        self._chunk_steps = 1
+        self.state = TrainingState(job)
         self._validations = (
-            [*evaluation_steps(self._steps, self._steps_per_epoch, 1), self._steps] if self.course.stopping else []
+            [*evaluation_steps(self._steps, self._steps_per_epoch, 1), self._steps] if self.state.stopping else []
         )
 
     def resume(self) -> None:
-        """Go on from the newest checkpoint, if there is one."""
-        found = self._checkpoints and self._checkpoints.newest()
-        if not found:
+        """Restore the newest checkpoint, if there is one."""
+        newest = self._checkpoints and self._checkpoints.newest()
+        if not newest:
             return
-        self.course.read(found / "course.json")
-        self._model.restore(found / "model", self.course.step)
-        shutil.copytree(found / "best", self._best, dirs_exist_ok=True)
-        self._due_s += self.course.clock.seconds
-        self._emit(Metadata({"resumed_from_iteration": self.course.step}))
-        for event in self.course.said:
+        self.state.read(newest / "state.json")
+        self._model.restore(newest / "model", self.state.step)
+        shutil.copytree(newest / "best", self._best, dirs_exist_ok=True)
+        self._checkpoint_due_s += self.state.clock.seconds
+        self._emit(Metadata({"resumed_from_iteration": self.state.step}))
+        for event in self.state.reported:
             self._emit(event)
 
-    def train(self, feed: Generator[Batch, None, None]) -> None:
-        """Train to the end on what ``feed`` gives."""
-        course, stopping = self.course, self.course.stopping
-        course.clock.start()
-        for look in sorted({*self._looks, *self._validations, self._steps}):
-            if look <= course.step:
+    def train(self, source: Generator[Batch, None, None]) -> None:
+        """Train to the end on the batches of ``source``. The training clock starts and stops here."""
+        state, stopping = self.state, self.state.stopping
+        self._emit(Phase(METRICS["training_time_s"].phase))
+        state.clock.start()
+        for pause in sorted({*self._evaluations, *self._validations, self._steps}):
+            if pause <= state.step:
                 continue  # before the checkpoint
-            target = min(look, stopping.limit) if stopping else look
-            while course.step < target:
-                self._stretch(feed, target)
-                if course.step < target:
-                    self._save_when_due()
-            if course.step < look:
+            target = min(pause, stopping.limit) if stopping else pause
+            while state.step < target:
+                self._train_chunk(source, target)
+                if state.step < target:
+                    self._checkpoint_if_due()
+            if state.step < pause:
                 break
-            elapsed_s = course.clock.stop()
-            self._look(look, elapsed_s)
-            course.clock.start()
-            self._save_when_due()
-        training_s = course.clock.stop()
+            elapsed_s = state.clock.stop()
+            self._evaluate(pause, elapsed_s)
+            state.clock.start()
+            self._checkpoint_if_due()
+        training_s = state.clock.stop()
         if stopping:
             self._model.load(self._best)
-            self._say({"train/best_iteration": stopping.best_step})
-        self._say(self._figures(training_s))
+            self._report({"train/best_iteration": stopping.best_step})
+        self._report(self._final_metrics(training_s))
 
-    def _stretch(self, feed: Generator[Batch, None, None], target: int) -> None:
-        """A few steps, at most to ``target``."""
-        course, training = self.course, self._training
-        stop = min(course.step + self._length, target)
-        before = course.clock.seconds
-        losses = self._model.train(feed, training.rates(course.step, stop, self._job.budget))
-        seconds = course.clock.seconds - before
-        course.steady.add(course.step, stop, seconds)
-        course.losses.add(losses)
-        self._length = max(1, min(2 * self._length, int((stop - course.step) * CHUNK_S / max(seconds, 1e-9))))
-        course.step = stop
-        rate = training.batch_size * course.steady.steps_per_s
+    def _train_chunk(self, source: Generator[Batch, None, None], target: int) -> None:
+        """Train some steps, at most to ``target``, and report progress."""
+        state, training = self.state, self._training
+        stop = min(state.step + self._chunk_steps, target)
+        before = state.clock.seconds
+        losses = self._model.train(source, training.rates(state.step, stop, self._job.budget))
+        seconds = state.clock.seconds - before
+        state.throughput.add(state.step, stop, seconds)
+        state.losses.add(losses)
+        steps_in_time = int((stop - state.step) * CHUNK_S / max(seconds, 1e-9))
+        self._chunk_steps = max(1, min(2 * self._chunk_steps, steps_in_time))
+        state.step = stop
+        rate = training.batch_size * state.throughput.steps_per_s
         epoch = stop / self._steps_per_epoch
         self._emit(Progress(stop, self._steps, training.batch_size, epoch, float(losses[-1]), rate))
 
-    def _look(self, step: int, elapsed_s: float) -> None:
-        """Validate and evaluate, whichever is due after ``step`` steps."""
-        course, values = self.course, {}
-        if course.stopping and step in self._validations:
-            course.validation.start()
-            wrong = float((classify(self._model, self._data.validation_images) != self._data.validation_labels).mean())
-            values["eval/validation_error_percent"] = 100 * wrong
-            if course.stopping.improves(step, wrong):
+    def _evaluate(self, step: int, elapsed_s: float) -> None:
+        """Run the validation and the evaluation, whichever is due after ``step`` steps."""
+        state, data, values = self.state, self._data, {}
+        if state.stopping and step in self._validations:
+            state.validation.start()
+            error = float((classify(self._model, data.validation_images) != data.validation_labels).mean())
+            values["eval/validation_error_percent"] = 100 * error
+            if state.stopping.improves(step, error):
                 self._model.save(self._best)
-            course.validation.stop()
-        if step in self._looks:
-            course.evaluation.start()
-            right = classify(self._model, self._data.test_images) == self._data.test_labels
-            course.evaluation.stop()
-            values["eval/accuracy_percent"] = 100 * float(right.mean())
-            if not course.reached and self._training.reaches(values["eval/accuracy_percent"]):
-                course.reached = True
+            state.validation.stop()
+        if step in self._evaluations:
+            state.evaluation.start()
+            correct = classify(self._model, data.test_images) == data.test_labels
+            state.evaluation.stop()
+            values["eval/accuracy_percent"] = 100 * accuracy(correct, data.test_labels, self._job.mean_per_class)
+            if not state.reached_target and self._training.reaches_target(values["eval/accuracy_percent"]):
+                state.reached_target = True
                 values["train/time_to_target_s"] = elapsed_s
-            values |= {"train/loss": course.losses.take(), "train/epoch": step / self._steps_per_epoch}
+            values |= {"train/loss": state.losses.pop(), "train/epoch": step / self._steps_per_epoch}
             values["train/elapsed_s"] = elapsed_s
         if values:
-            self._say(values)
+            self._report(values)
 
-    def _save_when_due(self) -> None:
-        course = self.course
-        if self._checkpoints is None or course.clock.seconds < self._due_s:
+    def _checkpoint_if_due(self) -> None:
+        state = self.state
+        if self._checkpoints is None or state.clock.seconds < self._checkpoint_due_s:
             return
-        course.clock.stop()
-        course.saving.start()
-        self._checkpoints.save(course.step, self._write)
-        course.saving.stop()
-        self._due_s = course.clock.seconds + self._training.checkpoint_every_s
-        course.clock.start()
+        state.clock.stop()
+        state.saving.start()
+        self._checkpoints.save(state.step, self._write_checkpoint)
+        state.saving.stop()
+        self._checkpoint_due_s = state.clock.seconds + self._training.checkpoint_every_s
+        state.clock.start()
 
-    def _write(self, folder: Path) -> None:
+    def _write_checkpoint(self, folder: Path) -> None:
         (folder / "model").mkdir()
         self._model.checkpoint(folder / "model")
         shutil.copytree(self._best, folder / "best")
-        self.course.write(folder / "course.json")
+        self.state.write(folder / "state.json")
 
-    def _figures(self, training_s: float) -> dict[str, float]:
-        course, step = self.course, self.course.step
-        figures = {
+    def _final_metrics(self, training_s: float) -> dict[str, float]:
+        state, step, throughput = self.state, self.state.step, self.state.throughput
+        values = {
             "training_time_s": training_s,
             "train/images_per_s": self._training.batch_size * step / training_s,
-            "train/steady_state_images_per_s": self._training.batch_size * course.steady.steps_per_s,
-            "train/first_step_s": course.steady.first_s,
-            "train/first_step_overhead_s": max(0.0, course.steady.first_s - 1 / course.steady.steps_per_s),
-            "train/evaluation_s": course.evaluation.seconds,
-            "train/validation_s": course.validation.seconds,
-            "train/checkpoint_s": course.saving.seconds,
-            "train/cpu_utilization_percent": 100 * course.clock.cpu_seconds / (training_s * self._job.threads),
+            "train/steady_state_images_per_s": self._training.batch_size * throughput.steps_per_s,
+            "train/first_step_s": throughput.first_s,
+            "train/first_step_overhead_s": max(0.0, throughput.first_s - 1 / throughput.steps_per_s),
+            "train/evaluation_s": state.evaluation.seconds,
+            "train/validation_s": state.validation.seconds,
+            "train/checkpoint_s": state.saving.seconds,
+            "train/cpu_utilization_percent": 100 * state.clock.cpu_seconds / (training_s * self._job.threads),
             "train/iterations": step,
             "train/epoch": step / self._steps_per_epoch,
             "train/elapsed_s": training_s,
         }
-        if course.losses.count:  # none since the last look if that is where the patience ended
-            figures["train/loss"] = course.losses.take()
-        return figures
+        if state.losses.count:  # 0 if early stopping ended the training at an evaluation
+            values["train/loss"] = state.losses.pop()
+        return values
 
-    def _say(self, values: dict[str, float]) -> None:
-        self.course.said.append(Metrics(values, self.course.step))
-        self._emit(self.course.said[-1])
+    def _report(self, values: dict[str, float]) -> None:
+        self.state.reported.append(Metrics(values, self.state.step))
+        self._emit(self.state.reported[-1])
 
 
 class EarlyStoppingState:
-    """How far training may go by the errors on the held-back images, and where they were lowest."""
+    """The step limit of early stopping, and the step with the lowest validation error so far."""
 
     def __init__(self, rule: EarlyStopping, budget: float) -> None:
         self.rule = rule
         # The tutorial counts iterations from 0 and stops in the one that reaches the patience.
         self.limit = round(rule.patience_iterations * budget) + 1
-        """Steps that may be trained."""
+        """Largest number of training steps, by the errors so far."""
         self.best_step, self.lowest = 0, math.inf
 
     def improves(self, step: int, error: float) -> bool:
-        """Whether ``error``, the share of wrong classes after ``step`` steps, is the lowest so far."""
+        """Record the validation error (0 to 1) after ``step`` steps and return whether it is the lowest so far."""
         if error >= self.lowest:
             return False
         if error < self.rule.improvement * self.lowest:
@@ -278,32 +288,38 @@ class EarlyStoppingState:
         return True
 
 
-def evaluation_steps(steps: int, steps_per_epoch: float, every: int) -> list[int]:
-    """The steps after which the test accuracy is looked at: every so many epochs, but the last step left to testing."""
-    if not every:
+def evaluation_steps(steps: int, steps_per_epoch: float, every_epochs: int) -> list[int]:
+    """Return the steps after which the model is evaluated: every ``every_epochs`` epochs, but not after the last step.
+
+    The accuracy after the last step is that of the final test.
+    """
+    if not every_epochs:
         return []
-    rounded = (round(number * every * steps_per_epoch) for number in itertools.count(1))
-    looks = (look for look, _ in itertools.groupby(rounded) if look > 0)
-    return list(itertools.takewhile(lambda look: look < steps, looks))
+    rounded = (round(number * every_epochs * steps_per_epoch) for number in itertools.count(1))
+    distinct = (step for step, _ in itertools.groupby(rounded) if step > 0)
+    return list(itertools.takewhile(lambda step: step < steps, distinct))
 
 
 def classify(model: Adapter, images: np.ndarray) -> np.ndarray:
-    """The class of each image."""
+    """Return the predicted class of each image, (N,)."""
     classes: np.ndarray = model.predict(test_batches(model.to_native(images), EVALUATION_BATCH)).argmax(axis=1)
     return classes
 
 
 class Throughput:
-    """The pace of training after its warm-up."""
+    """The speed of training, with and without the warm-up steps."""
 
     def __init__(self) -> None:
         self.first_s = 0.0
+        """Seconds of the first step."""
         self.warm_from = WARM_UP_STEPS
         self.all: tuple[int, float] = (0, 0.0)
+        """All steps, and their seconds."""
         self.warm: tuple[int, float] = (0, 0.0)
+        """The steps after the warm-up, and their seconds."""
 
     def add(self, start: int, stop: int, seconds: float) -> None:
-        """The steps ``start`` to ``stop`` took ``seconds``."""
+        """Add the ``seconds`` of the steps from ``start`` to ``stop``."""
         if start == 0:
             self.first_s = seconds / stop
         self.all = (self.all[0] + stop - start, self.all[1] + seconds)
@@ -312,13 +328,13 @@ class Throughput:
 
     @property
     def steps_per_s(self) -> float:
-        """Of the warm steps; of all, as long as none is warm."""
+        """Steps per second after the warm-up; over all steps until there are any after it."""
         steps, seconds = self.warm if self.warm[0] else self.all
         return steps / seconds
 
 
 class RunningMean:
-    """The mean of the losses since it was last taken."""
+    """The mean of the losses since the last ``pop``."""
 
     def __init__(self) -> None:
         self.sum, self.count = 0.0, 0
@@ -327,7 +343,8 @@ class RunningMean:
         self.sum += float(losses.sum(dtype=np.float64))
         self.count += len(losses)
 
-    def take(self) -> float:
+    def pop(self) -> float:
+        """Return the mean and start a new one."""
         mean = self.sum / self.count
         self.sum, self.count = 0.0, 0
         return mean
