@@ -94,7 +94,7 @@ def verify(dataset: Dataset) -> str:
 
 
 def locate(dataset: Dataset) -> str:
-    """Where the data set is, in a few words: the publisher's files, then the prepared form. Reads no contents."""
+    """Return the state of a data set's files and of its prepared arrays in a few words. Read no contents."""
     state = "prepared" if _open(dataset, _folder(dataset)) else "not prepared"
     try:
         if dataset.archives:
@@ -102,9 +102,9 @@ def locate(dataset: Dataset) -> str:
         else:
             source_files.find(dataset, _published(dataset))
     except FilesNotFound:
-        return f"not in {_source(dataset)}, {state}"
+        return f"not downloaded, {state}"
     built_in = not dataset.archives and all(":" in name for name in dataset.files)
-    return f"{'built in' if built_in else f'in {_source(dataset)}'}, {state}"
+    return f"{'built in' if built_in else 'downloaded'}, {state}"
 
 
 def _published(dataset: Dataset) -> Path:
