@@ -1,11 +1,11 @@
-"""Pictures of a run or a sweep, for MLflow's pages: Vega-Lite, written out.
+"""Every chart, as a Vega-Lite specification: SVG files of a run or a sweep, and the charts of the report's page.
 
-Not made by Altair, as the report's charts are: its import takes longer than all pictures of a run.
+Specifications are plain dictionaries: importing a library that builds them takes longer than drawing all charts of a
+run. A chart of the report is as wide as its container, and ``vegaEmbed`` draws it in the page's own text colour.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,56 +13,194 @@ from typing import Any
 import vl_convert
 from mlflow.entities import Metric
 
-from . import chart_style, files
+from . import files
+from .config import display
 from .hardware.peak import Peak
+from .metrics import METRICS
+
+BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+"""Colours of Okabe and Ito that the colour-blind can tell apart (Color Universal Design, 2008)."""
+
+PAGE_TEXT = "currentColor"
+"""SVG's name for the text colour of the page, which may be light or dark."""
+
+FILE_TEXT = "#24292f"
+"""Text colour of an SVG file, whose background is white."""
 
 WIDTH = 480
-"""Pixels of a picture."""
+"""Width of an SVG file in pixels."""
 
-INK = "#24292f"
+ROW = 28
+"""Height of one framework's row in pixels."""
+
+LOG_RATIO = 10.0
+"""An axis of positive values is logarithmic if the largest value is at least this many times the smallest."""
 
 LEGIBLE = 20
-"""Classes of a confusion matrix whose fields have room for their numbers."""
+"""Largest number of classes for which the fields of a confusion matrix have room for their numbers."""
+
+INFERENCE = tuple(f"inference/{name}" for name in ("p50_ms", "p90_ms", "p99_ms", "images_per_s", "samples"))
+"""Metrics whose step is a batch size."""
+
+TRAINING_TIME, ACCURACY = METRICS["training_time_s"].title, METRICS["accuracy_percent"].title
 
 Rows = Sequence[Mapping[str, Any]]
+Colors = Mapping[str, str]
+"""Colour by the value of a row's ``framework``."""
 Specification = dict[str, Any]
 
 
+# Charts of the report.
+
+
+def repeats(rows: Rows, value: str, title: str, colors: Colors) -> Specification:
+    """Return a chart with a point for each run and a bar at each framework's median.
+
+    Rows have ``framework``, ``seed`` and ``value``. The axis is logarithmic if the values differ by ``LOG_RATIO``.
+    """
+    scale, title = _axis_from_zero([row[value] for row in rows], title)
+    points = {
+        "mark": {"type": "circle", "size": 70, "opacity": 0.7},
+        "encoding": {
+            "x": {**_quantity(value, title), "scale": scale},
+            "color": {**_frameworks(rows, colors), "legend": None},
+            "tooltip": [_nominal("framework"), _nominal("seed"), _tip(value, title)],
+        },
+    }
+    medians = {
+        "mark": {"type": "tick", "color": PAGE_TEXT, "thickness": 2, "size": ROW * 0.7},
+        "encoding": {"x": {**_quantity(value, title), "aggregate": "median", "scale": scale}},
+    }
+    return _on_page({**_rows_of_frameworks(rows), "layer": [points, medians]})
+
+
+def pareto(rows: Rows, front: Rows, colors: Colors) -> Specification:
+    """Return accuracy against training time: a point for each run, a dashed line through the medians in ``front``."""
+    scale, title = _axis_from_zero([row["training_time_s"] for row in rows], TRAINING_TIME)
+    x = {**_quantity("training_time_s", title), "scale": scale}
+    y = _quantity("accuracy_percent", ACCURACY, zero=False, nice=True)
+    diamond = {"shape": "diamond", "size": 90, "color": PAGE_TEXT, "filled": False}
+    line = {
+        "data": {"values": front},
+        "mark": {"type": "line", "color": PAGE_TEXT, "strokeDash": [4, 3], "point": diamond},
+        "encoding": {"x": x, "y": y, "order": _quantity("training_time_s")},
+    }
+    points = {
+        "data": {"values": rows},
+        "mark": {"type": "circle", "size": 80, "opacity": 0.7},
+        "encoding": {
+            "x": x,
+            "y": y,
+            "color": _frameworks(rows, colors),
+            "tooltip": [
+                _nominal("framework"),
+                _nominal("seed"),
+                _tip("training_time_s", TRAINING_TIME),
+                _tip("accuracy_percent", ACCURACY, ".2f"),
+            ],
+        },
+    }
+    return _on_page({"height": 260, "layer": [line, points]})
+
+
+def curves(rows: Rows, x: str, x_title: str, y: str, y_title: str, colors: Colors) -> Specification:
+    """Return a chart with one line per framework. Rows have ``framework``, ``x`` and ``y``."""
+    return _on_page(_lines(rows, x, x_title, y, y_title, colors))
+
+
+def bars(rows: Rows, value: str, title: str, colors: Colors) -> Specification:
+    """Return a chart with one bar per framework."""
+    chart = _rows_of_frameworks(rows)
+    chart["mark"] = {"type": "bar", "height": ROW * 0.6}
+    chart["encoding"] |= {
+        "x": _quantity(value, title),
+        "color": {**_frameworks(rows, colors), "legend": None},
+        "tooltip": [_nominal("framework"), _tip(value, title)],
+    }
+    return _on_page(chart)
+
+
+def stacked_bars(rows: Rows, order: Sequence[str]) -> Specification:
+    """Return a chart with one bar per framework, made of ``part``s of ``seconds`` each, in the given ``order``."""
+    chart = _rows_of_frameworks([{**row, "number": order.index(row["part"])} for row in rows])
+    chart["mark"] = {"type": "bar", "height": ROW * 0.6}
+    chart["encoding"] |= {
+        "x": _quantity("seconds", "wall time, s"),
+        "color": _nominal("part", title=None, sort=order, scale={"domain": order, "scheme": "viridis"}),
+        "order": _quantity("number"),
+        "tooltip": [_nominal("framework"), _nominal("part"), _tip("seconds")],
+    }
+    return _on_page(chart)
+
+
+def heat_map(rows: Rows, value: str, title: str, number_format: str, logarithmic: bool) -> Specification:
+    """Return ``framework`` by ``setting`` with the value written into each field.
+
+    Args:
+        rows: dictionaries with ``framework``, ``setting`` and ``value``.
+        number_format: format of the values, in d3's notation.
+        logarithmic: whether colours are on a logarithmic scale, which needs positive values.
+    """
+    low, high = min(row[value] for row in rows), max(row[value] for row in rows)
+    logarithmic = logarithmic and low > 0
+    middle = (low * high) ** 0.5 if logarithmic else (low + high) / 2
+    scale = {"scheme": "viridis", **({"type": "log"} if logarithmic else {"zero": False})}
+    fields = {
+        "mark": "rect",
+        "encoding": {
+            "color": {**_quantity(value, title), "scale": scale},
+            "tooltip": [_nominal("framework"), _nominal("setting"), _tip(value, title, number_format)],
+        },
+    }
+    contrast = {"condition": {"test": f"datum.{value} > {middle}", "value": "#000"}, "value": "#fff"}
+    numbers = {
+        "mark": {"type": "text", "fontSize": 12},
+        "encoding": {"text": {**_quantity(value), "format": number_format}, "color": contrast},
+    }
+    chart = {
+        "height": 36 * len({row["framework"] for row in rows}) + 10,
+        "data": {"values": rows},
+        "encoding": {
+            "x": _nominal("setting", title=None, axis={"labelAngle": -35}),
+            "y": _nominal("framework", title=None),
+        },
+        "layer": [fields, numbers],
+    }
+    return _on_page(chart)
+
+
+# SVG files of a run or a sweep.
+
+
 def learning_curve(metrics: Sequence[Metric], framework: str, path: Path) -> None:
-    """Test accuracy against training time: every look during training, and the end."""
-    looks = {metric.step: metric.value for metric in metrics if metric.key == "eval/accuracy_percent"}
+    """Draw test accuracy against training time: every evaluation, and the end of the run."""
+    accuracies = {metric.step: metric.value for metric in metrics if metric.key == "eval/accuracy_percent"}
     times = {metric.step: metric.value for metric in metrics if metric.key == "train/elapsed_s"}
     last = {metric.key: metric.value for metric in metrics}
-    points = [(times[step], looks[step]) for step in sorted(looks) if step in times]
+    points = [(times[step], accuracies[step]) for step in sorted(accuracies) if step in times]
     points.append((last["training_time_s"], last["accuracy_percent"]))
-    rows = [{"framework": framework, "seconds": seconds, "accuracy": accuracy} for seconds, accuracy in points]
-    _write({
-        "height": 240, "data": {"values": rows}, "mark": {"type": "line", "point": {"size": 25}},
-        "encoding": {
-            "x": _number("seconds", "training time, s"),
-            "y": _number("accuracy", "test accuracy, %", zero=False),
-            "color": _frameworks(rows), "order": {"field": "seconds", "type": "quantitative"},
-        },
-    }, path)  # fmt: skip
+    label = display.label(framework)
+    rows = [{"framework": label, "seconds": seconds, "accuracy": accuracy} for seconds, accuracy in points]
+    _write(_lines(rows, "seconds", TRAINING_TIME, "accuracy", ACCURACY, {label: display.color(framework)}), path)
 
 
 def confusion_matrix(counts: Sequence[Sequence[int]], table: Path, path: Path) -> None:
-    """Test images by their true class (rows) and the predicted one (columns), as CSV and as a picture."""
+    """Write test images by true class (rows) and predicted class (columns), as CSV and as a chart."""
     header = ["true \\ predicted", *range(len(counts))]
     files.write_csv(table, header, ([true, *row] for true, row in enumerate(counts)))
     rows = [
         {"true": true, "predicted": predicted, "images": images, "share": images / (sum(row) or 1)}
-        for true, row in enumerate(counts) for predicted, images in enumerate(row)
-    ]  # fmt: skip
-    layers: list[Specification] = [{
-        "mark": "rect",
-        "encoding": {"color": _number("share", "share of the true class", scheme="blues", domain=[0, 1])},
-    }]  # fmt: skip
+        for true, row in enumerate(counts)
+        for predicted, images in enumerate(row)
+    ]
+    share = _quantity("share", "share of the true class", scheme="blues", domain=[0, 1])
+    layers: list[Specification] = [{"mark": "rect", "encoding": {"color": share}}]
     if len(counts) <= LEGIBLE:
-        dark = {"condition": {"test": "datum.share > 0.5", "value": "#fff"}, "value": "#000"}
+        contrast = {"condition": {"test": "datum.share > 0.5", "value": "#fff"}, "value": "#000"}
         layers.append({
-            "transform": [{"filter": "datum.images > 0"}], "mark": {"type": "text", "fontSize": 10},
-            "encoding": {"text": {"field": "images", "type": "quantitative"}, "color": dark},
+            "transform": [{"filter": "datum.images > 0"}],
+            "mark": {"type": "text", "fontSize": 10},
+            "encoding": {"text": _quantity("images"), "color": contrast},
         })  # fmt: skip
     x, y = (
         {"field": name, "type": "ordinal", "title": f"{name} class", "axis": {"labelOverlap": True, "labelAngle": 0}}
@@ -72,45 +210,48 @@ def confusion_matrix(counts: Sequence[Sequence[int]], table: Path, path: Path) -
 
 
 def roofline(results: Mapping[str, float], peak: Peak, path: Path) -> None:
-    """Where training and testing lie under what the machine can do."""
+    """Draw training and testing as points under the machine's peak."""
     points: list[dict[str, Any]] = [
-        {"phase": phase, "intensity": results[f"{key}/flops_per_byte"], "gflops": results[f"{key}/gflops"],
-         "share": results[f"{key}/peak_share_percent"]}
+        {
+            "phase": phase,
+            "intensity": results[f"{key}/flops_per_byte"],
+            "gflops": results[f"{key}/gflops"],
+            "text": f"{phase}: {_percent(results[f'{key}/peak_share_percent'])} % of the peak",
+        }
         for key, phase in (("train", "training"), ("test", "testing"))
-    ]  # fmt: skip
+    ]
     gflops = peak.flops_per_s / 1e9
     ridge = gflops / peak.gb_per_s
     left = min(ridge, *(point["intensity"] for point in points)) / 4
     right = max(ridge, *(point["intensity"] for point in points)) * 4
     roof = [{"intensity": each, "gflops": min(gflops, peak.gb_per_s * each)} for each in (left, ridge, right)]
     low = min(roof[0]["gflops"], *(point["gflops"] for point in points)) / 2
-    texts = [{**point, "text": f"{point['phase']}: {_two_digits(point['share'])} % of the peak"} for point in points]
-    # No legend: the points are named where they are.
-    phases = {"field": "phase", "type": "nominal", "legend": None, "sort": [point["phase"] for point in points]}
+    # Labels beside the points take the place of a legend.
+    phases = {**_nominal("phase"), "legend": None, "sort": [point["phase"] for point in points]}
     _write({
         "height": 260,
         "encoding": {
-            "x": _number("intensity", "operations per byte, FLOP/B", type="log", domain=[left, right], nice=False),
-            "y": _number("gflops", "GFLOP/s", type="log", domain=[low, 2 * gflops]),
+            "x": _quantity("intensity", "operations per byte, FLOP/B", type="log", domain=[left, right], nice=False),
+            "y": _quantity("gflops", "GFLOP/s", type="log", domain=[low, 2 * gflops]),
         },
         "layer": [
-            {"data": {"values": roof}, "mark": {"type": "line", "color": INK}},
-            {"data": {"values": texts}, "mark": {"type": "point", "filled": True, "size": 90},
-             "encoding": {"color": {**phases, "scale": {"range": [chart_style.PALETTE[5], chart_style.PALETTE[1]]}},
-                          "shape": phases}},
-            {"data": {"values": texts}, "mark": {"type": "text", "align": "left", "dx": 9, "dy": 9, "color": INK},
-             "encoding": {"text": {"field": "text", "type": "nominal"}}},
+            {"data": {"values": roof}, "mark": {"type": "line", "color": FILE_TEXT}},
+            {
+                "data": {"values": points},
+                "mark": {"type": "point", "filled": True, "size": 90},
+                "encoding": {"color": {**phases, "scale": {"range": [VERMILION, BLUE]}}, "shape": phases},
+            },
+            {
+                "data": {"values": points},
+                "mark": {"type": "text", "align": "left", "dx": 9, "dy": 9, "color": FILE_TEXT},
+                "encoding": {"text": _nominal("text")},
+            },
         ],
     }, path)  # fmt: skip
 
 
-def _two_digits(share: float) -> str:
-    """In percent: 43, 4.3, 0.43, as a small network on a large GPU may have less than a hundredth of its peak."""
-    return f"{share:.0f}" if share >= 10 else f"{share:.2g}"
-
-
 def inference(metrics: Sequence[Metric], table: Path, path: Path) -> None:
-    """Latency and throughput by the size of the batch that is classified, as CSV and as a picture."""
+    """Write latency and throughput by batch size, as CSV and as a chart."""
     sizes: dict[int, dict[str, float]] = {}
     for metric in metrics:
         if metric.key in INFERENCE:
@@ -118,60 +259,152 @@ def inference(metrics: Sequence[Metric], table: Path, path: Path) -> None:
     names = [key.removeprefix("inference/") for key in INFERENCE]
     written = ([size, *(f"{sizes[size][name]:.6g}" for name in names)] for size in sorted(sizes))
     files.write_csv(table, ["batch_size", *names], written)
-    speeds = [{"batch": size, **sizes[size]} for size in sorted(sizes)]
-    ranks = [{"batch": row["batch"], "rank": rank, "ms": row[f"{rank}_ms"]}
-             for row in speeds for rank in ("p50", "p90", "p99")]  # fmt: skip
-    x = _number("batch", "images in a batch", type="log", base=2)
-    colors = {"field": "rank", "type": "nominal", "title": None,
-              "scale": {"range": [chart_style.PALETTE[place] for place in (1, 0, 5)]}}  # fmt: skip
+    throughput = [{"batch": size, **sizes[size]} for size in sorted(sizes)]
+    latency = [
+        {"batch": row["batch"], "percentile": rank, "ms": row[f"{rank}_ms"]}
+        for row in throughput
+        for rank in ("p50", "p90", "p99")
+    ]
+    x = _quantity("batch", "images in a batch", type="log", base=2)
+    colors = _nominal("percentile", title=None, scale={"range": [BLUE, ORANGE, VERMILION]})
+    size = {"width": WIDTH, "height": 160}
     _write({"vconcat": [
-        {"width": WIDTH, "height": 160, "data": {"values": ranks}, "mark": {"type": "line", "point": True},
-         "encoding": {"x": x, "y": _number("ms", "latency, ms", type="log"), "color": colors}},
-        {"width": WIDTH, "height": 160, "data": {"values": speeds},
-         "mark": {"type": "line", "point": {"color": chart_style.PALETTE[3]}, "color": chart_style.PALETTE[3]},
-         "encoding": {"x": x, "y": _number("images_per_s", "images/s", zero=True)}},
+        {
+            **size,
+            "data": {"values": latency},
+            "mark": {"type": "line", "point": True},
+            "encoding": {"x": x, "y": _quantity("ms", "latency, ms", type="log"), "color": colors},
+        },
+        {
+            **size,
+            "data": {"values": throughput},
+            "mark": {"type": "line", "point": {"color": GREEN}, "color": GREEN},
+            "encoding": {"x": x, "y": _quantity("images_per_s", "images/s", zero=True)},
+        },
     ]}, path)  # fmt: skip
 
 
 def scaling(rows: Rows, path: Path) -> None:
-    """Training speed by batch size, a line for each framework and number of threads; below it, how efficient several
-    threads are.
+    """Draw training speed by batch size, one line per framework and number of threads, above the threads' efficiency.
+
+    Rows have ``framework`` (its name), ``threads``, ``batch_size``, ``train_images_per_s`` and ``efficiency_percent``,
+    which is None where one thread was not measured.
     """
-    same = {"x": _number("batch_size", "images in a batch", type="log", base=2), "color": _frameworks(rows)}
+    colors = {display.label(row["framework"]): display.color(row["framework"]) for row in rows}
+    rows = [{**row, "framework": display.label(row["framework"])} for row in rows]
+    several = [row for row in rows if row["threads"] > 1 and row["efficiency_percent"] is not None]
+    x = _quantity("batch_size", "images in a batch", type="log", base=2)
+    speed = _quantity("train_images_per_s", "training images/s, logarithmic", type="log")
+    efficiency = _quantity("efficiency_percent", "speed-up over one thread / threads, %")
     threads = {"field": "threads", "type": "ordinal", "title": "threads",
                "legend": {"symbolType": "stroke", "symbolSize": 400}}  # fmt: skip
-    speed = _number("train_images_per_s", "training images/s, logarithmic", type="log")
-    several = [row for row in rows if row["threads"] > 1 and row["efficiency_percent"] is not None]
-    efficiency = _number("efficiency_percent", "speed-up over one thread / threads, %")
+    # The points are a layer of their own: as part of the lines, they would remove the strokes from the legend.
+    layers = [
+        {"mark": "line", "encoding": {"strokeDash": threads}},
+        {"mark": {"type": "point", "filled": True, "opacity": 1}},
+    ]
     _write({"vconcat": [
-        {"width": WIDTH, "height": 200, "data": {"values": data}, "encoding": {**same, "y": y},
-         # The points in a layer of their own: with a line's, its legend has symbols without a stroke.
-         "layer": [{"mark": "line", "encoding": {"strokeDash": threads}},
-                   {"mark": {"type": "point", "filled": True, "opacity": 1}}]}
+        {
+            "width": WIDTH,
+            "height": 200,
+            "data": {"values": data},
+            "encoding": {"x": x, "y": y, "color": _frameworks(rows, colors)},
+            "layer": layers,
+        }
         for data, y in ((rows, speed), (several, efficiency)) if data
     ]}, path)  # fmt: skip
 
 
-INFERENCE = tuple(f"inference/{name}" for name in ("p50_ms", "p90_ms", "p99_ms", "images_per_s", "samples"))
-"""Metrics whose step is a batch size."""
+# Parts of specifications.
 
 
-def _number(name: str, title: str, **scale: Any) -> Specification:
-    """An axis, or a colour's legend."""
-    return {"field": name, "type": "quantitative", "title": title, "scale": scale}
+def _quantity(name: str, title: str | None = None, **scale: Any) -> Specification:
+    """Return the encoding of a number: an axis, a colour with a legend, or an order."""
+    return {"field": name, "type": "quantitative", "title": title, **({"scale": scale} if scale else {})}
 
 
-def _frameworks(rows: Rows) -> Specification:
-    """Each in its colour."""
-    names = list(dict.fromkeys(row["framework"] for row in rows))
-    scale = {"domain": names, "range": [chart_style.color_of(name) for name in names]}
-    return {"field": "framework", "type": "nominal", "title": None, "scale": scale}
+def _nominal(name: str, **options: Any) -> Specification:
+    return {"field": name, "type": "nominal", **options}
+
+
+def _tip(name: str, title: str | None = None, number_format: str = ".4~g") -> Specification:
+    return {"field": name, "type": "quantitative", "title": title or name, "format": number_format}
+
+
+def _frameworks(rows: Rows, colors: Colors) -> Specification:
+    """Return the encoding of each framework by its colour."""
+    labels = list(dict.fromkeys(row["framework"] for row in rows))
+    return _nominal("framework", title=None, scale={"domain": labels, "range": [colors[label] for label in labels]})
+
+
+def _rows_of_frameworks(rows: Rows) -> Specification:
+    """Return data, height and vertical axis of a chart with one row per framework."""
+    labels = list(dict.fromkeys(row["framework"] for row in rows))
+    y = _nominal("framework", title=None, sort=labels)
+    return {"height": ROW * len(labels) + 10, "data": {"values": rows}, "encoding": {"y": y}}
+
+
+def _lines(rows: Rows, x: str, x_title: str, y: str, y_title: str, colors: Colors) -> Specification:
+    return {
+        "height": 240,
+        "data": {"values": rows},
+        "mark": {"type": "line", "point": {"size": 25}},
+        "encoding": {
+            "x": _quantity(x, x_title),
+            "y": _quantity(y, y_title, zero=False),
+            "color": _frameworks(rows, colors),
+            "order": _quantity(x),
+            "tooltip": [_nominal("framework"), _tip(x, x_title), _tip(y, y_title)],
+        },
+    }
+
+
+def _axis_from_zero(values: Sequence[float], title: str) -> tuple[Specification, str]:
+    """Return scale and title of an axis that starts at zero, or is logarithmic where the values differ widely."""
+    if min(values) > 0 and max(values) / min(values) >= LOG_RATIO:
+        return {"type": "log"}, f"{title}, logarithmic"
+    return {"zero": True}, title
+
+
+def _percent(share: float) -> str:
+    """Return two digits of a percentage: a small network on a large GPU may reach less than 0.01 % of its peak."""
+    return f"{share:.0f}" if share >= 10 else f"{share:.2g}"
+
+
+def _on_page(specification: Specification) -> Specification:
+    """Return the specification of a chart that is as wide as its container on the report's page."""
+    fit = {"width": "container", "autosize": {"type": "fit-x", "contains": "padding"}}
+    return {**fit, **specification, "config": _style(PAGE_TEXT, "transparent")}
 
 
 def _write(specification: Specification, path: Path) -> None:
-    """As SVG, which takes half as long to make as pixels do; black on white."""
-    config = json.loads(json.dumps(chart_style.CHART_CONFIG).replace(f'"{chart_style.TEXT_COLOR}"', f'"{INK}"'))
-    config["background"] = "white"
+    """Write a chart as SVG, which takes half as long as PNG."""
     one = {"width": WIDTH, "autosize": {"type": "fit-x", "contains": "padding"}}
     size = {} if "vconcat" in specification else one
-    path.write_text(vl_convert.vegalite_to_svg({**size, **specification, "config": config}), encoding="utf-8")
+    complete = {**size, **specification, "config": _style(FILE_TEXT, "white")}
+    path.write_text(vl_convert.vegalite_to_svg(complete), encoding="utf-8")
+
+
+def _style(text: str, background: str) -> Specification:
+    return {
+        "background": background,
+        "font": "system-ui, sans-serif",  # the page's font: Vega measures text with it
+        "view": {"stroke": None},
+        "axis": {
+            **dict.fromkeys(("labelColor", "titleColor", "domainColor", "tickColor", "gridColor"), text),
+            "gridOpacity": 0.15,
+            "labelFontSize": 12,
+            "labelLimit": 220,
+            "titleFontSize": 12,
+            "titleFontWeight": "normal",
+        },
+        "legend": {
+            **dict.fromkeys(("labelColor", "titleColor"), text),
+            "orient": "bottom",
+            "columns": 2,
+            "labelFontSize": 12,
+            "labelLimit": 220,
+            "titleFontSize": 12,
+        },
+        "title": {"color": text},
+    }

@@ -52,10 +52,17 @@ class Metric:
     """Label of this part of the worker's wall time; empty for a metric that is no part of it."""
     group: str = ""
     """Set from the name's prefix where it has one."""
+    label: str = ""
+    """Name in charts and tables; empty for a metric that the report does not draw."""
 
     def __post_init__(self) -> None:
         if not self.group:
             object.__setattr__(self, "group", self.name.partition("/")[0])
+
+    @property
+    def title(self) -> str:
+        """Label and unit, as on an axis: ``training time, s``."""
+        return f"{self.label}, {self.unit}"
 
 
 _ALL = (
@@ -72,8 +79,10 @@ _ALL = (
     Metric("setup/data_s", "s", "Mapping and preprocessing of the images.", LOWER, phase="data"),
     # Training.
     Metric("training_time_s", "s", "Training, from before the first batch until the device has finished the last step. "
-           "Evaluation, validation and checkpoints are excluded.", LOWER, phase="training", group="train"),
-    Metric("train/images_per_s", "images/s", "Training throughput, the first step included.", HIGHER),
+           "Evaluation, validation and checkpoints are excluded.", LOWER, phase="training", group="train",
+           label="training time"),
+    Metric("train/images_per_s", "images/s", "Training throughput, the first step included.", HIGHER,
+           label="training throughput"),
     Metric("train/steady_state_images_per_s", "images/s", "Training throughput after the warm-up steps.", HIGHER),
     Metric("train/first_step_s", "s", "First training step.", LOWER),
     Metric("train/first_step_overhead_s", "s", "First training step minus a step after the warm-up: what is compiled or "
@@ -98,11 +107,11 @@ _ALL = (
     # Testing and saving.
     Metric("test/warm_up_s", "s", "One batch before the timed pass over the test set.", LOWER, phase="test warm-up"),
     Metric("testing_time_s", "s", "One pass over the test set, with batching and transfer, after one batch of warm-up.",
-           LOWER, phase="testing", group="test"),
+           LOWER, phase="testing", group="test", label="testing time"),
     Metric("accuracy_percent", "%", "Share of the test images that are classified correctly. For a data set with "
            "`dataset.mean_per_class=true` (Caltech-101): the mean over the classes of that share.", HIGHER,
-           group="test"),
-    Metric("test/images_per_s", "images/s", "Testing throughput.", HIGHER),
+           group="test", label="test accuracy"),
+    Metric("test/images_per_s", "images/s", "Testing throughput.", HIGHER, label="testing throughput"),
     Metric("test/overall_accuracy_percent", "%", "Share of the test images that are classified correctly.", HIGHER),
     Metric("test/mean_class_accuracy_percent", "%", "Mean over the classes of the share that is classified correctly.",
            HIGHER),
@@ -165,8 +174,10 @@ _ALL = (
     Metric("interference/gpu_throttled_s", "s", "Time for which the GPU was throttled by heat.", LOWER,
            requires="`hardware=gpu`"),
     # Samples over the run: MLflow's own system metrics, and the worker's.
-    Metric("system/cpu_utilization_percentage", "%", "CPU use of the machine.", recorded=SAMPLE),
-    Metric("system/system_memory_usage_megabytes", "MB", "Memory in use on the machine.", recorded=SAMPLE),
+    Metric("system/cpu_utilization_percentage", "%", "CPU use of the machine.", recorded=SAMPLE,
+           label="CPU use of the machine"),
+    Metric("system/system_memory_usage_megabytes", "MB", "Memory in use on the machine.", recorded=SAMPLE,
+           label="memory in use on the machine"),
     Metric("system/system_memory_usage_percentage", "%", "Share of the machine's memory in use.", recorded=SAMPLE),
     Metric("system/disk_usage_percentage", "%", "Share of the disk in use.", recorded=SAMPLE),
     Metric("system/disk_usage_megabytes", "MB", "Disk space in use.", recorded=SAMPLE),

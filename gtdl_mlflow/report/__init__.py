@@ -1,1 +1,1 @@
-"""What was found, side by side, read from the tracking store."""
+"""Statistics, comparisons and checks of the runs in a tracking store, and the HTML report."""

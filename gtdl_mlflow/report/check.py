@@ -1,4 +1,4 @@
-"""``gtdl check``: whether the runs of an experiment are fit to be published; the rules are in ``rules.yaml``."""
+"""``gtdl check``: whether the runs of an experiment can be published, by the rules in ``rules.yaml``."""
 
 from __future__ import annotations
 
@@ -6,41 +6,47 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 from mlflow.tracking import MlflowClient
 
-from ..tags import DATASET_VARIANTS
-from .ranking import QUESTIONS
+from .. import tags
+from ..metrics import PHASES
+from .formats import count
+from .ranking import TIMES
 from .runs import BenchmarkRun
-from .sections import PHASES
-from .stats import noise_flags
+from .stats import SEEDS_TO_PUBLISH, noise_flags
 
-TAG = "gtdl.check"
-"""On every run: ``ok``, or the rules that it or its cell breaks."""
+REQUIRED_TAGS = (tags.FRAMEWORK_VERSION, tags.ENVIRONMENT, tags.MACHINE, tags.DATA_DIGEST, tags.CODE)
+"""Tags without which a result cannot be repeated."""
 
-OVER_ALL = {"same_data"}
-"""Rules about all runs together; the others are about a cell."""
+TOLERANCE = 1.02
+"""Largest sum of the worker's times relative to its wall time."""
+
+ACROSS_CELLS = {"same_data"}
+"""Rules about all runs together. Every other rule is about one cell."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One rule, broken by one run or one cell."""
+    """A rule that a run or a cell breaks."""
 
     rule: str
     level: str
     """``error`` or ``warning``."""
-    where: str
-    what: str
+    subject: str
+    """Cell, run or data set that breaks the rule."""
+    message: str
     runs: tuple[str, ...]
-    """Their numbers."""
+    """IDs of the runs."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """On some runs."""
+    """All findings about some runs, and the number of runs and cells."""
 
     findings: list[Finding]
     runs: int
@@ -50,205 +56,210 @@ class Verdict:
     def passed(self) -> bool:
         return not any(finding.level == "error" for finding in self.findings)
 
-    def of(self, run_id: str) -> str:
-        """What the tag says."""
-        broken = [finding for finding in self.findings if run_id in finding.runs]
-        return ", ".join(sorted({finding.rule for finding in broken})) or "ok"
+    def tag_value(self, run_id: str) -> str:
+        """Return the value of the tag ``gtdl.check`` of a run."""
+        broken = {finding.rule for finding in self.findings if run_id in finding.runs}
+        return ", ".join(sorted(broken)) or "ok"
 
     def json(self) -> dict[str, Any]:
-        return {"passed": self.passed, "runs": self.runs, "cells": self.cells,
-                "findings": [asdict(finding) for finding in self.findings]}  # fmt: skip
+        return {
+            "passed": self.passed,
+            "runs": self.runs,
+            "cells": self.cells,
+            "findings": [asdict(finding) for finding in self.findings],
+        }
 
     def text(self) -> str:
+        """Return a line for each finding, the reason for each broken rule, and the totals."""
         lines = []
-        for finding in sorted(self.findings, key=lambda each: (each.level, each.rule, each.where)):
-            lines.append(f"{finding.level.ljust(7)}  {finding.rule.ljust(20)}  {finding.where}: {finding.what}")
+        for finding in sorted(self.findings, key=lambda each: (each.level, each.rule, each.subject)):
+            lines.append(f"{finding.level.ljust(7)}  {finding.rule.ljust(20)}  {finding.subject}: {finding.message}")
         broken = {name: rules()[name]["why"] for name in sorted({finding.rule for finding in self.findings})}
         if broken:
             lines += ["", *(f"{name.ljust(20)}  {why}" for name, why in broken.items()), ""]
         errors = sum(finding.level == "error" for finding in self.findings)
-        lines.append(
-            f"{'passed' if self.passed else 'not passed'}: {self.runs} runs in {self.cells} cells, {errors} errors, "
-            f"{len(self.findings) - errors} warnings"
-        )
+        totals = f"{count(self.runs, 'run')} in {count(self.cells, 'cell')}"
+        counts = f"{count(errors, 'error')}, {count(len(self.findings) - errors, 'warning')}"
+        lines.append(f"{'passed' if self.passed else 'not passed'}: {totals}, {counts}")
         return "\n".join(lines)
 
 
-def rules() -> dict[str, dict[str, Any]]:
-    """All rules by name: ``level``, ``why`` and what is held against them."""
-    loaded: dict[str, dict[str, Any]] = yaml.safe_load(Path(__file__).with_name("rules.yaml").read_text())
+@cache
+def rules() -> dict[str, dict[str, str]]:
+    """Return all rules by name: their ``level``, and ``why`` they exist."""
+    loaded: dict[str, dict[str, str]] = yaml.safe_load(Path(__file__).with_name("rules.yaml").read_text())
     return loaded
 
 
 def check(runs: Iterable[BenchmarkRun]) -> Verdict:
-    """Hold every rule against every run and cell; a cell is what differs in nothing but the seed, or the machine."""
+    """Check every rule on every run and cell. Runs of one cell differ in nothing but the seed or the machine."""
     every = sorted(runs, key=lambda run: run.started_ms)
     cells: dict[str, list[BenchmarkRun]] = defaultdict(list)
     for run in every:
         if not run.unavailable:
-            cells[run.tags.get("gtdl.cell", run.run_id)].append(run)
-    found = []
+            cells[run.tags.get(tags.CELL, run.run_id)].append(run)
+    findings = []
     for name, rule in rules().items():
-        for some in [every] if name in OVER_ALL else cells.values():
-            for what, concerned in RULES[name](some, rule):
-                numbers = tuple(run.run_id for run in concerned)
-                found.append(Finding(name, rule["level"], _where(concerned, name in OVER_ALL), what, numbers))
-    return Verdict(found, len(every), len(cells))
+        across = name in ACROSS_CELLS
+        for some in [every] if across else cells.values():
+            for message, concerned in RULES[name](some):
+                ids = tuple(run.run_id for run in concerned)
+                findings.append(Finding(name, rule["level"], _subject(concerned, across), message, ids))
+    return Verdict(findings, len(every), len(cells))
 
 
 def tag(verdict: Verdict, runs: Iterable[BenchmarkRun], client: MlflowClient) -> None:
-    """Leave the verdict on the runs, where the report finds it."""
+    """Set the tag ``gtdl.check`` of all runs; the report shows it."""
     for run in runs:
-        said = verdict.of(run.run_id)
-        if run.tags.get(TAG) != said:
-            client.set_tag(run.run_id, TAG, said)
+        value = verdict.tag_value(run.run_id)
+        if run.tags.get(tags.CHECK) != value:
+            client.set_tag(run.run_id, tags.CHECK, value)
 
 
-def _where(runs: list[BenchmarkRun], over_all: bool) -> str:
-    kind = runs[0].kind
-    if over_all:
-        return kind.dataset
-    cell = f"{kind.framework} {kind.setting} on {kind.dataset}, {kind.place}"
+def _subject(runs: list[BenchmarkRun], across_cells: bool) -> str:
+    key = runs[0].key
+    if across_cells:
+        return key.dataset
+    cell = f"{key.framework} {key.setting} on {key.dataset}, {key.hardware}"
     return f"{cell}, seed {runs[0].seed}" if len(runs) == 1 else cell
 
 
-Broken = Iterator[tuple[str, list[BenchmarkRun]]]
-"""What is wrong, and with which runs."""
+Violations = Iterator[tuple[str, list[BenchmarkRun]]]
+"""Messages, each with the runs that it concerns."""
 
 
-def _done(runs: list[BenchmarkRun]) -> list[BenchmarkRun]:
+def _finished_runs(runs: list[BenchmarkRun]) -> list[BenchmarkRun]:
     return [run for run in runs if run.finished]
 
 
-def _enough_seeds(runs: list[BenchmarkRun], rule: dict[str, Any]) -> Broken:
-    seeds = {run.seed for run in _done(runs)}
-    if len(seeds) < rule["least"]:
-        yield f"{len(seeds)} finished seeds of the {rule['least']} that a publishable figure has", runs
+def _enough_seeds(runs: list[BenchmarkRun]) -> Violations:
+    seeds = {run.seed for run in _finished_runs(runs)}
+    if len(seeds) < SEEDS_TO_PUBLISH:
+        yield f"{count(len(seeds), 'seed')} finished; publish with at least {SEEDS_TO_PUBLISH}", runs
 
 
-def _seeds_differ(runs: list[BenchmarkRun], rule: dict[str, Any]) -> Broken:
-    counts = Counter(run.seed for run in _done(runs))
-    for seed, count in counts.items():
-        if count > 1:
-            yield f"seed {seed} finished {count} times", [run for run in _done(runs) if run.seed == seed]
+def _distinct_seeds(runs: list[BenchmarkRun]) -> Violations:
+    counts = Counter(run.seed for run in _finished_runs(runs))
+    for seed, number in counts.items():
+        if number > 1:
+            yield f"seed {seed} finished {number} times", [run for run in _finished_runs(runs) if run.seed == seed]
 
 
-def _same(
-    attribute: Callable[[BenchmarkRun], str], what: str
-) -> Callable[[list[BenchmarkRun], dict[str, Any]], Broken]:
-    def broken(runs: list[BenchmarkRun], rule: dict[str, Any]) -> Broken:
-        values = sorted({attribute(run) for run in _done(runs)})
+def _same(attribute: Callable[[BenchmarkRun], str], plural: str) -> Callable[[list[BenchmarkRun]], Violations]:
+    def check_rule(runs: list[BenchmarkRun]) -> Violations:
+        values = sorted({attribute(run) for run in _finished_runs(runs)})
         if len(values) > 1:
-            yield f"{len(values)} {what}: {'; '.join(values)}", _done(runs)
+            yield f"{len(values)} {plural}: {'; '.join(values)}", _finished_runs(runs)
 
-    return broken
+    return check_rule
 
 
-def _same_data(runs: list[BenchmarkRun], rule: dict[str, Any]) -> Broken:
-    """All frameworks must have had the same images; a data set that was cut down on purpose is another one."""
+def _same_data(runs: list[BenchmarkRun]) -> Violations:
+    """Compare the data's digests. Settings that change the data on purpose make another variant of the data set."""
     digests: dict[tuple[str, ...], dict[str, list[BenchmarkRun]]] = defaultdict(lambda: defaultdict(list))
-    for run in _done(runs):
-        variant = tuple(run.tags.get(f"gtdl.{name}", "") for name in DATASET_VARIANTS)
-        digests[(run.kind.dataset, *variant)][run.tags.get("gtdl.data_digest", "unknown")].append(run)
+    for run in _finished_runs(runs):
+        variant = tuple(run.tags.get(name, "") for name in tags.DATASET_VARIANTS)
+        digests[(run.key.dataset, *variant)][run.tags.get(tags.DATA_DIGEST, "unknown")].append(run)
     for by_digest in digests.values():
         if len(by_digest) > 1:
             yield f"{len(by_digest)} digests of the data", [run for some in by_digest.values() for run in some]
 
 
-def _environment_recorded(runs: list[BenchmarkRun], rule: dict[str, Any]) -> Broken:
-    for run in _done(runs):
-        absent = [name for name in rule["names"] if not run.tags.get(name)]
-        if absent:
-            yield f"no {', '.join(absent)}", [run]
+def _environment_recorded(runs: list[BenchmarkRun]) -> Violations:
+    for run in _finished_runs(runs):
+        missing = [name for name in REQUIRED_TAGS if not run.tags.get(name)]
+        if missing:
+            yield f"no {', '.join(missing)}", [run]
 
 
-def _device_as_asked(runs: list[BenchmarkRun], rule: dict[str, Any]) -> Broken:
-    for run in _done(runs):
-        asked = {"device": run.tags.get("gtdl.device", ""), "precision": "float32"}
-        if run.kind.device == "cpu":
-            asked["threads"] = run.kind.threads
-        for name, value in asked.items():
+def _device_as_requested(runs: list[BenchmarkRun]) -> Violations:
+    for run in _finished_runs(runs):
+        requested = {"device": run.tags.get(tags.DEVICE, ""), "precision": "float32"}
+        if run.key.device == "cpu":
+            requested["threads"] = run.key.threads
+        for name, value in requested.items():
             reported = run.reported.get(name, "nothing")
             if reported != value:
-                yield f"{name} {value} asked for, {reported} reported", [run]
+                yield f"{name} {value} requested, {reported} reported", [run]
 
 
-def _device_synchronised(runs: list[BenchmarkRun], rule: dict[str, Any]) -> Broken:
-    for run in _done(runs):
+def _device_synchronised(runs: list[BenchmarkRun]) -> Violations:
+    for run in _finished_runs(runs):
         wall = run.metrics.get("worker/wall_s", math.nan)
-        within = sum(run.metrics.get(name, 0.0) for name in PHASES)
-        # Steps before a kill were another worker's time.
-        if "gtdl.resumed" not in run.tags and within > rule["share"] * wall:
-            yield f"{within:.3g} s of work in {wall:.3g} s of the worker's", [run]
-        if min(run.metrics["training_time_s"], run.metrics["testing_time_s"]) <= 0:
-            yield "a time of nothing", [run]
+        total = sum(run.metrics.get(metric.name, 0.0) for metric in PHASES)
+        # The steps before a kill ran in another worker.
+        if not run.resumed and total > TOLERANCE * wall:
+            yield f"the times add up to {total:.3g} s, the worker's wall time is {wall:.3g} s", [run]
+        for question in TIMES:
+            if run.metrics[question.name] <= 0:
+                yield f"{question.metric.label} {run.metrics[question.name]:g} s", [run]
 
 
-def _warm_up_kept(runs: list[BenchmarkRun], rule: dict[str, Any]) -> Broken:
-    for run in _done(runs):
-        first = run.metrics.get("train/first_step_s", math.nan)
-        if not 0 < first <= run.metrics["training_time_s"]:
-            yield f"first step {first:.3g} s, all of the training {run.metrics['training_time_s']:.3g} s", [run]
+def _first_step_included(runs: list[BenchmarkRun]) -> Violations:
+    for run in _finished_runs(runs):
+        first, training = run.metrics.get("train/first_step_s", math.nan), run.metrics["training_time_s"]
+        if not 0 < first <= training:
+            yield f"first step {first:.3g} s, training time {training:.3g} s", [run]
 
 
-def _quality_gate(runs: list[BenchmarkRun], rule: dict[str, Any]) -> Broken:
-    for run in _done(runs):
+def _quality_gate(runs: list[BenchmarkRun]) -> Violations:
+    for run in _finished_runs(runs):
         if run.quality != "ok":
-            yield run.quality or "nothing is said of its quality", [run]
+            yield run.quality or f"no tag {tags.QUALITY}", [run]
 
 
-def _finished(runs: list[BenchmarkRun], rule: dict[str, Any]) -> Broken:
-    done = {run.seed for run in _done(runs)}
+def _finished(runs: list[BenchmarkRun]) -> Violations:
+    seeds = {run.seed for run in _finished_runs(runs)}
     for run in runs:
-        if not run.finished and run.seed not in done:
-            yield f"{run.status}: {run.reason.splitlines()[0] if run.reason else 'no reason given'}", [run]
+        if not run.finished and run.seed not in seeds:
+            yield f"{run.status}: {run.reason.splitlines()[0] if run.reason else 'no reason recorded'}", [run]
 
 
-def _noise(runs: list[BenchmarkRun], rule: dict[str, Any]) -> Broken:
-    for figure in QUESTIONS[:2]:
-        if flags := noise_flags([run.metrics[figure.name] for run in _done(runs)]):
-            yield f"{figure.name}: {', '.join(flags)}", _done(runs)
+def _low_noise(runs: list[BenchmarkRun]) -> Violations:
+    for question in TIMES:
+        if flags := noise_flags([run.metrics[question.name] for run in _finished_runs(runs)]):
+            yield f"{question.metric.label}: {', '.join(flags)}", _finished_runs(runs)
 
 
-def _undisturbed(runs: list[BenchmarkRun], rule: dict[str, Any]) -> Broken:
-    for run in _done(runs):
-        if (said := run.tags.get("gtdl.interference", "ok")) != "ok":
-            yield said, [run]
+def _no_interference(runs: list[BenchmarkRun]) -> Violations:
+    for run in _finished_runs(runs):
+        if (interference := run.tags.get(tags.INTERFERENCE, "ok")) != "ok":
+            yield interference, [run]
 
 
-def _resumed(runs: list[BenchmarkRun], rule: dict[str, Any]) -> Broken:
-    for run in _done(runs):
-        if "gtdl.resumed" in run.tags:
-            yield run.tags["gtdl.resumed"], [run]
+def _not_resumed(runs: list[BenchmarkRun]) -> Violations:
+    for run in _finished_runs(runs):
+        if run.resumed:
+            yield run.tags[tags.RESUMED], [run]
 
 
-def _resumed_silently(runs: list[BenchmarkRun], rule: dict[str, Any]) -> Broken:
-    for run in _done(runs):
-        if "resumed_from_iteration" in run.reported and "gtdl.resumed" not in run.tags:
-            yield f"from iteration {run.reported['resumed_from_iteration']}", [run]
+def _resumption_recorded(runs: list[BenchmarkRun]) -> Violations:
+    for run in _finished_runs(runs):
+        if "resumed_from_iteration" in run.reported and not run.resumed:
+            yield f"resumed from iteration {run.reported['resumed_from_iteration']}, but no tag {tags.RESUMED}", [run]
 
 
-def _alone(runs: list[BenchmarkRun], rule: dict[str, Any]) -> Broken:
-    beside = [run for run in _done(runs) if run.kind.side_by_side]
-    if beside:
-        yield "others may have run on other cores", beside
+def _not_side_by_side(runs: list[BenchmarkRun]) -> Violations:
+    side_by_side = [run for run in _finished_runs(runs) if run.key.side_by_side]
+    if side_by_side:
+        yield "other runs were allowed on other cores", side_by_side
 
 
-RULES: dict[str, Callable[[list[BenchmarkRun], dict[str, Any]], Broken]] = {
+RULES: dict[str, Callable[[list[BenchmarkRun]], Violations]] = {
     "enough_seeds": _enough_seeds,
-    "seeds_differ": _seeds_differ,
-    "same_machine": _same(lambda run: run.kind.machine, "machines"),
+    "distinct_seeds": _distinct_seeds,
+    "same_machine": _same(lambda run: run.key.machine, "machines"),
     "same_data": _same_data,
-    "same_code": _same(lambda run: run.tags.get("gtdl.code", "unknown"), "versions of the code"),
+    "same_code": _same(lambda run: run.tags.get(tags.CODE, "unknown"), "versions of the code"),
     "environment_recorded": _environment_recorded,
-    "device_as_asked": _device_as_asked,
+    "device_as_requested": _device_as_requested,
     "device_synchronised": _device_synchronised,
-    "warm_up_kept": _warm_up_kept,
+    "first_step_included": _first_step_included,
     "quality_gate": _quality_gate,
     "finished": _finished,
-    "noise": _noise,
-    "undisturbed": _undisturbed,
-    "resumed": _resumed,
-    "resumed_silently": _resumed_silently,
-    "alone": _alone,
+    "low_noise": _low_noise,
+    "no_interference": _no_interference,
+    "not_resumed": _not_resumed,
+    "resumption_recorded": _resumption_recorded,
+    "not_side_by_side": _not_side_by_side,
 }

@@ -18,65 +18,103 @@ import vl_convert
 from markupsafe import Markup
 from mlflow.tracking import MlflowClient
 
-from .. import __version__, chart_style
-from . import charts, published_figures, reproduction
-from .check import TAG
-from .comparison import format_summary
-from .ranking import QUESTIONS, Conditions, FrameworkResults, format_number, group_by_conditions
+from .. import __version__, charts, tags
+from ..config import display
+from ..metrics import METRICS
+from . import published_figures, reproduction
+from .formats import format_number, format_published, format_summary
+from .published_figures import PublishedFigures
+from .ranking import QUESTIONS, Conditions, FrameworkResults, group_by_conditions
 from .runs import OWN, BenchmarkRun, NothingFound
 from .sections import Chart, Table, section
-from .stats import summarize
+from .stats import LEAST_FOR_SIGNIFICANCE, SEEDS_TO_PUBLISH, summarize
 
-CHAPTERS = 24
-"""Conditions that have charts; the runs under others are in the tables."""
+SECTIONS = 24
+"""Largest number of conditions that get a section with charts; the tables have the runs of all."""
+
+METRIC_COLUMNS = ("training_time_s", "testing_time_s", "accuracy_percent", "train/images_per_s")
 
 COLUMNS = ("dataset", "framework", "version", "setting", "device", "threads", "budget", "tuning", "seed", "status",
-           "training_time_s", "testing_time_s", "accuracy_percent", "images_per_s", "quality", "check", "reason",
-           "started", "machine", "run_id")  # fmt: skip
-"""Of the table of raw values."""
+           *METRIC_COLUMNS, "quality", "check", "reason", "started", "machine", "run_id")  # fmt: skip
+"""Columns of the table of raw values."""
 
-NUMBERS = {"budget", "seed", "training_time_s", "testing_time_s", "accuracy_percent", "images_per_s"}
-"""Columns that are sorted by size."""
+NUMBERS = ("budget", "seed", *METRIC_COLUMNS)
+"""Columns that are sorted as numbers."""
+
+TRANSFER = (("accuracy_percent", ".2f", False), ("training_time_s", ".3~s", True))
+"""Metrics of the transfer matrices: name, format of the values in d3's notation, whether colours are logarithmic."""
 
 
-def page(runs: list[BenchmarkRun], client: MlflowClient, experiment: str, said: Sequence[str] = ()) -> str:
-    """The whole file; ``said`` is what a reader must know of all of it.
+def page(runs: list[BenchmarkRun], client: MlflowClient, experiment: str, remarks: Sequence[str] = ()) -> str:
+    """Return the whole HTML file.
+
+    Args:
+        runs: all runs of the report.
+        client: reads the history of metrics.
+        experiment: name for the title.
+        remarks: lines that apply to the whole report, shown below the answer.
 
     Raises:
         NothingFound: there is no run.
     """
     if not runs:
-        raise NothingFound(f"experiment {experiment}: it has no run yet")
+        raise NothingFound(f"experiment {experiment}: no run yet")
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader(__package__, "."), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+        loader=jinja2.PackageLoader(__package__, "."),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
-    )  # fmt: skip
-    grouped = group_by_conditions(runs)
-    able = {conditions: sum(bool(entry.finished) for entry in found) for conditions, found in grouped.items()}
-    compared = [(conditions, grouped[conditions]) for conditions, count in able.items() if count > 1] or [
-        (conditions, grouped[conditions]) for conditions, count in able.items() if count and conditions.setting != OWN
-    ]
-    chapters = [section(conditions, found, client) for conditions, found in compared[:CHAPTERS]]
-    original = published_figures.load()
-    rows = [raw(run) for run in sorted(runs, key=lambda run: (run.kind.dataset, run.kind.framework, run.seed))]
-    pictures = [picture for each in chapters for picture in each.charts]
+    )
+    compared = _compared(group_by_conditions(runs))
+    sections = [section(conditions, frameworks, client) for conditions, frameworks in compared[:SECTIONS]]
     transfers = transfer(runs)
-    specifications = [picture.specification for picture in [*pictures, *transfers]]
-    numbers = {id(picture): index for index, picture in enumerate([*pictures, *transfers])}
+    drawn = [chart for each in sections for chart in each.charts] + transfers
+    numbers = {id(chart): index for index, chart in enumerate(drawn)}
+    original = published_figures.load()
+    ordered = sorted(runs, key=lambda run: (run.key.dataset, run.key.framework, run.seed))
     return environment.get_template("page.html").render(
-        experiment=experiment, said=said, version=__version__, made=_time(time.time()),
-        count=len(runs), finished=sum(run.finished for run in runs), chapters=chapters,
-        left=len(compared) - len(chapters),
-        gtdlbench=gtdlbench(runs, original), original=original, notes=notes(runs, original),
-        tracks=tracks(compared), transfers=transfers, machines=machines(runs), missing=missing(runs),
-        columns=COLUMNS, numeric=NUMBERS, number_of=lambda picture: numbers[id(picture)],
-        color=chart_style.color_of, specifications=_json(specifications), rows=_json(rows), library=library(),
-    )  # fmt: skip
+        experiment=experiment,
+        remarks=remarks,
+        version=__version__,
+        generated=_time(time.time()),
+        count=len(runs),
+        finished=sum(run.finished for run in runs),
+        sections=sections,
+        omitted=len(compared) - len(sections),
+        published_tables=published_tables(runs, original),
+        original=original,
+        notes=notes(runs, original),
+        titles=[question.metric.title for question in QUESTIONS],
+        tracks=tracks(compared),
+        transfers=transfers,
+        machines=machines(runs),
+        unfinished=unfinished(runs),
+        columns=COLUMNS,
+        numeric=NUMBERS,
+        seeds=SEEDS_TO_PUBLISH,
+        least=LEAST_FOR_SIGNIFICANCE,
+        chart_number=lambda chart: numbers[id(chart)],
+        specifications=_json([chart.specification for chart in drawn]),
+        rows=_json([raw_values(run) for run in ordered]),
+        library=library(),
+    )
+
+
+def _compared(
+    groups: dict[Conditions, list[FrameworkResults]],
+) -> list[tuple[Conditions, list[FrameworkResults]]]:
+    """Return the conditions with at least two frameworks; without any, those with one, under its own name only."""
+    finished = {conditions: sum(bool(each.finished) for each in some) for conditions, some in groups.items()}
+    chosen = [conditions for conditions, number in finished.items() if number > 1]
+    if not chosen:
+        chosen = [conditions for conditions, number in finished.items() if number and conditions.setting != OWN]
+    return [(conditions, groups[conditions]) for conditions in chosen]
 
 
 @cache
 def library() -> Markup:
-    """Vega, Vega-Lite and Vega-Embed in one script."""
+    """Return Vega, Vega-Lite and Vega-Embed as one script."""
     return Markup(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"))
 
 
@@ -85,7 +123,7 @@ def _time(seconds: float) -> str:
 
 
 def _json(value: Any) -> Markup:
-    """To stand in a script element, where ``</`` would end it; a nan has no JSON."""
+    """Return JSON for a script element, which ``</`` would end. nan becomes null, as JSON has none."""
     return Markup(json.dumps(_finite(value), separators=(",", ":")).replace("</", "<\\/"))
 
 
@@ -97,149 +135,159 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def raw(run: BenchmarkRun) -> dict[str, Any]:
-    """A row of the table of raw values."""
-    kind, metrics = run.kind, run.metrics
-    return {
-        "dataset": kind.dataset, "framework": kind.framework, "version": kind.version, "setting": kind.setting,
-        "device": kind.device, "threads": kind.threads, "budget": kind.budget, "tuning": kind.tuning, "seed": run.seed,
+def raw_values(run: BenchmarkRun) -> dict[str, Any]:
+    """Return a row of the table of raw values."""
+    key = run.key
+    values = {
+        **{name: getattr(key, name) for name in COLUMNS if hasattr(key, name)},
+        **{name: run.metrics.get(name) for name in METRIC_COLUMNS},
+        "seed": run.seed,
         "status": "UNAVAILABLE" if run.unavailable else run.status,
-        "training_time_s": metrics.get("training_time_s"), "testing_time_s": metrics.get("testing_time_s"),
-        "accuracy_percent": metrics.get("accuracy_percent"), "images_per_s": metrics.get("train/images_per_s"),
-        "quality": run.quality, "check": run.tags.get(TAG, ""), "reason": run.reason,
-        "started": _time(run.started_ms / 1000), "machine": kind.machine, "run_id": run.run_id,
-    }  # fmt: skip
+        "quality": run.quality,
+        "check": run.tags.get(tags.CHECK, ""),
+        "reason": run.reason,
+        "started": _time(run.started_ms / 1000),
+        "run_id": run.run_id,
+    }
+    return {name: values[name] for name in COLUMNS}
 
 
-# What is beside the chapters.
+# Sections that are not about one set of conditions.
 
 
 @dataclass(frozen=True)
-class Original:
-    """One of GTDLBench's tables, with the figures of today beside the published ones."""
+class PublishedRow:
+    """One framework in one of GTDLBench's tables."""
+
+    label: str
+    color: str
+    results: list[tuple[str, str]]
+    """Measured and published result: three metrics on the CPU, then three on the GPU."""
+
+
+@dataclass(frozen=True)
+class PublishedTable:
+    """One of GTDLBench's tables, with measured results beside the published ones."""
 
     title: str
-    rows: list[list[list[str]]]
-    """Framework, then three figures of the CPU and three of the GPU: today's, and the published one."""
+    rows: list[PublishedRow]
 
 
-def gtdlbench(runs: Iterable[BenchmarkRun], original: published_figures.Published) -> list[Original]:
-    """Each framework under its own default, by data set, machine, budget and tuning: how it ran on the CPU, a table for
-    each number of threads, and beside that on the GPU.
+def published_tables(runs: Iterable[BenchmarkRun], original: PublishedFigures) -> list[PublishedTable]:
+    """Return the results of each framework under its own default, by data set, machine, budget and tuning.
+
+    Every number of CPU threads has a table of its own, with the GPU's results beside it.
     """
     groups: dict[tuple[str, str, float, str], list[BenchmarkRun]] = defaultdict(list)
     for run in runs:
-        kind = run.kind
-        if run.finished and kind.is_default:
-            groups[kind.dataset, kind.machine, kind.budget, kind.tuning].append(run)
-    made = []
+        key = run.key
+        if run.finished and key.is_default:
+            groups[key.dataset, key.machine, key.budget, key.tuning].append(run)
+    tables = []
     for (dataset, machine, budget, tuning), some in sorted(groups.items()):
-        gpu = [run for run in some if run.kind.device == "gpu"]
-        places = sorted({run.kind.place for run in some if run.kind.device != "gpu"}) or ["gpu"]
-        for place in places:
-            columns = {"cpu": [run for run in some if run.kind.place == place and place != "gpu"], "gpu": gpu}
-            title = ", ".join([
-                dataset, place, *([f"{budget:.3g} of the iterations"] if budget != 1 else []),
-                *([f"tuning {tuning}"] if tuning != "best" else []),
-            ])  # fmt: skip
-            frameworks = sorted({run.kind.name for column in columns.values() for run in column})
-            rows = [[[name], *_then_and_now(dataset, name, columns, original)] for name in frameworks]
-            made.append(Original(f"{title}, {machine}", rows))
-    return made
+        gpu = [run for run in some if run.key.device == "gpu"]
+        for hardware in sorted({run.key.hardware for run in some if run.key.device != "gpu"}) or ["gpu"]:
+            cpu = [run for run in some if run.key.hardware == hardware and run.key.device != "gpu"]
+            share = [f"{budget:.3g} of the iterations"] if budget != 1 else []
+            title = [dataset, hardware, *share, *([f"tuning {tuning}"] if tuning != "best" else []), machine]
+            columns = {"cpu": cpu, "gpu": gpu}
+            frameworks = {run.key.label: run.key.framework for column in columns.values() for run in column}
+            rows = [
+                PublishedRow(label, display.color(name), _results(dataset, label, name, columns, original))
+                for label, name in sorted(frameworks.items())
+            ]
+            tables.append(PublishedTable(", ".join(title), rows))
+    return tables
 
 
-def _then_and_now(
-    dataset: str, name: str, columns: dict[str, list[BenchmarkRun]], original: published_figures.Published
-) -> list[list[str]]:
-    """The three figures of a framework on each device, today's and the published one."""
-    cells = []
+def _results(
+    dataset: str, label: str, framework: str, columns: dict[str, list[BenchmarkRun]], original: PublishedFigures
+) -> list[tuple[str, str]]:
+    results = []
     for device, runs in columns.items():
-        then = original.figures(dataset, name.split(" ")[0], device)
-        for figure in QUESTIONS:
-            values = [run.metrics[figure.name] for run in runs if run.kind.name == name]
-            ours = format_summary(summarize(values)) if values else ""
-            cells.append([ours, f"{getattr(then, figure.name):,.2f}" if then else ""])
-    return cells
+        published = original.figures(dataset, framework, device)
+        for question in QUESTIONS:
+            values = [run.metrics[question.name] for run in runs if run.key.label == label]
+            measured = format_summary(summarize(values)) if values else ""
+            results.append((measured, format_published(getattr(published, question.name)) if published else ""))
+    return results
 
 
-def notes(runs: Iterable[BenchmarkRun], original: published_figures.Published) -> list[str]:
-    """Where the published figures are not like for like."""
-    datasets = sorted({run.kind.dataset for run in runs} & set(original.notes))
+def notes(runs: Iterable[BenchmarkRun], original: PublishedFigures) -> list[str]:
+    """Return the differences between GTDLBench's procedure and ours, for the data sets of the runs."""
+    datasets = sorted({run.key.dataset for run in runs} & set(original.notes))
     return [*original.notes["all"], *(f"{name}: {note}" for name in datasets for note in original.notes[name])]
 
 
 def tracks(compared: list[tuple[Conditions, list[FrameworkResults]]]) -> list[tuple[str, Table]]:
-    """The default track beside the parity track: each framework's own default, and all under one setting."""
-    by_place: dict[tuple[str, str, str, str, str], list[tuple[Conditions, list[FrameworkResults]]]] = defaultdict(list)
-    for conditions, found in compared:
-        place = (conditions.dataset, conditions.place, f"budget {conditions.budget:g}", conditions.tuning,
-                 conditions.machine)  # fmt: skip
-        by_place[place].append((conditions, found))
-    made = []
-    for where, some in by_place.items():
+    """Return tables, with their titles, of each framework under its own default and under the common settings."""
+    groups: dict[tuple[str, ...], list[tuple[Conditions, list[FrameworkResults]]]] = defaultdict(list)
+    for conditions, frameworks in compared:
+        budget = f"budget {conditions.budget:g}"
+        title = conditions.dataset, conditions.hardware, budget, conditions.tuning, conditions.machine
+        groups[title].append((conditions, frameworks))
+    shown = [METRICS[name] for name in ("training_time_s", "accuracy_percent")]
+    tables = []
+    for title, some in groups.items():
         shared = [pair for pair in some if pair[0].setting == OWN or len(pair[1]) > 1]
         if len(shared) < 2 or shared[0][0].setting != OWN:
             continue
-        names = sorted({entry.framework for _, found in shared for entry in found})
-        header = ["framework"]
-        for conditions, _ in shared:
-            title = "own default" if conditions.setting == OWN else conditions.setting
-            header += [f"{title}: training, s", f"{title}: accuracy, %"]
+        settings = ["own default" if conditions.setting == OWN else conditions.setting for conditions, _ in shared]
+        header = ["framework", *(f"{setting}: {metric.title}" for setting in settings for metric in shown)]
         rows = []
-        for name in names:
-            row = [name]
-            for _, found in shared:
-                entry = next((each for each in found if each.framework == name and each.finished), None)
-                for figure in ("training_time_s", "accuracy_percent"):
-                    values = entry.values(figure) if entry else []
+        for label in sorted({each.label for _, frameworks in shared for each in frameworks}):
+            row = [label]
+            for _, frameworks in shared:
+                result = next((each for each in frameworks if each.label == label), None)
+                for metric in shown:
+                    values = result.values(metric.name) if result else []
                     row.append(format_number(statistics.median(values)) if values else "")
             rows.append(row)
-        made.append((", ".join(where), Table(header, rows)))
-    return made
-
-
-TRANSFERRED = (("accuracy_percent", "accuracy, %", ".2f", False), ("training_time_s", "training time, s", ".3~s", True))
-"""Figures of the transfer matrices: name, title, format, whether the colours are logarithmic."""
+        tables.append((", ".join(title), Table(header, rows)))
+    return tables
 
 
 def transfer(runs: Iterable[BenchmarkRun]) -> list[Chart]:
-    """Accuracy and training time of every framework under every setting, where there are two of each or more."""
-    made = []
-    for cells in reproduction.alike(reproduction.of_runs(runs)):
-        kind = cells[0].kind
-        frameworks = sorted({cell.kind.name for cell in cells})
-        settings = sorted({cell.kind.setting for cell in cells})
+    """Return accuracy and training time of every framework under every setting, where there are two of each or more."""
+    drawn = []
+    for cells in reproduction.group_for_transfer(reproduction.group_by_cell(runs)):
+        key = cells[0].key
+        frameworks = sorted({cell.key.label for cell in cells})
+        settings = sorted({cell.key.setting for cell in cells})
         if min(len(frameworks), len(settings)) < 2:
             continue
-        for figure, title, form, logarithmic in TRANSFERRED:
-            values = {(cell.kind.name, cell.kind.setting): cell.median(figure) for cell in cells}
-            rows = [{"framework": name, "setting": setting, "value": value}
-                    for (name, setting), value in values.items()]  # fmt: skip
+        note = f"Medians; {key.hardware}, budget {key.budget:g}, tuning {key.tuning}, {key.machine}."
+        for name, number_format, logarithmic in TRANSFER:
+            metric = METRICS[name]
+            values = {(cell.key.label, cell.key.setting): cell.median(name) for cell in cells}
+            rows = [
+                {"framework": label, "setting": setting, "value": value} for (label, setting), value in values.items()
+            ]
             written = {key: format_number(value) for key, value in values.items()}
-            table = Table(["", *settings], [[name, *(written.get((name, setting), "") for setting in settings)]
-                                            for name in frameworks])  # fmt: skip
-            chart = charts.heat_map(rows, "value", title, form, logarithmic)
-            note = f"Medians; {kind.place}, budget {kind.budget:g}, tuning {kind.tuning}, {kind.machine}."
-            made.append(Chart(f"{kind.dataset}: {title}", chart, table, note))
-    return made
+            lines = [[label, *(written.get((label, setting), "") for setting in settings)] for label in frameworks]
+            chart = charts.heat_map(rows, "value", metric.title, number_format, logarithmic)
+            drawn.append(Chart(f"{key.dataset}: {metric.title}", chart, Table(["", *settings], lines), note))
+    return drawn
 
 
 def machines(runs: Iterable[BenchmarkRun]) -> Table:
-    """Which there are, and how many runs are of each."""
-    of: dict[str, list[BenchmarkRun]] = defaultdict(list)
+    """Return the machines, the number of runs on each, and the hardware that they used."""
+    by_machine: dict[str, list[BenchmarkRun]] = defaultdict(list)
     for run in runs:
-        of[run.kind.machine].append(run)
-    return Table(["machine", "runs", "places"], [
-        [name, str(len(some)), "; ".join(sorted({run.kind.place for run in some}))] for name, some in sorted(of.items())
-    ])  # fmt: skip
+        by_machine[run.key.machine].append(run)
+    rows = [
+        [machine, str(len(some)), "; ".join(sorted({run.key.hardware for run in some}))]
+        for machine, some in sorted(by_machine.items())
+    ]
+    return Table(["machine", "runs", "hardware"], rows)
 
 
-def missing(runs: Iterable[BenchmarkRun]) -> Table:
-    """What did not finish, and why."""
+def unfinished(runs: Iterable[BenchmarkRun]) -> Table:
+    """Return the runs that did not finish, with their state and the reason."""
     rows = []
     for run in runs:
         if not run.finished:
-            kind = run.kind
+            key = run.key
             state = "unavailable" if run.unavailable else run.status.lower()
-            rows.append([kind.dataset, kind.name, kind.setting, str(run.seed), state, run.reason])
+            rows.append([key.dataset, key.label, key.setting, str(run.seed), state, run.reason])
     return Table(["data set", "framework", "setting", "seed", "state", "reason"], sorted(rows))

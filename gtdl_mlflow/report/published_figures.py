@@ -1,4 +1,4 @@
-"""The published figures of GTDLBench, ``gtdlbench.yaml``."""
+"""Results that GTDLBench published, read from ``gtdlbench.yaml``."""
 
 from __future__ import annotations
 
@@ -11,35 +11,36 @@ import yaml
 
 @dataclass(frozen=True)
 class PublishedResult:
-    """One row of a published table, of one device."""
+    """Row of a published table, on one device."""
 
     version: str
-    """The framework as it was then."""
+    """Name and version of the framework at that time."""
     training_time_s: float
     testing_time_s: float
     accuracy_percent: float
 
 
 @dataclass(frozen=True)
-class Published:
-    """All of it."""
+class PublishedFigures:
+    """All published results and their source."""
 
     source: str
     year: int
     hardware: dict[str, str]
-    """What ``cpu`` and ``gpu`` were."""
+    """Model of the ``cpu`` and of the ``gpu``."""
     notes: dict[str, list[str]]
-    """Where it is not like for like, by data set; ``all`` of them."""
+    """Differences between their procedure and ours by data set; under ``all``, those of every data set."""
     tutorials: dict[str, str]
-    """What the tutorial that a setting is from says of its own accuracy."""
+    """Accuracy that a setting's tutorial reports of itself."""
     datasets: dict[str, Any]
 
     def figures(self, dataset: str, framework: str, device: str) -> PublishedResult | None:
-        """What was published of ``framework`` under its own default, or None if nothing was."""
+        """Return what was published for ``framework`` under its own default; None if nothing was."""
         row = self.datasets.get(dataset, {}).get(framework)
         return None if row is None else PublishedResult(row["version"], **row[device])
 
 
-def load() -> Published:
-    """The figures and their source."""
-    return Published(**yaml.safe_load(Path(__file__).with_name("gtdlbench.yaml").read_text(encoding="utf-8")))
+def load() -> PublishedFigures:
+    """Read the published results."""
+    path = Path(__file__).with_name("gtdlbench.yaml")
+    return PublishedFigures(**yaml.safe_load(path.read_text(encoding="utf-8")))

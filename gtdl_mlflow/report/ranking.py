@@ -1,4 +1,4 @@
-"""The answer in plain words: which framework is fastest to train, to test, most accurate, and whether that is so."""
+"""The answer in words: which framework trained fastest, tested fastest and was most accurate, and how sure that is."""
 
 from __future__ import annotations
 
@@ -7,18 +7,21 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from ..config import display
+from ..metrics import HEADLINE, HIGHER, METRICS, Metric
+from .formats import count, format_number, format_p, format_ratio
 from .runs import OWN, BenchmarkRun, CellKey
-from .stats import Comparison, Summary, compare, holm, summarize
+from .stats import LEAST_FOR_SIGNIFICANCE, SEEDS_TO_PUBLISH, Comparison, Summary, compare, holm, summarize
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """What frameworks are compared under. Nothing but the framework differs within one, or its own default with it."""
+    """Conditions that compared frameworks share. Under ``OWN``, each has its own default; otherwise all are equal."""
 
     dataset: str
     setting: str
-    """A setting's name, or ``OWN``."""
-    place: str
+    """Name of a setting, or ``OWN``."""
+    hardware: str
     budget: float
     tuning: str
     machine: str
@@ -28,51 +31,68 @@ class Conditions:
         share = "" if self.budget == 1 else f", {self.budget:.3g} of the iterations"
         tuning = "" if self.tuning == "best" else f", tuning {self.tuning}"
         setting = OWN if self.setting == OWN else f"all under {self.setting}"
-        return f"{self.dataset}, {setting}, {self.place}{share}{tuning}"
+        return f"{self.dataset}, {setting}, {self.hardware}{share}{tuning}"
 
 
 @dataclass(frozen=True)
 class FrameworkResults:
-    """One framework under some conditions."""
+    """Runs of one version of a framework under the same conditions."""
 
     framework: str
+    label: str
+    """Label and version of the framework."""
     finished: tuple[BenchmarkRun, ...]
     failed: tuple[BenchmarkRun, ...]
-    """Runs whose seed never finished."""
+    """Last run of each seed that never finished."""
     unavailable: tuple[BenchmarkRun, ...]
 
     @property
-    def poor(self) -> str:
-        """Why its times mean nothing; empty if they mean something."""
+    def color(self) -> str:
+        return display.color(self.framework)
+
+    @property
+    def failed_quality(self) -> str:
+        """Rules of the quality gate that a run failed, so that the times do not count; empty if all runs passed."""
         return ", ".join(sorted({run.quality for run in self.finished} - {"ok", ""}))
 
-    def values(self, name: str) -> list[float]:
-        return [run.metrics[name] for run in self.finished if math.isfinite(run.metrics[name])]
+    @property
+    def seeds(self) -> int:
+        """Number of seeds that finished."""
+        return len({run.seed for run in self.finished})
+
+    def values(self, metric: str) -> list[float]:
+        """Return the finite values of a metric over the finished runs."""
+        return [run.metrics[metric] for run in self.finished if math.isfinite(run.metrics[metric])]
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question that is answered for every data set."""
+    """A question that the report answers for every data set."""
 
-    name: str
-    question: str
-    """``trains fastest``."""
-    unit: str
-    largest: bool = False
+    metric: Metric
+    verb: str
+    """Predicate of the answer, such as ``trained fastest``."""
+
+    @property
+    def name(self) -> str:
+        return self.metric.name
+
+    @property
+    def largest(self) -> bool:
+        """Whether the largest value is the best."""
+        return self.metric.better == HIGHER
 
 
-QUESTIONS = (
-    Question("training_time_s", "trains fastest", "s"),
-    Question("testing_time_s", "tests fastest", "s"),
-    Question("accuracy_percent", "is most accurate", "%", largest=True),
-)
+_VERBS = ("trained fastest", "tested fastest", "was most accurate")
+QUESTIONS = tuple(Question(METRICS[name], verb) for name, verb in zip(HEADLINE, _VERBS, strict=True))
+TIMES = tuple(question for question in QUESTIONS if question.metric.unit == "s")
 
 
 @dataclass(frozen=True)
 class RankedFramework:
     """One framework in the answer to one question."""
 
-    framework: str
+    label: str
     summary: Summary
     against_best: Comparison | None
     """None for the best itself."""
@@ -80,148 +100,150 @@ class RankedFramework:
 
 @dataclass(frozen=True)
 class Answer:
-    """To one question under some conditions."""
+    """Answer to one question under the same conditions."""
 
-    figure: Question
+    question: Question
     ranking: tuple[RankedFramework, ...]
-    """The best first; frameworks whose runs did not learn are in no ranking of times."""
+    """The best first. Frameworks that failed the quality gate are in no ranking of times."""
     sentence: str
 
 
 def group_by_conditions(runs: Iterable[BenchmarkRun]) -> dict[Conditions, list[FrameworkResults]]:
-    """Frameworks by the conditions that they were measured under, those with two frameworks or more first."""
+    """Return the frameworks by conditions; conditions with at least two frameworks come first."""
     groups: dict[Conditions, dict[str, list[BenchmarkRun]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
-        for setting in run.kind.settings:
-            groups[_conditions(run.kind, setting)][run.kind.name].append(run)
-    found = {conditions: [_entry(name, some) for name, some in sorted(by_name.items())]
-             for conditions, by_name in groups.items()}  # fmt: skip
-    order = sorted(found, key=lambda each: (len(found[each]) < 2, each.dataset, each.setting != OWN, each.setting,
-                                            each.machine, each.place, -each.budget, each.tuning))  # fmt: skip
-    return {conditions: found[conditions] for conditions in order}
+        for setting in run.key.settings:
+            groups[_conditions(run.key, setting)][run.key.label].append(run)
+    results = {
+        conditions: [_results(label, some) for label, some in sorted(by_label.items())]
+        for conditions, by_label in groups.items()
+    }
+
+    def order(each: Conditions) -> tuple[object, ...]:
+        first = len(results[each]) < 2, each.dataset, each.setting != OWN, each.setting
+        return *first, each.machine, each.hardware, -each.budget, each.tuning
+
+    return {conditions: results[conditions] for conditions in sorted(results, key=order)}
 
 
-def _conditions(kind: CellKey, setting: str) -> Conditions:
-    return Conditions(kind.dataset, setting, kind.place, kind.budget, kind.tuning, kind.machine)
+def _conditions(key: CellKey, setting: str) -> Conditions:
+    return Conditions(key.dataset, setting, key.hardware, key.budget, key.tuning, key.machine)
 
 
-def _entry(name: str, runs: list[BenchmarkRun]) -> FrameworkResults:
+def _results(label: str, runs: list[BenchmarkRun]) -> FrameworkResults:
     finished = [run for run in runs if run.finished]
-    done = {run.seed for run in finished}
-    latest: dict[int, BenchmarkRun] = {}
+    seeds = {run.seed for run in finished}
+    failed: dict[int, BenchmarkRun] = {}
     for run in sorted(runs, key=lambda run: run.started_ms):
-        if not run.finished and run.seed not in done and not run.unavailable:
-            latest[run.seed] = run
-    return FrameworkResults(
-        name, tuple(finished), tuple(latest.values()),
-        tuple(run for run in runs if run.unavailable and run.seed not in done),
-    )  # fmt: skip
+        if not run.finished and run.seed not in seeds and not run.unavailable:
+            failed[run.seed] = run
+    unavailable = [run for run in runs if run.unavailable and run.seed not in seeds]
+    return FrameworkResults(runs[0].key.framework, label, tuple(finished), tuple(failed.values()), tuple(unavailable))
 
 
-def answers(found: list[FrameworkResults]) -> list[Answer]:
-    """To the three questions, for frameworks under the same conditions."""
-    rankings = ((figure, _ranking(figure, found)) for figure in QUESTIONS)
-    return [Answer(figure, ranking, sentence(figure, ranking)) for figure, ranking in rankings if ranking]
+def answers(frameworks: list[FrameworkResults]) -> list[Answer]:
+    """Return the answers to the three questions, for frameworks under the same conditions."""
+    rankings = ((question, _ranking(question, frameworks)) for question in QUESTIONS)
+    return [Answer(question, ranking, sentence(question, ranking)) for question, ranking in rankings if ranking]
 
 
-def _ranking(figure: Question, found: list[FrameworkResults]) -> tuple[RankedFramework, ...]:
-    """The best first; each other one is held against it, and Holm's correction is for that many tests."""
-    able = [entry for entry in found if entry.values(figure.name) and (figure.largest or not entry.poor)]
-    able.sort(key=lambda entry: summarize(entry.values(figure.name)).median, reverse=figure.largest)
-    tests = [compare(entry.values(figure.name), able[0].values(figure.name)) for entry in able[1:]]
+def _ranking(question: Question, frameworks: list[FrameworkResults]) -> tuple[RankedFramework, ...]:
+    """Compare every framework with the best, with Holm's correction for that number of tests."""
+    ranked = [
+        each for each in frameworks if each.values(question.name) and (question.largest or not each.failed_quality)
+    ]
+    ranked.sort(key=lambda each: summarize(each.values(question.name)).median, reverse=question.largest)
+    tests = [compare(each.values(question.name), ranked[0].values(question.name)) for each in ranked[1:]]
     corrected = holm([test.p for test in tests])
     against = [None, *(replace(test, p=p) for test, p in zip(tests, corrected, strict=True))]
     return tuple(
-        RankedFramework(entry.framework, summarize(entry.values(figure.name)), test)
-        for entry, test in zip(able, against, strict=False)
+        RankedFramework(each.label, summarize(each.values(question.name)), test)
+        for each, test in zip(ranked, against, strict=False)
     )
 
 
-def sentence(figure: Question, ranking: tuple[RankedFramework, ...]) -> str:
-    """One answer, for a person."""
+def sentence(question: Question, ranking: tuple[RankedFramework, ...]) -> str:
+    """Return the answer in words: the best, the distance of every other framework, and whether it is significant."""
     best, *others = ranking
-    start = f"{best.framework} {figure.question}"
-    value = f"{format_number(best.summary.median)} {figure.unit}, n = {best.summary.n}"
+    value = f"{format_number(best.summary.median)} {question.metric.unit}"
+    value = f"median {value} over {best.summary.n} runs" if best.summary.n > 1 else f"{value} in 1 run"
     if not others:
-        return f"{best.framework}: {value}; there is nothing to compare it with."
-    tied = [each for each in others if each.against_best is not None and not each.against_best.significant]
-    slower = [each for each in others if each not in tied]
-    if not tied:
-        return f"{start} ({value}): {_by(figure, slower[0])}."
-    *most, last = (each.framework for each in tied)
-    names = f"{', '.join(most)} and {last}" if most else last
-    few = min(each.summary.n for each in (best, *tied)) < 4
-    doubt = "too few runs to tell" if few else "not significant"
-    text = f"{start} in these runs ({value}), but its lead over {names} is {_lead(figure, tied[0])}: {doubt}"
-    return f"{text}; {_by(figure, slower[0])}." if slower else f"{text}."
+        return f"{best.label}: {value}. There is no other framework to compare it with."
+    return f"{best.label} {question.verb}: {value}. {_distances(question, others)} {_significance(best, others)}"
 
 
-def _by(figure: Question, other: RankedFramework) -> str:
-    assert other.against_best is not None
-    p = f"p = {other.against_best.p:.2g}"
-    if figure.largest:
-        return f"{-other.against_best.difference:.2f} points more than {other.framework} ({p})"
-    return f"{other.against_best.ratio:.2f} times as fast as {other.framework} ({p})"
+def _distances(question: Question, others: list[RankedFramework]) -> str:
+    tests = [(each.label, each.against_best) for each in others if each.against_best is not None]
+    if question.largest:
+        distances = ", ".join(f"{label} by {-test.difference:.2f}" for label, test in tests)
+        return f"Behind it: {distances} percentage points."
+    return ", ".join(f"{label} took {format_ratio(test.ratio)}x" for label, test in tests) + " as long."
 
 
-def _lead(figure: Question, other: RankedFramework) -> str:
-    assert other.against_best is not None
-    if figure.largest:
-        return f"{abs(other.against_best.difference):.2f} points"
-    return f"{other.against_best.ratio - 1:.0%}"
+def _significance(best: RankedFramework, others: list[RankedFramework]) -> str:
+    tests = [(each, each.against_best) for each in others if each.against_best is not None]
+    unconfirmed = [(each, test) for each, test in tests if not test.significant]
+    if not unconfirmed:
+        p = format_p(max(test.p for _, test in tests))
+        if len(tests) == 1:
+            return f"The difference is significant (p {p})."
+        return f"All differences are significant (largest p {p})."
+    few = [each for each, _ in unconfirmed if min(each.summary.n, best.summary.n) < LEAST_FOR_SIGNIFICANCE]
+    if len(few) == len(others):
+        return f"{count(min(each.summary.n for each in (best, *few)), 'run')} cannot confirm this order."
+    doubtful = [f"{each.label} (p {format_p(test.p)})" for each, test in unconfirmed if each not in few]
+    parts = [f"Not significant: {', '.join(doubtful)}."] if doubtful else []
+    if few:
+        counts = ", ".join(f"{each.label} ({count(each.summary.n, 'run')})" for each in few)
+        parts.append(f"Too few runs to confirm a difference: {counts}.")
+    return " ".join(parts)
 
 
-def remarks(found: list[FrameworkResults]) -> list[str]:
-    """What a reader has to know beside the answers: what failed, is missing, noisy, or did not learn."""
-    said = []
-    most = max((len({run.seed for run in entry.finished}) for entry in found), default=0)
-    for entry in found:
-        seeds = len({run.seed for run in entry.finished})
-        if entry.unavailable and not entry.finished:
-            said.append(f"{entry.framework} cannot run here: {entry.unavailable[0].reason}")
-            if not entry.failed:
+def remarks(frameworks: list[FrameworkResults]) -> list[str]:
+    """Return what limits the answers: failed and missing seeds, failed quality gates, noise, too few seeds."""
+    lines = []
+    most = max((each.seeds for each in frameworks), default=0)
+    for each in frameworks:
+        if each.unavailable and not each.finished:
+            lines.append(f"{each.label} is not available: {each.unavailable[0].reason}")
+            if not each.failed:
                 continue
-        if entry.failed:
-            said.append(f"{entry.framework}: {len(entry.failed)} of {len(entry.failed) + seeds} seeds failed: "
-                        f"{entry.failed[-1].reason}")  # fmt: skip
-        elif seeds < most:
-            said.append(f"{entry.framework}: {seeds} {'seed' if seeds == 1 else 'seeds'}, where others have {most}")
-        if entry.poor:
-            said.append(f"{entry.framework}: left out of the times: {entry.poor}")
-        if any("gtdl.resumed" in run.tags for run in entry.finished):
-            said.append(f"{entry.framework}: a run went on after a kill")
-    said += [remark for figure in QUESTIONS[:2] if (remark := _noise(figure, found))]
-    if 0 < most < 5:
-        said.append(f"{most} {'seed' if most == 1 else 'seeds'}; a publishable figure has 5")
-    return said
+        if each.failed:
+            seeds = f"{len(each.failed)} of {len(each.failed) + each.seeds} seeds failed"
+            lines.append(f"{each.label}: {seeds}: {each.failed[-1].reason}")
+        elif each.seeds < most:
+            lines.append(f"{each.label}: {count(each.seeds, 'seed')}; others have {most}.")
+        if each.failed_quality:
+            lines.append(f"{each.label} failed the quality gate, so its times are not ranked: {each.failed_quality}")
+        if resumed := sum(run.resumed for run in each.finished):
+            lines.append(f"{each.label}: {count(resumed, 'run')} resumed after a kill.")
+    lines += [remark for question in TIMES if (remark := _noise(question, frameworks))]
+    if 0 < most < SEEDS_TO_PUBLISH:
+        lines.append(f"Only {count(most, 'seed')}; publish with at least {SEEDS_TO_PUBLISH}.")
+    return lines
 
 
-def _noise(figure: Question, found: list[FrameworkResults]) -> str:
-    """In one line: whose repeats are far apart, the worst of them with what is wrong; empty if nobody's are."""
-    worst = {}
-    for entry in found:
-        values = entry.values(figure.name)
+def _noise(question: Question, frameworks: list[FrameworkResults]) -> str:
+    """Return one line that names the frameworks with noisy repeats, the noisiest first; empty if there are none."""
+    noisy = {}
+    for each in frameworks:
+        values = each.values(question.name)
         if values and (flags := summarize(values).noise):
-            worst[entry.framework] = (max(values) / min(values), ", ".join(flags))
-    if not worst:
+            noisy[each.label] = (max(values) / min(values), ", ".join(flags))
+    if not noisy:
         return ""
-    first, *others = sorted(worst, key=lambda name: -worst[name][0])
-    text = f"{figure.name} is noisy: {first} ({worst[first][1]})"
-    return f"{text}, less so {', '.join(others)}" if others else text
-
-
-def format_number(value: float) -> str:
-    """With as many digits as a reader can use."""
-    return f"{value:,.1f}" if abs(value) >= 100 else f"{value:.2f}" if abs(value) >= 1 else f"{value:.3g}"
+    first, *others = sorted(noisy, key=lambda label: -noisy[label][0])
+    text = f"Noisy {question.metric.label}: {first} ({noisy[first][1]})"
+    return f"{text}; less noisy: {', '.join(others)}" if others else text
 
 
 def text(runs: Iterable[BenchmarkRun]) -> str:
-    """All answers, for a terminal."""
+    """Return all answers and remarks for a terminal."""
     parts = []
-    for conditions, found in group_by_conditions(runs).items():
-        if len(found) < 2:
+    for conditions, frameworks in group_by_conditions(runs).items():
+        if len(frameworks) < 2:
             continue
-        lines = [conditions.text, *(f"  {answer.sentence}" for answer in answers(found))]
-        lines += [f"  ! {remark}" for remark in remarks(found)]
+        lines = [conditions.text, *(f"  {answer.sentence}" for answer in answers(frameworks))]
+        lines += [f"  ! {remark}" for remark in remarks(frameworks)]
         parts.append("\n".join(lines))
-    return "\n\n".join(parts) or "there are no two frameworks under the same conditions to compare"
+    return "\n\n".join(parts) or "No two frameworks have runs under the same conditions."

@@ -1,7 +1,6 @@
-"""GTDLBench's tables again, from the tracking store: the published figures beside ours, and the transfer matrices.
+"""``gtdl reproduction``: GTDLBench's published tables beside the measured results, and the transfer matrices.
 
-Medians over seeds, of runs that are alike in all else; runs of different machines, budgets or versions are never put
-into one figure.
+Results are medians over seeds. Runs of different machines, budgets or versions are never combined.
 """
 
 from __future__ import annotations
@@ -15,185 +14,207 @@ from typing import Any
 
 from mlflow.tracking import MlflowClient
 
+from ..metrics import METRICS
 from . import published_figures
-from .published_figures import PublishedResult
+from .formats import format_number, format_published, format_ratio
+from .published_figures import PublishedFigures, PublishedResult
 from .runs import BenchmarkRun, CellKey, LearningCurve, NothingFound, learning_curve, load
 
 SHARES = (0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
-"""Of a run's iterations: where its accuracy is read off."""
+"""Shares of a run's iterations at which its accuracy is reported."""
+
+TRAINING_TIME, TESTING_TIME, ACCURACY = "training_time_s", "testing_time_s", "accuracy_percent"
 
 
 @dataclass(frozen=True)
 class ReproductionCell:
-    """The runs of one kind."""
+    """Finished runs under the same conditions."""
 
-    kind: CellKey
+    key: CellKey
     runs: tuple[BenchmarkRun, ...]
 
-    def median(self, figure: str) -> float:
-        """Of a metric, over the runs."""
-        return statistics.median(run.metrics[figure] for run in self.runs)
+    def median(self, metric: str) -> float:
+        """Return the median of a metric over the runs."""
+        return statistics.median(run.metrics[metric] for run in self.runs)
 
     @property
     def resumed(self) -> int:
-        """How many of them went on after a kill."""
-        return sum("gtdl.resumed" in run.tags for run in self.runs)
+        """Number of runs that were resumed after a kill."""
+        return sum(run.resumed for run in self.runs)
 
     @property
     def accuracy(self) -> str:
-        """Its median in percent and, of several runs, the lowest and the highest."""
-        values = [run.metrics["accuracy_percent"] for run in self.runs]
-        spread = f" ({min(values):.2f} to {max(values):.2f})" if len(values) > 1 else ""
-        return f"{statistics.median(values):.2f}{spread}"
+        """Median in percent and, for several runs, the lowest and the highest."""
+        values = [run.metrics[ACCURACY] for run in self.runs]
+        spread = f" ({format_number(min(values))} to {format_number(max(values))})" if len(values) > 1 else ""
+        return f"{format_number(statistics.median(values))}{spread}"
 
 
 def cells(uri: str, experiments: list[str]) -> list[ReproductionCell]:
-    """All finished runs of some experiments in the tracking store at ``uri``, by kind.
+    """Return all finished runs of some experiments in the tracking store at ``uri`` by conditions.
 
     Raises:
-        NothingFound: an experiment does not exist, or has no finished run.
+        NothingFound: an experiment does not exist, or no run has finished.
     """
-    found = of_runs(load(uri, experiments, "attributes.status = 'FINISHED'"))
+    found = group_by_cell(load(uri, experiments, "attributes.status = 'FINISHED'"))
     if not found:
-        raise NothingFound(f"experiment {', '.join(experiments)}: it has no finished run")
+        raise NothingFound(f"experiment {', '.join(experiments)}: no finished run")
     return found
 
 
-def of_runs(runs: Iterable[BenchmarkRun]) -> list[ReproductionCell]:
-    """Those of ``runs`` that finished, by kind."""
-    of_kind: dict[CellKey, list[BenchmarkRun]] = defaultdict(list)
+def group_by_cell(runs: Iterable[BenchmarkRun]) -> list[ReproductionCell]:
+    """Return the finished ones of ``runs`` by conditions."""
+    by_key: dict[CellKey, list[BenchmarkRun]] = defaultdict(list)
     for run in runs:
         if run.finished:
-            of_kind[run.kind].append(run)
-    return [
-        ReproductionCell(kind, tuple(runs)) for kind, runs in sorted(of_kind.items(), key=lambda item: _order(item[0]))
-    ]
+            by_key[run.key].append(run)
+    return [ReproductionCell(key, tuple(by_key[key])) for key in sorted(by_key, key=_order)]
 
 
-def _order(kind: CellKey) -> tuple[Any, ...]:
-    return kind.dataset, kind.machine, kind.place, -kind.budget, kind.framework, kind.setting, kind.version, kind.tuning
+def _order(key: CellKey) -> tuple[Any, ...]:
+    return key.dataset, key.machine, key.hardware, -key.budget, key.framework, key.setting, key.version, key.tuning
 
 
-def alike(found: Iterable[ReproductionCell]) -> list[list[ReproductionCell]]:
-    """Cells that differ in framework and setting only: each list is one pair of transfer matrices."""
-    same: dict[tuple[Any, ...], list[ReproductionCell]] = defaultdict(list)
-    for cell in found:
-        kind = cell.kind
-        same[kind.dataset, kind.machine, kind.place, kind.budget, kind.tuning].append(cell)
-    return list(same.values())
+def group_for_transfer(cells: Iterable[ReproductionCell]) -> list[list[ReproductionCell]]:
+    """Return groups of cells that differ in framework and setting only. A group fills one pair of transfer matrices."""
+    groups: dict[tuple[Any, ...], list[ReproductionCell]] = defaultdict(list)
+    for cell in cells:
+        key = cell.key
+        groups[key.dataset, key.machine, key.hardware, key.budget, key.tuning].append(cell)
+    return list(groups.values())
 
 
-def markdown(found: list[ReproductionCell], store: str, client: MlflowClient) -> str:
-    """The whole report; ``store`` says where the runs are, ``client`` reads their curves."""
+def markdown(cells: list[ReproductionCell], store: str, client: MlflowClient) -> str:
+    """Return the whole document in Markdown.
+
+    Args:
+        cells: all finished runs by conditions.
+        store: description of where the runs are stored.
+        client: reads the learning curves.
+    """
     original = published_figures.load()
-    datasets = list(dict.fromkeys(cell.kind.dataset for cell in found))
-    # Their fingerprints are long: tables have a letter for each.
-    letters = dict(zip(sorted({cell.kind.machine for cell in found}), string.ascii_uppercase, strict=False))
+    datasets = list(dict.fromkeys(cell.key.dataset for cell in cells))
+    # A machine's name is too long for a table, where a letter stands for it.
+    letters = dict(zip(sorted({cell.key.machine for cell in cells}), string.ascii_uppercase, strict=False))
+    runs = sum(len(cell.runs) for cell in cells)
     parts = [
         "# GTDLBench reproduced",
-        f"Made by `gtdl reproduction` from {sum(len(cell.runs) for cell in found)} finished runs in {store}. Figures "
-        "are medians over seeds (n runs); a budget below 1 is that share of the iterations, the schedule compressed "
-        "with them: its times and accuracies are no reproduction of the full training.",
+        f"Generated by `gtdl reproduction` from {runs} finished runs in {store}. Results are medians over seeds (n "
+        "runs). A budget below 1 is that share of the iterations, with the learning-rate schedule compressed to fit: its "
+        "times and accuracies do not reproduce the full training.",
         f"Published: {original.source} Hardware: {original.hardware['cpu']} (CPU), {original.hardware['gpu']} (GPU), "
-        f"{original.year}. A ratio of times compares two machines and the software of two years at once.",
+        f"{original.year}. A ratio of times compares two machines and the software of two years at the same time.",
     ]
-    for name in datasets:
-        of_dataset = [cell for cell in found if cell.kind.dataset == name]
-        own = [cell for cell in of_dataset if cell.kind.is_default]
-        parts += _baseline(name, own, original, letters)
-        parts += _against_iterations(name, own, original, client)
-        parts += _transfer(name, of_dataset, letters)
+    for dataset in datasets:
+        some = [cell for cell in cells if cell.key.dataset == dataset]
+        defaults = [cell for cell in some if cell.key.is_default]
+        parts += _baseline(dataset, defaults, original, letters)
+        parts += _accuracy_by_iterations(dataset, defaults, original, client)
+        parts += _transfer(dataset, some, letters)
     parts += ["## Machines", "\n".join(f"- {letter}: {machine}" for machine, letter in letters.items())]
     return "\n\n".join(parts) + "\n"
 
 
 def _baseline(
-    dataset: str, own: list[ReproductionCell], original: published_figures.Published, letters: Mapping[str, str]
+    dataset: str, cells: list[ReproductionCell], original: PublishedFigures, letters: Mapping[str, str]
 ) -> list[str]:
-    if not own:
+    """Return the section of each framework under its own default; nothing without such cells."""
+    if not cells:
         return []
     rows = []
-    for cell in own:
-        kind = cell.kind
-        then = original.figures(dataset, kind.framework, kind.device)
-        rows.append([
-            kind.name, kind.place, f"{kind.budget:g}",
-            f"{cell.median('train/iterations'):,.0f}",
-            f"{len(cell.runs)}" + (f" ({cell.resumed} resumed)" if cell.resumed else ""), letters[kind.machine],
-            f"{cell.median('training_time_s'):,.1f}", f"{cell.median('testing_time_s'):.3g}", cell.accuracy,
-            *_beside(cell, then),
-        ])  # fmt: skip
-    header = ["framework", "on", "budget", "iterations", "n", "machine", "training s", "testing s", "accuracy %",
-              "published", "accuracy, points", "training time, ratio", "testing time, ratio"]  # fmt: skip
+    for cell in cells:
+        key = cell.key
+        runs = f"{len(cell.runs)}" + (f" ({cell.resumed} resumed)" if cell.resumed else "")
+        iterations = f"{cell.median('train/iterations'):,.0f}"
+        times = [format_number(cell.median(name)) for name in (TRAINING_TIME, TESTING_TIME)]
+        published = original.figures(dataset, key.framework, key.device)
+        rows.append([key.label, key.hardware, f"{key.budget:g}", iterations, runs, letters[key.machine],
+                     *times, cell.accuracy, *_against_published(cell, published)])  # fmt: skip
+    titles = [METRICS[name].title for name in (TRAINING_TIME, TESTING_TIME, ACCURACY)]
+    header = ["framework", "hardware", "budget", "iterations", "n", "machine", *titles,
+              "published", "accuracy difference, points", "training time ratio", "testing time ratio"]  # fmt: skip
     notes = [*original.notes["all"], *original.notes.get(dataset, [])]
-    return [f"## {dataset}: each framework under its own default", table(header, rows),
-            "Not like for like:\n\n" + "\n".join(f"- {note}" for note in notes)]  # fmt: skip
-
-
-def _beside(cell: ReproductionCell, then: PublishedResult | None) -> list[str]:
-    """Published accuracy, ours less that, and our times over the published ones."""
-    if then is None:
-        return ["none", "", "", ""]
     return [
-        f"{then.version}: {then.training_time_s:,.2f} s, {then.testing_time_s:g} s, {then.accuracy_percent:.2f} %",
-        f"{cell.median('accuracy_percent') - then.accuracy_percent:+.2f}",
-        f"{cell.median('training_time_s') / then.training_time_s:.3g}",
-        f"{cell.median('testing_time_s') / then.testing_time_s:.3g}",
+        f"## {dataset}: each framework under its own default",
+        table(header, rows),
+        "Differences in procedure:\n\n" + "\n".join(f"- {note}" for note in notes),
     ]
 
 
-def _against_iterations(
-    dataset: str, own: list[ReproductionCell], original: published_figures.Published, client: MlflowClient
+def _against_published(cell: ReproductionCell, published: PublishedResult | None) -> list[str]:
+    """Return the published result, our accuracy minus the published one, and our times over the published ones."""
+    if published is None:
+        return ["none", "", "", ""]
+    times = [format_published(each) for each in (published.training_time_s, published.testing_time_s)]
+    return [
+        f"{published.version}: {times[0]} s, {times[1]} s, {format_published(published.accuracy_percent)} %",
+        f"{cell.median(ACCURACY) - published.accuracy_percent:+.2f}",
+        format_ratio(cell.median(TRAINING_TIME) / published.training_time_s),
+        format_ratio(cell.median(TESTING_TIME) / published.testing_time_s),
+    ]
+
+
+def _accuracy_by_iterations(
+    dataset: str, cells: list[ReproductionCell], original: PublishedFigures, client: MlflowClient
 ) -> list[str]:
-    """What accuracy each training had reached after a share of its iterations, beside what its tutorial says."""
+    """Return the section of accuracies after shares of the iterations; nothing without evaluations during training."""
     rows = []
-    for cell in own:
-        courses = [learning_curve(run, client) for run in cell.runs]
-        if max((len(each.accuracy) for each in courses), default=0) < 2:
+    for cell in cells:
+        curves = [learning_curve(run, client) for run in cell.runs]
+        if max((len(curve.accuracy) for curve in curves), default=0) < 2:
             continue
-        kind, row = cell.kind, []
+        key, row = cell.key, []
         for share in SHARES:
             iterations = share * cell.median("train/iterations")
-            seen = [accuracy for each in courses if (accuracy := _reached(each, iterations)) is not None]
-            row.append(f"{statistics.median(seen):.2f} ({iterations:,.0f})" if len(seen) == len(courses) else "")
-        rows.append([kind.name, kind.place, f"{kind.budget:g}", f"{len(cell.runs)}", *row,
-                     original.tutorials.get(kind.setting, "")])  # fmt: skip
+            reached = [accuracy for each in curves if (accuracy := _accuracy_at(each, iterations)) is not None]
+            complete = len(reached) == len(curves)
+            row.append(f"{format_number(statistics.median(reached))} ({iterations:,.0f})" if complete else "")
+        tutorial = original.tutorials.get(key.setting, "")
+        rows.append([key.label, key.hardware, f"{key.budget:g}", f"{len(cell.runs)}", *row, tutorial])
     if not rows:
         return []
-    header = ["framework", "on", "budget", "n", *(f"{share:.0%} of them" for share in SHARES), "its tutorial reports"]
-    return [f"## {dataset}: accuracy against iterations",
-            "Test accuracy in percent at the last look before that share of the run's iterations (their number), "
-            "medians over seeds:", table(header, rows)]  # fmt: skip
+    header = ["framework", "hardware", "budget", "n", *(f"{share:.0%} of them" for share in SHARES), "tutorial reports"]
+    return [
+        f"## {dataset}: accuracy against iterations",
+        "Test accuracy in percent at the last evaluation before a share of the run's iterations (with their number), "
+        "medians over seeds:",
+        table(header, rows),
+    ]
 
 
-def _reached(each: LearningCurve, iterations: float) -> float | None:
-    """The accuracy at the last look that was not later; None where there was none yet."""
-    seen = [accuracy for at, accuracy in zip(each.iterations, each.accuracy, strict=True) if at <= iterations]
-    return seen[-1] if seen else None
+def _accuracy_at(curve: LearningCurve, iterations: float) -> float | None:
+    """Return the accuracy at the last evaluation up to ``iterations``; None if there was no evaluation yet."""
+    points = zip(curve.iterations, curve.accuracy, strict=True)
+    reached = [accuracy for iteration, accuracy in points if iteration <= iterations]
+    return reached[-1] if reached else None
 
 
-def _transfer(dataset: str, found: list[ReproductionCell], letters: Mapping[str, str]) -> list[str]:
-    """Framework by setting, one pair of matrices for each machine, budget, device and tuning."""
+def _transfer(dataset: str, cells: list[ReproductionCell], letters: Mapping[str, str]) -> list[str]:
+    """Return a section with a pair of matrices for each machine, budget, hardware and tuning."""
     parts = []
-    for some in alike(found):
-        if all(cell.kind.is_default for cell in some):  # which the first table has
+    for group in group_for_transfer(cells):
+        if all(cell.key.is_default for cell in group):  # the first table has them
             continue
-        kind = some[0].kind
-        where = f"{kind.place}, budget {kind.budget:g}, tuning {kind.tuning}, machine {letters[kind.machine]}"
-        parts += [f"## {dataset}: every framework under others' defaults ({where})"]
-        parts += ["Accuracy in percent:", _matrix(some, lambda cell: cell.accuracy)]
-        parts += ["Training time in seconds:", _matrix(some, lambda cell: f"{cell.median('training_time_s'):,.1f}")]
+        key = group[0].key
+        conditions = f"{key.hardware}, budget {key.budget:g}, tuning {key.tuning}, machine {letters[key.machine]}"
+        parts += [
+            f"## {dataset}: every framework under other frameworks' defaults ({conditions})",
+            "Accuracy in percent:",
+            _matrix(group, lambda cell: cell.accuracy),
+            "Training time in seconds:",
+            _matrix(group, lambda cell: format_number(cell.median(TRAINING_TIME))),
+        ]
     return parts
 
 
-def _matrix(found: list[ReproductionCell], show: Callable[[ReproductionCell], str]) -> str:
-    columns = sorted({cell.kind.setting for cell in found})
-    values = {(cell.kind.name, cell.kind.setting): show(cell) for cell in found}
-    rows = sorted({cell.kind.name for cell in found})
+def _matrix(cells: list[ReproductionCell], text: Callable[[ReproductionCell], str]) -> str:
+    columns = sorted({cell.key.setting for cell in cells})
+    values = {(cell.key.label, cell.key.setting): text(cell) for cell in cells}
+    rows = sorted({cell.key.label for cell in cells})
     return table(["", *columns], [[row, *(values.get((row, column), "") for column in columns)] for row in rows])
 
 
 def table(header: list[str], rows: Iterable[list[str]]) -> str:
-    """In Markdown."""
+    """Return a table in Markdown."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

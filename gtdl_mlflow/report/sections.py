@@ -1,4 +1,4 @@
-"""A chapter of the report: what frameworks did under the same conditions, in words, figures and charts."""
+"""A section of the report: results of the frameworks under the same conditions, as sentences, tables and charts."""
 
 from __future__ import annotations
 
@@ -11,42 +11,30 @@ from typing import Any
 
 from mlflow.tracking import MlflowClient
 
-from .. import config
-from . import charts
-from .comparison import format_summary
-from .ranking import QUESTIONS, Conditions, FrameworkResults, answers, format_number, remarks
+from .. import charts, config
+from ..metrics import METRICS, PHASES
+from .formats import format_number, format_summary
+from .ranking import QUESTIONS, Conditions, FrameworkResults, answers, remarks
 from .runs import BenchmarkRun, LearningCurve, learning_curve
 from .stats import summarize
 
-PHASES = {
-    "setup/start_s": "interpreter",
-    "setup/import_s": "import",
-    "setup/parity_s": "parity",
-    "setup/data_s": "data",
-    "setup/build_s": "build",
-    "setup/compile_s": "compile ahead",
-    "training_time_s": "training",
-    "train/evaluation_s": "evaluation",
-    "train/validation_s": "validation",
-    "train/checkpoint_s": "checkpoints",
-    "test/warm_up_s": "test warm-up",
-    "testing_time_s": "testing",
-    "save/model_s": "saving",
-    "latency/time_s": "single operations",
-}
-"""Where a worker's time goes, in the order in which it goes there; the rest of ``worker/wall_s`` is ``OTHER``."""
+OTHER = "other"
+"""Label of the part of the worker's wall time that belongs to no phase."""
 
-OTHER = "all else"
+WALL_TIME = "worker/wall_s"
 
-RESOURCES = {
-    "system/system_memory_usage_megabytes": "memory in use on the machine, MB",
-    "system/cpu_utilization_percentage": "CPU use of the machine, %",
-}
+RESOURCES = ("system/system_memory_usage_megabytes", "system/cpu_utilization_percentage")
+"""Metrics that are drawn over the time of a run."""
+
+TYPICAL = "The run with the median training time of each framework."
+"""Note of charts that show one run per framework."""
+
+TRAINING_TIME, ACCURACY = METRICS["training_time_s"].title, METRICS["accuracy_percent"].title
 
 
 @dataclass(frozen=True)
 class Table:
-    """Of words; a column of figures is set flush right."""
+    """Header and rows of text."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -54,7 +42,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart and its figures."""
+    """A chart and the table of its values."""
 
     title: str
     specification: dict[str, Any]
@@ -64,7 +52,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Section:
-    """All about the frameworks that were measured under the same conditions."""
+    """Results of the frameworks under the same conditions."""
 
     title: str
     machine: str
@@ -74,20 +62,24 @@ class Section:
     charts: list[Chart]
 
 
-def section(conditions: Conditions, found: list[FrameworkResults], client: MlflowClient) -> Section:
-    """What frameworks did under the same conditions."""
-    able = [entry for entry in found if entry.finished]
-    header = ["framework", "training, s", "testing, s", "accuracy, %"]
-    rows = [[entry.framework, *(_summary(entry, figure.name) for figure in QUESTIONS)] for entry in able]
+def section(conditions: Conditions, frameworks: list[FrameworkResults], client: MlflowClient) -> Section:
+    """Build the section of some conditions; ``client`` reads the history of metrics."""
+    finished = [each for each in frameworks if each.finished]
+    header = ["framework", *(question.metric.title for question in QUESTIONS)]
+    rows = [[each.label, *(_summary(each, question.name) for question in QUESTIONS)] for each in finished]
     return Section(
-        conditions.text, conditions.machine, [answer.sentence for answer in answers(found)], remarks(found),
-        Table(header, rows), section_charts(able, target_of(conditions.dataset), client),
-    )  # fmt: skip
+        conditions.text,
+        conditions.machine,
+        [answer.sentence for answer in answers(frameworks)],
+        remarks(frameworks),
+        Table(header, rows),
+        section_charts(finished, target_accuracy(conditions.dataset), client),
+    )
 
 
 @cache
-def target_of(dataset: str) -> float:
-    """The accuracy to reach, of ``conf/dataset``; infinite for a data set that is not there any more."""
+def target_accuracy(dataset: str) -> float:
+    """Return ``dataset.target_accuracy_percent``; infinity for a data set that is no longer in ``conf/``."""
     try:
         target: float = config.compose([f"dataset={dataset}"]).dataset.target_accuracy_percent
         return target
@@ -95,67 +87,93 @@ def target_of(dataset: str) -> float:
         return math.inf
 
 
-def _summary(entry: FrameworkResults, name: str) -> str:
-    values = entry.values(name)
+def _summary(framework: FrameworkResults, metric: str) -> str:
+    values = framework.values(metric)
     if not values:
         return ""
     text = format_summary(summarize(values))
-    return f"({text}: {entry.poor})" if entry.poor and name != "accuracy_percent" else text
+    rule = framework.failed_quality
+    return f"({text}: {rule})" if rule and metric != "accuracy_percent" else text
 
 
-def section_charts(found: list[FrameworkResults], target: float, client: MlflowClient) -> list[Chart]:
-    """The charts of a chapter; those whose runs say nothing about them are left out."""
-    if not found:
+def section_charts(frameworks: list[FrameworkResults], target: float, client: MlflowClient) -> list[Chart]:
+    """Return the charts for which the runs have values.
+
+    Args:
+        frameworks: those with finished runs. Charts of times leave out those that failed the quality gate.
+        target: accuracy in percent, for the time to target.
+        client: reads the history of metrics.
+    """
+    if not frameworks:
         return []
-    timed = [entry for entry in found if not entry.poor] or found
-    runs = {entry.framework: typical(entry) for entry in found}
-    courses = {name: learning_curve(run, client) for name, run in runs.items()}
-    made = [
-        _spread(timed, "training_time_s", "Training time", "training time, s"),
-        _spread(timed, "testing_time_s", "Testing time", "testing time, s"),
-        _pareto(timed),
-        *_curves(courses),
-        _to_target(courses, target),
-        _spread(timed, "train/images_per_s", "Training throughput", "training images a second"),
-        _spread(timed, "test/images_per_s", "Testing throughput", "testing images a second"),
-        _parts(runs),
-        *_resources(runs, client),
+    timed = [each for each in frameworks if not each.failed_quality] or frameworks
+    colors = {each.label: each.color for each in frameworks}
+    runs = {each.label: typical(each) for each in frameworks}
+    curves = {label: learning_curve(run, client) for label, run in runs.items()}
+    drawn = [
+        _repeats(timed, "training_time_s", colors),
+        _repeats(timed, "testing_time_s", colors),
+        _pareto(timed, colors),
+        *_curves(curves, colors),
+        _time_to_target(curves, target, colors),
+        _repeats(timed, "train/images_per_s", colors),
+        _repeats(timed, "test/images_per_s", colors),
+        _phases(runs),
+        *_resources(runs, client, colors),
     ]
-    return [picture for picture in made if picture is not None]
+    return [chart for chart in drawn if chart is not None]
 
 
-def _spread(found: list[FrameworkResults], name: str, title: str, axis: str) -> Chart | None:
-    rows: list[dict[str, Any]] = [{"framework": entry.framework, "seed": run.seed, "value": run.metrics[name]}
-            for entry in found for run in entry.finished if math.isfinite(run.metrics.get(name, math.nan))]  # fmt: skip
+def _capitalized(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
+def _repeats(frameworks: list[FrameworkResults], name: str, colors: charts.Colors) -> Chart | None:
+    metric = METRICS[name]
+    rows: list[dict[str, Any]] = [
+        {"framework": each.label, "seed": run.seed, "value": run.metrics[name]}
+        for each in frameworks
+        for run in each.finished
+        if math.isfinite(run.metrics.get(name, math.nan))
+    ]
     if not rows:
         return None
-    table = Table(["framework", f"{axis}: median [95 % interval of the mean], n"],
-                  [[name_, format_summary(summarize([row["value"] for row in rows if row["framework"] == name_]))]
-                   for name_ in dict.fromkeys(row["framework"] for row in rows)])  # fmt: skip
-    return Chart(title, charts.spread(rows, "value", axis), table, "A point is a run; the bar across is the median.")
+    values = {
+        label: [row["value"] for row in rows if row["framework"] == label]
+        for label in dict.fromkeys(row["framework"] for row in rows)
+    }
+    table = Table(
+        ["framework", f"{metric.title}: median [95 % interval of the mean], n"],
+        [[label, format_summary(summarize(some))] for label, some in values.items()],
+    )
+    chart = charts.repeats(rows, "value", metric.title, colors)
+    return Chart(_capitalized(metric.label), chart, table, "Point: a run. Bar: the median.")
 
 
-def _pareto(found: list[FrameworkResults]) -> Chart:
+def _pareto(frameworks: list[FrameworkResults], colors: charts.Colors) -> Chart:
     names = ("training_time_s", "accuracy_percent")
-    rows: list[dict[str, Any]] = [
-        {"framework": entry.framework, "seed": run.seed, **{name: run.metrics[name] for name in names}}
-        for entry in found for run in entry.finished
-    ]  # fmt: skip
-    medians: list[dict[str, Any]] = [
-        {"framework": entry.framework, **{name: statistics.median(run.metrics[name] for run in entry.finished)
-                                          for name in names}}
-        for entry in found
-    ]  # fmt: skip
-    front = undominated(medians)
-    table = Table(["framework", "median training time, s", "median accuracy, %", "on the front"],
-                  [[row["framework"], format_number(row["training_time_s"]), f"{row['accuracy_percent']:.2f}",
-                    "yes" if row in front else ""] for row in medians])  # fmt: skip
-    return Chart("Accuracy against training time", charts.pareto(rows, front), table,
-                   "Left and up is better. The dashed line joins the medians that no other beats in both.")  # fmt: skip
+    rows: list[dict[str, Any]] = []
+    medians: list[dict[str, Any]] = []
+    for each in frameworks:
+        results = [{name: run.metrics[name] for name in names} for run in each.finished]
+        rows += [
+            {"framework": each.label, "seed": run.seed, **values}
+            for run, values in zip(each.finished, results, strict=True)
+        ]
+        middle = {name: statistics.median(values[name] for values in results) for name in names}
+        medians.append({"framework": each.label, **middle})
+    front = pareto_front(medians)
+    header = ["framework", f"median {TRAINING_TIME}", f"median {ACCURACY}", "on the front"]
+    lines = [
+        [row["framework"], *(format_number(row[name]) for name in names), "yes" if row in front else ""]
+        for row in medians
+    ]
+    note = "Left and up is better. Dashed line: Pareto front of the medians."
+    return Chart("Accuracy against training time", charts.pareto(rows, front, colors), Table(header, lines), note)
 
 
-def undominated(medians: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The Pareto front: those that none is both as fast and as accurate as, and better in one; the fastest first."""
+def pareto_front(medians: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows for which no other row is at least as fast and as accurate, and better in one; fastest first."""
     front, best = [], -math.inf
     for row in sorted(medians, key=lambda row: (row["training_time_s"], -row["accuracy_percent"])):
         if row["accuracy_percent"] > best:
@@ -164,96 +182,104 @@ def undominated(medians: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return front
 
 
-def typical(entry: FrameworkResults) -> BenchmarkRun:
-    """The run whose training time is the median, the lower of two."""
-    return sorted(entry.finished, key=lambda run: run.metrics["training_time_s"])[(len(entry.finished) - 1) // 2]
+def typical(framework: FrameworkResults) -> BenchmarkRun:
+    """Return the run with the median training time; the faster one of two in the middle."""
+    ordered = sorted(framework.finished, key=lambda run: run.metrics["training_time_s"])
+    return ordered[(len(ordered) - 1) // 2]
 
 
-def _curves(courses: dict[str, LearningCurve]) -> list[Chart]:
-    """The typical runs', against time and against iterations."""
-    if max((len(each.accuracy) for each in courses.values()), default=0) < 2:
+def _curves(curves: dict[str, LearningCurve], colors: charts.Colors) -> list[Chart]:
+    """Return the learning curves against time and against iterations."""
+    if max((len(each.accuracy) for each in curves.values()), default=0) < 2:
         return []
     rows: list[dict[str, Any]] = [
-        {"framework": name, "seconds": seconds, "iterations": iterations, "accuracy": accuracy}
-        for name, each in courses.items()
+        {"framework": label, "seconds": seconds, "iterations": iterations, "accuracy": accuracy}
+        for label, each in curves.items()
         for iterations, seconds, accuracy in zip(each.iterations, each.seconds, each.accuracy, strict=True)
     ]
-    table = Table(["framework", "iterations", "training time, s", "test accuracy, %"],
-                  [[row["framework"], f"{row['iterations']:,.0f}", format_number(row["seconds"]), f"{row['accuracy']:.2f}"]
-                   for row in rows])  # fmt: skip
-    note = "Of each framework the run with the median training time."
+    lines = [
+        [label, f"{iterations:,.0f}", format_number(seconds), format_number(accuracy)]
+        for label, each in curves.items()
+        for iterations, seconds, accuracy in zip(each.iterations, each.seconds, each.accuracy, strict=True)
+    ]
+    table = Table(["framework", "iterations", TRAINING_TIME, ACCURACY], lines)
+    axes = (("Learning curve against time", "seconds", TRAINING_TIME),
+            ("Learning curve against iterations", "iterations", "iterations"))  # fmt: skip
     return [
-        Chart("Learning curve against time",
-                charts.curves(rows, "seconds", "training time, s", "accuracy", "test accuracy, %"), table, note),
-        Chart("Learning curve against iterations",
-                charts.curves(rows, "iterations", "iterations", "accuracy", "test accuracy, %"), table, note),
-    ]  # fmt: skip
+        Chart(title, charts.curves(rows, x, axis, "accuracy", ACCURACY, colors), table, TYPICAL)
+        for title, x, axis in axes
+    ]
 
 
-def _to_target(courses: dict[str, LearningCurve], target: float) -> Chart | None:
-    """How long each training took until a look at the test accuracy, or its end, found the target reached."""
-    if not courses:
-        return None
-    times = {name: to_target(each, target) for name, each in courses.items()}
-    reached = [{"framework": name, "seconds": seconds} for name, seconds in times.items() if seconds is not None]
+def _time_to_target(curves: dict[str, LearningCurve], target: float, colors: charts.Colors) -> Chart | None:
+    times = {label: time_to_target(each, target) for label, each in curves.items()}
+    reached = [{"framework": label, "seconds": seconds} for label, seconds in times.items() if seconds is not None]
     if not reached:
         return None
+    title = f"training time to {target:g} %, s"
     table = Table(
-        ["framework", f"training time to {target:g} %, s"],
-        [[name, "not reached" if seconds is None else format_number(seconds)] for name, seconds in times.items()],
+        ["framework", title],
+        [[label, "not reached" if seconds is None else format_number(seconds)] for label, seconds in times.items()],
     )
-    missed = [name for name, seconds in times.items() if seconds is None]
-    note = f"Of each framework the run with the median training time; the target is {target:g} % (conf/dataset)."
+    missed = [label for label, seconds in times.items() if seconds is None]
+    note = f"{TYPICAL} The target is {target:g} % (dataset.target_accuracy_percent)."
     note += f" Not reached: {', '.join(missed)}." if missed else ""
-    return Chart("Time to target", charts.bars(reached, "seconds", f"training time to {target:g} %, s"), table, note)
+    return Chart("Time to target", charts.bars(reached, "seconds", title, colors), table, note)
 
 
-def to_target(of_run: LearningCurve, target: float) -> float | None:
-    """Seconds of training until it was seen; None if never."""
-    return next((seconds for seconds, accuracy in zip(of_run.seconds, of_run.accuracy, strict=True)
-                 if accuracy >= target), None)  # fmt: skip
+def time_to_target(curve: LearningCurve, target: float) -> float | None:
+    """Return the training time at the first evaluation that reached ``target`` percent; None if none did."""
+    points = zip(curve.seconds, curve.accuracy, strict=True)
+    return next((seconds for seconds, accuracy in points if accuracy >= target), None)
 
 
-def _parts(runs: dict[str, BenchmarkRun]) -> Chart | None:
-    of = {name: phase_times(run) for name, run in runs.items()}
+def _phases(runs: dict[str, BenchmarkRun]) -> Chart | None:
+    times = {label: phase_times(run) for label, run in runs.items()}
     rows: list[dict[str, Any]] = [
-        {"framework": name, "part": part, "seconds": seconds}
-        for name, each in of.items() for part, seconds in each.items() if seconds > 0
-    ]  # fmt: skip
+        {"framework": label, "part": part, "seconds": seconds}
+        for label, parts in times.items()
+        for part, seconds in parts.items()
+        if seconds > 0
+    ]
     if not rows:
         return None
-    order = [part for part in (*PHASES.values(), OTHER) if any(row["part"] == part for row in rows)]
-    table = Table(["framework", *(f"{part}, s" for part in order)],
-                  [[name, *(format_number(each.get(part, 0.0)) for part in order)] for name, each in of.items()])  # fmt: skip
-    return Chart("Where the time goes", charts.parts(rows, order), table,
-                   "The worker of the run with the median training time, from its start to its end.")  # fmt: skip
+    present = {row["part"] for row in rows}
+    order = [part for part in (*(metric.phase for metric in PHASES), OTHER) if part in present]
+    table = Table(
+        ["framework", *(f"{part}, s" for part in order)],
+        [[label, *(format_number(parts.get(part, 0.0)) for part in order)] for label, parts in times.items()],
+    )
+    note = f"Wall time of the worker, from its start to its end. {TYPICAL}"
+    return Chart("Time by phase", charts.stacked_bars(rows, order), table, note)
 
 
 def phase_times(run: BenchmarkRun) -> dict[str, float]:
-    """Seconds of its worker by what they went into."""
-    known = {word: run.metrics[name] for name, word in PHASES.items() if name in run.metrics}
-    if "worker/wall_s" in run.metrics:
-        known[OTHER] = max(0.0, run.metrics["worker/wall_s"] - sum(known.values()))
-    return known
+    """Return the seconds of the worker's wall time by phase."""
+    times = {metric.phase: run.metrics[metric.name] for metric in PHASES if metric.name in run.metrics}
+    if WALL_TIME in run.metrics:
+        times[OTHER] = max(0.0, run.metrics[WALL_TIME] - sum(times.values()))
+    return times
 
 
-def _resources(runs: dict[str, BenchmarkRun], client: MlflowClient) -> list[Chart]:
-    """Memory and CPU of the machine over the typical runs, as MLflow samples them."""
-    made = []
-    for metric, title in RESOURCES.items():
+def _resources(runs: dict[str, BenchmarkRun], client: MlflowClient, colors: charts.Colors) -> list[Chart]:
+    """Return memory and CPU use of the machine over the time of each run, as MLflow samples them."""
+    drawn = []
+    for metric in (METRICS[name] for name in RESOURCES):
         rows: list[dict[str, Any]] = []
-        table = []
-        for name, run in runs.items():
-            if metric not in run.metrics:
+        lines = []
+        for label, run in runs.items():
+            if metric.name not in run.metrics:
                 continue
-            samples = client.get_metric_history(run.run_id, metric)
+            samples = client.get_metric_history(run.run_id, metric.name)
             values = [sample.value for sample in samples]
-            rows += [{"framework": name, "seconds": (sample.timestamp - run.started_ms) / 1000, "value": sample.value}
-                     for sample in samples]  # fmt: skip
-            figures = min(values), statistics.median(values), max(values)
-            table.append([name, str(len(values)), *map(format_number, figures)])
+            rows += [
+                {"framework": label, "seconds": (sample.timestamp - run.started_ms) / 1000, "value": sample.value}
+                for sample in samples
+            ]
+            extremes = min(values), statistics.median(values), max(values)
+            lines.append([label, str(len(values)), *map(format_number, extremes)])
         if rows:
-            chart = charts.curves(rows, "seconds", "time since the run began, s", "value", title)
-            header = ["framework", "samples", "lowest", "median", "highest"]
-            made.append(Chart(title[0].upper() + title[1:].partition(",")[0], chart, Table(header, table)))
-    return made
+            chart = charts.curves(rows, "seconds", "time since the start of the run, s", "value", metric.title, colors)
+            table = Table(["framework", "samples", "lowest", "median", "highest"], lines)
+            drawn.append(Chart(_capitalized(metric.label), chart, table, TYPICAL))
+    return drawn

@@ -1,4 +1,4 @@
-"""What a few repeats of a measurement can say, and what they cannot."""
+"""Statistics of a few repeats: summaries, noise flags, rank tests and the number of repeats that a difference needs."""
 
 from __future__ import annotations
 
@@ -9,13 +9,19 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+SEEDS_TO_PUBLISH = 5
+"""Smallest number of seeds of a publishable result: the median of fewer has no usable interval (pyperf, MLPerf)."""
+
+LEAST_FOR_SIGNIFICANCE = 4
+"""Smallest size of two groups that Mann-Whitney's test can tell apart: with 3 repeats each, p is at least 0.1."""
+
 LEVEL = 0.95
-"""Of every interval; 1 - LEVEL is what a p-value is held against."""
+"""Confidence level of every interval; a difference is significant if its p-value is below 1 - LEVEL."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Of the repeats of one cell."""
+    """Statistics of the repeats of one cell."""
 
     n: int
     median: float
@@ -24,15 +30,15 @@ class Summary:
     mean: float
     low: float
     high: float
-    """The interval of the mean by Student's t; infinitely wide for a single run."""
+    """Upper end of the mean's interval by Student's t; the interval is infinite for a single run."""
     noise: tuple[str, ...]
-    """Why the repeats are too far apart to be compared in good faith; nothing if they are not."""
+    """Why the repeats are too far apart for a fair comparison; empty if they are not."""
     spread: float
-    """Standard deviation over the mean; nan for a single run."""
+    """Standard deviation divided by the mean; nan for a single run."""
 
 
 def summarize(values: Sequence[float]) -> Summary:
-    """Of at least one value."""
+    """Return the statistics of at least one value."""
     array = np.asarray(values, float)
     mean, low, high, spread = float(array.mean()), -math.inf, math.inf, math.nan
     if len(array) > 1:
@@ -46,7 +52,10 @@ def summarize(values: Sequence[float]) -> Summary:
 
 
 def noise_flags(values: Sequence[float]) -> tuple[str, ...]:
-    """Flags of pyperf and TorchBench: a standard deviation of 10 % of the mean, an extreme 50 % off, a range of 7 %."""
+    """Return what is wrong with positive values by the rules of pyperf and TorchBench.
+
+    The limits are a standard deviation of 10 % of the mean, an extreme 50 % off the mean, and a range of 7 %.
+    """
     array = np.asarray(values, float)
     if len(array) < 2 or not array.min() > 0:
         return ()
@@ -65,16 +74,16 @@ def noise_flags(values: Sequence[float]) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Drift:
-    """Of repeats in their order."""
+    """Trend of repeats in the order in which they ran."""
 
     percent: float
-    """Of the median, from one to the next: the median of all slopes (Theil and Sen)."""
+    """Change from one repeat to the next in percent of the median: the median of all slopes (Theil and Sen)."""
     p: float
-    """Two-sided, of Kendall's rank correlation with the order (Mann 1945): low if there is a trend."""
+    """Two-sided p-value of Kendall's rank correlation with the order (Mann 1945); low if there is a trend."""
 
 
 def drift(values: Sequence[float]) -> Drift:
-    """Of at least two values."""
+    """Return the trend of at least two values."""
     order = range(len(values))
     slope = float(stats.theilslopes(values, order).slope)
     p = float(stats.kendalltau(order, values).pvalue)
@@ -82,36 +91,37 @@ def drift(values: Sequence[float]) -> Drift:
 
 
 POWER = 0.8
-"""How often a difference that is there shall be seen: what is customary."""
+"""Probability with which an existing difference is detected: the customary value."""
 
-RANKS = 3 / math.pi
-"""Efficiency of Mann-Whitney's test against Student's where values are normal (Hodges and Lehmann 1956)."""
+RANK_TEST_EFFICIENCY = 3 / math.pi
+"""Efficiency of Mann-Whitney's test relative to Student's for normal values (Hodges and Lehmann 1956)."""
 
 
 def repeats_needed(spread: float, difference: float) -> int:
-    """Repeats of each of two groups with a standard deviation of ``spread`` times the mean that show, with ``POWER``,
-    means that are apart by ``difference`` times the mean: of the normal approximation, at least the four below which no
-    rank test is significant.
+    """Return the repeats of each of two groups that detect a ``difference`` of their means with ``POWER``.
+
+    ``spread`` (the standard deviation) and ``difference`` are relative to the mean. The result is that of the normal
+    approximation, and at least ``LEAST_FOR_SIGNIFICANCE``.
     """
     quantiles = float(stats.norm.ppf((1 + LEVEL) / 2) + stats.norm.ppf(POWER))
-    return max(4, math.ceil(2 * (quantiles * spread / difference) ** 2 / RANKS))
+    return max(LEAST_FOR_SIGNIFICANCE, math.ceil(2 * (quantiles * spread / difference) ** 2 / RANK_TEST_EFFICIENCY))
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Of two cells, in one figure."""
+    """Two groups of runs in one metric."""
 
     first: Summary
     second: Summary
     ratio: float
-    """Of the medians, the first over the second."""
+    """Median of the first divided by the median of the second."""
     low: float
     high: float
-    """The interval of the ratio of geometric means, by Welch's t on the logarithms; nan where it cannot be had."""
+    """Upper end of the interval of the geometric means' ratio, by Welch's t on the logarithms; nan if undefined."""
     difference: float
-    """Of the medians, the first less the second."""
+    """Median of the first minus the median of the second."""
     p: float
-    """Two-sided, of Mann-Whitney's rank test; after ``holm``, corrected for their number. nan for fewer than 2 + 2."""
+    """Two-sided p-value of Mann-Whitney's rank test, corrected after ``holm``; nan for fewer than 2 values each."""
 
     @property
     def significant(self) -> bool:
@@ -119,7 +129,7 @@ class Comparison:
 
 
 def compare(first: Sequence[float], second: Sequence[float]) -> Comparison:
-    """Two groups of at least one value each; their order and pairing do not matter."""
+    """Compare two groups of at least one value each; order and pairing do not matter."""
     one, other = summarize(first), summarize(second)
     low = high = p = math.nan
     if min(one.n, other.n) > 1:
@@ -134,7 +144,7 @@ def compare(first: Sequence[float], second: Sequence[float]) -> Comparison:
 
 
 def holm(values: Sequence[float]) -> list[float]:
-    """p-values corrected for their number by Holm's step-down procedure (1979); a nan is no test, and stays."""
+    """Return p-values corrected for their number by Holm's step-down procedure (1979); nan means no test and stays."""
     tests = sorted((p, index) for index, p in enumerate(values) if not math.isnan(p))
     corrected, least = list(values), 0.0
     for rank, (p, index) in enumerate(tests):

@@ -1,4 +1,4 @@
-"""``gtdl ui``: MLflow's own pages, the table of runs arranged for a comparison."""
+"""``gtdl ui``: MLflow's own pages, with the table of runs set up for a comparison."""
 
 from __future__ import annotations
 
@@ -9,49 +9,48 @@ import time
 import urllib.request
 import webbrowser
 
+from .. import tags
+from ..metrics import HEADLINE
 from .runs import NothingFound, connect
 
 VIEW = "gtdl"
-"""The name of our arrangement among those that MLflow keeps with an experiment."""
+"""Key of this view among the shared views that MLflow stores with an experiment."""
 
 START_S = 120
-"""How long MLflow's server may take to answer."""
+"""Longest time for MLflow's server to start."""
 
 COLUMNS = (
-    "tags.`gtdl.framework`", "tags.`gtdl.dataset`", "tags.`gtdl.device`", "metrics.`training_time_s`",
-    "metrics.`testing_time_s`", "metrics.`accuracy_percent`",
-)  # fmt: skip
-"""Of the table, in MLflow's own spelling."""
+    *(f"tags.`{tag}`" for tag in (tags.FRAMEWORK, tags.DATASET, tags.DEVICE)),
+    *(f"metrics.`{name}`" for name in HEADLINE),
+)
+"""Columns of the table, as MLflow spells them."""
 
 
 class UiFailed(Exception):
-    """MLflow's server did not start; one line."""
+    """MLflow's server did not start; the message is one line."""
 
 
 def arrange(uri: str, experiment: str) -> str:
-    """Keep the arrangement with the experiment, as MLflow's Share button does; the path that opens it.
+    """Store the view with the experiment, as MLflow's Share button does, and return the path that opens it.
 
     Raises:
-        NothingFound: there is no such experiment.
+        NothingFound: the experiment does not exist.
     """
     client = connect(uri)
     found = client.get_experiment_by_name(experiment)
     if found is None:
-        raise NothingFound(f"experiment {experiment}: there is none in this tracking store")
-    view = {
-        "selectedColumns": list(COLUMNS),
-        "groupBy": {"aggregateFunction": "average",
-                    "groupByKeys": [{"mode": "tag", "groupByData": "gtdl.framework"}]},
-    }  # fmt: skip
+        raise NothingFound(f"experiment {experiment}: not found in this tracking store")
+    keys = [{"mode": "tag", "groupByData": tags.FRAMEWORK}]
+    view = {"selectedColumns": list(COLUMNS), "groupBy": {"aggregateFunction": "average", "groupByKeys": keys}}
     client.set_experiment_tag(found.experiment_id, f"mlflow.sharedViewState.{VIEW}", json.dumps(view))
     return f"/#/experiments/{found.experiment_id}/runs?viewStateShareKey={VIEW}"
 
 
 def serve(uri: str, path: str, port: int, browser: bool) -> int:
-    """Run MLflow's server on the store until it is stopped; a server's own pages are opened where they are.
+    """Run MLflow's server on the store until it is stopped. If the store is a server, open its own pages instead.
 
     Raises:
-        UiFailed: it did not start.
+        UiFailed: the server did not start.
     """
     if uri.startswith("http"):
         _open(f"{uri.rstrip('/')}{path}", browser)
@@ -60,9 +59,9 @@ def serve(uri: str, path: str, port: int, browser: bool) -> int:
     try:
         address = f"http://127.0.0.1:{port}"
         deadline = time.monotonic() + START_S
-        while not _answers(address):
+        while not responds(address):
             if server.poll() is not None or time.monotonic() > deadline:
-                raise UiFailed(f"MLflow's server did not start on port {port}; --port takes another one")
+                raise UiFailed(f"MLflow's server did not start on port {port}; choose another one with --port")
             time.sleep(0.2)
         _open(address + path, browser)
         return server.wait()
@@ -71,7 +70,8 @@ def serve(uri: str, path: str, port: int, browser: bool) -> int:
         server.wait()
 
 
-def _answers(address: str) -> bool:
+def responds(address: str) -> bool:
+    """Return whether MLflow's server at ``address`` responds."""
     try:
         urllib.request.urlopen(f"{address}/health", timeout=1).close()
     except OSError:
@@ -80,7 +80,10 @@ def _answers(address: str) -> bool:
 
 
 def _open(address: str, browser: bool) -> None:
-    print(f"{address}\nruns are grouped by framework (Group by, above the table, undoes that); "
-          "tick some and press Compare to see them side by side", flush=True)  # fmt: skip
+    print(
+        f"{address}\nRuns are grouped by framework (change it in Group by, above the table). "
+        "To compare runs, select some and press Compare.",
+        flush=True,
+    )
     if browser:
         webbrowser.open(address)

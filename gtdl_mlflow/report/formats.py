@@ -1,0 +1,42 @@
+"""Number formats of the report and of the commands that print results: the same number looks the same everywhere."""
+
+from __future__ import annotations
+
+import math
+
+from .stats import Summary
+
+
+def format_number(value: float) -> str:
+    """Return a measured value: ``1,234.5``, ``12.34``, ``0.123``."""
+    if abs(value) >= 100:
+        return f"{value:,.1f}"
+    return f"{value:.2f}" if abs(value) >= 1 else f"{value:.3g}"
+
+
+def format_summary(summary: Summary) -> str:
+    """Return median, interval of the mean and number of runs: ``12.30 [11.90, 12.80], 5``."""
+    interval = f" [{format_number(summary.low)}, {format_number(summary.high)}]" if summary.n > 1 else ""
+    return f"{format_number(summary.median)}{interval}, {summary.n}"
+
+
+def format_published(value: float) -> str:
+    """Return a published value with its two decimals: ``11,555.43``."""
+    return f"{value:,.2f}"
+
+
+def format_ratio(ratio: float) -> str:
+    """Return a ratio with three digits: ``0.502``, ``1.15``, ``12.3``, ``1,234``."""
+    return f"{ratio:,.0f}" if ratio >= 99.95 else f"{ratio:#.3g}"
+
+
+def format_p(p: float) -> str:
+    """Return a p-value with its relation: ``= 0.016`` or ``< 0.001``; empty for nan, where no test is possible."""
+    if math.isnan(p):
+        return ""
+    return "< 0.001" if p < 0.001 else f"= {p:.3f}"
+
+
+def count(number: int, noun: str) -> str:
+    """Return a number with its noun, in the plural where it is one: ``1 seed``, ``5 seeds``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
