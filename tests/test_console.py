@@ -1,14 +1,13 @@
-"""Tables of words."""
+"""Messages and tables on the terminal."""
 
 from __future__ import annotations
 
-import csv
-from pathlib import Path
+import pytest
 
-from gtdl_mlflow import console, files
+from gtdl_mlflow import console
 
 
-def test_columns_stand_below_each_other_and_nothing_trails() -> None:
+def test_columns_are_aligned_without_trailing_spaces() -> None:
     assert console.aligned([["", "n", "note"], ["torch", "5", ""], ["mxnet 1.9", "10", "x"]]) == [
         "           n   note",
         "torch      5",
@@ -16,8 +15,7 @@ def test_columns_stand_below_each_other_and_nothing_trails() -> None:
     ]
 
 
-def test_csv_is_read_as_it_was_written(tmp_path: Path) -> None:
-    rows = [["a, b", 'say "c"'], ["two\nlines", "ü"]]
-    files.write_csv(tmp_path / "table.csv", ["one", "other"], rows)
-    with (tmp_path / "table.csv").open(newline="", encoding="utf-8") as file:
-        assert list(csv.reader(file)) == [["one", "other"], *rows]
+def test_messages_go_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
+    console.info("all right")
+    assert console.fail("no such data set", status=2) == 2
+    assert capsys.readouterr() == ("", "gtdl: all right\ngtdl: no such data set\n")

@@ -1,4 +1,4 @@
-"""The project installed as a newcomer does, away from its checkout: ``gtdl`` works, and ``conf/`` is found."""
+"""The project works when it is installed, away from its checkout."""
 
 from __future__ import annotations
 
@@ -14,24 +14,26 @@ from helpers.project import ROOT
 
 from gtdl_mlflow.environments import pip_settings
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(params=["pip install .", "uv tool install ."])
 def programs(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """The folder of the programs of a fresh environment that the project was installed into."""
-    # uv does not read pip's settings by itself.
+    """Folder of the programs of a new environment in which the project is installed."""
+    # uv does not read pip's settings.
     environment = {**os.environ, **pip_settings.for_uv().environment}
     if request.param == "pip install .":
         command: list[str | Path] = [tmp_path / "venv" / "bin" / "python", "-m", "pip", "install", "--quiet", ROOT]
-        subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+        subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True, timeout=120)
     else:
         command = [uv.find_uv_bin(), "tool", "install", "--quiet", "--python", sys.executable, ROOT]
         environment |= {"UV_TOOL_DIR": str(tmp_path / "tools"), "UV_TOOL_BIN_DIR": str(tmp_path / "bin")}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path, timeout=900)
+    assert result.returncode == 0, result.stderr
     return tmp_path / ("venv/bin" if request.param == "pip install ." else "tools/gtdl-mlflow/bin")
 
 
-def test_it_works_from_an_empty_folder(programs: Path, store: str, tmp_path: Path) -> None:
+def test_installed_commands_work_in_an_empty_folder(programs: Path, store: str, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for command in (
         ["gtdl", "env", "list"],
@@ -39,10 +41,10 @@ def test_it_works_from_an_empty_folder(programs: Path, store: str, tmp_path: Pat
         ["python", "-m", "gtdl_mlflow", "framework=reference"],
         ["gtdl", "report"],
     ):
-        done = subprocess.run(
-            [programs / command[0], *command[1:]], cwd=tmp_path / "empty", capture_output=True, text=True
+        result = subprocess.run(
+            [programs / command[0], *command[1:]], cwd=tmp_path / "empty", capture_output=True, text=True, timeout=300
         )
-        assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}{done.stderr}"
+        assert result.returncode == 0, f"{' '.join(command)}\n{result.stdout}{result.stderr}"
     (run,) = mlflow.search_runs(experiment_names=["gtdl"], output_format="list")
     assert run.info.status == "FINISHED"
     assert (tmp_path / "empty" / "gtdl_report.html").is_file()

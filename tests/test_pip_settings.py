@@ -1,3 +1,5 @@
+"""Translation of pip's settings for uv, and of uv's for pip."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -6,10 +8,9 @@ import pytest
 
 from gtdl_mlflow.environments import pip_settings
 from gtdl_mlflow.environments.pip_settings import for_pip, parse, translate
-from gtdl_mlflow.redaction import redact
 
 
-def test_later_sections_win_and_empty_values_do_not_count() -> None:
+def test_later_sections_take_precedence_and_empty_values_are_ignored() -> None:
     listing = r"""
 :env:.find-links='/env'
 :env:.index-url=''
@@ -19,7 +20,7 @@ global.find-links='/global'
 global.index-url='https://global'
 install.index-url='https://install'
 global.extra-index-url='https://one\nhttps://two  https://three'
-a line of nobody
+a line without a value
 """
     assert parse(listing) == {
         "find-links": "/env",
@@ -29,11 +30,11 @@ a line of nobody
     }
 
 
-def test_every_setting_in_uvs_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_settings_are_translated_for_uv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("wheels", "more"):
         (tmp_path / name).mkdir()
-    told = translate(
+    settings = translate(
         {
             "index-url": "https://ann:pw@index/simple",
             "extra-index-url": "https://one\nhttps://two",
@@ -49,7 +50,7 @@ def test_every_setting_in_uvs_words(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         },
         {},
     )
-    assert told.environment == {
+    assert settings.environment == {
         "UV_DEFAULT_INDEX": "https://ann:pw@index/simple",
         "UV_INDEX": "https://one https://two",
         "UV_INDEX_STRATEGY": "unsafe-best-match",
@@ -61,10 +62,10 @@ def test_every_setting_in_uvs_words(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         "ALL_PROXY": "http://proxy:3128",
         "UV_HTTP_TIMEOUT": "15",
     }
-    assert told.arguments == ["--no-index"]
+    assert settings.arguments == ["--no-index"]
 
 
-def test_nothing_set_says_nothing() -> None:
+def test_no_settings_translate_to_none() -> None:
     assert translate({"no-index": "false"}, {}) == ({}, [])
 
 
@@ -83,13 +84,13 @@ def test_nothing_set_says_nothing() -> None:
         ("proxy", "ALL_PROXY"),
     ],
 )
-def test_what_uv_was_told_itself_stays(option: str, variable: str) -> None:
+def test_uvs_own_settings_take_precedence(option: str, variable: str) -> None:
     assert translate({option: "https://pip"}, {}).environment
     assert translate({option: "https://pip"}, {variable: "uv's own"}).environment == {}
 
 
-def test_what_only_uv_was_told_in_pips_words() -> None:
-    told = {
+def test_uvs_settings_are_translated_for_pip() -> None:
+    environ = {
         "UV_DEFAULT_INDEX": "https://index/simple",
         "UV_INDEX_URL": "https://older/simple",
         "UV_INDEX": "company=https://one https://two/?a=b",
@@ -97,7 +98,7 @@ def test_what_only_uv_was_told_in_pips_words() -> None:
         "UV_INSECURE_HOST": "one two",
         "UV_CACHE_DIR": "/cache",
     }
-    assert for_pip(told) == {
+    assert for_pip(environ) == {
         "PIP_INDEX_URL": "https://index/simple",
         "PIP_EXTRA_INDEX_URL": "https://one https://two/?a=b",
         "PIP_FIND_LINKS": "/wheels https://page",
@@ -106,25 +107,20 @@ def test_what_only_uv_was_told_in_pips_words() -> None:
     assert for_pip({"UV_INDEX_URL": "", "PIP_INDEX_URL": "https://index"}) == {}
 
 
-def test_pips_real_configuration_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pips_configuration_files_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "pip.conf").write_text("[global]\nextra-index-url =\n    https://one\n    https://two\n")
     for variable in ("UV_INDEX", "UV_EXTRA_INDEX_URL", "PIP_EXTRA_INDEX_URL", "UV_DEFAULT_INDEX", "UV_INDEX_URL"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "pip.conf"))
     monkeypatch.setenv("PIP_INDEX_URL", "https://index")
-    told = pip_settings.for_uv().environment
-    assert told["UV_INDEX"] == "https://one https://two"
-    assert told["UV_DEFAULT_INDEX"] == "https://index"
+    environment = pip_settings.for_uv().environment
+    assert environment["UV_INDEX"] == "https://one https://two"
+    assert environment["UV_DEFAULT_INDEX"] == "https://index"
 
 
-def test_a_broken_configuration_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_configuration_of_pip_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "pip.conf").write_text("no section\n")
     monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "pip.conf"))
     with pytest.raises(pip_settings.SettingsUnreadable, match="pip config list") as failed:
         pip_settings.for_uv()
     assert "\n" not in str(failed.value)
-
-
-def test_credentials_are_blotted_out() -> None:
-    told = redact("see https://ann:p@ss@host/simple and http://TOKEN@other, not https://plain/@scope")
-    assert told == "see https://****@host/simple and http://****@other, not https://plain/@scope"

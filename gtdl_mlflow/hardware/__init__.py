@@ -1,1 +1,1 @@
-"""The machine: its description, the lock of a device, interference during a run, system metrics and peak performance."""
+"""The machine: its description, device locks, interference during a run, system metrics and peak performance."""

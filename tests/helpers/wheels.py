@@ -1,16 +1,16 @@
-"""Packages made for a test."""
+"""Packages that tests install."""
 
 from __future__ import annotations
 
 import sys
-import time
 import zipfile
 from pathlib import Path
 
-HERE = f"{sys.version_info[0]}.{sys.version_info[1]}"
+DRIVER_PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
 
 
 def write_wheel(folder: Path, name: str, version: str) -> None:
+    """Write a wheel with one module, which has the attribute ``version``."""
     folder.mkdir(exist_ok=True)
     info = f"{name}-{version}.dist-info"
     with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as wheel:
@@ -18,10 +18,3 @@ def write_wheel(folder: Path, name: str, version: str) -> None:
         wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
         wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         wheel.writestr(f"{info}/RECORD", "")
-
-
-def wait_for(path: Path) -> None:
-    deadline = time.monotonic() + 30
-    while not path.exists():
-        assert time.monotonic() < deadline, f"{path} never came"
-        time.sleep(0.02)
