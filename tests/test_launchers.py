@@ -1,4 +1,4 @@
-"""A sweep gives the same through every launcher."""
+"""Launchers and sweepers of Hydra: a sweep has the same results through each of them."""
 
 from __future__ import annotations
 
@@ -8,23 +8,31 @@ from pathlib import Path
 
 import mlflow
 import pytest
-from helpers.project import Command, family, mlflow_run
+from helpers.project import Command, mlflow_run, sweep_runs
+
+pytestmark = pytest.mark.slow
 
 SWEEP = ("-m", "framework=reference", "setting=reference_mnist", "training.epochs=1", "seed=1,2")
 
-PACKAGES = {"joblib": "hydra_joblib_launcher", "submitit_local": "hydra_submitit_launcher", "ray": "hydra_ray_launcher",
-            "optuna": "hydra_optuna_sweeper"}  # fmt: skip
+PACKAGES = {
+    "joblib": "hydra_joblib_launcher",
+    "submitit_local": "hydra_submitit_launcher",
+    "ray": "hydra_ray_launcher",
+    "optuna": "hydra_optuna_sweeper",
+}
 
 
-def needs(plugin: str) -> None:
+def need(plugin: str) -> None:
+    """Skip the test if a plugin of Hydra is not installed."""
     if importlib.util.find_spec(f"hydra_plugins.{PACKAGES[plugin]}") is None:
         assert os.environ.get("GTDL_REQUIRE_FRAMEWORKS") != "1", f"{plugin} is not installed"
         pytest.skip(f"pip install '.[{plugin}]'")
 
 
+@pytest.mark.frameworks
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local", "ray"])
-def test_two_frameworks_through_a_launcher(gtdl: Command, store: str, launcher: str) -> None:
-    needs(launcher)
+def test_results_are_the_same_through_a_launcher(gtdl: Command, store: str, launcher: str) -> None:
+    need(launcher)
     results = []
     for chosen in ("basic", launcher):
         experiment = f"through_{chosen}"
@@ -33,25 +41,26 @@ def test_two_frameworks_through_a_launcher(gtdl: Command, store: str, launcher: 
                     "hydra.sweep.dir=multirun/" + chosen, timeout=600)  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
         assert "sweep: 4 finished of 4 cells" in done.stdout
-        parent, children = family(experiment)
+        parent, children = sweep_runs(experiment)
         assert parent.info.status == "FINISHED"
         assert {run.info.status for run in children} == {"FINISHED"}
-        what = [f"gtdl.{name}" for name in ("framework", "seed", "weights_sha256", "sweep_position")]
+        compared = [f"gtdl.{name}" for name in ("framework", "seed", "weights_sha256", "sweep_position")]
         results.append(
-            sorted((*map(run.data.tags.get, what), run.data.metrics["accuracy_percent"]) for run in children)
+            sorted((*map(run.data.tags.get, compared), run.data.metrics["accuracy_percent"]) for run in children)
         )
         assert all(run.data.tags["gtdl.framework"] in run.info.run_name for run in children)
     assert len(results[0]) == 4
     assert results[0] == results[1]
 
 
-def test_a_parallel_launcher_under_mlflow_run_gives_distinct_runs_under_one_parent(store: str) -> None:
-    needs("joblib")
+@pytest.mark.frameworks
+def test_a_parallel_launcher_under_mlflow_run_creates_one_run_per_cell(store: str) -> None:
+    need("joblib")
     done = mlflow_run("-e", "sweep", "--env-manager", "local", "--experiment-name", "gtdl", "-P",
                       "framework=reference,torch", "-P", "setting=reference_mnist", "-P", "training.iterations=20",
                       "-P", "training.epochs=null", "-P", "hydra/launcher=joblib")  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    parent, children = family()
+    parent, children = sweep_runs()
     assert parent.data.tags["mlflow.project.entryPoint"] == "sweep"
     assert {run.data.tags["gtdl.framework"] for run in children} == {"reference", "torch"}
     assert {run.data.params["framework"] for run in children} == {"reference", "torch"}
@@ -59,21 +68,21 @@ def test_a_parallel_launcher_under_mlflow_run_gives_distinct_runs_under_one_pare
     assert "training_time_s" not in parent.data.metrics
 
 
-def test_jobs_of_a_parallel_launcher_take_turns_unless_they_may_not(gtdl: Command, store: str) -> None:
-    needs("joblib")
+def test_jobs_of_a_parallel_launcher_run_one_after_the_other_unless_side_by_side(gtdl: Command, store: str) -> None:
+    need("joblib")
     for extra, together in (([], False), (["hardware.cores=[0],[1]", "hardware.side_by_side=true"], True)):
         experiment = f"together_{together}"
         seeds = "seed=1" if together else "seed=1,2"
         done = gtdl("-m", "framework=reference", "training.epochs=400", "hydra/launcher=joblib", seeds, *extra,
                     f"tracking.experiment={experiment}", timeout=600)  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
-        _, children = family(experiment)
+        _, children = sweep_runs(experiment)
         spans = sorted((run.info.start_time, run.info.end_time) for run in children)
         assert (spans[0][1] > spans[1][0]) == together
 
 
-def test_optuna_finds_a_learning_rate(gtdl: Command, store: str) -> None:
-    needs("optuna")
+def test_optuna_optimizes_the_objective(gtdl: Command, store: str) -> None:
+    need("optuna")
     done = gtdl("-m", "framework=reference", "training.epochs=1", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=4",
                 "hydra.sweeper.n_jobs=1", "hydra.sweeper.direction=maximize", "sweep.objective=test/no_such",
                 "training.learning_rate=interval(0.001,0.5)")  # fmt: skip
@@ -83,7 +92,7 @@ def test_optuna_finds_a_learning_rate(gtdl: Command, store: str) -> None:
                 "hydra.sweeper.n_jobs=1", "hydra.sweeper.direction=maximize", "tracking.experiment=tuned",
                 "training.learning_rate=interval(0.001,0.5)")  # fmt: skip
     assert done.returncode == 0, done.stderr
-    _, children = family("tuned")
+    _, children = sweep_runs("tuned")
     best = max(run.data.metrics["accuracy_percent"] for run in children)
     assert len({run.data.params["training.learning_rate"] for run in children}) == 4
     (result,) = Path("multirun").rglob("optimization_results.yaml")
@@ -91,7 +100,7 @@ def test_optuna_finds_a_learning_rate(gtdl: Command, store: str) -> None:
     assert mlflow.get_experiment_by_name("tuned") is not None
 
 
-def test_a_launcher_that_is_not_installed_is_named(gtdl: Command, store: str) -> None:
+def test_a_launcher_that_is_not_installed_is_an_error(gtdl: Command, store: str) -> None:
     done = gtdl(*SWEEP, "hydra/launcher=joblib", "hydra.launcher._target_=hydra_plugins.hydra_nowhere.Launcher")
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1

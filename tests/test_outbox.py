@@ -1,33 +1,32 @@
-"""A tracking server that goes away delays what it is told of a run, and loses nothing."""
+"""The outbox: a tracking server that is unreachable delays the delivery of a run, and nothing is lost."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import mlflow
 import pytest
-from helpers.project import ROOT, Command, runs
-from helpers.servers import Server, misbehaving, mlflow_server
+from helpers.project import Command, runs, start, training_started, wait_until
+from helpers.servers import Server, failing_server, mlflow_server
 from mlflow.entities import Run
 
 from gtdl_mlflow import cli
 from gtdl_mlflow.tracking import outbox, processes
+
+pytestmark = pytest.mark.slow
 
 QUICK = ("framework=reference", "training.epochs=1")
 
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What could not be delivered is kept in a GTDL_HOME; these tests need one each."""
+    """The cache directory of one test, with its own outbox."""
     monkeypatch.setenv("GTDL_HOME", str(tmp_path / "home"))
-    # As many tries as ever, but at once: what a try says does not depend on how long MLflow waited for it.
+    # MLflow retries as often as usual, without waiting: a retry fails in the same way after any wait.
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_JITTER", "0")
     return tmp_path / "home"
@@ -39,8 +38,8 @@ def server(tmp_path: Path) -> Iterator[Server]:
         yield running
 
 
-def is_whole(run: Run, uri: str) -> None:
-    """All that a run has that was tracked at once."""
+def assert_complete(run: Run, uri: str) -> None:
+    """Assert that a run has everything that a run has whose tracker was always reachable."""
     client = mlflow.MlflowClient(uri)
     assert run.info.status == "FINISHED"
     assert run.data.metrics.keys() >= {"accuracy_percent", "training_time_s", "testing_time_s", "wall_time_s"}
@@ -54,54 +53,52 @@ def is_whole(run: Run, uri: str) -> None:
 
 def replay(capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
     status = cli.main(["track", "replay"])
-    said = capsys.readouterr()
-    return status, said.out + said.err
+    output = capsys.readouterr()
+    return status, output.out + output.err
 
 
-def test_a_server_that_is_down_at_the_start_hears_of_the_run_later(
+@pytest.mark.server
+def test_a_run_is_delivered_later_if_the_server_was_down_at_its_start(
     gtdl: Command, server: Server, home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server.kill()
     done = gtdl(*QUICK, f"tracking.uri={server.uri}")
     assert done.returncode == 1
     assert "accuracy" in done.stdout
-    went, kept = done.stderr.splitlines()
-    assert went.endswith("the run goes on and is delivered later")
-    assert "`gtdl track replay` delivers it" in kept
+    first, last = done.stderr.splitlines()
+    assert first.endswith("the run goes on and is delivered later")
+    assert "`gtdl track replay` delivers it" in last
     assert cli.main(["track", "list"]) == 0
     assert "FINISHED, for http://127.0.0.1" in capsys.readouterr().out
     assert replay(capsys)[0] == 1  # still down
     server.start()
-    status, said = replay(capsys)
-    assert (status, said.count("delivered")) == (0, 1)
+    status, output = replay(capsys)
+    assert (status, output.count("delivered")) == (0, 1)
     (run,) = runs(server.uri)
-    is_whole(run, server.uri)
+    assert_complete(run, server.uri)
     assert replay(capsys) == (0, "")
     assert list((home / "undelivered").iterdir()) == []
     (folder,) = {path.parent for path in Path("outputs").rglob("events.jsonl")}
     assert not (folder / "mlflow").exists()
 
 
-@pytest.mark.parametrize("back", [False, True])
-def test_a_server_that_goes_mid_run_hears_of_the_rest_at_its_end_or_later(
-    gtdl: Command, server: Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, back: bool
+@pytest.mark.server
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_run_is_delivered_at_its_end_or_later_if_the_server_goes_down_meanwhile(
+    gtdl: Command, server: Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, restarted: bool
 ) -> None:
-    if back:  # it takes seconds to be
+    if restarted:  # the server needs seconds to start
         monkeypatch.delenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR")
     arguments = ["framework=reference", "training.epochs=150", f"tracking.uri={server.uri}"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "gtdl_mlflow", *arguments],
-        env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    while not any('"progress"' in path.read_text() for path in Path("outputs").rglob("events.jsonl")):
-        assert process.poll() is None, process.communicate()
+    process = start(*arguments, stdout=subprocess.PIPE)
+    wait_until(training_started, "the worker trains", process)
     server.kill()
-    if back:
+    if restarted:
         server.start()
     output, errors = process.communicate(timeout=300)
-    assert process.returncode == (0 if back else 1), errors
+    assert process.returncode == (0 if restarted else 1), errors
     assert "accuracy" in output
-    if not back:
+    if not restarted:
         server.start()
         assert runs(server.uri)[0].info.status == "RUNNING"
         assert replay(capsys)[0] == 0
@@ -111,24 +108,25 @@ def test_a_server_that_goes_mid_run_hears_of_the_rest_at_its_end_or_later(
 
 
 @pytest.mark.parametrize("answer", ["500", "429", "hang"])
-def test_a_server_that_does_not_serve_stops_no_run(
-    gtdl: Command, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, answer: str
-) -> None:
+def test_a_run_goes_on_if_the_server_fails(gtdl: Command, monkeypatch: pytest.MonkeyPatch, answer: str) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
-    with misbehaving(answer) as uri:
+    with failing_server(answer) as uri:
         done = gtdl(*QUICK, f"tracking.uri={uri}")
     assert "accuracy" in done.stdout
     assert done.returncode == 1
     assert f"MLflow at {uri} failed" in done.stderr
-    assert [told.status for told in outbox.pending()] == ["FINISHED"]
+    assert [record.status for record in outbox.pending()] == ["FINISHED"]
 
 
-def test_a_server_without_room_for_files_gets_them_later(
+@pytest.mark.server
+def test_files_are_delivered_later_if_the_servers_disk_was_full(
     gtdl: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # As with a full disk, it can write no further: nothing of over 20 kB, which the contact sheet and the model are.
-    full = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); " \
-           "sys.argv[0] = 'mlflow'; runpy.run_module('mlflow', run_name='__main__')"  # fmt: skip
+    # The server cannot write files above 20 kB: the contact sheet and the model are larger.
+    full = (
+        "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); "
+        "sys.argv[0] = 'mlflow'; runpy.run_module('mlflow', run_name='__main__')"
+    )
     with mlflow_server(tmp_path) as server:
         assert gtdl(*QUICK, "seed=1", f"tracking.uri={server.uri}").returncode == 0
         server.kill()
@@ -140,10 +138,11 @@ def test_a_server_without_room_for_files_gets_them_later(
         server.start()
         assert replay(capsys)[0] == 0
         for run in runs(server.uri):
-            is_whole(run, server.uri)
+            assert_complete(run, server.uri)
 
 
-def test_delivered_twice_it_is_there_once(gtdl: Command, server: Server, home: Path) -> None:
+@pytest.mark.server
+def test_delivery_is_idempotent(gtdl: Command, server: Server, home: Path) -> None:
     server.kill()
     gtdl(*QUICK, f"tracking.uri={server.uri}")
     (path,) = (home / "undelivered").glob("*.json")
@@ -154,21 +153,22 @@ def test_delivered_twice_it_is_there_once(gtdl: Command, server: Server, home: P
         (done,) = outbox.replay()
         assert done.failure == ""
     (run,) = runs(server.uri)
-    is_whole(run, server.uri)
+    assert_complete(run, server.uri)
     curve = mlflow.MlflowClient(server.uri).get_metric_history(run.info.run_id, "system/cpu_utilization_percentage")
     recorded = [point for point in json.loads(text)["metrics"] if point[0] == "system/cpu_utilization_percentage"]
     assert len(curve) == len(recorded)
 
 
-def test_a_tracker_that_refuses_is_told_of_before_anything_runs(gtdl: Command, tmp_path: Path) -> None:
-    with misbehaving("403") as uri:
+def test_nothing_runs_if_the_tracker_refuses_the_run(gtdl: Command, tmp_path: Path) -> None:
+    with failing_server("403") as uri:
         done = gtdl(*QUICK, f"tracking.uri={uri}")
     assert done.returncode == 1
     assert done.stderr.strip().endswith("nothing was run")
     assert list(tmp_path.rglob("events.jsonl")) == []
 
 
-def test_the_parent_of_a_sweep_comes_late_with_its_children(
+@pytest.mark.server
+def test_a_sweep_is_delivered_later_with_its_runs(
     gtdl: Command, server: Server, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server.kill()
@@ -176,43 +176,41 @@ def test_the_parent_of_a_sweep_comes_late_with_its_children(
     assert done.returncode == 1
     assert done.stdout.count("accuracy") == 2
     server.start()
-    status, said = replay(capsys)
-    assert (status, len(re.findall(": delivered", said))) == (0, 3)
-    found: Any = runs(server.uri)
+    status, output = replay(capsys)
+    assert (status, len(re.findall(": delivered", output))) == (0, 3)
+    found = runs(server.uri)
     (parent,) = [run for run in found if "mlflow.parentRunId" not in run.data.tags]
     children = [run for run in found if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
     assert len(children) == 2
     for run in children:
-        is_whole(run, server.uri)
-    # The same command knows then that there is nothing left to do.
+        assert_complete(run, server.uri)
+    # The same command finds all cells finished.
     done = gtdl("-m", *QUICK, "seed=1,2", f"tracking.uri={server.uri}")
     assert done.returncode == 0, done.stderr
     assert "sweep: 2 finished of 2 cells" in done.stdout
     assert len(runs(server.uri)) == 3
 
 
-def test_a_run_whose_driver_died_while_the_server_was_away_is_delivered_as_killed(
-    gtdl: Command, server: Server, capsys: pytest.CaptureFixture[str]
+@pytest.mark.server
+def test_a_dead_run_is_delivered_as_killed(
+    server: Server, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     server.kill()
     arguments = ["framework=reference", "training.epochs=4000", f"tracking.uri={server.uri}"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "gtdl_mlflow", *arguments], env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    while not any('"progress"' in path.read_text() for path in Path("outputs").rglob("events.jsonl")):
-        assert process.poll() is None
+    process = start(*arguments)
+    wait_until(training_started, "the worker trains", process)
     server.start()
-    assert replay(capsys) == (0, "")  # it lives: it will deliver itself
+    assert replay(capsys) == (0, "")  # the driver is alive and delivers the run itself
     process.kill()
-    process.wait()
+    process.communicate(timeout=60)
     assert replay(capsys)[0] == 0
     (run,) = runs(server.uri)
     assert run.info.status == "KILLED"
-    assert run.data.tags["gtdl.failure"] == "it ended without a word"
+    assert run.data.tags["gtdl.failure"] == processes.PROCESS_GONE
 
 
-def test_a_process_is_known_by_its_start_too() -> None:
+def test_a_process_is_identified_by_its_start_time_too() -> None:
     process = processes.this_process()
     assert processes.is_alive(process) is True
     host, number, _ = process.split(" ")

@@ -1,4 +1,4 @@
-"""The project as MLflow and a newcomer meet it: MLproject, README, the packages, PyTorch from end to end."""
+"""The MLflow project, its packages, and PyTorch from the command line to a served model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import mlflow
 import numpy as np
 import pytest
 import yaml
-from helpers.project import ROOT, Command, mlflow_run, need_torch, worker_of
+from helpers.project import ROOT, Command, mlflow_run, need_torch, start, wait_for_worker
 
 from gtdl_mlflow import config, datasets
 from gtdl_mlflow.environments import pip_settings
@@ -32,25 +32,27 @@ def only_run(experiment: str = "gtdl") -> Any:
     return run
 
 
-def test_mlflow_run_puts_everything_into_its_own_run(store: str, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_mlflow_run_records_into_its_own_run(store: str, tmp_path: Path) -> None:
     client = mlflow.MlflowClient()
     client.create_experiment("gtdl", artifact_location=str(tmp_path / "artifacts"))
-    done = mlflow_run("--env-manager", "local", "--experiment-name", "gtdl", "-P", "framework=reference",
-                      "-P", "seed=5", "-P", "budget=.1", "-P", "training.epochs=2.0")  # fmt: skip
+    params = ("-P", "framework=reference", "-P", "seed=5", "-P", "budget=.1", "-P", "training.epochs=2.0")
+    done = mlflow_run("--env-manager", "local", "--experiment-name", "gtdl", *params)
     assert done.returncode == 0, done.stderr
     run = only_run()
     assert run.info.status == "FINISHED"
     assert run.data.tags["mlflow.project.entryPoint"] == "main"
     assert run.data.tags["gtdl.seed"] == "5"
-    assert run.data.params["budget"] == ".1"  # as MLflow noted it before we could
+    assert run.data.params["budget"] == ".1"  # as MLflow recorded it before this project could
     assert run.data.metrics["train/iterations"] == 16
 
 
-def test_mlflow_run_sweeps(store: str, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_mlflow_run_starts_a_sweep(store: str, tmp_path: Path) -> None:
     mlflow.MlflowClient().create_experiment("gtdl", artifact_location=str(tmp_path / "artifacts"))
-    done = mlflow_run("-e", "sweep", "--env-manager", "local", "--experiment-name", "gtdl",
-                      "-P", "framework=reference", "-P", "seed=1,2", "-P", "budget=0.1",
-                      "-P", f"hydra.sweep.dir={tmp_path / 'multirun'}")  # fmt: skip
+    params = ("-P", "framework=reference", "-P", "seed=1,2", "-P", "budget=0.1")
+    folder = ("-P", f"hydra.sweep.dir={tmp_path / 'multirun'}")
+    done = mlflow_run("-e", "sweep", "--env-manager", "local", "--experiment-name", "gtdl", *params, *folder)
     assert done.returncode == 0, done.stderr
     runs: Any = mlflow.search_runs(experiment_names=["gtdl"], output_format="list")
     parents = [run for run in runs if run.data.tags.get("mlflow.project.entryPoint") == "sweep"]
@@ -58,18 +60,21 @@ def test_mlflow_run_sweeps(store: str, tmp_path: Path) -> None:
     assert (len(parents), len(children), len(runs)) == (1, 2, 3)
 
 
-def test_mlflow_makes_the_drivers_environment_with_uv(
+@pytest.mark.slow
+def test_mlflow_creates_the_drivers_environment_with_uv(
     store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mlflow.MlflowClient().create_experiment("gtdl", artifact_location=str(tmp_path / "artifacts"))
-    # MLflow's own folder of environments is shared with the rest of this machine's runs; this one is thrown away.
+    # MLflow's own folder of environments is shared by all projects of this user.
     monkeypatch.setenv("MLFLOW_ENV_ROOT", str(tmp_path / "environments"))
     done = mlflow_run("--env-manager", "uv", "--experiment-name", "gtdl", "-P", "framework=reference")
     assert done.returncode == 0, done.stderr
     assert only_run().info.status == "FINISHED"
 
 
-def test_pytorch_trains_and_its_model_serves(
+@pytest.mark.slow
+@pytest.mark.frameworks
+def test_pytorch_trains_and_mlflow_serves_its_model(
     gtdl: Command, store: str, tmp_path: Path, torch_environment: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done = gtdl("framework=torch", "setting=caffe_mnist", "training.iterations=60")
@@ -88,37 +93,31 @@ def test_pytorch_trains_and_its_model_serves(
     folder = datasets.prepare(config.compose([]).dataset).folder
     images, labels = np.load(folder / "test_images.npy"), np.load(folder / "test_labels.npy")
     (tmp_path / "images.json").write_text(json.dumps({"inputs": images.tolist()}))
+    files = ["-i", str(tmp_path / "images.json"), "-t", "json", "-o", str(tmp_path / "predictions.json")]
+    model = ["--env-manager", "uv", "-m", f"runs:/{run.info.run_id}/model"]
     served = subprocess.run(
-        [sys.executable, "-m", "mlflow", "models", "predict", "--env-manager", "uv",
-         "-m", f"runs:/{run.info.run_id}/model",
-         "-i", str(tmp_path / "images.json"), "-t", "json", "-o", str(tmp_path / "answer.json")],
+        [sys.executable, "-m", "mlflow", "models", "predict", *model, *files],
         env={**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"},
         capture_output=True,
         text=True,
         timeout=600,
-    )  # fmt: skip
-    assert served.returncode == 0, served.stderr
-    answer = np.array(json.loads((tmp_path / "answer.json").read_text())["predictions"])
-    assert 100 * (answer.argmax(axis=1) == labels).mean() == pytest.approx(run.data.metrics["accuracy_percent"])
-
-
-def test_a_worker_killed_while_it_trains_fails_its_run_and_nothing_else(
-    gtdl: Command, store: str, torch_environment: None
-) -> None:
-    driver = subprocess.Popen(
-        [sys.executable, "-m", "gtdl_mlflow", "training.epochs=1000", "training.checkpoint_every_s=0"],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
     )
-    worker = worker_of(driver.pid)
+    assert served.returncode == 0, served.stderr
+    predictions = np.array(json.loads((tmp_path / "predictions.json").read_text())["predictions"])
+    assert 100 * (predictions.argmax(axis=1) == labels).mean() == pytest.approx(run.data.metrics["accuracy_percent"])
+
+
+@pytest.mark.slow
+@pytest.mark.frameworks
+def test_a_killed_worker_fails_its_run_and_nothing_else(gtdl: Command, store: str, torch_environment: None) -> None:
+    driver = start("training.epochs=1000", "training.checkpoint_every_s=0")
+    worker = wait_for_worker(driver)
     time.sleep(random.random())
     os.kill(worker, signal.SIGKILL)
-    _, said = driver.communicate(timeout=60)
+    _, errors = driver.communicate(timeout=60)
     assert driver.returncode == 1
-    assert len(said.splitlines()) == 1
-    assert "was killed by SIGKILL (out of memory?)" in said
+    assert len(errors.splitlines()) == 1
+    assert "was killed by SIGKILL (out of memory?)" in errors
     run = only_run()
     assert run.info.status == "FAILED"
     assert "SIGKILL" in run.data.tags["gtdl.failure"]
@@ -127,7 +126,7 @@ def test_a_worker_killed_while_it_trains_fails_its_run_and_nothing_else(
     assert gtdl("framework=reference", "training.epochs=1").returncode == 0
 
 
-def test_the_drivers_two_lists_of_packages_are_one() -> None:
+def test_python_env_lists_the_dependencies_of_pyproject() -> None:
     tomllib = pytest.importorskip("tomllib", reason="Python 3.11 is the first with tomllib")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     listed = yaml.safe_load((ROOT / "python_env.yaml").read_text())
@@ -135,29 +134,31 @@ def test_the_drivers_two_lists_of_packages_are_one() -> None:
     assert "python" not in listed
 
 
-def test_mlprojects_defaults_are_the_configurations() -> None:
+def test_mlproject_has_the_defaults_of_the_configuration() -> None:
     entry_points = yaml.safe_load((ROOT / "MLproject").read_text())["entry_points"]
     for name in ("main", "sweep"):
         assert entry_points[name]["parameters"]["framework"]["default"] == config.compose([]).framework.name
     assert entry_points["answer"]["parameters"]["minutes"]["default"] == 10
 
 
-def test_an_installed_package_brings_its_configurations(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_an_installed_package_contains_its_configuration(tmp_path: Path) -> None:
     subprocess.run(
         [sys.executable, "-m", "pip", "wheel", "--no-deps", "--quiet", "-w", tmp_path, ROOT],
         check=True,
         capture_output=True,
+        timeout=300,
     )
     (wheel,) = tmp_path.glob("*.whl")
-    # A wheel can be imported from; -P keeps this checkout out of the way, where this Python knows it.
-    subprocess.run([sys.executable, "-m", "zipfile", "-e", wheel, tmp_path / "site"], check=True)
+    subprocess.run([sys.executable, "-m", "zipfile", "-e", wheel, tmp_path / "site"], check=True, timeout=60)
     code = "import gtdl_mlflow.config as c; print(c.CONF, c.compose(['setting=caffe_mnist']).model.name)"
-    told = subprocess.run(
+    output = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(tmp_path / "site")},
         capture_output=True,
         text=True,
         check=True,
+        timeout=60,
     ).stdout.split()
-    assert told == [str(tmp_path / "site" / "gtdl_mlflow" / "conf"), "caffe_mnist"]
+    assert output == [str(tmp_path / "site" / "gtdl_mlflow" / "conf"), "caffe_mnist"]
