@@ -1,0 +1,61 @@
+"""The progress line: phases and progress on a terminal, nothing anywhere else."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import pytest
+
+from gtdl_mlflow.progress import ProgressLine, line
+from gtdl_mlflow.worker.events import Event, Metrics, Phase, Progress
+
+EVENTS: list[Event] = [
+    Phase("import"), Metrics({"setup/import_s": 1.5}), Phase("data"), Phase("training"),
+    Progress(30, 120, 50, 0.25, 2.302585, 1234.5), Phase("testing"),
+]  # fmt: skip
+
+
+class Terminal(io.StringIO):
+    """A standard error that is, or is not, a terminal."""
+
+    def __init__(self, terminal: bool) -> None:
+        super().__init__()
+        self._terminal = terminal
+
+    def isatty(self) -> bool:
+        return self._terminal
+
+
+def shown(monkeypatch: pytest.MonkeyPatch, terminal: bool) -> str:
+    """Return what is written for ``EVENTS``."""
+    stream = Terminal(terminal)
+    monkeypatch.setattr(sys, "stderr", stream)
+    with ProgressLine("torch on mnist") as progress:
+        for event in EVENTS:
+            progress.show(event)
+    return stream.getvalue()
+
+
+def test_terminal_shows_phases_and_progress_on_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = shown(monkeypatch, terminal=True).split("\r\x1b[K")
+    assert lines == [
+        "",
+        "torch on mnist: import",
+        "torch on mnist: data",
+        "torch on mnist: training",
+        "torch on mnist: epoch 0.2, 25%, 1,234 images/s, loss 2.3026, 4 s left",
+        "torch on mnist: testing",
+        "",  # erased at the end
+    ]
+
+
+def test_nothing_is_written_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert shown(monkeypatch, terminal=False) == ""
+
+
+@pytest.mark.parametrize(
+    ("images_per_s", "left"), [(100.0, "45 s left"), (10.0, "7 min 30 s left"), (0.5, "2 h 30 min left")]
+)
+def test_remaining_time_has_units_of_its_size(images_per_s: float, left: str) -> None:
+    assert line("run", Progress(30, 120, 50, 0.25, 0.5, images_per_s)).endswith(left)
