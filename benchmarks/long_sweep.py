@@ -1,4 +1,4 @@
-"""What a sweep costs a cell beyond what the cell measures, and whether the driver's memory stays flat over 100 cells.
+"""Overhead of a sweep per cell, and the driver's memory over 100 cells.
 
 python benchmarks/long_sweep.py [--cells 100]
 """
@@ -17,6 +17,8 @@ from pathlib import Path
 import psutil
 from mlflow.tracking import MlflowClient
 
+SWEEP = ["-m", "framework=reference", "dataset=mnist_5k", "training.epochs=5"]
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -26,11 +28,12 @@ def main() -> None:
         folder = Path(name)
         uri = f"sqlite:///{folder / 'mlflow.db'}"
         process = subprocess.Popen(
-            [sys.executable, "-m", "gtdl_mlflow", "-m", "framework=reference", "dataset=mnist_5k", "training.epochs=5",
-             f"seed=range({cells})"],
-            cwd=folder, stdout=subprocess.PIPE, text=True,
+            [sys.executable, "-m", "gtdl_mlflow", *SWEEP, f"seed=range({cells})"],
+            cwd=folder,
             env={**os.environ, "MLFLOW_TRACKING_URI": uri, "PYTHONPATH": str(Path(__file__).parents[1])},
-        )  # fmt: skip
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         assert process.stdout is not None
         memory = []
         for line in process.stdout:
@@ -46,14 +49,14 @@ def main() -> None:
         (parent,) = (run for run in runs if "mlflow.parentRunId" not in run.data.tags)
         print(f"{len(children)} children of one parent, {parent.info.status}; {parent.data.metrics}")
         starts = [run.info.start_time / 1000 for run in children] + [parent.info.end_time / 1000]
-        beyond, worker = [], []
+        outside_clocks, outside_worker = [], []
         for run, start, following in zip(children, starts, starts[1:], strict=False):
             metrics = run.data.metrics
-            beyond.append(following - start - metrics["training_time_s"] - metrics["testing_time_s"])
-            worker.append(following - start - metrics["worker/wall_s"])
-        for what, seconds in (("training and testing", beyond), ("worker's wall time", worker)):
-            print(f"seconds a cell beyond its {what}: median {statistics.median(seconds):.2f} "
-                  f"({min(seconds):.2f} to {max(seconds):.2f})")  # fmt: skip
+            outside_clocks.append(following - start - metrics["training_time_s"] - metrics["testing_time_s"])
+            outside_worker.append(following - start - metrics["worker/wall_s"])
+        for label, seconds in (("training and testing", outside_clocks), ("its worker", outside_worker)):
+            median = statistics.median(seconds)
+            print(f"time per cell outside {label}: median {median:.2f} s ({min(seconds):.2f} to {max(seconds):.2f} s)")
         at = [9, len(memory) // 2, len(memory) - 1]
         print("driver's resident memory: " + ", ".join(f"{memory[index]:.0f} MB at cell {index + 1}" for index in at))
 

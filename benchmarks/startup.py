@@ -1,12 +1,13 @@
-"""From the command line to the first training step, part by part, for each framework.
+"""Time from the command line to the first training step, by part, for each framework.
 
     python benchmarks/startup.py [--repeats 5] [--cold] [--frameworks torch ...]
 
-``driver``: from the command until the worker begins, in which MLflow and Hydra are imported, the configuration is
-composed and the run opened; the worker's interpreter gets ready meanwhile (``start``). Then the worker's own parts, and
-the first step, compilation in it. ``allowed`` is the worker's import, data, build and compilation, ``import mlflow,
-hydra`` (timed in turns, in a process of its own) and half a second. With ``--cold``, Linux drops its page cache before
-every command (as root), and Theano's cache of compiled operations is removed.
+``driver`` is the time from the command until the worker starts its job: MLflow and Hydra are imported, the
+configuration is composed and the MLflow run is created. The worker's interpreter starts meanwhile (``start``). The
+worker's own parts follow, and the first step, which includes compilation. ``allowed`` is the sum of the worker's
+import, data, build and compilation, of ``import mlflow, hydra`` (timed in turns, in a process of its own) and of half a
+second. With ``--cold``, Linux drops its page cache before every command (as root), and Theano's cache of compiled
+operations is deleted.
 """
 
 from __future__ import annotations
@@ -40,65 +41,71 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for framework in options.frameworks:  # makes the store, environments and prepared data
-            one(folder, framework, options.overrides, cold=False)
-        found: dict[str, list[dict[str, float]]] = {framework: [] for framework in options.frameworks}
+        for framework in options.frameworks:  # creates the store, environments and prepared data
+            one_run(folder, framework, options.overrides, cold=False)
+        results: dict[str, list[dict[str, float]]] = {framework: [] for framework in options.frameworks}
         for _ in range(options.repeats):
             for framework in options.frameworks:
-                parts = one(folder, framework, options.overrides, options.cold)
+                parts = one_run(folder, framework, options.overrides, options.cold)
                 if options.cold:
-                    forget(None)
-                parts["import mlflow, hydra"] = imported(folder)
-                found[framework].append(parts)
-    for framework, repeats in found.items():
+                    drop_caches(None)
+                parts["import mlflow, hydra"] = import_time(folder)
+                results[framework].append(parts)
+    for framework, repeats in results.items():
         median = {part: statistics.median(parts[part] for parts in repeats) for part in repeats[0]}
         allowed = 0.5 + sum(median[part] for part in ("import mlflow, hydra", *PARTS[1:5]))
-        before = median["first step begins"]
+        before = median["first step"]
         shown = ", ".join(f"{part.split('/')[-1].removesuffix('_s')} {median[part]:.2f}" for part in ("driver", *PARTS))
-        state, alone = "cold" if options.cold else "warm", median["import mlflow, hydra"]
-        print(f"{framework:11} {state}: first step begins after {before:.2f} s (allowed {allowed:.2f}): {shown}; "
-              f"import mlflow, hydra {alone:.2f}")  # fmt: skip
+        state, imports = "cold" if options.cold else "warm", median["import mlflow, hydra"]
+        print(
+            f"{framework:11} {state}: first step starts after {before:.2f} s (allowed {allowed:.2f} s): {shown}; "
+            f"import mlflow, hydra {imports:.2f}"
+        )
 
 
-def one(folder: Path, framework: str, overrides: list[str], cold: bool) -> dict[str, float]:
-    """Seconds of each part of one run."""
+def one_run(folder: Path, framework: str, overrides: list[str], cold: bool) -> dict[str, float]:
+    """Return the seconds of each part of one run."""
     if cold:
-        forget(framework)
+        drop_caches(framework)
     uri = f"sqlite:///{folder}/mlflow.db"
-    began = time.time()
+    started = time.time()
     subprocess.run(
-        [sys.executable, "-m", "gtdl_mlflow", f"framework={framework}", *overrides], cwd=folder, check=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": uri}, stdout=subprocess.DEVNULL,
-    )  # fmt: skip
+        [sys.executable, "-m", "gtdl_mlflow", f"framework={framework}", *overrides],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": uri},
+        stdout=subprocess.DEVNULL,
+        check=True,
+    )
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name("gtdl")
     assert experiment is not None
     run = client.search_runs([experiment.experiment_id], order_by=["start_time DESC"], max_results=1)[0]
     parts = {part: run.data.metrics[part] for part in PARTS}
 
-    def said(part: str) -> float:
-        """When the worker did, seconds after the command."""
-        return client.get_metric_history(run.info.run_id, part)[0].timestamp / 1000 - began
+    def recorded(part: str) -> float:
+        """Return when the worker recorded a part, in seconds after the command."""
+        return client.get_metric_history(run.info.run_id, part)[0].timestamp / 1000 - started
 
     return {
-        "driver": said("setup/start_s"),
-        "first step begins": said("setup/data_s"),
+        "driver": recorded("setup/start_s"),
+        "first step": recorded("setup/data_s"),
         **parts,
     }
 
 
-def imported(folder: Path) -> float:
-    began = time.perf_counter()
+def import_time(folder: Path) -> float:
+    """Return the seconds of a process that imports MLflow and Hydra."""
+    started = time.perf_counter()
     subprocess.run([sys.executable, "-c", "import mlflow, hydra"], cwd=folder, check=True)
-    return time.perf_counter() - began
+    return time.perf_counter() - started
 
 
-def forget(framework: str | None) -> None:
-    """Empty the page cache, and the compiled operations of a framework that keeps some."""
+def drop_caches(framework: str | None) -> None:
+    """Drop the page cache and the compiled operations of ``framework``, if it stores any."""
     if framework is not None:
-        made = environments.ensure(config.compose([f"framework={framework}"]).framework, "cpu")
-        if made.folder is not None:
-            shutil.rmtree(made.folder / "theano", ignore_errors=True)
+        environment = environments.ensure(config.compose([f"framework={framework}"]).framework, "cpu")
+        if environment.folder is not None:
+            shutil.rmtree(environment.folder / "theano", ignore_errors=True)
     os.sync()
     CACHES.write_text("3\n")
 
