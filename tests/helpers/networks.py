@@ -11,14 +11,15 @@ from gtdl_mlflow import config  # noqa: F401  (registers the resolvers of conf/)
 
 CONF = Path(__file__).parents[2] / "conf"
 
-
 ZERO = {"distribution": "constant", "value": 0}
-
-
 SPREAD = {"distribution": "uniform_fan_in", "gain": 6}
+TANH = {"type": "tanh"}
+NORMAL = {"type": "batch_normalization", "momentum": 0.8, "epsilon": 0.001}
+NORMALIZE = {"type": "local_response_normalization", "radius": 4, "bias": 1.0, "alpha": 0.001 / 9, "beta": 0.75}
 
 
 def conf_layers(model: str, **changes: Any) -> Any:
+    """Return the layers of ``conf/model/MODEL.yaml`` with changed keys."""
     loaded = OmegaConf.create({"model": {**OmegaConf.load(CONF / "model" / f"{model}.yaml"), **changes}})
     return OmegaConf.to_container(loaded, resolve=True)["model"]["layers"]  # type: ignore[index,call-overload]
 
@@ -40,12 +41,5 @@ def average(size: int, stride: int, **more: Any) -> dict[str, Any]:
 
 
 def numbered(*layers: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the layers by names of their type and position."""
     return {f"{layer['type']}{number}": layer for number, layer in enumerate(layers)}
-
-
-NORMAL = {"type": "batch_normalization", "momentum": 0.8, "epsilon": 0.001}
-
-
-NORMALIZE = {"type": "local_response_normalization", "radius": 4, "bias": 1.0, "alpha": 0.001 / 9, "beta": 0.75}
-
-TANH = {"type": "tanh"}
