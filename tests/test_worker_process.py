@@ -1,8 +1,10 @@
-"""Whatever becomes of a worker, the caller hears why, and no process of it is left."""
+"""However a worker ends, the driver gets the reason, and no process of the worker is left."""
 
 from __future__ import annotations
 
+import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -24,19 +26,19 @@ SAMPLE = Path(__file__).parent / "helpers" / "samples" / "worker.py"
 
 @pytest.fixture
 def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Launch the sample worker with a behaviour."""
+    """Return a function that runs the stand-in for the worker with a behaviour."""
     monkeypatch.setattr(worker_process, "WORKER_MAIN", SAMPLE)
 
-    def started(behaviour: str, timeout_s: float = 30, environment: dict[str, str] | None = None) -> Iterator[Event]:
+    def run(behaviour: str, timeout_s: float = 30, environment: dict[str, str] | None = None) -> Iterator[Event]:
         job = create_job(config.compose(["framework=reference"]), tmp_path, tmp_path)
         job.options = {"behaviour": behaviour}
         return worker_process.run_worker(job, Path(sys.executable), environment or {}, tmp_path, timeout_s)
 
-    return started
+    return run
 
 
-def gone(pid: int) -> bool:
-    """Whether a process ends soon: its new parent may take a moment to reap it."""
+def has_ended(pid: int) -> bool:
+    """Return whether a process ends within 5 s: its new parent may need a moment to reap it."""
     for _ in range(100):
         try:
             if Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z":
@@ -48,15 +50,16 @@ def gone(pid: int) -> bool:
     return False
 
 
-def until_idle(pid: int) -> None:
-    """Wait for a process to have nothing more to do, however slow the machine is just now."""
-    used, process = -1.0, psutil.Process(pid)
+def wait_until_idle(pid: int) -> None:
+    """Wait until a process has started and uses no more CPU time, on a machine of any speed."""
+    deadline, used, process = time.monotonic() + 60, -1.0, psutil.Process(pid)
     while used < (used := sum(process.cpu_times()[:2])) or not used:
+        assert time.monotonic() < deadline, f"process {pid} is still busy"
         time.sleep(1)
 
 
 def no_children() -> bool:
-    """Whether this process has neither children nor zombies."""
+    """Return whether this process has neither children nor zombies."""
     try:
         os.waitpid(-1, os.WNOHANG)
     except ChildProcessError:
@@ -67,104 +70,102 @@ def no_children() -> bool:
 @pytest.mark.parametrize(
     ("behaviour", "reason"),
     [
-        ("crash", r"exited with status 1; .*RuntimeError: the framework fell over"),
-        ("segfault", r"was killed by SIGSEGV; .*about to segfault"),
-        ("be killed", r"was killed by SIGKILL \(out of memory\?\); .*about to be killed"),
-        ("leave quietly", r"exited with status 0 before it had finished"),
-        ("talk nonsense", r"not an event: 'Epoch 1/10 loss 0.5'; .*about to talk nonsense"),
-        ("stop mid-word", r"exited with status 3"),
+        ("crash", r"exited with status 1; .*RuntimeError: error in the framework"),
+        ("segfault", r"was killed by SIGSEGV; .*next: segfault"),
+        ("be killed", r"was killed by SIGKILL \(out of memory\?\); .*next: be killed"),
+        ("exit early", r"exited with status 0 before it had finished"),
+        ("send text", r"sent an invalid event: 'Epoch 1/10 loss 0.5'; .*next: send text"),
+        ("stop within a line", r"exited with status 3"),
     ],
 )
-def test_a_failing_worker_says_how_it_ended_and_its_last_words(
+def test_failure_has_the_way_the_worker_ended_and_its_last_output(
     start: Any, tmp_path: Path, behaviour: str, reason: str
 ) -> None:
-    heard = []
+    received = []
     with pytest.raises(WorkerFailed, match=reason) as failure:
         for event in start(behaviour):
-            heard.append(event)
-    assert heard == [Metrics({"setup/import_s": 1.5}, 0, 1.0)]
+            received.append(event)
+    assert received == [Metrics({"setup/import_s": 1.5}, 0, 1.0)]
     assert "\n" not in str(failure.value)
     assert str(tmp_path / "worker.log") in str(failure.value)
     assert '"setup/import_s": 1.5' in (tmp_path / "events.jsonl").read_text()
     assert no_children()
 
 
-def test_a_worker_that_hangs_is_killed_with_its_children(start: Any) -> None:
-    facts: dict[str, Any] = {}
+@pytest.mark.slow
+def test_worker_is_killed_with_its_children_at_the_timeout(start: Any) -> None:
+    child = 0
     with pytest.raises(WorkerFailed, match=r"killed after limits\.run_timeout_s=2 seconds"):
         for event in start("hang with a child", timeout_s=2):
             if isinstance(event, Metadata):
-                facts = event.facts
-    assert gone(facts["child"])
+                child = event.values["child"]
+    assert has_ended(child)
     assert no_children()
 
 
-def test_leaving_early_kills_the_worker_and_its_children(start: Any) -> None:
+def test_closing_the_events_kills_the_worker_and_its_children(start: Any) -> None:
     events = start("hang with a child")
     next(events)
-    child = next(events).facts["child"]
+    child = next(events).values["child"]
     events.close()
-    assert gone(child)
+    assert has_ended(child)
     assert no_children()
 
 
-def test_what_a_framework_prints_is_kept_apart_from_its_events(start: Any, tmp_path: Path) -> None:
-    assert list(start("print to descriptor 1"))[-1] == Finished()
-    assert "said from C" in (tmp_path / "worker.log").read_text()
+def test_output_of_a_framework_goes_to_the_log_and_not_to_the_events(start: Any, tmp_path: Path) -> None:
+    assert list(start("print to descriptor 1"))[-1] == Finished(0.5)
+    assert "printed from C" in (tmp_path / "worker.log").read_text()
 
 
-def test_a_worker_inherits_neither_the_tracker_nor_stray_thread_counts(
+def test_worker_inherits_neither_tracking_variables_nor_thread_counts(
     start: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    strays = {
+    variables = {
         "MLFLOW_RUN_ID": "x", "MLFLOW_TRACKING_TOKEN": "secret", "OMP_NUM_THREADS": "7", "MKL_NUM_THREADS": "7",
         "TF_ENABLE_ONEDNN_OPTS": "0", "PYTHONPATH": "/x", "LD_PRELOAD": "",
     }  # fmt: skip
-    for name, value in strays.items():
+    for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    described = list(start("show its environment", environment={"MALLOC_TRIM_THRESHOLD_": "5"}))[1]
-    seen = described.facts
-    assert "PATH" in seen
+    metadata = list(start("send its environment", environment={"MALLOC_TRIM_THRESHOLD_": "5"}))[1]
+    received = metadata.values
+    assert "PATH" in received
     assert not {"MLFLOW_RUN_ID", "MLFLOW_TRACKING_TOKEN", "TF_ENABLE_ONEDNN_OPTS", "PYTHONPATH", "LD_PRELOAD"} & set(
-        seen
+        received
     )
     threads = str(config.compose([]).threads)
-    assert (seen["OMP_NUM_THREADS"], seen["MKL_NUM_THREADS"]) == (threads, threads)
-    assert seen["MALLOC_TRIM_THRESHOLD_"] == "5"
+    assert (received["OMP_NUM_THREADS"], received["MKL_NUM_THREADS"]) == (threads, threads)
+    assert received["MALLOC_TRIM_THRESHOLD_"] == "5"
 
 
-def test_an_interpreter_that_is_gone_is_one_line(tmp_path: Path) -> None:
+def test_missing_interpreter_is_reported_in_one_line(tmp_path: Path) -> None:
     job = create_job(config.compose(["framework=reference"]), tmp_path, tmp_path)
     with pytest.raises(WorkerFailed, match=r"cannot be started with /nowhere/python: No such file"):
         list(worker_process.run_worker(job, Path("/nowhere/python"), {}, tmp_path, 10))
 
 
-def test_a_worker_stops_when_its_driver_is_gone(tmp_path: Path) -> None:
-    # The real worker, with the reading end of its events closed as it is when a driver is killed.
+@pytest.mark.slow
+def test_worker_stops_when_its_driver_has_ended(tmp_path: Path) -> None:
+    # The real worker. The reading end of its events is closed, as it is when a driver is killed.
     composed = config.compose(["framework=reference", "training.epochs=100000"])
     job = create_job(composed, datasets.prepare(composed.dataset).folder, tmp_path)
     job.write(tmp_path / "job.json")
     read_end, write_end = os.pipe()
+    arguments = [tmp_path / "job.json", str(write_end), str(os.getpid()), "0"]
     worker = subprocess.Popen(
-        [
-            sys.executable,
-            "-I",
-            worker_process.WORKER_MAIN,
-            tmp_path / "job.json",
-            str(write_end),
-            str(os.getpid()),
-            "0",
-        ],
+        [sys.executable, "-I", worker_process.WORKER_MAIN, *arguments],
         pass_fds=[write_end],
+        stdin=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
     os.close(write_end)
+    assert select.select([read_end], [], [], 60)[0], "no event in a minute"
     os.read(read_end, 10)
     os.close(read_end)
     assert worker.wait(timeout=30) == 1
 
 
-def test_the_worker_runs_by_hand_from_its_job_file(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_worker_can_be_run_by_hand_from_a_job_file(tmp_path: Path) -> None:
     composed = config.compose(["framework=reference", "training.epochs=1"])
     job = create_job(composed, datasets.prepare(composed.dataset).folder, tmp_path)
     job.write(tmp_path / "job.json")
@@ -176,53 +177,54 @@ def test_the_worker_runs_by_hand_from_its_job_file(tmp_path: Path) -> None:
         timeout=60,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == '{"event": "finished"}'
+    assert json.loads(done.stdout.splitlines()[-1])["event"] == "finished"
 
 
-def test_signals_are_named() -> None:
-    assert worker_process._ending(-signal.SIGTERM) == "was killed by SIGTERM"
+def test_exit_reason_has_the_name_of_the_signal() -> None:
+    assert worker_process._exit_reason(-signal.SIGTERM) == "was killed by SIGTERM"
 
 
-def test_at_its_end_a_worker_runs_what_was_registered_and_takes_nothing_apart() -> None:
+def test_worker_runs_exit_handlers_and_destroys_no_objects_at_its_end() -> None:
     worker = Path(worker_process.__file__).parent / "worker" / "__main__.py"
     program = f"""
 import atexit, os, runpy, sys
 class Framework:
-    def __del__(self, write=os.write): write(2, b"taken apart")
+    def __del__(self, write=os.write): write(2, b"object destroyed")
 framework = Framework()
-atexit.register(print, "farewell", file=sys.stderr)
+atexit.register(print, "exit handler", file=sys.stderr)
 sys.argv = ["worker"]
 runpy.run_path({str(worker)!r}, run_name="__main__")
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert done.returncode == 2  # no job was given
-    assert "farewell" in done.stderr
-    assert "taken apart" not in done.stderr
+    assert "exit handler" in done.stderr
+    assert "object destroyed" not in done.stderr
 
 
-def test_an_interpreter_that_is_ready_early_waits_and_that_counts_nowhere(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_waiting_time_of_an_early_interpreter_is_not_measured(tmp_path: Path) -> None:
     composed = config.compose(["framework=reference", "training.epochs=1"])
     job = create_job(composed, datasets.prepare(composed.dataset).folder, tmp_path)
     values: dict[str, float] = {}
-    began = time.monotonic()
+    begin = time.monotonic()
     with worker_process.WorkerProcess(tmp_path, job.threads, {}) as worker:
-        number = worker.start(Path(sys.executable))
-        until_idle(number)
-        ready_s = time.monotonic() - began
+        pid = worker.start(Path(sys.executable))
+        wait_until_idle(pid)
+        ready_s = time.monotonic() - begin
         time.sleep(4)
-        assert worker.start(Path("/nowhere/python")) == number  # it is there already
-        os.kill(number, 0)
-        for event in worker.work(job, 60):
+        assert worker.start(Path("/nowhere/python")) == pid  # it has been started
+        os.kill(pid, 0)
+        for event in worker.run(job, 60):
             if isinstance(event, Metrics):
                 values |= event.values
     assert "accuracy_percent" in values
     assert values["setup/start_s"] <= ready_s
-    assert values["worker/wall_s"] < time.monotonic() - began - 3
-    assert gone(number)
+    assert values["worker/wall_s"] < time.monotonic() - begin - 3
+    assert has_ended(pid)
 
 
-def test_a_worker_that_was_never_told_to_begin_is_gone(tmp_path: Path) -> None:
+def test_worker_that_never_received_a_job_is_ended(tmp_path: Path) -> None:
     with worker_process.WorkerProcess(tmp_path, 1, {}) as worker:
-        number = worker.start(Path(sys.executable))
-    assert gone(number)
+        pid = worker.start(Path(sys.executable))
+    assert has_ended(pid)
     assert no_children()
