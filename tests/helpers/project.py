@@ -22,10 +22,10 @@ Command = Callable[..., "subprocess.CompletedProcess[str]"]
 """Type of the fixture ``gtdl``."""
 
 
-def runs(uri: str) -> list[Run]:
-    """Return all runs of the experiment gtdl, the newest first."""
+def runs(uri: str, name: str = "gtdl") -> list[Run]:
+    """Return all runs of an experiment, the newest first."""
     client = mlflow.MlflowClient(uri)
-    experiment = client.get_experiment_by_name("gtdl")
+    experiment = client.get_experiment_by_name(name)
     return [] if experiment is None else list(client.search_runs([experiment.experiment_id]))
 
 
