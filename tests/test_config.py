@@ -1,69 +1,96 @@
-"""A right command line composes into what it says; a wrong one is one line with the key, the value, the choices."""
+"""A valid command line composes; an invalid one is refused in one line with the key, the value and the choices."""
 
 from __future__ import annotations
 
+import copy
+import fnmatch
+from functools import cache
 from itertools import product
+from typing import Any
 
 import pytest
+import yaml
 from helpers.project import Command
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
 from omegaconf import OmegaConf
 
-from gtdl_mlflow.config import CONF, ConfigError, compose
+from gtdl_mlflow import metrics
+from gtdl_mlflow.config import CONF, Config, ConfigError, choices, compose, to_checked_config
+from gtdl_mlflow.config.errors import RENAMED, RENAMED_METRICS, renamed
 
-FRAMEWORKS = sorted(path.stem for path in (CONF / "framework").glob("*.yaml"))
-SETTINGS = sorted(path.stem for path in (CONF / "setting").glob("*.yaml"))
-DATASETS = sorted(path.stem for path in (CONF / "dataset").glob("*.yaml"))
+FRAMEWORKS, SETTINGS, DATASETS, EXPERIMENTS = map(choices, ("framework", "setting", "dataset", "experiment"))
 
 
-@pytest.mark.parametrize(("framework", "dataset"), list(product(FRAMEWORKS, DATASETS)))
-def test_a_framework_has_a_default_setting_for_a_data_set(framework: str, dataset: str) -> None:
+@cache
+def composed(*overrides: str) -> Any:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return hydra_compose("config", list(overrides))
+
+
+def changed(values: list[str], *overrides: str) -> Config:
+    """Return the checked configuration of ``overrides`` with other values, without another composition of 0.15 s."""
+    config = copy.deepcopy(composed(*overrides))
+    for value in values:
+        key, _, text = value.partition("=")
+        OmegaConf.update(config, key, yaml.safe_load(text))
+    return to_checked_config(config)
+
+
+def pairs(first: list[str], second: list[str], fast: tuple[str, ...]) -> list[Any]:
+    """Return all pairs as parameters. The sum of those without a name in ``fast`` is slow."""
+    return [pytest.param(*pair, marks=[] if {*pair} & {*fast} else pytest.mark.slow) for pair in product(first, second)]
+
+
+@pytest.mark.parametrize(("framework", "dataset"), pairs(FRAMEWORKS, DATASETS, fast=("mnist_5k",)))
+def test_framework_has_a_default_setting_for_every_data_set(framework: str, dataset: str) -> None:
     config = compose([f"framework={framework}", f"dataset={dataset}"])
     expected = f"{framework}_{config.dataset.family}"
     assert (config.model.name, config.training.name) == (expected, expected)
 
 
-@pytest.mark.parametrize(("setting", "dataset"), list(product(SETTINGS, DATASETS)))
+@pytest.mark.parametrize(("setting", "dataset"), pairs(SETTINGS, DATASETS, fast=("cifar10",)))
 def test_every_setting_composes_on_every_data_set(setting: str, dataset: str) -> None:
     config = compose(["framework=torch", f"setting={setting}", f"dataset={dataset}"])
     assert (config.model.name, config.training.name) == (setting, setting)
     assert config.network.nodes[-1].output == (config.dataset.classes,)
 
 
+def test_model_and_training_of_one_name_are_a_setting() -> None:
+    assert SETTINGS == choices("model") == choices("training")
+
+
 @pytest.mark.parametrize("group", ["framework", "dataset", "model", "training", "hardware"])
-def test_a_file_is_called_what_it_holds(group: str) -> None:
+def test_file_name_is_the_name_in_it(group: str) -> None:
     for path in (CONF / group).glob("*.yaml"):
         assert f"name: {path.stem}\n" in path.read_text()
 
 
-def test_model_and_training_move_one_by_one() -> None:
+def test_model_and_training_can_be_chosen_separately() -> None:
     both = compose(["setting=caffe_mnist"])
     assert (both.framework.name, both.model.name, both.training.name) == ("torch", "caffe_mnist", "caffe_mnist")
     assert compose(["model=caffe_mnist"]).training.name == "torch_mnist"
     assert compose(["training=caffe_mnist"]).model.name == "torch_mnist"
 
 
-def test_the_depth_of_the_residual_network_is_a_parameter() -> None:
-    given = ["framework=mxnet", "dataset=cifar10"]
+def test_depth_of_the_residual_network_is_a_parameter() -> None:
+    overrides = ["framework=mxnet", "dataset=cifar10"]
     for depth in (8, 20, 110):
-        network = compose([*given, f"model.depth={depth}"]).network
+        network = changed([f"model.depth={depth}"], *overrides).network
         weighted = [node for node in network.nodes if "weights" in node.parameters]
         assert len(weighted) == depth + 3  # the projections are not counted
     for depth in (2, 7, 21, 109):
         with pytest.raises(ConfigError, match=rf"^model.depth={depth}: expected 6 n \+ 2, at least 8"):
-            compose([*given, f"model.depth={depth}"])
+            changed([f"model.depth={depth}"], *overrides)
 
 
-EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
-
-
-@pytest.mark.parametrize("framework", ["torch", "mxnet"])
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize(("experiment", "framework"), pairs(EXPERIMENTS, FRAMEWORKS, fast=("torch",)))
 def test_every_experiment_composes(experiment: str, framework: str) -> None:
     compose([f"experiment={experiment}", f"framework={framework}"])
 
 
 @pytest.mark.parametrize(
-    ("experiment", "given", "dataset", "setting"),
+    ("experiment", "overrides", "dataset", "setting"),
     [
         ("gtdlbench_mnist", [], "mnist", "caffe_mnist"),
         ("gtdlbench_cifar10", [], "cifar10", "caffe_cifar10"),
@@ -74,42 +101,49 @@ def test_every_experiment_composes(experiment: str, framework: str) -> None:
         ("transfer_datasets", ["dataset=mnist_5k"], "mnist_5k", "caffe_cifar10"),
     ],
 )
-def test_an_experiment_is_of_its_data_and_settings(
-    experiment: str, given: list[str], dataset: str, setting: str
+def test_experiment_selects_data_set_and_setting(
+    experiment: str, overrides: list[str], dataset: str, setting: str
 ) -> None:
-    config = compose([f"experiment={experiment}", "framework=caffe", *given])
+    config = compose([f"experiment={experiment}", "framework=caffe", *overrides])
     assert (config.dataset.name, config.model.name, config.training.name) == (dataset, setting, setting)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dataset", "family"), [("mnist", "mnist"), ("cifar10", "cifar10"), ("caltech101", "cifar10")])
-def test_frameworks_are_transferred_to_all_defaults_of_the_kind_of_data(
+def test_transfer_frameworks_sweeps_over_all_defaults_for_the_data_set(
     gtdl: Command, store: str, dataset: str, family: str
 ) -> None:
     done = gtdl("experiment=transfer_frameworks", f"dataset={dataset}", "--cfg", "hydra", "--resolve")
     assert done.returncode == 0, done.stderr
-    swept = OmegaConf.create(done.stdout).hydra.sweeper.params.setting
-    assert swept.split(",") == [f"{name}_{family}" for name in ("caffe", "mxnet", "tensorflow", "theano", "torch")]
+    settings = OmegaConf.create(done.stdout).hydra.sweeper.params.setting
+    assert settings.split(",") == [f"{name}_{family}" for name in ("caffe", "mxnet", "tensorflow", "theano", "torch")]
 
 
-def test_cells_are_runs_but_for_the_seed() -> None:
-    one, other = compose(["seed=1"]), compose(["seed=2"])
+def test_cell_ignores_the_seed() -> None:
+    one, other = changed(["seed=1"]), changed(["seed=2"])
     assert one.cell() == other.cell()
     assert one.hash() != other.hash()
-    assert one.cell() != compose(["seed=1", "budget=0.5"]).cell()
-    assert one.cell() == compose(["seed=1", "training.checkpoint_every_s=0"]).cell()
+    assert one.cell() != changed(["seed=1", "budget=0.5"]).cell()
+    assert one.cell() == changed(["seed=1", "training.checkpoint_every_s=0"]).cell()
 
 
-def test_the_framework_version_is_an_axis() -> None:
+def test_framework_version_changes_the_requirement() -> None:
     recipes = compose(["framework.version=2.9.1"]).framework.devices["cpu"].recipes
     assert recipes[0].requirements[0] == "torch==2.9.1+cpu"
 
 
 @pytest.mark.parametrize(
-    ("given", "changes"),
+    ("values", "changes"),
     [
         ([], False),
         (["tracking.experiment=other"], False),
         (["limits.run_timeout_s=5"], False),
+        (["latency.repeats=5"], False),
+        (["sweep.order=grouped"], False),
+        (["framework.label=Another name"], False),
+        (["framework.color='#000000'"], False),
+        (["training.target_accuracy_percent=5"], False),
+        (["training.checkpoint_every_s=5"], False),
         (["seed=1"], True),
         (["budget=0.5"], True),
         (["tuning=plain"], True),
@@ -117,12 +151,56 @@ def test_the_framework_version_is_an_axis() -> None:
         (["framework.version=2.9.1"], True),
     ],
 )
-def test_the_hash_is_of_what_can_change_a_result(given: list[str], changes: bool) -> None:
-    assert (compose(given).hash() != compose([]).hash()) == changes
+def test_hash_depends_on_what_can_change_a_result(values: list[str], changes: bool) -> None:
+    assert (changed(values).hash() != changed([]).hash()) == changes
 
 
 @pytest.mark.parametrize(
-    ("given", "complaint"),
+    ("old", "new"),
+    [
+        pytest.param(old, new, marks=[] if "early_stopping" in old or "schedule" in old else pytest.mark.slow)
+        for old, new in RENAMED.items()
+    ],
+)
+def test_old_key_is_answered_with_its_new_name(old: str, new: str) -> None:
+    old, new = old.replace("*", "binary"), new.replace("*", "binary")
+    with pytest.raises(ConfigError) as failure:
+        compose(["dataset=cifar10", f"{old}=1"])
+    assert str(failure.value) == f"{old}: renamed to {new}"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("noise/mhz_before", "interference/cpu_mhz_before"),
+        ("noise/throttles", "interference/cpu_throttle_count"),
+        ("noise/gpu_throttled_s", "interference/gpu_throttled_s"),
+        ("noise/steal_percent", "interference/steal_percent"),
+        ("step/p50_ms", "train_step/p50_ms"),
+        ("worker/energy_j", "system/cpu_energy_j"),
+    ],
+)
+def test_old_metric_is_answered_with_its_new_name(old: str, new: str) -> None:
+    with pytest.raises(ConfigError) as failure:
+        changed([f"sweep.objective={old}"])
+    assert str(failure.value) == f"sweep.objective={old}: renamed to {new}"
+
+
+def test_new_names_exist() -> None:
+    for new in RENAMED.values():
+        key, _, name = new.replace("*", "train_images").rpartition(".")
+        assert name in OmegaConf.select(composed("framework=theano", "dataset=mnist"), key)
+    for new in RENAMED_METRICS.values():
+        assert fnmatch.filter(metrics.METRICS, new)
+
+
+def test_new_names_are_not_in_the_tables_of_old_names() -> None:
+    assert not [new for new in RENAMED.values() if renamed(new, RENAMED)]
+    assert not [name for name in metrics.METRICS if renamed(name, RENAMED_METRICS)]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
     [
         ("framework=torchh", r"framework=torchh: expected one of .*torch.* \(did you mean torch\?\)"),
         ("dataset=imagenet", r"dataset=imagenet: expected one of .*mnist"),
@@ -130,90 +208,131 @@ def test_the_hash_is_of_what_can_change_a_result(given: list[str], changes: bool
         ("hardware=tpu", r"hardware=tpu: expected one of cpu, cpu_1core, gpu"),
         ("experiment=gtdlbench", r"experiment=gtdlbench: expected one of .*gtdlbench_mnist"),
         ("training.batch_siz=3", r"training\.batch_siz: no such key; training has .*\(did you mean batch_size\?\)"),
-        ("batch_size=3", r"batch_size: no such key; there are .*\(did you mean training\.batch_size\?\)"),
-        ("+batch_size=3", r"batch_size: no such key; there are .*"),
+        ("batch_size=3", r"batch_size: no such key; the configuration has .*\(did you mean training\.batch_size\?\)"),
+        ("+batch_size=3", r"batch_size: no such key; the configuration has .*"),
         ("+training.foo=1", r"training\.foo: no such key; training has "),
         ("training.batch_size=many", r"training\.batch_size=many: expected a whole number"),
         ("training.learning_rate=fast", r"training\.learning_rate=fast: expected a number"),
-        ("training.batch_size=0", r"training\.batch_size=0: must be at least 1"),
-        ("training.batch_size=4001", r"training\.batch_size=4001: there are only 4000 training images"),
-        ("training.epochs=-1", r"training\.epochs=-1.*: must be above 0"),
-        ("training.epochs=null", r"training\.epochs=null: .*training\.iterations"),
-        ("training.epochs=nan", r"training\.epochs=nan: must be above 0"),
-        ("training.momentum=1", r"training\.momentum=1\.0: must be at least 0 and below 1"),
-        ("training.ema_decay=1", r"training\.ema_decay=1\.0: must be above 0 and below 1"),
         (
             "training.weight_decay_on=biases",
             r"training\.weight_decay_on=biases: expected one of all, weights, hidden_dense_weights",
         ),
         ("training.schedule.type=cosine", r"training\.schedule\.type=cosine: expected one of .*multistep"),
         ("training.optimizer=lion", r"training\.optimizer=lion: expected one of sgd, adam"),
+        ("tuning=fastest", r"tuning=fastest: expected one of plain, best"),
+        ("seed=1.5", r"seed=1\.5: expected a whole number"),
+        ("model.layers.conv1.filter=3", r"model\.layers\.conv1\.filter: .*\(did you mean filters\?\)"),
+        ("seed", r"seed: expected key=value"),
+        ("seed=[1", r"seed=\[1: expected key=value"),
+        ("framework=torch,reference", r"framework=torch,reference: several values make a sweep, which needs -m"),
+        ("dataset.labels=medium", r"dataset\.labels=medium: expected one of fine, coarse"),
+        ("training.early_stopping.increase=3", r"early_stopping\.increase: training\.early_stopping is null here"),
+        (
+            "training.early_stopping={patience_iterations: 5}",
+            r"training\.early_stopping is null here; choose a training",
+        ),
+    ],
+)
+def test_wrong_override_is_refused_in_one_line(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as failure:
+        compose([override])
+    assert "\n" not in str(failure.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("training.batch_size=0", r"training\.batch_size=0: must be at least 1"),
+        ("training.batch_size=4001", r"training\.batch_size=4001: must be at most 4000, the number of training images"),
+        ("training.epochs=-1", r"training\.epochs=-1.*: must be above 0"),
+        ("training.epochs=null", r"training\.epochs=null, training\.iterations=null: set one of them"),
+        ("training.epochs=nan", r"training\.epochs=nan: must be above 0"),
+        ("training.momentum=1", r"training\.momentum=1\.0: must be at least 0 and below 1"),
+        ("training.ema_decay=1", r"training\.ema_decay=1\.0: must be above 0 and below 1"),
         ("training.validation.images=1", r"training\.validation\.images=1: must be below .*out_of=1"),
         (
             "training.preprocessing.pad.pixels=-1",
             r"training\.preprocessing\.pad\.pixels=-1: expected a whole number of at least 0",
         ),
-        ("tuning=fastest", r"tuning=fastest: expected one of plain, best"),
         ("budget=0", r"budget=0\.0: must be above 0 and at most 1"),
         ("budget=2", r"budget=2\.0: must be above 0 and at most 1"),
         ("seed=-1", r"seed=-1: must be at least 0"),
-        ("seed=1.5", r"seed=1\.5: expected a whole number"),
         ("limits.run_timeout_s=0", r"limits\.run_timeout_s=0\.0: must be above 0"),
         ("hardware.device=tpu", r"hardware\.device=tpu: expected one of cpu, gpu"),
         ("hardware.threads=0", r"hardware\.threads=0: must be at least 1"),
-        ("hardware.threads=10000", r"hardware\.threads=10000: there are \d+ cores to use"),
+        ("hardware.threads=10000", r"hardware\.threads=10000: must be at most \d+, the number of cores"),
         ("hardware.cores=[9999]", r"hardware\.cores=\[9999\]: expected some of \[0"),
         ("model.layers.conv1.filters=0", r"layer conv1: filters=0: expected a whole number of at least 1"),
-        ("model.layers.conv1.filter=3", r"model\.layers\.conv1\.filter: .*\(did you mean filters\?\)"),
         ("model.layers.conv1.kernel=99", r"layer conv1: a window of 99 does not fit an input of 32x32"),
         ("model.layers.dense2.units=7", r"layer dense2: gives \(7,\), but the data set has 10 classes"),
-        ("seed", r"seed: expected key=value"),
-        ("seed=[1", r"seed=\[1: expected key=value"),
-        ("framework=torch,reference", r"framework=torch,reference: several values make a sweep, which needs -m"),
         ("dataset.train_limit=0", r"dataset\.train_limit=0: must be at least 1"),
-        ("dataset.train_limit=9", r"training\.batch_size=10: there are only 9 training images"),
-        ("dataset.labels=medium", r"dataset\.labels=medium: expected one of fine, coarse"),
-        ("dataset.labels=fine", r"dataset\.labels=fine: dataset=mnist_5k has one kind of labels only"),
-        ("dataset.split_seed=1", r"dataset\.split_seed, .*: dataset=mnist_5k has a fixed split; dataset\.train_limit"),
-        ("dataset.image_size=40", r"dataset\.image_size=40: dataset=mnist_5k has images of 28 x 28"),
+        ("dataset.train_limit=9", r"training\.batch_size=10: must be at most 9"),
+        ("dataset.labels=fine", r"dataset\.labels=fine: dataset=mnist_5k has only one kind of labels"),
+        (
+            "dataset.split_seed=1",
+            r"dataset\.split_seed, .*: dataset=mnist_5k has a fixed split; use dataset\.train_limit",
+        ),
+        ("sweep.objective=acuracy_percent", r"no such metric, .*\(did you mean accuracy_percent\?\)"),
+        (
+            "dataset.image_size=40",
+            r"dataset\.image_size=40: the images of dataset=mnist_5k are not resized; they have 28 x 28",
+        ),
     ],
 )
-def test_a_mistake_is_answered_in_one_line(given: str, complaint: str) -> None:
-    with pytest.raises(ConfigError, match=complaint) as failure:
-        compose([given])
+def test_impossible_value_is_refused_in_one_line(value: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as failure:
+        changed([value])
     assert "\n" not in str(failure.value)
 
 
 @pytest.mark.parametrize(
-    ("given", "complaint"),
+    ("values", "message"),
     [
         (["type=step", "gamma=0.1"], r"training\.schedule\.every_iterations=0\.0: must be above 0"),
         (["type=step", "gamma=0", "every_iterations=10"], r"training\.schedule\.gamma=0\.0: must be above 0"),
-        (["type=multistep", "gamma=0.1"], r"training\.schedule\.boundary_iterations=\[\]: expected rising iterations"),
+        (["type=multistep", "gamma=0.1"], r"training\.schedule\.boundary_iterations=\[\]: expected increasing numbers"),
         (
             ["type=multistep", "gamma=0.1", "boundary_iterations=[20,10]"],
-            r"boundary_iterations=\[20\.0, 10\.0\]: expected rising",
+            r"boundary_iterations=\[20\.0, 10\.0\]: expected increasing",
         ),
     ],
 )
-def test_a_schedule_that_cannot_be_is_answered_in_one_line(given: list[str], complaint: str) -> None:
-    with pytest.raises(ConfigError, match=complaint):
-        compose([f"training.schedule.{item}" for item in given])
+def test_impossible_schedule_is_refused(values: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        changed([f"training.schedule.{item}" for item in values])
 
 
-def test_a_device_that_is_not_there_is_said_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("patience_iterations=0", r"training\.early_stopping\.patience_iterations=0: must be at least 1"),
+        ("increase=0.5", r"training\.early_stopping\.increase=0\.5: must be at least 1"),
+        ("improvement=2", r"training\.early_stopping\.improvement=2\.0: must be above 0 and at most 1"),
+    ],
+)
+def test_impossible_early_stopping_is_refused(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        changed([f"training.early_stopping.{override}"], "setting=theano_mnist")
+
+
+def test_early_stopping_requires_validation_images() -> None:
+    with pytest.raises(ConfigError, match=r"training\.early_stopping: requires validation images; set training\.val"):
+        changed(["training.validation.images=0"], "setting=theano_mnist")
+
+
+def test_missing_gpu_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")  # no nvidia-smi
     with pytest.raises(ConfigError, match=r"hardware\.device=gpu: no NVIDIA GPU on this machine; hardware=cpu"):
         compose(["hardware=gpu"])
 
 
-def test_a_device_that_a_framework_cannot_use_is_said_with_the_reason() -> None:
+def test_unsupported_device_is_reported_with_the_reason() -> None:
     with pytest.raises(ConfigError, match=r"hardware\.device=gpu: framework=reference runs on cpu: it is NumPy"):
         compose(["framework=reference", "hardware=gpu"])
 
 
 @pytest.mark.parametrize(
-    ("given", "shape", "classes"),
+    ("overrides", "shape", "classes"),
     [
         (["dataset=att_faces"], [32, 32, 1], 40),
         (["dataset=att_faces", "dataset.image_size=[56,46]"], [56, 46, 1], 40),
@@ -222,23 +341,30 @@ def test_a_device_that_a_framework_cannot_use_is_said_with_the_reason() -> None:
         (["dataset=cifar100", "dataset.labels=coarse"], [32, 32, 3], 20),
     ],
 )
-def test_shapes_and_classes_follow_what_is_chosen(given: list[str], shape: list[int], classes: int) -> None:
-    dataset = compose(["setting=caffe_cifar10", *given]).dataset
+def test_image_size_and_labels_determine_shape_and_classes(
+    overrides: list[str], shape: list[int], classes: int
+) -> None:
+    dataset = compose(["setting=caffe_cifar10", *overrides]).dataset
     assert (dataset.image_shape, dataset.classes) == (shape, classes)
 
 
+IMAGE_SIZES = ("0", "257", "abc", "null", "[32]", "[32,0]", "[1,2,3]", "true", "1.5", "{a:1}")
+
+
 @pytest.mark.parametrize(
-    ("given", "complaint"),
+    ("override", "message"),
     [
-        *((f"image_size={size}", r"dataset\.image_size=.*: expected a whole number from 1 to 256, or two of them")
-          for size in ("0", "257", "abc", "null", "[32]", "[32,0]", "[1,2,3]", "true", "1.5", "{a:1}")),
-        ("image_shape=[8,8,1]", r"dataset\.image_size=32: dataset=att_faces has images of 8 x 8 .*not resized"),
+        *(
+            (f"image_size={size}", r"dataset\.image_size=.*: expected a whole number from 1 to 256")
+            for size in IMAGE_SIZES
+        ),
+        ("image_shape=[8,8,1]", r"dataset\.image_size=32: the images of dataset=att_faces are not resized; .* 8 x 8"),
         ("split_seed=null", r"dataset\.split_seed, .*: dataset=att_faces needs all three"),
         ("train_per_class=0", r"dataset\.train_per_class=0: must be at least 1"),
         ("split_seed=-1", r"dataset\.split_seed=-1: must be at least 0"),
     ],
-)  # fmt: skip
-def test_a_data_set_that_cannot_be_prepared_so_is_answered_in_one_line(given: str, complaint: str) -> None:
-    with pytest.raises(ConfigError, match=complaint) as failure:
-        compose(["setting=caffe_cifar10", "dataset=att_faces", f"dataset.{given}"])
+)
+def test_impossible_preparation_is_refused_in_one_line(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as failure:
+        changed([f"dataset.{override}"], "setting=caffe_cifar10", "dataset=att_faces")
     assert "\n" not in str(failure.value)
