@@ -1,129 +1,197 @@
-"""Two timed jobs never share a device unless both were asked to."""
+"""Two timed runs share a device only if both are configured to."""
 
 from __future__ import annotations
 
+import getpass
 import os
-import signal
+import stat
 import subprocess
-import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import mlflow
+import psutil
 import pytest
-from helpers.project import ROOT, Command, start, wait_for_worker
+from helpers.processes import kill, read_line, start_script
+from helpers.project import Command, start, wait_for_worker, wait_until
 
+from gtdl_mlflow.config import Hardware
 from gtdl_mlflow.hardware import device_lock
 
-HOLD = """
-import sys, time
-from gtdl_mlflow import devices
+HOLD_CPU = """
+import sys
 from gtdl_mlflow.config import Hardware
-device, cores, side_by_side, seconds = sys.argv[1:]
-cores = [int(core) for core in cores.split(",")] if cores else None
-with devices.held(Hardware("x", device, None, cores, side_by_side == "1")) as waited:
-    print(f"has it after {waited:.1f}", flush=True)
-    time.sleep(float(seconds))
+from gtdl_mlflow.hardware import device_lock
+with device_lock.hold(Hardware("cpu", "cpu")):
+    print("locked", flush=True)
+    sys.stdin.read()
 """
 
 
-def holder(device: str = "cpu", cores: str = "", side_by_side: bool = False, seconds: float = 60) -> Any:
-    return subprocess.Popen(
-        [sys.executable, "-c", HOLD, device, cores, str(int(side_by_side)), str(seconds)],
-        env={**os.environ, "PYTHONPATH": str(ROOT)}, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+@pytest.fixture(autouse=True)
+def locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Folder of the locks of one test."""
+    monkeypatch.setenv(device_lock.LOCKS_VARIABLE, str(tmp_path / "locks"))
+    return tmp_path / "locks"
 
 
-def has_it(process: Any) -> bool:
-    return process.stdout.readline().startswith("has it")
+class Holder:
+    """A thread that holds a device. The locks of two threads exclude each other like those of two processes."""
+
+    def __init__(self, hardware: Hardware) -> None:
+        self.holds, self._release = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._hold, args=[hardware], daemon=True)
+        self._thread.start()
+
+    def _hold(self, hardware: Hardware) -> None:
+        with device_lock.hold(hardware):
+            self.holds.set()
+            self._release.wait(60)
+
+    def release(self) -> None:
+        self._release.set()
+        self._thread.join(30)
+        assert not self._thread.is_alive()
+
+
+def hardware(device: str = "cpu", cores: list[int] | None = None, side_by_side: bool = False) -> Hardware:
+    return Hardware("test", device, None, cores, side_by_side)
+
+
+ME = f"(pid {os.getpid()}, user {getpass.getuser()}) "
+"""Description of this process in a message. It is not the same in all processes of pytest-xdist."""
 
 
 @pytest.mark.parametrize(
-    ("first", "second", "together"),
+    ("first", "second", "message"),
     [
-        ({}, {}, False),
-        ({}, {"cores": "0"}, False),
-        ({"cores": "0", "side_by_side": True}, {"cores": "1", "side_by_side": True}, True),
-        ({"cores": "0", "side_by_side": True}, {"cores": "0,1", "side_by_side": True}, False),
-        ({"cores": "0", "side_by_side": True}, {"cores": "1"}, False),
-        ({"device": "gpu"}, {"device": "gpu"}, False),
-        ({"device": "gpu"}, {}, False),
+        ({}, {}, "{me}is using the CPU"),
+        ({}, {"cores": [0]}, "{me}is using the CPU"),
+        ({}, {"device": "gpu"}, "{me}is using the CPU"),
+        ({"cores": [0], "side_by_side": True}, {"cores": [1], "side_by_side": True}, ""),
+        ({"cores": [0], "side_by_side": True}, {"device": "gpu"}, ""),
+        ({"cores": [0], "side_by_side": True}, {"cores": [0, 1], "side_by_side": True}, "{me}is using core 0"),
+        ({"cores": [0], "side_by_side": True}, {"cores": [1]}, "is using the CPU"),
+        ({"device": "gpu"}, {"device": "gpu"}, "{me}is using GPU 0"),
+        ({"device": "gpu"}, {}, "is using the CPU"),
     ],
 )
-def test_who_waits_for_whom(first: dict[str, Any], second: dict[str, Any], together: bool) -> None:
-    one = holder(**first)
-    assert has_it(one)
-    other = holder(**second, seconds=0)
+def test_run_waits_for_another_on_the_same_device(
+    first: dict[str, Any], second: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    one = Holder(hardware(**first))
+    assert one.holds.wait(30)
+    other = Holder(hardware(**second))
+    if message:
+        printed: list[str] = []
+        wait_until(lambda: "\n" in _collect(printed, capsys), "the second run waits")
+        assert "".join(printed) == f"gtdl: waiting: another gtdl run {message.format(me=ME)}\n"
+        assert not other.holds.wait(0.05)
+        one.release()
+    assert other.holds.wait(30)
+    other.release()
+    one.release()
+
+
+def _collect(parts: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    parts.append(capsys.readouterr().err)
+    return "".join(parts)
+
+
+def test_lock_ends_with_its_process() -> None:
+    process = start_script(HOLD_CPU)
     try:
-        if not together:
-            said = other.stderr.readline()  # only now is it waiting
-            assert said.startswith("gtdl: waiting for ")
-            time.sleep(0.5)
-            assert other.poll() is None
-            one.send_signal(signal.SIGKILL)  # a lock ends with its process, however that ends
-        assert has_it(other)
-        assert other.wait(timeout=30) == 0
+        assert read_line(process, process.stdout) == "locked\n"
+        waiting = Holder(hardware())
+        assert not waiting.holds.wait(0.2)
     finally:
-        for process in (one, other):
-            process.kill()
-            process.communicate()
+        kill(process)
+    assert waiting.holds.wait(30)
+    waiting.release()
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root can be somebody else")
-def test_two_users_of_a_machine_wait_for_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(device_lock.LOCKS_VARIABLE, f"/tmp/gtdl-locks-test-{os.getpid()}")
-    one = holder()
-    assert has_it(one)
-    # In Perl, which every Debian has for all: this Python may be in a home that is closed to others.
-    code = "open(my $file, '+<', $ARGV[0]) or die $!; flock($file, 2) or die $!; print qq(has it\\n)"
-    place = f"{os.environ[device_lock.LOCKS_VARIABLE]}/cpu"
-    other = subprocess.Popen(["perl", "-e", code, place], user=65534, group=65534, extra_groups=[], cwd="/",
-                             text=True, stdout=subprocess.PIPE)  # fmt: skip
+def test_waiting_time_is_yielded() -> None:
+    one = Holder(hardware())
+    assert one.holds.wait(30)
+    timer = threading.Timer(0.2, one.release)
+    timer.start()
+    with device_lock.hold(hardware()) as waited_s:
+        assert waited_s > 0.1
+    timer.join(30)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can start a process of another user")
+def test_users_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Path(f"/tmp/gtdl-locks-test-{os.getpid()}")  # pytest's temporary folders are closed to other users
+    monkeypatch.setenv(device_lock.LOCKS_VARIABLE, str(folder))
+    one = Holder(hardware())
+    assert one.holds.wait(30)
+    # In Perl, which every Debian has for all users: this Python may be in a home that is closed to others.
+    code = "open(my $file, '+<', $ARGV[0]) or die $!; flock($file, 2) or die $!; print qq(locked\\n)"
+    other = subprocess.Popen(
+        ["perl", "-e", code, str(folder / "cpu")],
+        user=65534,
+        group=65534,
+        extra_groups=[],
+        cwd="/",
+        text=True,
+        stdout=subprocess.PIPE,
+    )
     try:
-        time.sleep(1)
+        time.sleep(0.5)
         assert other.poll() is None
-        one.kill()
-        assert has_it(other)
+        one.release()
+        assert read_line(other, other.stdout) == "locked\n"
     finally:
-        one.kill()
-        one.communicate()
-        other.communicate(timeout=30)
-    Path(place).unlink()
-    Path(place).parent.rmdir()
+        kill(other)
+    (folder / "cpu").unlink()
+    folder.rmdir()
 
 
-def test_waiting_is_shown_and_is_part_of_no_time(store: str) -> None:
-    other = holder()
-    assert has_it(other)
+def test_locks_belong_to_the_machine_and_not_to_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Path("/tmp/gtdl-locks") == device_lock.DEFAULT_FOLDER
+    monkeypatch.delenv(device_lock.LOCKS_VARIABLE)
+    monkeypatch.setenv("GTDL_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(device_lock, "DEFAULT_FOLDER", tmp_path / "shared")
+    with device_lock.hold(hardware()):
+        pass
+    assert stat.S_IMODE((tmp_path / "shared").stat().st_mode) == 0o1777
+    assert stat.S_IMODE((tmp_path / "shared" / "cpu").stat().st_mode) == 0o666
+    assert not (tmp_path / "home").exists()
+
+
+@pytest.mark.slow
+def test_wait_for_the_device_is_recorded_and_part_of_no_other_time(store: str) -> None:
+    other = Holder(hardware())
+    assert other.holds.wait(30)
     waiting = start("framework=reference", "training.epochs=1")
-    assert waiting.stderr is not None
-    said = waiting.stderr.readline()
-    assert said.startswith(f"gtdl: waiting for cpu, which another run has (process {other.pid} of ")
+    assert read_line(waiting, waiting.stderr) == f"gtdl: waiting: another gtdl run {ME}is using the CPU\n"
     time.sleep(2)
-    other.kill()
-    other.communicate()
+    other.release()
     waiting.communicate(timeout=120)
     assert waiting.returncode == 0
     (run,) = mlflow.search_runs(experiment_names=["gtdl"], output_format="list")
     assert run.data.metrics["device_wait_s"] > 2
-    # The run begins when the waiting is over: its own clock and MLflow's agree.
+    # The run starts after the wait, by its own clock and by MLflow's.
     assert (run.info.end_time - run.info.start_time) / 1000 < run.data.metrics["wall_time_s"] + 1
 
 
-def test_a_worker_does_not_outlive_its_driver(store: str) -> None:
+@pytest.mark.slow
+def test_worker_ends_with_its_driver(store: str) -> None:
     driver = start("framework=reference", "training.epochs=100000", "training.evaluate_every_epochs=100")
-    worker = wait_for_worker(driver)
-    time.sleep(1)
-    driver.kill()
-    driver.communicate(timeout=30)
-    deadline = time.monotonic() + 10
-    while Path(f"/proc/{worker}").exists() and "Z" not in Path(f"/proc/{worker}/stat").read_text().split(")")[1][:3]:
-        assert time.monotonic() < deadline, "the worker goes on without anybody to hear it"
-        time.sleep(0.05)
+    worker = psutil.Process(wait_for_worker(driver))
+    kill(driver)
+    wait_until(
+        lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE, "the worker ends", timeout_s=10
+    )
 
 
-def test_a_worker_is_pinned_and_side_by_side_is_said(gtdl: Command, store: str) -> None:
+@pytest.mark.slow
+def test_worker_of_a_side_by_side_run_is_pinned(gtdl: Command, store: str) -> None:
     core = max(os.sched_getaffinity(0))
     done = gtdl("framework=reference", "training.epochs=1", f"hardware.cores=[{core}]", "hardware.side_by_side=true")
     assert done.returncode == 0, done.stderr
@@ -134,14 +202,9 @@ def test_a_worker_is_pinned_and_side_by_side_is_said(gtdl: Command, store: str) 
     assert run.data.tags["gtdl.side_by_side"] == "true"
 
 
-def test_side_by_side_needs_cores(gtdl: Command) -> None:
+@pytest.mark.slow
+def test_side_by_side_requires_cores(gtdl: Command) -> None:
     done = gtdl("framework=reference", "hardware.side_by_side=true")
     assert done.returncode == 2
-    assert "hardware.side_by_side=true: needs hardware.cores" in done.stderr
-
-
-def test_the_locks_are_the_machines_not_the_homes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delenv(device_lock.LOCKS_VARIABLE)
-    monkeypatch.setenv("GTDL_HOME", str(tmp_path))
-    assert device_lock._place() == Path("/tmp/gtdl-locks")
-    assert Path("/tmp/gtdl-locks").stat().st_mode & 0o1777 == 0o1777
+    assert "hardware.side_by_side=true" in done.stderr
+    assert "hardware.cores" in done.stderr
