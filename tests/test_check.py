@@ -1,41 +1,37 @@
-"""``gtdl check``: every rule found broken where it was broken on purpose, and nowhere else."""
+"""``gtdl check``: a rule is reported for runs that break it, and only then."""
 
 from __future__ import annotations
 
 import json
 import math
+from typing import Any
 
 import mlflow
 import pytest
-from helpers.planted_runs import finished, plant
+from helpers.planted_runs import make_finished_run, make_run, plant
+from mlflow.entities import Run
 
-from gtdl_mlflow import cli
+from gtdl_mlflow import cli, tags
 from gtdl_mlflow.report import check
+from gtdl_mlflow.report.runs import to_benchmark_run
+from gtdl_mlflow.report.stats import SEEDS_TO_PUBLISH
 
 CELL = ("framework=torch", "dataset=mnist_5k")
 
 
-def five(*changes: object, **last: object) -> None:
-    """Five runs that are fit to be published; the last one with a difference."""
-    for seed in range(5):
-        differences = last if seed == 4 else {}
-        finished([*CELL, f"seed={seed}"], 10 + seed / 100, 1 + seed / 1000, 98, **differences)  # type: ignore[arg-type]
+def publishable_runs(**last: Any) -> list[Run]:
+    """Return runs that can be published. ``last`` are the differences of the last one."""
+    differences: list[dict[str, Any]] = [{}] * (SEEDS_TO_PUBLISH - 1) + [last]
+    return [
+        make_finished_run(*CELL, seed=seed, training_s=10 + seed / 100, testing_s=1 + seed / 1000, **each)
+        for seed, each in enumerate(differences)
+    ]
 
 
-def broken(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, set[str]]:
-    """The exit status, and the rules that are said to be broken."""
-    status = cli.main(["check", "--json", *arguments])
-    said = json.loads(capsys.readouterr().out)
-    assert said["passed"] == (status == 0)
-    return status, {finding["rule"] for finding in said["findings"]}
-
-
-def test_runs_that_are_fit_pass_and_are_tagged(store: str, capsys: pytest.CaptureFixture[str]) -> None:
-    five()
-    assert cli.main(["check"]) == 0
-    assert capsys.readouterr().out == "passed: 5 runs in 1 cells, 0 errors, 0 warnings\n"
-    runs = mlflow.search_runs(search_all_experiments=True, output_format="list")
-    assert [run.data.tags[check.TAG] for run in runs] == ["ok"] * 5
+def broken_rules(runs: list[Run]) -> set[str]:
+    verdict = check.check([to_benchmark_run(run) for run in runs])
+    assert verdict.passed == all(finding.level == "warning" for finding in verdict.findings)
+    return {finding.rule for finding in verdict.findings}
 
 
 @pytest.mark.parametrize(
@@ -45,74 +41,84 @@ def test_runs_that_are_fit_pass_and_are_tagged(store: str, capsys: pytest.Captur
         ("same_data", {"gtdl.data_digest": "another"}),
         ("same_code", {"gtdl.code": "another"}),
         ("environment_recorded", {"gtdl.environment": ""}),
-        ("device_as_asked", {"said": {"worker.device": "gpu"}}),
-        ("device_as_asked", {"said": {"worker.precision": "float64"}}),
-        ("device_as_asked", {"said": {"worker.threads": "7"}}),
+        ("device_as_requested", {"reported": {"worker.device": "gpu"}}),
+        ("device_as_requested", {"reported": {"worker.precision": "float64"}}),
+        ("device_as_requested", {"reported": {"worker.threads": "7"}}),
         ("device_synchronised", {"metrics": {"worker/wall_s": 5.0}}),
         ("device_synchronised", {"metrics": {"testing_time_s": 0.0}}),
-        ("warm_up_kept", {"metrics": {"train/first_step_s": 11.0}}),
-        ("warm_up_kept", {"metrics": {"train/first_step_s": math.nan}}),
+        ("first_step_included", {"metrics": {"train/first_step_s": 11.0}}),
+        ("first_step_included", {"metrics": {"train/first_step_s": math.nan}}),
         ("quality_gate", {"gtdl.quality": "the loss is not finite"}),
-        ("noise", {"metrics": {"training_time_s": 12.0, "worker/wall_s": 20.0}}),
-        ("undisturbed", {"gtdl.interference": "other processes had 20 % of the machine's CPU time"}),
-        ("resumed", {"gtdl.resumed": "after iteration 5 of run x"}),
-        ("resumed_silently", {"said": {"worker.resumed_from_iteration": "5"}}),
-        ("alone", {"gtdl.side_by_side": "true"}),
+        ("low_noise", {"metrics": {"training_time_s": 12.0, "worker/wall_s": 20.0}}),
+        ("no_interference", {"gtdl.interference": "other processes had 20 % of the machine's CPU time"}),
+        ("not_resumed", {"gtdl.resumed": "after iteration 5 of run x"}),
+        ("resumption_recorded", {"reported": {"worker.resumed_from_iteration": "5"}}),
+        ("not_side_by_side", {"gtdl.side_by_side": "true"}),
     ],
 )
-def test_one_rule_is_broken(
-    store: str, capsys: pytest.CaptureFixture[str], rule: str, difference: dict[str, object]
-) -> None:
-    five(**difference)
-    status, rules = broken(capsys)
-    assert rule in rules
-    assert rules <= {rule, "same_data"} if rule == "same_data" else rules == {rule}
-    assert status == (0 if check.rules()[rule]["level"] == "warning" else 1)
-    runs = mlflow.search_runs(search_all_experiments=True, output_format="list")
-    assert any(rule in run.data.tags[check.TAG] for run in runs)
+def test_broken_rule_is_the_only_finding(rule: str, difference: dict[str, object]) -> None:
+    verdict = check.check([to_benchmark_run(run) for run in publishable_runs(**difference)])
+    assert {finding.rule for finding in verdict.findings} == {rule}
+    assert verdict.passed == (check.rules()[rule]["level"] == "warning")
+    assert any(rule in verdict.tag_value(run_id) for finding in verdict.findings for run_id in finding.runs)
 
 
-def test_seeds_are_counted_and_must_differ(store: str, capsys: pytest.CaptureFixture[str]) -> None:
-    for seed in (0, 1, 1):
-        finished([*CELL, f"seed={seed}"], 10, 1, 98)
-    assert broken(capsys) == (1, {"enough_seeds", "seeds_differ"})
+def test_seeds_are_counted_and_must_differ() -> None:
+    runs = [make_finished_run(*CELL, seed=seed) for seed in (0, 1, 1)]
+    assert broken_rules(runs) == {"enough_seeds", "distinct_seeds"}
 
 
-def test_a_failed_seed_is_told_unless_it_finished_later(store: str, capsys: pytest.CaptureFixture[str]) -> None:
-    plant([*CELL, "seed=3"], {}, "FAILED", **{"gtdl.failure": "the worker was killed by SIGKILL"})
-    five()
-    assert broken(capsys) == (0, set())
-    plant([*CELL, "seed=9"], {}, "FAILED", **{"gtdl.failure": "the worker was killed by SIGKILL"})
-    assert cli.main(["check"]) == 1
-    said = capsys.readouterr().out
-    assert "error    finished              torch torch_mnist on mnist_5k, cpu, " in said
-    assert "seed 9: FAILED: the worker was killed by SIGKILL" in said
-    assert "a run that failed is a result that the report must show" in said
+def test_failed_seed_is_reported_unless_it_finished_later() -> None:
+    killed = {"gtdl.failure": "the worker was killed by SIGKILL"}
+    assert broken_rules([make_run(*CELL, seed=3, **killed), *publishable_runs()]) == set()
+    runs = [*publishable_runs(), make_run(*CELL, seed=9, **killed)]
+    text = check.check([to_benchmark_run(run) for run in runs]).text()
+    assert "error    finished              torch torch_mnist on mnist_5k, cpu, " in text
+    assert "seed 9: FAILED: the worker was killed by SIGKILL" in text
+    assert "a failed run is a result that the report must show" in text
+    assert text.endswith("not passed: 6 runs in 1 cell, 1 error, 0 warnings")
 
 
-def test_what_is_unavailable_breaks_nothing(store: str, capsys: pytest.CaptureFixture[str]) -> None:
-    five()
-    plant(["framework=caffe", "dataset=mnist_5k"], {}, "FAILED", **{"gtdl.unavailable": "no GPU"})
-    assert broken(capsys) == (0, set())
+def test_unavailable_framework_breaks_no_rule() -> None:
+    unavailable = make_run("framework=caffe", "dataset=mnist_5k", **{"gtdl.unavailable": "no GPU"})
+    assert broken_rules([*publishable_runs(), unavailable]) == set()
 
 
-def test_quick_looks_at_part_of_the_data_are_not_other_data(store: str, capsys: pytest.CaptureFixture[str]) -> None:
-    five()
-    for seed in range(5):
-        finished([*CELL, f"seed={seed}", "dataset.train_limit=500"], 10 + seed / 100, 1, 98,
-                 **{"gtdl.data_digest": "cut"})  # fmt: skip
-    assert broken(capsys) == (0, set())
+def test_limited_data_set_is_another_data_set() -> None:
+    limited = [
+        make_finished_run(*CELL, "dataset.train_limit=500", seed=seed, **{"gtdl.data_digest": "cut"})
+        for seed in range(SEEDS_TO_PUBLISH)
+    ]
+    assert broken_rules([*publishable_runs(), *limited]) == set()
 
 
-def test_every_rule_can_be_broken_and_says_why() -> None:
+def test_every_rule_has_a_level_a_reason_and_a_check() -> None:
     assert set(check.rules()) == set(check.RULES)
     for rule in check.rules().values():
         assert rule["level"] in ("error", "warning")
         assert rule["why"]
 
 
-def test_an_experiment_that_is_not_there(store: str, capsys: pytest.CaptureFixture[str]) -> None:
-    five()
+def test_command_prints_and_tags_the_verdict(store: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for run in publishable_runs():
+        plant(run)
+    capsys.readouterr()
+    assert cli.main(["check"]) == 0
+    assert capsys.readouterr().out == "passed: 5 runs in 1 cell, 0 errors, 0 warnings\n"
+    plant(make_finished_run(*CELL, seed=4, **{"gtdl.quality": "the loss is not finite"}))
+    capsys.readouterr()
+    assert cli.main(["check", "--json"]) == 1
+    verdict = json.loads(capsys.readouterr().out)
+    assert not verdict["passed"]
+    assert {finding["rule"] for finding in verdict["findings"]} == {"distinct_seeds", "quality_gate"}
+    runs = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    assert sorted(run.data.tags[tags.CHECK] for run in runs) == [
+        "distinct_seeds", "distinct_seeds, quality_gate", *["ok"] * 4
+    ]  # fmt: skip
+
+
+def test_unknown_experiment_is_one_line(store: str, capsys: pytest.CaptureFixture[str]) -> None:
+    plant(make_finished_run(*CELL))
     capsys.readouterr()
     assert cli.main(["check", "nothing"]) == 1
-    assert capsys.readouterr().err == "gtdl: experiment nothing: there is none in this tracking store\n"
+    assert capsys.readouterr().err == "gtdl: experiment nothing: not found in this tracking store\n"

@@ -1,179 +1,231 @@
-"""Sentences of the answer, on runs with known figures: each planted fact has to be found, and nothing beside it."""
+"""Sentences and remarks of the ranking, and ``gtdl compare``, on runs with known results."""
 
 from __future__ import annotations
 
 import mlflow
 import pytest
-from helpers.planted_runs import finished, plant
+from helpers.planted_runs import make_finished_run, make_run, plant
+from mlflow.entities import Run
 
 from gtdl_mlflow import cli
 from gtdl_mlflow.report import ranking
-from gtdl_mlflow.report.runs import load
+from gtdl_mlflow.report.runs import to_benchmark_run
 
 PARITY = ("dataset=mnist_5k", "setting=caffe_mnist")
 
 
-def five(framework: str, training: float, accuracy: float, *overrides: str, seeds: int = 5, **tags: str) -> None:
+def repeats(
+    framework: str, training_s: float, accuracy: float, *overrides: str, seeds: int = 5, **tags: str
+) -> list[Run]:
+    """Return runs that differ by at most 2 % in their times; the median is that of ``training_s``."""
+    runs = []
     for seed in range(seeds):
-        wobble = 1 + 0.01 * ((seed * 3 + len(framework)) % 5 - 2) / 2
-        finished([f"framework={framework}", *PARITY, f"seed={seed}", *overrides], training * wobble,
-                 training / 100 * wobble, accuracy + 0.1 * (wobble - 1), **tags)  # fmt: skip
+        factor = 1 + 0.01 * ((seed * 3 + len(framework)) % 5 - 2) / 2
+        runs.append(
+            make_finished_run(
+                f"framework={framework}",
+                *PARITY,
+                *overrides,
+                seed=seed,
+                training_s=training_s * factor,
+                testing_s=training_s / 100 * factor,
+                accuracy=accuracy + 0.1 * (factor - 1),
+                **tags,
+            )
+        )
+    return runs
 
 
-def said(store: str) -> tuple[list[str], list[str]]:
-    """The sentences and the remarks of the only conditions there are."""
-    (found,) = [each for each in ranking.group_by_conditions(load(store, ["gtdl"])).values() if len(each) > 1]
-    return [each.sentence for each in ranking.answers(found)], ranking.remarks(found)
+def failed_run(framework: str, seed: int, **tags: str) -> Run:
+    return make_run(f"framework={framework}", *PARITY, seed=seed, **tags)
 
 
-def test_twice_as_fast_is_said_and_is_significant(store: str) -> None:
-    five("torch", 10, 98)
-    five("tensorflow", 20, 98)
-    sentences, remarks = said(store)
-    assert sentences[0].startswith("torch ")
-    assert "trains fastest (10.0" in sentences[0] or "trains fastest (9.9" in sentences[0] or "(10 " in sentences[0]
-    assert "2.00 times as fast as tensorflow" in sentences[0]
-    assert "tests fastest" in sentences[1]
-    assert "not significant" in sentences[2]
+def rank(*runs: list[Run]) -> tuple[list[str], list[str]]:
+    """Return the sentences and the remarks of the only conditions with two frameworks or more."""
+    groups = ranking.group_by_conditions(to_benchmark_run(run) for some in runs for run in some)
+    (frameworks,) = [each for each in groups.values() if len(each) > 1]
+    return [each.sentence for each in ranking.answers(frameworks)], ranking.remarks(frameworks)
+
+
+def test_significant_difference_is_stated_with_its_ratio() -> None:
+    sentences, remarks = rank(repeats("torch", 10, 98), repeats("tensorflow", 20, 98))
+    assert sentences[0] == (
+        "PyTorch 2.13.0 trained fastest: median 10.00 s over 5 runs. TensorFlow 2.21.0 took 2.00x as long. "
+        "The difference is significant (p = 0.008)."
+    )
+    assert sentences[1].startswith("PyTorch 2.13.0 tested fastest: median 0.100 s over 5 runs. ")
+    assert "Not significant: " in sentences[2]
     assert remarks == []
 
 
-def test_no_difference_is_not_made_one(store: str) -> None:
-    five("torch", 10, 98)
-    five("mxnet", 10.005, 98)
-    sentences, _ = said(store)
-    assert all("not significant" in sentence for sentence in sentences)
+def test_every_framework_has_its_own_ratio() -> None:
+    sentences, _ = rank(repeats("torch", 10, 97), repeats("mxnet", 15, 98), repeats("caffe", 40, 95))
+    assert "MXNet 1.9.1 took 1.50x, Caffe 1.0.0 took 4.00x as long. All differences are significant (" in sentences[0]
+    assert "Behind it: PyTorch 2.13.0 by 1.00, Caffe 1.0.0 by 3.00 percentage points." in sentences[2]
 
 
-def test_too_few_runs_are_said_to_be_too_few(store: str) -> None:
-    five("torch", 10, 98, seeds=3)
-    five("tensorflow", 20, 98, seeds=3)
-    sentences, remarks = said(store)
-    assert "too few runs to tell" in sentences[0]
-    assert remarks == ["3 seeds; a publishable figure has 5"]
+def test_equal_frameworks_are_not_significantly_different() -> None:
+    sentences, _ = rank(repeats("torch", 10, 98), repeats("mxnet", 10.005, 98))
+    assert all("Not significant: " in sentence for sentence in sentences)
 
 
-def test_a_failed_run_and_a_missing_seed_are_remarked_on(store: str) -> None:
-    five("torch", 10, 98)
-    five("tensorflow", 20, 98, seeds=4)
-    five("caffe", 30, 98, seeds=4)
-    plant(["framework=caffe", *PARITY, "seed=4"], {}, "FAILED", **{"gtdl.failure": "the worker was killed by SIGKILL"})
-    _, remarks = said(store)
-    assert [remark.partition(" ")[0] for remark in remarks] == ["caffe", "tensorflow"]
-    assert "1 of 5 seeds failed: the worker was killed by SIGKILL" in remarks[0]
-    assert remarks[1].endswith("4 seeds, where others have 5")
+def test_three_runs_cannot_confirm_an_order() -> None:
+    sentences, remarks = rank(repeats("torch", 10, 98, seeds=3), repeats("tensorflow", 20, 98, seeds=3))
+    assert sentences[0].endswith("TensorFlow 2.21.0 took 2.00x as long. 3 runs cannot confirm this order.")
+    assert remarks == ["Only 3 seeds; publish with at least 5."]
 
 
-def test_a_failure_that_was_made_good_is_not_held_against_it(store: str) -> None:
-    plant(["framework=torch", *PARITY, "seed=0"], {}, "FAILED", **{"gtdl.failure": "the power failed"})
-    five("torch", 10, 98)
-    five("tensorflow", 20, 98)
-    assert said(store)[1] == []
+def test_framework_with_too_few_runs_is_named() -> None:
+    runs = repeats("torch", 10, 98), repeats("mxnet", 10.005, 98), repeats("caffe", 20, 98, seeds=2)
+    sentence = rank(*runs)[0][0]
+    assert "Not significant: MXNet 1.9.1 (p = " in sentence
+    assert sentence.endswith("Too few runs to confirm a difference: Caffe 1.0.0 (2 runs).")
 
 
-def test_what_did_not_learn_wins_no_race(store: str) -> None:
-    five("torch", 10, 98)
-    five("tensorflow", 20, 98)
-    five("mxnet", 1, 10, **{"gtdl.quality": "the loss is not finite"})
-    five("theano", 1, 10, **{"gtdl.quality": "the accuracy is no better than chance"})
-    sentences, remarks = said(store)
-    assert sentences[0].startswith("torch ")
-    assert any(remark.startswith("mxnet") and "the loss is not finite" in remark for remark in remarks)
-    assert any(remark.startswith("theano") and "no better than chance" in remark for remark in remarks)
-
-
-def test_noise_is_told_once_for_all(store: str) -> None:
-    for framework, spread in (("torch", 0.3), ("tensorflow", 0.5), ("caffe", 0.01)):
-        for seed in range(5):
-            finished([f"framework={framework}", *PARITY, f"seed={seed}"], 10 * (1 + spread * seed / 4), 1, 98)
-    (remark,) = said(store)[1]
-    assert remark.startswith("training_time_s is noisy: tensorflow 2.21.0 (standard deviation ")
-    assert remark.endswith("range 50% of the smallest), less so torch 2.13.0")
-
-
-def test_another_machine_is_another_comparison(store: str) -> None:
-    five("torch", 10, 98)
-    five("tensorflow", 5, 98, **{"gtdl.machine": "a faster one (abc)"})
-    assert ranking.text(load(store, ["gtdl"])).startswith("there are no two frameworks")
-
-
-def test_what_cannot_run_here_is_named_with_its_reason(store: str) -> None:
-    five("torch", 10, 98)
-    five("tensorflow", 20, 98)
-    plant(["framework=caffe", *PARITY, "seed=0"], {}, "FAILED", **{"gtdl.unavailable": "no compiler"})
-    assert said(store)[1] == ["caffe 1.0.0 cannot run here: no compiler"]
-
-
-def test_own_defaults_are_compared_beside_a_common_setting(store: str) -> None:
-    five("torch", 10, 98)
-    five("caffe", 20, 98)  # its own default, and the common setting
-    for seed in range(5):
-        finished(["framework=torch", "dataset=mnist_5k", f"seed={seed}"], 40 + seed / 10, 0.5, 97)
-    settings = [
-        each.setting for each, found in ranking.group_by_conditions(load(store, ["gtdl"])).items() if len(found) > 1
+def test_failed_and_missing_seeds_are_remarks() -> None:
+    killed = failed_run("caffe", 4, **{"gtdl.failure": "the worker was killed by SIGKILL"})
+    runs = (
+        repeats("torch", 10, 98),
+        repeats("tensorflow", 20, 98, seeds=4),
+        [*repeats("caffe", 30, 98, seeds=4), killed],
+    )
+    assert rank(*runs)[1] == [
+        "Caffe 1.0.0: 1 of 5 seeds failed: the worker was killed by SIGKILL",
+        "TensorFlow 2.21.0: 4 seeds; others have 5.",
     ]
-    assert settings == ["each under its own default", "caffe_mnist"]
-    text = ranking.text(load(store, ["gtdl"]))
-    own, common = text.split("\n\n")
-    assert "caffe 1.0.0 trains fastest" in own
-    assert "torch" in common.splitlines()[1].split(" trains fastest")[0]
 
 
-def compared(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+def test_failure_of_a_seed_that_finished_later_is_no_remark() -> None:
+    failed = failed_run("torch", 0, **{"gtdl.failure": "the power failed"})
+    assert rank([failed, *repeats("torch", 10, 98)], repeats("tensorflow", 20, 98))[1] == []
+
+
+def test_runs_that_failed_the_quality_gate_are_in_no_ranking_of_times() -> None:
+    sentences, remarks = rank(
+        repeats("torch", 10, 98),
+        repeats("tensorflow", 20, 98),
+        repeats("mxnet", 1, 10, **{"gtdl.quality": "the loss is not finite"}),
+        repeats("theano", 1, 10, **{"gtdl.quality": "the accuracy is no better than chance"}),
+    )
+    assert sentences[0].startswith("PyTorch 2.13.0 ")
+    assert "MXNet" not in sentences[0]
+    assert "MXNet" in sentences[2]
+    assert remarks == [
+        "MXNet 1.9.1 failed the quality gate, so its times are not ranked: the loss is not finite",
+        "Theano 1.1.2 failed the quality gate, so its times are not ranked: the accuracy is no better than chance",
+    ]
+
+
+def test_noise_is_one_remark_with_the_noisiest_framework_first() -> None:
+    runs = [
+        [
+            make_finished_run(f"framework={framework}", *PARITY, seed=seed, training_s=10 * (1 + spread * seed / 4))
+            for seed in range(5)
+        ]
+        for framework, spread in (("torch", 0.3), ("tensorflow", 0.5), ("caffe", 0.01))
+    ]
+    (remark,) = rank(*runs)[1]
+    assert remark.startswith("Noisy training time: TensorFlow 2.21.0 (standard deviation ")
+    assert remark.endswith("range 50% of the smallest); less noisy: PyTorch 2.13.0")
+
+
+def test_runs_of_another_machine_are_another_comparison() -> None:
+    runs = [*repeats("torch", 10, 98), *repeats("tensorflow", 5, 98, **{"gtdl.machine": "a faster one (abc)"})]
+    text = ranking.text(to_benchmark_run(run) for run in runs)
+    assert text == "No two frameworks have runs under the same conditions."
+
+
+def test_unavailable_framework_is_named_with_its_reason() -> None:
+    unavailable = failed_run("caffe", 0, **{"gtdl.unavailable": "no compiler"})
+    remarks = rank(repeats("torch", 10, 98), repeats("tensorflow", 20, 98), [unavailable])[1]
+    assert remarks == ["Caffe 1.0.0 is not available: no compiler"]
+
+
+def test_own_defaults_and_a_common_setting_are_two_comparisons() -> None:
+    default = [
+        make_finished_run("framework=torch", "dataset=mnist_5k", seed=seed, training_s=40 + seed / 10)
+        for seed in range(5)
+    ]
+    # The common setting is Caffe's own default.
+    runs = [to_benchmark_run(run) for run in [*repeats("torch", 10, 98), *repeats("caffe", 20, 98), *default]]
+    groups = ranking.group_by_conditions(runs)
+    assert [conditions.setting for conditions, frameworks in groups.items() if len(frameworks) > 1] == [
+        "each under its own default", "caffe_mnist"
+    ]  # fmt: skip
+    own, common = ranking.text(runs).split("\n\n")
+    assert "Caffe 1.0.0 trained fastest" in own
+    assert "PyTorch 2.13.0 trained fastest" in common
+
+
+def test_framework_without_yaml_has_its_name_and_grey() -> None:
+    run = to_benchmark_run(
+        make_finished_run("framework=torch", **{"gtdl.framework": "cntk", "gtdl.framework_version": "2.7"})
+    )
+    (frameworks,) = ranking.group_by_conditions([run]).values()
+    assert (frameworks[0].label, frameworks[0].color) == ("cntk 2.7", "#767676")
+
+
+def compare(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
     capsys.readouterr()
     status = cli.main(["compare", *arguments])
     out, err = capsys.readouterr()
     return status, out, err
 
 
-def test_compare_names_ratio_interval_and_verdict(store: str, capsys: pytest.CaptureFixture[str]) -> None:
-    five("torch", 10, 98)
-    five("tensorflow", 20, 98)
-    status, out, _ = compared(capsys, "torch", "tensorflow")
+def plant_all(*runs: list[Run]) -> None:
+    for some in runs:
+        for run in some:
+            plant(run)
+
+
+def test_compare_prints_ratio_interval_and_verdict(store: str, capsys: pytest.CaptureFixture[str]) -> None:
+    plant_all(repeats("torch", 10, 98), repeats("tensorflow", 20, 98))
+    status, out, _ = compare(capsys, "torch", "tensorflow")
     assert status == 0
-    conditions, _, training, testing, accuracy = out.splitlines()[:5]
+    conditions, header, training, testing, accuracy = out.splitlines()[:5]
     assert conditions.startswith("mnist_5k, caffe_mnist, cpu, ")
+    assert header.split()[:2] == ["PyTorch", "TensorFlow"]
     assert "0.500 [0.4" in training
-    assert training.endswith("2.00 times as fast")
-    assert testing.endswith("2.00 times as fast")
+    assert "0.024" in training  # the smallest p of 5 + 5 runs, times three metrics
+    assert training.endswith("2.00x as fast")
+    assert testing.endswith("2.00x as fast")
     assert accuracy.endswith("not significant")
     assert "!" not in out
 
 
-def test_compare_takes_runs_versions_and_searches(store: str, capsys: pytest.CaptureFixture[str]) -> None:
-    five("torch", 10, 98)
-    five("torch", 30, 98, "framework.version=1.0")
+def test_compare_selects_by_ids_version_and_search(store: str, capsys: pytest.CaptureFixture[str]) -> None:
+    plant_all(repeats("torch", 10, 98), repeats("torch", 30, 98, "framework.version=1.0"))
     runs = mlflow.search_runs(experiment_names=["gtdl"], output_format="list")
     old = ",".join(run.info.run_id for run in runs if run.data.params["framework.version"] == "1.0")
     for first in ("torch=1.0", old, "params.`framework.version` = '1.0'"):
-        status, out, err = compared(capsys, first, "torch=2.13.0")
+        status, out, err = compare(capsys, first, "torch=2.13.0")
         assert status == 0, err
-        assert "3.00 times as long" in out
+        assert "3.00x as long" in out
+        assert "PyTorch 2.13.0" in out
 
 
-@pytest.mark.parametrize("words", ["nonsense", "caffe", "0" * 32])
-def test_compare_says_what_it_did_not_find(store: str, capsys: pytest.CaptureFixture[str], words: str) -> None:
-    five("torch", 10, 98)
-    status, out, err = compared(capsys, words, "torch")
-    assert (status, out) == (1, "")
-    assert err.count("\n") == 1
-    assert words in err
+def test_compare_prints_what_matches_no_run(store: str, capsys: pytest.CaptureFixture[str]) -> None:
+    plant_all(repeats("torch", 10, 98, seeds=1))
+    for selector in ("nonsense", "caffe", "0" * 32):
+        status, out, err = compare(capsys, selector, "torch")
+        assert (status, out) == (1, "")
+        assert err.count("\n") == 1
+        assert selector in err
 
 
-def test_compare_keeps_machines_apart_unless_told(store: str, capsys: pytest.CaptureFixture[str]) -> None:
-    five("torch", 10, 98)
-    five("tensorflow", 5, 98, **{"gtdl.machine": "a faster one (abc)"})
-    status, _, err = compared(capsys, "torch", "tensorflow")
+def test_compare_combines_machines_only_on_request(store: str, capsys: pytest.CaptureFixture[str]) -> None:
+    plant_all(repeats("torch", 10, 98), repeats("tensorflow", 5, 98, **{"gtdl.machine": "a faster one (abc)"}))
+    status, _, err = compare(capsys, "torch", "tensorflow")
     assert status == 1
     assert "--across-machines" in err
-    status, out, _ = compared(capsys, "torch", "tensorflow", "--across-machines")
+    status, out, _ = compare(capsys, "torch", "tensorflow", "--across-machines")
     assert status == 0
-    assert "2.00 times as long" in out
+    assert "2.00x as long" in out
 
 
-def test_compare_warns_of_what_should_not_be_published(store: str, capsys: pytest.CaptureFixture[str]) -> None:
-    five("torch", 10, 98, seeds=3, **{"gtdl.quality": "the loss does not fall"})
-    five("tensorflow", 20, 98)
-    _, out, _ = compared(capsys, "torch", "tensorflow")
-    assert "! torch: 3 of the 5 seeds" in out
-    assert "! torch: its times mean nothing: the loss does not fall" in out
+def test_compare_warns_of_unpublishable_runs(store: str, capsys: pytest.CaptureFixture[str]) -> None:
+    untrained = repeats("torch", 10, 98, seeds=3, **{"gtdl.quality": "the loss does not fall"})
+    plant_all(untrained, repeats("tensorflow", 20, 98))
+    _, out, _ = compare(capsys, "torch", "tensorflow")
+    assert "! PyTorch: only 3 seeds; publish with at least 5." in out
+    assert "! PyTorch failed the quality gate, so its times are meaningless: the loss does not fall" in out

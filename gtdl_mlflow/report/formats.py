@@ -11,7 +11,7 @@ def format_number(value: float) -> str:
     """Return a measured value: ``1,234.5``, ``12.34``, ``0.123``."""
     if abs(value) >= 100:
         return f"{value:,.1f}"
-    return f"{value:.2f}" if abs(value) >= 1 else f"{value:.3g}"
+    return f"{value:.2f}" if abs(value) >= 1 else f"{value:#.3g}"
 
 
 def format_summary(summary: Summary) -> str:

@@ -189,14 +189,14 @@ def published_tables(runs: Iterable[BenchmarkRun], original: PublishedFigures) -
         for hardware in sorted({run.key.hardware for run in some if run.key.device != "gpu"}) or ["gpu"]:
             cpu = [run for run in some if run.key.hardware == hardware and run.key.device != "gpu"]
             share = [f"{budget:.3g} of the iterations"] if budget != 1 else []
-            title = [dataset, hardware, *share, *([f"tuning {tuning}"] if tuning != "best" else []), machine]
+            parts = [dataset, hardware, *share, *([f"tuning {tuning}"] if tuning != "best" else []), machine]
             columns = {"cpu": cpu, "gpu": gpu}
             frameworks = {run.key.label: run.key.framework for column in columns.values() for run in column}
             rows = [
                 PublishedRow(label, display.color(name), _results(dataset, label, name, columns, original))
                 for label, name in sorted(frameworks.items())
             ]
-            tables.append(PublishedTable(", ".join(title), rows))
+            tables.append(PublishedTable(", ".join(parts), rows))
     return tables
 
 
@@ -221,10 +221,10 @@ def notes(runs: Iterable[BenchmarkRun], original: PublishedFigures) -> list[str]
 
 def tracks(compared: list[tuple[Conditions, list[FrameworkResults]]]) -> list[tuple[str, Table]]:
     """Return tables, with their titles, of each framework under its own default and under the common settings."""
-    groups: dict[tuple[str, ...], list[tuple[Conditions, list[FrameworkResults]]]] = defaultdict(list)
+    groups: dict[str, list[tuple[Conditions, list[FrameworkResults]]]] = defaultdict(list)
     for conditions, frameworks in compared:
-        budget = f"budget {conditions.budget:g}"
-        title = conditions.dataset, conditions.hardware, budget, conditions.tuning, conditions.machine
+        settings = f"budget {conditions.budget:g}, tuning {conditions.tuning}"
+        title = f"{conditions.dataset}, {conditions.hardware}, {settings}, {conditions.machine}"
         groups[title].append((conditions, frameworks))
     shown = [METRICS[name] for name in ("training_time_s", "accuracy_percent")]
     tables = []
@@ -232,8 +232,8 @@ def tracks(compared: list[tuple[Conditions, list[FrameworkResults]]]) -> list[tu
         shared = [pair for pair in some if pair[0].setting == OWN or len(pair[1]) > 1]
         if len(shared) < 2 or shared[0][0].setting != OWN:
             continue
-        settings = ["own default" if conditions.setting == OWN else conditions.setting for conditions, _ in shared]
-        header = ["framework", *(f"{setting}: {metric.title}" for setting in settings for metric in shown)]
+        names = ["own default" if conditions.setting == OWN else conditions.setting for conditions, _ in shared]
+        header = ["framework", *(f"{name}: {metric.title}" for name in names for metric in shown)]
         rows = []
         for label in sorted({each.label for _, frameworks in shared for each in frameworks}):
             row = [label]
@@ -243,7 +243,7 @@ def tracks(compared: list[tuple[Conditions, list[FrameworkResults]]]) -> list[tu
                     values = result.values(metric.name) if result else []
                     row.append(format_number(statistics.median(values)) if values else "")
             rows.append(row)
-        tables.append((", ".join(title), Table(header, rows)))
+        tables.append((title, Table(header, rows)))
     return tables
 
 

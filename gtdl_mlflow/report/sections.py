@@ -26,7 +26,7 @@ WALL_TIME = "worker/wall_s"
 RESOURCES = ("system/system_memory_usage_megabytes", "system/cpu_utilization_percentage")
 """Metrics that are drawn over the time of a run."""
 
-TYPICAL = "The run with the median training time of each framework."
+TYPICAL = "For each framework, the run with the median training time."
 """Note of charts that show one run per framework."""
 
 TRAINING_TIME, ACCURACY = METRICS["training_time_s"].title, METRICS["accuracy_percent"].title
