@@ -1,10 +1,10 @@
-"""What the harness itself costs a training: a framework that takes its batches and returns at once.
+"""Measure what the harness costs per training step, with a framework that takes its batches and returns at once.
 
     python benchmarks/null_framework.py [--steps 20000 200000] [--batch-sizes 1 50] [--repeats 5] [OVERRIDE ...]
 
-The worker's own procedure, in this process: batches in their order, clock, reports of progress as events, looks at the
-accuracy once an epoch. Microseconds a step are the whole training time over the number of steps; that of a short and of
-a long training are the same if nothing grows.
+The worker's own procedure runs in this process: batches in their order, clock, progress events, an evaluation once an
+epoch. Microseconds per step are the whole training time divided by the number of steps; equal values for a short and a
+long training show that the cost of a step does not grow.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from gtdl_mlflow.worker.inputs import Batch
 
 
 class Null(Adapter):
-    """No framework."""
+    """An adapter without a framework."""
 
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
@@ -65,30 +65,32 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", default=["setting=caffe_mnist"])
     options = parser.parse_args()
     cells = list(itertools.product(("sequential", "shuffled"), options.batch_sizes, options.steps))
-    taken: dict[Any, list[float]] = {cell: [] for cell in cells}
+    times: dict[Any, list[float]] = {cell: [] for cell in cells}
     for _ in range(options.repeats):
         for order, size, steps in cells:
-            taken[order, size, steps].append(1e6 * train(options.overrides, order, size, steps) / steps)
-    for (order, size, steps), values in taken.items():
-        print(f"{order:10}, batch {size:4}, {steps:9,} steps: {statistics.median(values):7.2f} us a step "
-              f"({min(values):.2f} to {max(values):.2f}, n = {len(values)})")  # fmt: skip
+            times[order, size, steps].append(1e6 * train(options.overrides, order, size, steps) / steps)
+    for (order, size, steps), values in times.items():
+        print(
+            f"{order:10}, batch {size:4}, {steps:9,} steps: {statistics.median(values):7.2f} us per step "
+            f"({min(values):.2f} to {max(values):.2f}, n = {len(values)})"
+        )
 
 
 def train(overrides: list[str], order: str, size: int, steps: int) -> float:
-    """The training time in seconds."""
+    """Return the training time in seconds."""
     composed = config.compose([*overrides, f"training.order={order}", f"training.batch_size={size}"])
     with tempfile.TemporaryDirectory() as folder, Path(os.devnull).open("w", encoding="utf-8") as pipe:
         job = create_job(composed, datasets.prepare(composed.dataset).folder, Path(folder))
         job = replace(job, training=replace(job.training, iterations=steps, epochs=None), adapter=f"{__name__}:Null")
-        figures: dict[str, float] = {}
+        values: dict[str, float] = {}
 
         def emit(event: Event) -> None:
             write(pipe, event)
             if isinstance(event, Metrics):
-                figures.update(event.values)
+                values.update(event.values)
 
         experiment.run(job, emit)
-    return figures["training_time_s"]
+    return values["training_time_s"]
 
 
 if __name__ == "__main__":
