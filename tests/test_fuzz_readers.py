@@ -1,7 +1,7 @@
-"""Whatever stands in a publisher's file, a reader returns arrays or raises one line: no other exception, no hang.
+"""For any contents of a file, a reader returns arrays or raises DatasetError with one line, and does not hang.
 
-The ordinary test run tries a few inputs of each kind. `GTDL_FUZZ_EXAMPLES=10000 pytest tests/test_fuzz_readers.py`
-tries 110,000 in all, other ones every time, and takes a quarter of an hour.
+The ordinary test run tries a few fixed inputs per format. `GTDL_FUZZ_EXAMPLES=10000 pytest tests/test_fuzz_readers.py`
+tries 110,000 random ones and takes a quarter of an hour.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from gtdl_mlflow.datasets.prepare import read
 
 EXAMPLES = int(os.environ.get("GTDL_FUZZ_EXAMPLES", "30"))
 SECONDS = 60
-"""For one input; all of them are small, and take milliseconds on a machine that is not busy with something else."""
+"""Limit for one input; they are small and take milliseconds on an idle machine."""
 
 many = settings(
     max_examples=EXAMPLES,
     deadline=None,
     database=None,
-    # The ordinary run is the same every time; a long one looks elsewhere each time.
+    # The ordinary run uses the same inputs every time, a long one uses new ones.
     derandomize="GTDL_FUZZ_EXAMPLES" not in os.environ,
     suppress_health_check=list(HealthCheck),
 )
@@ -42,10 +42,10 @@ many = settings(
 
 @st.composite
 def damaged(draw: st.DrawFn, whole: bytes) -> bytes:
-    """These bytes after a few changes of the kinds that files and their makers suffer from."""
+    """Return these bytes after a few typical changes."""
     content = bytearray(whole)
     for _ in range(draw(st.integers(1, 6))):
-        # Most of the formats' structure is near the start, or at the end of a zip.
+        # Most formats have their structure at the start, a zip at the end.
         near = st.one_of(st.integers(0, 600), st.integers(0, len(content)), st.integers(-400, -1))
         at = draw(near) % (len(content) + 1)
         kind = draw(st.sampled_from(["set", "set", "number", "digits", "cut", "insert", "delete", "repeat"]))
@@ -71,29 +71,29 @@ def damaged(draw: st.DrawFn, whole: bytes) -> bytes:
 
 
 def anything(whole: bytes, magic: bytes) -> st.SearchStrategy[bytes]:
-    """Mostly the file with some damage, sometimes nothing but its first bytes and noise."""
+    """Return mostly the file with some damage, sometimes only its first bytes and noise."""
     noise = st.binary(max_size=300).map(lambda content: magic + content)
     return st.one_of(damaged(whole), damaged(whole), damaged(whole), noise, st.binary(max_size=100))
 
 
-def holds(check: Callable[[], object]) -> None:
-    """The only thing that may be raised is one line that names something; and it may not take long."""
+def assert_robust(check: Callable[[], object]) -> None:
+    """Assert that ``check`` raises nothing but DatasetError with one printable line, and takes less than SECONDS."""
 
     def stop(number: int, frame: object) -> None:
         raise TimeoutError(f"still busy after {SECONDS} s")
 
     before = signal.signal(signal.SIGALRM, stop)
-    # Again and again: raised within a callback of the garbage collector, say, it would be swallowed.
+    # Repeatedly: an exception within a callback, for example of the garbage collector, is ignored.
     signal.setitimer(signal.ITIMER_REAL, SECONDS, 1)
     try:
-        message = complaint(check)
+        message = error_message(check)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     assert message.isprintable()
 
 
-def complaint(check: Callable[[], object]) -> str:
+def error_message(check: Callable[[], object]) -> str:
     try:
         check()
     except DatasetError as error:
@@ -101,11 +101,11 @@ def complaint(check: Callable[[], object]) -> str:
     return ""
 
 
-def reads(dataset: Dataset, name: str, content: bytes) -> None:
+def assert_reader_robust(dataset: Dataset, name: str, content: bytes) -> None:
     folder = Path(tempfile.mkdtemp())
     try:
         (folder / name).write_bytes(content)
-        holds(lambda: read(dataset, folder))
+        assert_robust(lambda: read(dataset, folder))
         assert [path.name for path in folder.iterdir()] == [name]
     finally:
         shutil.rmtree(folder)
@@ -120,84 +120,84 @@ ZIP = zipped(FILES)
 
 @cache
 def nested() -> tuple[Dataset, bytes]:
-    """Caltech-101 with two categories, as a zip around a tar."""
+    """Return Caltech-101 with two categories, and the tar for a zip that contains a tar."""
     inner = tar(caltech({"ant": 2, "bass": 3}), "w")
     return replace(configured("caltech101"), classes=2), inner
 
 
 @many
 @given(anything(idx(np.arange(60, dtype=np.uint8).reshape(5, 4, 3)), b"\0\0\x08\x03"), st.booleans())
-def test_idx(content: bytes, packed: bool) -> None:
+def test_idx_is_robust(content: bytes, packed: bool) -> None:
     names = ["train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"]
     labels = idx(np.zeros(5, np.uint8))
     contents = dict(zip(names, [content, labels, content, labels], strict=True))
-    # As if the damage had been published: the checks before the MD5 must not lean on it.
+    # The MD5 matches the damaged contents, so that the other checks must detect the damage.
     files = {name: hashlib.md5(each).hexdigest() for name, each in contents.items()}
     dataset = replace(MNIST, image_shape=[4, 3, 1], train_images=5, test_images=5, files=files)
     with tempfile.TemporaryDirectory() as folder:
         for name, each in contents.items():
             (Path(folder) / name).write_bytes(gzip.compress(each) if packed else each)
-        holds(lambda: read(dataset, Path(folder)))
+        assert_robust(lambda: read(dataset, Path(folder)))
 
 
 @many
 @given(anything(gzip.compress(idx(np.arange(60, dtype=np.uint8).reshape(5, 4, 3))), b"\x1f\x8b\x08"))
-def test_idx_in_a_damaged_gzip(content: bytes) -> None:
+def test_idx_in_a_damaged_gzip_is_robust(content: bytes) -> None:
     dataset = replace(MNIST, image_shape=[4, 3, 1], train_images=5, files={"train-images-idx3-ubyte": "0" * 32})
-    reads(dataset, "train-images-idx3-ubyte", content)
+    assert_reader_robust(dataset, "train-images-idx3-ubyte", content)
 
 
 @many
 @given(anything(FILES["cifar-10-batches-bin/data_batch_1.bin"], b"\x09"))
-def test_cifar(content: bytes) -> None:
+def test_cifar_is_robust(content: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name, whole in FILES.items():
             (Path(folder) / Path(name).name).write_bytes(content if "batch_1" in name else whole)
-        holds(lambda: read(SMALL, Path(folder)))
+        assert_robust(lambda: read(SMALL, Path(folder)))
 
 
 @many
 @given(anything(TAR, b"cifar-10-batches-bin/"))
-def test_tar(content: bytes) -> None:
-    reads(SMALL, "cifar-10-binary.tar.gz", content)
+def test_tar_is_robust(content: bytes) -> None:
+    assert_reader_robust(SMALL, "cifar-10-binary.tar.gz", content)
 
 
 @many
 @given(anything(PAX, b"././@LongLink"))
-def test_tar_with_long_names_in_gzip(content: bytes) -> None:
-    reads(SMALL, "cifar-10-binary.tar.gz", gzip.compress(content, compresslevel=1))
+def test_tar_with_long_names_in_gzip_is_robust(content: bytes) -> None:
+    assert_reader_robust(SMALL, "cifar-10-binary.tar.gz", gzip.compress(content, compresslevel=1))
 
 
 @many
 @given(anything(gzip.compress(TAR, compresslevel=1), b"\x1f\x8b\x08"))
-def test_tar_in_a_damaged_gzip(content: bytes) -> None:
-    reads(SMALL, "cifar-10-binary.tar.gz", content)
+def test_tar_in_a_damaged_gzip_is_robust(content: bytes) -> None:
+    assert_reader_robust(SMALL, "cifar-10-binary.tar.gz", content)
 
 
 @many
 @given(anything(compressed(TAR[:4096]), b"\x1f\x9d\x90"))
-def test_tar_in_a_damaged_compress(content: bytes) -> None:
-    reads(SMALL, "cifar-10-binary.tar.gz", content)
+def test_tar_in_a_damaged_compress_is_robust(content: bytes) -> None:
+    assert_reader_robust(SMALL, "cifar-10-binary.tar.gz", content)
 
 
 @many
 @given(anything(ZIP, b"PK\x03\x04"))
-def test_zip(content: bytes) -> None:
-    reads(SMALL, "cifar-10-binary.tar.gz", content)
+def test_zip_is_robust(content: bytes) -> None:
+    assert_reader_robust(SMALL, "cifar-10-binary.tar.gz", content)
 
 
 @many
 @given(st.data())
-def test_a_tar_in_a_zip(data: st.DataObject) -> None:
+def test_tar_in_a_zip_is_robust(data: st.DataObject) -> None:
     dataset, inner = nested()
     content = data.draw(anything(inner, b"101_ObjectCategories/"))
-    reads(dataset, "caltech-101.zip", zipped({"caltech-101/101_ObjectCategories.tar.gz": content}))
+    assert_reader_robust(dataset, "caltech-101.zip", zipped({"caltech-101/101_ObjectCategories.tar.gz": content}))
 
 
 @many
 @given(anything(pgm(photograph(1, 112, 92)), b"P5 92 112 255"))
-def test_pgm(content: bytes) -> None:
-    holds(lambda: images.pgm(content, "s1/1.pgm", 92, 112))
+def test_pgm_is_robust(content: bytes) -> None:
+    assert_robust(lambda: images.decode_pgm(content, "s1/1.pgm", 92, 112))
 
 
 @many
@@ -208,9 +208,9 @@ def test_pgm(content: bytes) -> None:
         anything(jpeg(photograph(1, 20, 30), exif=b"Exif\0\0II*\0\x08\0\0\0\x01\0"), b"\xff\xd8\xff\xe0"),
     )
 )
-def test_jpeg(content: bytes) -> None:
+def test_jpeg_is_robust(content: bytes) -> None:
     def check() -> None:
-        pixels = images.jpeg(content, "ant/image_0001.jpg")
-        assert images.resized(pixels, 32, 32).shape == (32, 32, 3)
+        pixels = images.decode_jpeg(content, "ant/image_0001.jpg")
+        assert images.resize(pixels, 32, 32).shape == (32, 32, 3)
 
-    holds(check)
+    assert_robust(check)

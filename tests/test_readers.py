@@ -1,4 +1,4 @@
-"""CIFAR-10 and -100, AT&T Faces, Caltech-101: their publishers' files, made small, and real ones in ../shared."""
+"""The readers of CIFAR-10, CIFAR-100, AT&T Faces and Caltech-101, with small files and with those in ../shared."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from helpers.data_files import (
     ROOT,
+    assert_refused,
     caltech,
     cifar10,
     cifar100,
@@ -21,12 +22,11 @@ from helpers.data_files import (
     configured,
     faces,
     jpeg,
-    lay_out,
     pgm,
     photograph,
-    prepared_elsewhere,
-    refuses,
+    prepare_in_process,
     tar,
+    write_files,
     zipped,
 )
 from PIL import Image
@@ -43,7 +43,7 @@ GB = 10**9
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """GTDL_DATA."""
+    """Folder of published data sets."""
     return tmp_path / "data"
 
 
@@ -59,9 +59,9 @@ def split(prepared: PreparedDataset) -> list[dict[str, str]]:
 # CIFAR
 
 
-def test_cifar_100_has_two_kinds_of_labels(data: Path) -> None:
+def test_cifar_100_is_read_with_coarse_or_fine_labels(data: Path) -> None:
     files = cifar100()
-    lay_out({"cifar-100-binary.tar.gz": tar(files)}, data / "cifar100")
+    write_files({"cifar-100-binary.tar.gz": tar(files)}, data / "cifar100")
     record = np.frombuffer(files["cifar-100-binary/train.bin"], np.uint8).reshape(6, 2 + 3072)
     digests = set()
     for column, labels, classes in ((0, "coarse", 20), (1, "fine", 100)):
@@ -74,62 +74,63 @@ def test_cifar_100_has_two_kinds_of_labels(data: Path) -> None:
         assert images.transpose(0, 3, 1, 2).tobytes() == record[:, 2:].tobytes()
         assert (array(prepared, "test_images").shape, prepared.split) == ((4, 32, 32, 3), None)
     assert len(digests) == 2
-    # Prepared apart, and both still there.
+    # Prepared in separate folders.
     assert "in " in locate(dataset)
     assert prepare(dataset).folder == prepared.folder
 
 
-def test_a_cifar_label_outside_the_classes_is_named(data: Path) -> None:
+def test_cifar_label_out_of_range_is_named(data: Path) -> None:
     small, files = cifar10()
     name = "cifar-10-batches-bin/data_batch_3.bin"
     content = bytearray(files[name])
     content[3073] = 10
-    lay_out({"cifar-10-binary.tar.gz": tar({**files, name: bytes(content)})}, data / "cifar10")
-    refuses(small, f"cifar-10-binary.tar.gz: {name}: label 10 at position 1, expected 0 to 9")
+    write_files({"cifar-10-binary.tar.gz": tar({**files, name: bytes(content)})}, data / "cifar10")
+    assert_refused(small, f"cifar-10-binary.tar.gz: {name}: label 10 at position 1, expected 0 to 9")
 
 
 @pytest.mark.parametrize(("change", "length"), [(-1, "6145 bytes"), (1, "more than 6146 bytes"), (3073, "more than")])
-def test_a_cifar_file_of_another_length_is_named(data: Path, change: int, length: str) -> None:
+def test_cifar_file_of_wrong_length_is_named(data: Path, change: int, length: str) -> None:
     small, files = cifar10()
     name = "cifar-10-batches-bin/data_batch_2.bin"
-    lay_out({**files, name: (files[name] + bytes(4000))[: 6146 + change]}, data / "cifar10")
-    refuses(small, f"{data / 'cifar10' / name}: {length}", "expected 6146: 2 records of 3073")
+    write_files({**files, name: (files[name] + bytes(4000))[: 6146 + change]}, data / "cifar10")
+    assert_refused(small, f"{data / 'cifar10' / name}: {length}", "expected 6146: 2 records of 3073")
 
 
-def test_cifars_pickles_are_not_read(data: Path) -> None:
+def test_pickles_of_cifar_are_refused(data: Path) -> None:
     small, _ = cifar10()
     for name in ("cifar-10-python.tar.gz", "cifar-10-batches-py/data_batch_1"):
-        lay_out({name: b"cos\nsystem\n(S'touch pickled'\ntR."}, data / "cifar10")
-        refuses(small, "holds pickles, which can run code", "binary version, cifar-10-binary.tar.gz")
-    # Fetching goes by this: nothing that can be used is there.
+        write_files({name: b"cos\nsystem\n(S'touch pickled'\ntR."}, data / "cifar10")
+        assert_refused(small, "contains pickles, which can run code", "binary version, cifar-10-binary.tar.gz")
+    # `gtdl data fetch` downloads only after this error.
     with pytest.raises(FilesNotFound):
         read(small, data / "cifar10")
     assert not Path("pickled").exists()
 
 
-def test_a_cifar_that_is_configured_otherwise_is_refused(data: Path) -> None:
+def test_wrong_configuration_of_cifar_is_refused(data: Path) -> None:
     small, files = cifar10()
-    lay_out(files, data / "cifar10")
-    refuses(replace(small, image_shape=[28, 28, 3]), "images of cifar10 are 32 x 32 x 3")
-    refuses(replace(small, train_images=None), "must be given for cifar10")
-    refuses(replace(small, train_images=12), "dataset.train_images=12: cifar10 has them in 5 files of one size")
-    refuses(configured("cifar10", "labels=coarse"), "dataset.labels=coarse: cifar10 has one kind of labels only")
+    write_files(files, data / "cifar10")
+    assert_refused(replace(small, image_shape=[28, 28, 3]), "images of cifar10 are 32 x 32 x 3")
+    assert_refused(replace(small, train_images=None), "required for cifar10")
+    assert_refused(replace(small, train_images=12), "dataset.train_images=12: cifar10 has them in 5 files of one size")
+    assert_refused(configured("cifar10", "labels=coarse"), "dataset.labels=coarse: cifar10 has one kind of labels only")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
-def test_60000_images_fit_into_little_memory(data: Path, name: str) -> None:
+def test_60000_images_need_little_memory(data: Path, name: str) -> None:
     files = cifar10(50_000, 10_000)[1] if name == "cifar10" else cifar100(50_000, 10_000)
     (data / name).mkdir(parents=True)
     archive = configured(name).archives[0]
     (data / name / archive).write_bytes(tar(files, "w"))
-    said, memory = prepared_elsewhere(configured(name))
+    output, memory = prepare_in_process(configured(name))
     assert memory < 0.7 * GB
     assert opening_seconds(configured(name)) < 0.05
-    assert np.load(f"{said}/train_images.npy", mmap_mode="r").shape == (50_000, 32, 32, 3)
+    assert np.load(f"{output}/train_images.npy", mmap_mode="r").shape == (50_000, 32, 32, 3)
 
 
 def opening_seconds(dataset: Dataset) -> float:
-    """The quickest of five, so that a busy machine does not count."""
+    """Return the shortest of five times, which a busy machine affects least."""
     times = []
     for _ in range(5):
         start = time.perf_counter()
@@ -146,8 +147,8 @@ def people() -> dict[str, bytes]:
     return faces()
 
 
-def test_every_persons_faces_are_split_evenly(data: Path, people: dict[str, bytes]) -> None:
-    lay_out(people, data / "att_faces")
+def test_faces_of_each_person_are_split_in_halves(data: Path, people: dict[str, bytes]) -> None:
+    write_files(people, data / "att_faces")
     prepared = prepare(configured("att_faces", "image_size=[112,92]"))
     assert prepared.image_shape == (112, 92, 1)
     rows = split(prepared)
@@ -158,15 +159,15 @@ def test_every_persons_faces_are_split_evenly(data: Path, people: dict[str, byte
         named = [row for row in rows if row["set"] == part]
         assert [int(row["row"]) for row in named] == list(range(200))
         assert [int(row["label"]) for row in named] == labels.tolist()
-        # A face's pixels are its person's number, the first its own.
+        # The pixels are the number of the person, the first one that of the image.
         assert [row["image"] for row in named] == [f"s{each[1, 1, 0]}/{each[0, 0, 0]}.pgm" for each in pixels]
         assert (pixels[:, 1, 1, 0] == labels + 1).all()
-        # In mixed order: any forty in a row show many people.
+        # Shuffled: the first forty show many people.
         assert len(np.unique(labels[:40])) > 15
 
 
-def test_the_faces_split_is_fixed_and_depends_on_the_seed(data: Path, people: dict[str, bytes]) -> None:
-    lay_out(people, data / "att_faces")
+def test_split_of_the_faces_is_fixed_by_the_seed(data: Path, people: dict[str, bytes]) -> None:
+    write_files(people, data / "att_faces")
     first, other = prepare(configured("att_faces")), prepare(configured("att_faces", "split_seed=1"))
     assert [row["image"] for row in split(first)[:3]] == ["s4/5.pgm", "s35/7.pgm", "s22/9.pgm"]
     names = [{row["image"] for row in split(each) if row["set"] == "train"} for each in (first, other)]
@@ -175,7 +176,8 @@ def test_the_faces_split_is_fixed_and_depends_on_the_seed(data: Path, people: di
     assert first.split != other.split
 
 
-def test_every_packing_of_the_faces_is_the_same(data: Path, people: dict[str, bytes]) -> None:
+@pytest.mark.slow
+def test_all_packings_of_the_faces_result_in_the_same_arrays(data: Path, people: dict[str, bytes]) -> None:
     dataset = configured("att_faces")
     shuffled = dict(reversed(people.items()))
     digests = set()
@@ -184,15 +186,15 @@ def test_every_packing_of_the_faces_is_the_same(data: Path, people: dict[str, by
         "att_faces.tar.gz": tar(shuffled),
         "att_faces.zip": zipped(people),
     }.items():
-        lay_out({name: content}, data / "att_faces")
-        digests.add(read_digest(dataset))
+        write_files({name: content}, data / "att_faces")
+        digests.add(read_bytes(dataset))
         (data / "att_faces" / name).unlink()
-    lay_out({f"att_faces/{name}": people[name] for name in people}, data / "att_faces")
-    digests.add(read_digest(dataset))
+    write_files({f"att_faces/{name}": people[name] for name in people}, data / "att_faces")
+    digests.add(read_bytes(dataset))
     assert len(digests) == 1
 
 
-def read_digest(dataset: Dataset) -> bytes:
+def read_bytes(dataset: Dataset) -> bytes:
     found = read(dataset, Path(os.environ["GTDL_DATA"]) / dataset.name)
     return found.train_images.tobytes() + found.train_labels.tobytes() + found.test_images.tobytes()
 
@@ -200,9 +202,9 @@ def read_digest(dataset: Dataset) -> bytes:
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("s7/3.pgm", b"This is no image", "no PGM image (starts with b'This is '"),
-        ("s7/3.pgm", b"", "no PGM image"),
-        ("s7/3.pgm", b"P2 92 112 255\n" + bytes(10304), "no PGM image"),
+        ("s7/3.pgm", b"This is no image", "not a PGM image (starts with b'This is '"),
+        ("s7/3.pgm", b"", "not a PGM image"),
+        ("s7/3.pgm", b"P2 92 112 255\n" + bytes(10304), "not a PGM image"),
         ("s7/3.pgm", b"P5 92 112 255\n" + bytes(10303), "10303 bytes of pixels, expected 10304"),
         ("s7/3.pgm", b"P5 92 112 255\n" + bytes(10**6), "more bytes of pixels, expected 10304"),
         ("s7/3.pgm", b"P5 112 92 255\n" + bytes(10304), "112 x 92 x 255 (width, height, white), expected 92 x 112"),
@@ -212,29 +214,27 @@ def read_digest(dataset: Dataset) -> bytes:
         ("s40/11.pgm", pgm(np.zeros((112, 92), np.uint8)), "expected s1 to s40 with 1.pgm to 10.pgm each"),
     ],
 )
-def test_a_face_that_is_none_is_named(
-    data: Path, people: dict[str, bytes], name: str, content: bytes, words: str
-) -> None:
-    lay_out({"att_faces.zip": zipped({**people, name: content})}, data / "att_faces")
-    refuses(configured("att_faces"), f"att_faces.zip: {name}: {words}")
+def test_invalid_face_is_named(data: Path, people: dict[str, bytes], name: str, content: bytes, words: str) -> None:
+    write_files({"att_faces.zip": zipped({**people, name: content})}, data / "att_faces")
+    assert_refused(configured("att_faces"), f"att_faces.zip: {name}: {words}")
 
 
-def test_missing_faces_are_named(data: Path, people: dict[str, bytes]) -> None:
+def test_first_missing_face_is_named(data: Path, people: dict[str, bytes]) -> None:
     folder = data / "att_faces"
-    lay_out(people, folder)
+    write_files(people, folder)
     (folder / "s3" / "10.pgm").unlink()
-    refuses(configured("att_faces"), f"{folder}: lacks s3/10.pgm; put")
+    assert_refused(configured("att_faces"), f"{folder}: s3/10.pgm missing; replace")
     for path in (folder / "s20").iterdir():
         path.unlink()
-    refuses(configured("att_faces"), f"{folder}: lacks s3/10.pgm and 10 more; put")
+    assert_refused(configured("att_faces"), f"{folder}: s3/10.pgm and 10 more missing; replace")
 
 
-def test_faces_that_are_configured_otherwise_are_refused(data: Path, people: dict[str, bytes]) -> None:
-    lay_out(people, data / "att_faces")
-    refuses(
+def test_wrong_configuration_of_the_faces_is_refused(data: Path, people: dict[str, bytes]) -> None:
+    write_files(people, data / "att_faces")
+    assert_refused(
         replace(configured("att_faces"), image_shape=[32, 32, 3]), "the faces are grey (1 channel) and of 40 people"
     )
-    refuses(configured("att_faces", "classes=10"), "dataset.classes=10")
+    assert_refused(configured("att_faces", "classes=10"), "dataset.classes=10")
 
 
 # Caltech-101
@@ -245,7 +245,7 @@ COUNTS = {"Faces": 60, "accordion": 30, "ant": 25, "bass": 31, "yin_yang": 2}
 
 @pytest.fixture(scope="session")
 def categories() -> dict[str, bytes]:
-    """Five categories, one of them that of the background, and what systems leave in folders."""
+    """Return five categories, the background category and files that operating systems add."""
     background = {name.replace("ant", "BACKGROUND_Google"): each for name, each in caltech({"ant": 3}).items()}
     other = {"101_ObjectCategories/ant/.DS_Store": b"", "101_ObjectCategories/ant/._image_0001.jpg": b"no image"}
     return {**background, **caltech(COUNTS), **other}
@@ -255,10 +255,10 @@ def small_caltech(*overrides: str) -> Dataset:
     return configured("caltech101", f"classes={len(COUNTS)}", *overrides)
 
 
-def test_categories_are_split_as_the_protocol_has_it(data: Path, categories: dict[str, bytes]) -> None:
-    lay_out(categories, data / "caltech101")
+def test_categories_are_split_by_the_usual_protocol(data: Path, categories: dict[str, bytes]) -> None:
+    write_files(categories, data / "caltech101")
     prepared = prepare(small_caltech())
-    # 30 and what is left; of no more than 30, three fifths and the rest. Capital letters first.
+    # 30 and the others; of 30 or fewer, three fifths and the others. Capital letters first.
     assert np.bincount(array(prepared, "train_labels")).tolist() == [30, 18, 15, 30, 1]
     assert np.bincount(array(prepared, "test_labels")).tolist() == [30, 12, 10, 1, 1]
     assert (prepared.train_images, prepared.test_images) == (94, 54)
@@ -270,154 +270,164 @@ def test_categories_are_split_as_the_protocol_has_it(data: Path, categories: dic
     assert not any("BACKGROUND" in row["image"] for row in rows)
 
 
-def test_images_are_the_ones_that_the_split_names(data: Path, categories: dict[str, bytes]) -> None:
-    lay_out(categories, data / "caltech101")
+def test_split_file_names_the_images(data: Path, categories: dict[str, bytes]) -> None:
+    write_files(categories, data / "caltech101")
     prepared = prepare(small_caltech("image_size=[10,15]"))
     for row in split(prepared):
         with Image.open(data / "caltech101" / "101_ObjectCategories" / row["image"]) as image:
             original = np.asarray(image.convert("RGB")).astype(float)
         found = array(prepared, f"{row['set']}_images")[int(row["row"])].astype(float)
-        # 20 x 30 to half of it: near the mean of each two by two.
+        # From 20 x 30 to half the size: near the mean of 2 x 2 pixels.
         means = original.reshape(10, 2, 15, 2, 3).mean(axis=(1, 3))
         assert np.abs(found - means).mean() < 4
-        if int(row["image"][-8:-4]) % 2:  # a grey one
+        if int(row["image"][-8:-4]) % 2:  # grey
             assert (found == found[..., :1]).all()
 
 
-def test_every_packing_of_the_categories_is_the_same(data: Path, categories: dict[str, bytes]) -> None:
+def test_all_packings_of_the_categories_result_in_the_same_arrays(data: Path, categories: dict[str, bytes]) -> None:
     dataset = small_caltech()
     inner = tar(dict(reversed(categories.items())))
     digests = set()
     for name, content in {
         "101_ObjectCategories.tar.gz": tar(categories),
         "101_ObjectCategories.zip": zipped(categories),
-        # As it is published today.
+        # The format in which it is published today.
         "caltech-101.zip": zipped(
             {
                 "caltech-101/101_ObjectCategories.tar.gz": inner,
-                "caltech-101/Annotations.tar": b"not looked into",
-                "__MACOSX/caltech-101/._101_ObjectCategories.tar.gz": b"not looked into either",
+                "caltech-101/Annotations.tar": b"not read",
+                "__MACOSX/caltech-101/._101_ObjectCategories.tar.gz": b"not read either",
             }
         ),
         "caltech-101/101_ObjectCategories.tar.gz": inner,
     }.items():
-        lay_out({name: content}, data / "caltech101")
-        digests.add(read_digest(dataset))
+        write_files({name: content}, data / "caltech101")
+        digests.add(read_bytes(dataset))
         (data / "caltech101" / name).unlink()
-    lay_out(categories, data / "caltech101")
-    digests.add(read_digest(dataset))
+    write_files(categories, data / "caltech101")
+    digests.add(read_bytes(dataset))
     assert len(digests) == 1
 
 
 def sized(content: bytes, height: int, width: int) -> bytes:
-    """A JPEG whose header claims this size."""
+    """Return a JPEG whose header states this size."""
     at = content.index(b"\xff\xc0") + 5
     return content[:at] + height.to_bytes(2, "big") + width.to_bytes(2, "big") + content[at + 4 :]
 
 
-PICTURE = jpeg(photograph(1, 20, 30, 3))
+JPEG = jpeg(photograph(1, 20, 30, 3))
 HOSTILE = {
-    "text": (b"This is no image", "no JPEG image (starts with b'This is '"),
-    "empty": (b"", "no JPEG image"),
-    "another format": (b"\x89PNG\r\n\x1a\n" + bytes(100), "no JPEG image"),
-    "cut": (PICTURE[: len(PICTURE) // 2], "damaged JPEG image"),
-    "cut in the header": (PICTURE[:30], "JPEG image"),
-    "75 MB": (sized(PICTURE, 5000, 5000), "5000 x 5000 pixels, expected at most 16,777,216"),
-    "1 GB": (sized(PICTURE, 18000, 18000), "more than 16,777,216 pixels"),
-    "13 GB": (sized(PICTURE, 65500, 65500), "more than 16,777,216 pixels"),
-    "no pixels": (sized(PICTURE, 0, 30), "JPEG image"),
-    "many scans": (PICTURE + b"\xff\xda" * 1000, "1001 scans in one JPEG, expected at most 100"),
-    "large": (PICTURE + bytes(8 * 2**20), "more than 8,388,608 bytes for one image"),
+    "text": (b"This is no image", "not a JPEG image (starts with b'This is '"),
+    "empty": (b"", "not a JPEG image"),
+    "another format": (b"\x89PNG\r\n\x1a\n" + bytes(100), "not a JPEG image"),
+    "cut": (JPEG[: len(JPEG) // 2], "damaged JPEG image"),
+    "cut in the header": (JPEG[:30], "JPEG image"),
+    "75 MB": (sized(JPEG, 5000, 5000), "5000 x 5000 pixels, expected at most 16,777,216"),
+    "1 GB": (sized(JPEG, 18000, 18000), "more than 16,777,216 pixels"),
+    "13 GB": (sized(JPEG, 65500, 65500), "more than 16,777,216 pixels"),
+    "no pixels": (sized(JPEG, 0, 30), "JPEG image"),
+    "many scans": (JPEG + b"\xff\xda" * 1000, "1001 scans in one JPEG, expected at most 100"),
+    "large": (JPEG + bytes(8 * 2**20), "more than 8,388,608 bytes for one image"),
 }
 
 
 @pytest.mark.parametrize(("content", "words"), HOSTILE.values(), ids=HOSTILE)
 @pytest.mark.parametrize("packed", [False, True])
-def test_an_image_that_is_none_is_named(data: Path, content: bytes, words: str, packed: bool) -> None:
+def test_invalid_image_is_named(data: Path, content: bytes, words: str, packed: bool) -> None:
     name = "101_ObjectCategories/ant/image_0002.jpg"
     files = {**caltech({"ant": 2, "bass": 2}), name: content}
-    lay_out({"caltech-101.zip": zipped({"101_ObjectCategories.tar.gz": tar(files)})} if packed else files,
-            data / "caltech101")  # fmt: skip
+    archive = {"caltech-101.zip": zipped({"101_ObjectCategories.tar.gz": tar(files)})}
+    write_files(archive if packed else files, data / "caltech101")
     where = "caltech-101.zip: 101_ObjectCategories.tar.gz: " if packed else f"{data / 'caltech101'}/"
-    dataset = configured("caltech101", "classes=2")
-    refuses(dataset, f"{where}{name}: ", words)
-    if "pixels" in words:
-        said, memory = prepared_elsewhere(dataset)
-        assert words in said
-        assert memory < GB / 4
+    assert_refused(configured("caltech101", "classes=2"), f"{where}{name}: ", words)
 
 
-def test_a_jpeg_of_the_largest_size_that_is_read_stays_small_in_memory(data: Path) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["75 MB", "1 GB", "13 GB"])
+def test_too_large_jpeg_needs_little_memory(data: Path, case: str) -> None:
+    content, words = HOSTILE[case]
+    files = {**caltech({"ant": 2, "bass": 2}), "101_ObjectCategories/ant/image_0002.jpg": content}
+    write_files(files, data / "caltech101")
+    output, memory = prepare_in_process(configured("caltech101", "classes=2"))
+    assert words in output
+    assert memory < GB / 4
+
+
+@pytest.mark.slow
+def test_largest_accepted_jpeg_needs_little_memory(data: Path) -> None:
     files = caltech({"ant": 2, "bass": 2})
     large = jpeg(np.zeros((4096, 4096, 3), np.uint8), progressive=True)
-    lay_out({**files, "101_ObjectCategories/ant/image_0002.jpg": large}, data / "caltech101")
-    said, memory = prepared_elsewhere(configured("caltech101", "classes=2"))
-    assert Path(said).is_dir()
+    write_files({**files, "101_ObjectCategories/ant/image_0002.jpg": large}, data / "caltech101")
+    output, memory = prepare_in_process(configured("caltech101", "classes=2"))
+    assert Path(output).is_dir()
     assert memory < GB / 2
 
 
-def test_a_category_that_is_empty_or_missing_is_named(data: Path) -> None:
+def test_empty_or_missing_category_is_named(data: Path) -> None:
     folder = data / "caltech101"
     files = caltech({"ant": 2, "bass": 2})
     dataset = configured("caltech101", "classes=3")
-    lay_out({"101_ObjectCategories.tar.gz": tar(files)}, folder)
-    refuses(dataset, f"{folder}/101_ObjectCategories.tar.gz: 2 categories, expected 3")
-    for content in (tar({**files, "101_ObjectCategories/cup/image_0001.jpg": PICTURE}),
-                    zipped({**files, "101_ObjectCategories/cup/": b""})):  # fmt: skip
-        lay_out({"101_ObjectCategories.tar.gz": content}, folder)
-        refuses(dataset, "image(s) in the category cup, which needs one for training and one for testing")
-    lay_out(files, folder)
+    write_files({"101_ObjectCategories.tar.gz": tar(files)}, folder)
+    assert_refused(dataset, f"{folder}/101_ObjectCategories.tar.gz: 2 categories, expected 3")
+    for content in (
+        tar({**files, "101_ObjectCategories/cup/image_0001.jpg": JPEG}),
+        zipped({**files, "101_ObjectCategories/cup/": b""}),
+    ):
+        write_files({"101_ObjectCategories.tar.gz": content}, folder)
+        assert_refused(dataset, "image(s) in the category cup, which needs one for training and one for testing")
+    write_files(files, folder)
     (folder / "101_ObjectCategories" / "cup").mkdir()
-    refuses(dataset, f"{folder}: 0 image(s) in the category cup")
+    assert_refused(dataset, f"{folder}: 0 image(s) in the category cup")
 
 
-def test_the_same_image_twice_is_named(data: Path) -> None:
+def test_image_that_occurs_twice_is_named(data: Path) -> None:
     files = caltech({"ant": 2, "bass": 2})
     again = {f"copy/{name}": content for name, content in caltech({"ant": 1}).items()}
-    lay_out({"101_ObjectCategories.tar.gz": tar({**files, **again})}, data / "caltech101")
-    refuses(configured("caltech101", "classes=2"), "copy/101_ObjectCategories/ant/image_0001.jpg: is there twice")
+    write_files({"101_ObjectCategories.tar.gz": tar({**files, **again})}, data / "caltech101")
+    assert_refused(configured("caltech101", "classes=2"), "copy/101_ObjectCategories/ant/image_0001.jpg: occurs twice")
 
 
-def test_what_pillow_stumbles_over_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    def stumble(*arguments: object, **options: object) -> None:
+def test_any_error_of_pillow_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object, **options: object) -> None:
         raise ZeroDivisionError("division\nby zero")
 
-    monkeypatch.setattr(Image, "open", stumble)
-    with pytest.raises(DatasetError, match=r"^ant/image_0001\.jpg: damaged JPEG image \(division by zero\); put"):
-        images.jpeg(PICTURE, "ant/image_0001.jpg")
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(DatasetError, match=r"^ant/image_0001\.jpg: damaged JPEG image \(division by zero\); replace"):
+        images.decode_jpeg(JPEG, "ant/image_0001.jpg")
 
 
-# Fewer images
+# Limits
 
 
-def test_limits_cut_evenly(data: Path, people: dict[str, bytes]) -> None:
-    lay_out(people, data / "att_faces")
-    whole, cut = prepare(configured("att_faces")), prepare(configured("att_faces", "train_limit=100", "test_limit=20"))
-    assert (cut.train_images, cut.test_images) == (100, 20)
-    assert sorted(np.bincount(array(cut, "train_labels"))) == [2] * 20 + [3] * 20
-    assert np.bincount(array(cut, "test_labels")).max() == 1
-    # The same images in the same order, some left out.
+def test_limits_reduce_all_classes_equally(data: Path, people: dict[str, bytes]) -> None:
+    write_files(people, data / "att_faces")
+    whole = prepare(configured("att_faces"))
+    limited = prepare(configured("att_faces", "train_limit=100", "test_limit=20"))
+    assert (limited.train_images, limited.test_images) == (100, 20)
+    assert sorted(np.bincount(array(limited, "train_labels"))) == [2] * 20 + [3] * 20
+    assert np.bincount(array(limited, "test_labels")).max() == 1
+    # The same images in the same order without some of them.
     for part in ("train", "test"):
         order = [row["image"] for row in split(whole) if row["set"] == part]
-        kept = [order.index(row["image"]) for row in split(cut) if row["set"] == part]
-        assert kept == sorted(kept)
-        assert (array(cut, f"{part}_images") == array(whole, f"{part}_images")[kept]).all()
+        rows = [order.index(row["image"]) for row in split(limited) if row["set"] == part]
+        assert rows == sorted(rows)
+        assert (array(limited, f"{part}_images") == array(whole, f"{part}_images")[rows]).all()
     more = prepare(configured("att_faces", "train_limit=1000"))
     assert (more.train_images, more.test_images) == (200, 200)
-    assert len({each.digest for each in (whole, cut, more)}) == 3
-    assert len({each.folder for each in (whole, cut, more)}) == 3
+    assert len({each.digest for each in (whole, limited, more)}) == 3
+    assert len({each.folder for each in (whole, limited, more)}) == 3
     assert "intact" in verify(configured("att_faces", "train_limit=100", "test_limit=20"))
 
 
-def test_limits_cut_a_data_set_that_is_published_in_two_parts(data: Path) -> None:
+def test_limit_applies_to_a_published_split(data: Path) -> None:
     small, files = cifar10(50, 10)
-    lay_out(files, data / "cifar10")
-    cut = prepare(replace(small, train_limit=7))
-    assert (cut.train_images, cut.test_images, cut.split) == (7, 10, None)
+    write_files(files, data / "cifar10")
+    limited = prepare(replace(small, train_limit=7))
+    assert (limited.train_images, limited.test_images, limited.split) == (7, 10, None)
 
 
-def test_a_split_file_that_was_changed_or_lost_is_noticed(data: Path, people: dict[str, bytes]) -> None:
-    lay_out(people, data / "att_faces")
+def test_changed_or_missing_split_file_is_detected(data: Path, people: dict[str, bytes]) -> None:
+    write_files(people, data / "att_faces")
     dataset = configured("att_faces")
     prepared = prepare(dataset)
     path = prepared.folder / "split.csv"
@@ -429,15 +439,21 @@ def test_a_split_file_that_was_changed_or_lost_is_noticed(data: Path, people: di
     assert "intact" in verify(dataset)
 
 
-# The real ones
+# Real files
 
 
+def unpack(data: Path, name: str) -> None:
+    command = [sys.executable, SHARED / "unpack.py", data, name]
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the data sets are not in ../shared/datasets")
 @pytest.mark.parametrize(
     ("name", "train", "test"), [("cifar10", [5000] * 10, [1000] * 10), ("caltech101", [15] * 101, [10] * 101)]
 )
-def test_the_real_ones_are_split_evenly(data: Path, name: str, train: list[int], test: list[int]) -> None:
-    subprocess.run([sys.executable, SHARED / "unpack.py", data, name], check=True, capture_output=True)
+def test_real_files_are_split_evenly(data: Path, name: str, train: list[int], test: list[int]) -> None:
+    unpack(data, name)
     dataset = configured(name)
     prepared = prepare(dataset)
     assert np.bincount(array(prepared, "train_labels")).tolist() == train
@@ -445,15 +461,16 @@ def test_the_real_ones_are_split_evenly(data: Path, name: str, train: list[int],
     assert prepared.image_shape == (32, 32, 3)
     assert "intact" in verify(dataset)
     assert opening_seconds(dataset) < 0.05
-    # A photograph, not noise: neighbouring pixels are alike, in rows, columns and not between images.
+    # Photographs, not noise: pixels resemble their neighbours, but not those of the next image.
     pixels = array(prepared, "train_images")[:500].astype(float)
     for neighbours in (np.diff(pixels, axis=1), np.diff(pixels, axis=2)):
         assert np.abs(neighbours).mean() < 0.4 * np.abs(np.diff(pixels, axis=0)).mean()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not SHARED.is_dir(), reason="AT&T's faces are not in ../shared/datasets")
-def test_the_real_faces_are_the_published_ones(data: Path) -> None:
-    subprocess.run([sys.executable, SHARED / "unpack.py", data, "att_faces"], check=True, capture_output=True)
+def test_real_faces_have_the_expected_digest(data: Path) -> None:
+    unpack(data, "att_faces")
     dataset = configured("att_faces")
     assert prepare(dataset).digest == "a1e4cea4f0fe473b4a1a651df0d52ad8d9a8454b649e46dbd90999e5f01e25fa"
     assert "intact" in verify(dataset)

