@@ -1,30 +1,31 @@
-"""Every number of the defaults in ``conf/``, against GTDLBench's description of each, written down a second time."""
+"""Every number of the default settings in ``conf/``, compared with a second transcript of GTDLBench's text."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import cache
 from typing import Any
 
 import pytest
 
-from gtdl_mlflow.config import CONF, compose
+from gtdl_mlflow.config import CONF, Config, choices, compose
+from gtdl_mlflow.metrics import HEADLINE
 from gtdl_mlflow.report import published_figures
 from gtdl_mlflow.worker import layers
 from gtdl_mlflow.worker.job import Training
 from gtdl_mlflow.worker.layers import Initializer
 from gtdl_mlflow.worker.network import Node
 
-SETTINGS = sorted(path.stem for path in (CONF / "setting").glob("*.yaml"))
+SETTINGS = choices("setting")
 
-
-# Layers without their weights, in order; where a layer has weights, they start as in STARTS.
+# Layers in order, without their initial values, which are in INITIAL.
 LAYERS: dict[str, list[str]] = {
     "tensorflow_mnist": ["conv 5x5x32 same", "relu", "max 2/2 same", "conv 5x5x64 same", "relu", "max 2/2 same",
                          "dense 1024", "relu", "keep 0.5", "dense 10"],
     "caffe_mnist": ["conv 5x5x20", "max 2/2 ceil", "conv 5x5x50", "max 2/2 ceil", "dense 500", "relu", "dense 10"],
     "torch_mnist": ["conv 5x5x32", "tanh", "max 3/3 pad 1", "conv 5x5x64", "tanh", "max 2/2", "dense 200", "tanh",
                     "dense 10"],
-    # The bias and tanh after the pool, as the tutorial has it; a bias before it is the same.
+    # Bias and tanh after the pool, as in the tutorial; a bias before the pool is equivalent.
     "theano_mnist": ["conv 5x5x20", "max 2/2", "tanh", "conv 5x5x50", "max 2/2", "tanh", "dense 500", "tanh",
                      "dense 10"],
     "mxnet_mnist": ["conv 5x5x20", "tanh", "max 2/2", "conv 5x5x50", "tanh", "max 2/2", "dense 500", "tanh",
@@ -44,6 +45,7 @@ LAYERS: dict[str, list[str]] = {
 
 
 def unit(maps: int, stride: int, first: bool) -> list[str]:
+    """Return the layers of a residual unit; the first of a stage has a projection as its shortcut."""
     step = "" if stride == 1 else f" stride {stride}"
     body = ["batch 0.9 2e-05", "relu", f"conv 3x3x{maps} pad 1{step}", "batch 0.9 2e-05", "relu",
             f"conv 3x3x{maps} pad 1"]  # fmt: skip
@@ -58,12 +60,13 @@ LAYERS["mxnet_cifar10"] = [
 ]  # fmt: skip
 
 TRUNCATED, NORMAL, FAN_IN = "truncated_normal", "normal", "uniform_fan_in"
-# (distribution, its number) of weights and biases, in their order; the last goes for all that follow.
-STARTS: dict[str, tuple[list[Any], list[Any]]] = {
+# (distribution, its parameter) of weights and of biases, in the order of the layers; the last one applies to all that
+# follow. A number is a constant.
+INITIAL: dict[str, tuple[list[Any], list[Any]]] = {
     "tensorflow_mnist": ([(TRUNCATED, 0.1)], [0.1]),
     "caffe_mnist": ([(FAN_IN, 3)], [0]),
     "torch_mnist": ([(FAN_IN, 1)], [(FAN_IN, 1)]),
-    # fan_out of the convolutions divided by the four cells of the pool that follows.
+    # The fan_out of the convolutions is divided by the four cells of the pool that follows.
     "theano_mnist": ([("uniform_fan_in_out", 6, 2), ("uniform_fan_in_out", 6, 2), ("uniform_fan_in_out", 6), 0], [0]),
     "mxnet_mnist": ([("normal_fan_in", 2)], [0]),
     "tensorflow_cifar10": (
@@ -79,7 +82,7 @@ STARTS: dict[str, tuple[list[Any], list[Any]]] = {
 }
 
 UNIT = {"scale": {"factor": 1 / 255}}
-# What differs from the schema's own values, which are those of no momentum, no decay, a constant rate.
+# Values that differ from the defaults of the schema: no momentum, no weight decay, a constant learning rate.
 HYPER_PARAMETERS: dict[str, dict[str, Any]] = {
     "tensorflow_mnist": {
         "preprocessing": UNIT, "order": "shuffled", "validation": {"images": 5000, "out_of": 60000, "take": "first"},
@@ -87,8 +90,9 @@ HYPER_PARAMETERS: dict[str, dict[str, Any]] = {
         "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8,
     },
     "caffe_mnist": {
-        "preprocessing": {"scale": {"factor": 1 / 256}}, "order": "sequential", "batch_size": 64, "test_batch_size": 100,
-        "iterations": 10000, "optimizer": "sgd", "momentum": 0.9, "weight_decay": 0.0005, "weight_decay_on": "all",
+        "preprocessing": {"scale": {"factor": 1 / 256}}, "order": "sequential", "batch_size": 64,
+        "test_batch_size": 100, "iterations": 10000, "optimizer": "sgd", "momentum": 0.9, "weight_decay": 0.0005,
+        "weight_decay_on": "all",
         "learning_rate": 0.01, "bias_lr_multiplier": 2, "schedule": {"type": "inverse", "gamma": 0.0001, "power": 0.75},
     },
     "torch_mnist": {
@@ -106,8 +110,10 @@ HYPER_PARAMETERS: dict[str, dict[str, Any]] = {
         "optimizer": "sgd", "learning_rate": 0.1,
     },
     "tensorflow_cifar10": {
-        "preprocessing": {"random_crop": {"pixels": 24, "padding": 0}, "random_flip": {}, "random_brightness": {"delta": 63},
-                   "random_contrast": {"lower": 0.2, "upper": 1.8}, "standardize_image": {}},
+        "preprocessing": {
+            "random_crop": {"pixels": 24, "padding": 0}, "random_flip": {}, "random_brightness": {"delta": 63},
+            "random_contrast": {"lower": 0.2, "upper": 1.8}, "standardize_image": {},
+        },
         "order": "shuffled", "batch_size": 128, "test_batch_size": 128, "iterations": 1000000, "optimizer": "sgd",
         "learning_rate": 0.1, "schedule": {"type": "step", "gamma": 0.1, "every_iterations": 350 * 50000 / 128},
         "weight_decay": 0.004, "weight_decay_on": "hidden_dense_weights", "ema_decay": 0.9999,
@@ -115,7 +121,8 @@ HYPER_PARAMETERS: dict[str, dict[str, Any]] = {
     "caffe_cifar10": {
         "preprocessing": {"subtract_mean": {}}, "order": "sequential", "batch_size": 100, "test_batch_size": 100,
         "iterations": 5000, "optimizer": "sgd", "momentum": 0.9, "weight_decay": 0.004, "weight_decay_on": "all",
-        "learning_rate": 0.001, "bias_lr_multiplier": 2, "schedule": {"type": "multistep", "gamma": 0.1, "boundary_iterations": [4000]},
+        "learning_rate": 0.001, "bias_lr_multiplier": 2,
+        "schedule": {"type": "multistep", "gamma": 0.1, "boundary_iterations": [4000]},
     },
     "torch_cifar10": {
         "preprocessing": {"yuv": {}, "contrastive_normalization": {}}, "order": "sequential", "batch_size": 1,
@@ -143,8 +150,8 @@ HYPER_PARAMETERS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def said(node: Node, place: int) -> str:
-    """A layer in the words of ``LAYERS``."""
+def describe(node: Node, index: int) -> str:
+    """Return a layer in the notation of ``LAYERS``."""
     layer = node.layer
     words: list[Any]
     if isinstance(layer, layers.Convolution):
@@ -165,11 +172,11 @@ def said(node: Node, place: int) -> str:
     elif isinstance(layer, layers.BatchNormalization):
         words = [f"batch {layer.momentum} {layer.epsilon}", "" if layer.scale else "unscaled"]
     elif isinstance(layer, layers.Add):
-        words = [f"add {place - 1 - node.sources[1]} back"]
+        words = [f"add {index - 1 - node.sources[1]} back"]
     else:
         words = [{"Relu": "relu", "Tanh": "tanh", "GlobalAveragePool": "mean"}[type(layer).__name__]]
-    if node.sources[0] != place - 1:
-        words.append(f"from {place - 1 - node.sources[0]} back")
+    if node.sources[0] != index - 1:
+        words.append(f"from {index - 1 - node.sources[0]} back")
     return " ".join(filter(None, words))
 
 
@@ -177,62 +184,68 @@ def _padding(padding: Any) -> str:
     return {"valid": "", "same": "same"}.get(padding, f"pad {padding}")
 
 
-def start(given: Any) -> Initializer:
-    if not isinstance(given, tuple):
-        return Initializer("constant", value=given)
-    name, number, *pool = given
+def initial(entry: Any) -> Initializer:
+    """Return the distribution of an entry of ``INITIAL``."""
+    if not isinstance(entry, tuple):
+        return Initializer("constant", value=entry)
+    name, number, *pool = entry
     key = "gain" if "fan_in" in name else "stddev"
     return Initializer(name, **{key: number}, pool=pool[0] if pool else 1)
 
 
-def own(setting: str) -> Any:
-    return compose([f"setting={setting}", f"dataset={'mnist' if setting.endswith('mnist') else 'cifar10'}"])
+@cache
+def default(setting: str) -> Config:
+    """Return the configuration of a setting on the data set that it was made for."""
+    return compose([f"setting={setting}", f"dataset={setting.partition('_')[2]}"])
 
 
-def test_no_default_is_left_out() -> None:
-    for table in (LAYERS, STARTS, HYPER_PARAMETERS):
+def test_tables_contain_every_default() -> None:
+    for table in (LAYERS, INITIAL, HYPER_PARAMETERS):
         assert sorted(table) == SETTINGS
-    for group in ("model", "training"):
-        assert sorted(path.stem for path in (CONF / group).glob("*.yaml")) == SETTINGS
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_networks_are_the_originals(setting: str) -> None:
-    nodes = own(setting).network.nodes
-    assert [said(node, place) for place, node in enumerate(nodes)] == LAYERS[setting]
-    for name, starts in zip(("weights", "biases"), STARTS[setting], strict=True):
-        found = [getattr(node.layer, name) for node in nodes if getattr(node.layer, name, None)]
-        wanted = [starts[min(place, len(starts) - 1)] for place in range(len(found))]
-        assert found == [start(each) for each in wanted]
+def test_network_is_the_original(setting: str) -> None:
+    nodes = default(setting).network.nodes
+    assert [describe(node, index) for index, node in enumerate(nodes)] == LAYERS[setting]
+    for name, entries in zip(("weights", "biases"), INITIAL[setting], strict=True):
+        distributions = [getattr(node.layer, name) for node in nodes if getattr(node.layer, name, None)]
+        expected = [entries[min(index, len(entries) - 1)] for index in range(len(distributions))]
+        assert distributions == [initial(entry) for entry in expected]
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_hyper_parameters_are_the_originals(setting: str) -> None:
-    composed = own(setting)
-    found = asdict(composed.training)
-    assert found.pop("target_accuracy_percent") == composed.dataset.target_accuracy_percent
-    schema = asdict(Training(**{key: found[key] for key in ("name", "order", "batch_size", "test_batch_size",
-                                                              "optimizer", "learning_rate")}))  # fmt: skip
+def test_hyper_parameters_are_the_original(setting: str) -> None:
+    composed = default(setting)
+    training = asdict(composed.training)
+    assert training.pop("target_accuracy_percent") == composed.dataset.target_accuracy_percent
+    required = ("name", "order", "batch_size", "test_batch_size", "optimizer", "learning_rate")
+    schema = asdict(Training(**{key: training[key] for key in required}))
     del schema["target_accuracy_percent"]
-    wanted = {**schema, **HYPER_PARAMETERS[setting]}
+    expected = {**schema, **HYPER_PARAMETERS[setting]}
     for key in ("schedule", "validation"):
-        wanted[key] = {**schema[key], **wanted[key]}
-    assert list(found["inputs"]) == list(wanted["inputs"])  # their order counts
-    assert found == wanted
+        expected[key] = {**schema[key], **expected[key]}
+    assert list(training["preprocessing"]) == list(expected["preprocessing"])  # the order matters
+    assert training == expected
 
 
 @pytest.mark.parametrize("group", ["model", "training"])
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_a_default_says_where_its_numbers_come_from(group: str, setting: str) -> None:
+def test_default_names_its_source(group: str, setting: str) -> None:
     first = (CONF / group / f"{setting}.yaml").read_text().splitlines()[0]
-    source = setting.partition("_")[0]
-    words = {"tensorflow": "tutorial", "caffe": "examples/", "torch": "Torch7's demos", "theano": "tutorial",
-             "mxnet": "MXNet's", "reference": "Softmax regression"}  # fmt: skip
+    sources = {
+        "tensorflow": "tutorial",
+        "caffe": "examples/",
+        "torch": "Torch7's demos",
+        "theano": "tutorial",
+        "mxnet": "MXNet's",
+        "reference": "Softmax regression",
+    }
     assert first.startswith("#")
-    assert words[source] in first
+    assert sources[setting.partition("_")[0]] in first
 
 
-# As in the papers' tables: training, testing (seconds), accuracy (percent); on the CPU, on the GPU.
+# As in the papers' tables: training and testing time in seconds and accuracy in percent, on the CPU, then on the GPU.
 TABLES = {
     "mnist": {
         "tensorflow": [1114.34, 2.73, 99.28, 68.51, 0.26, 99.22],
@@ -249,17 +262,14 @@ TABLES = {
 }
 
 
-def test_published_figures_are_the_papers() -> None:
-    original = published_figures.load()
-    assert {name: set(rows) for name, rows in original.datasets.items()} == {
+def test_published_figures_are_those_of_the_papers() -> None:
+    published = published_figures.load()
+    assert {name: set(rows) for name, rows in published.datasets.items()} == {
         name: set(rows) for name, rows in TABLES.items()
     }
     for dataset, rows in TABLES.items():
         for framework, row in rows.items():
-            found = [original.figures(dataset, framework, device) for device in ("cpu", "gpu")]
-            assert row == [
-                number for figures in found if figures
-                for number in (figures.training_time_s, figures.testing_time_s, figures.accuracy_percent)
-            ]  # fmt: skip
-    assert original.figures("mnist", "mxnet", "cpu") is None
-    assert original.figures("att_faces", "torch", "cpu") is None
+            results = [published.figures(dataset, framework, device) for device in ("cpu", "gpu")]
+            assert row == [getattr(result, name) for result in results if result for name in HEADLINE]
+    assert published.figures("mnist", "mxnet", "cpu") is None
+    assert published.figures("att_faces", "torch", "cpu") is None
