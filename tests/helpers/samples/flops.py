@@ -1,6 +1,6 @@
-"""``PYTHON -I flops.py JOB.json``: operations of an image by PyTorch's own counter, classified and trained on.
+"""``PYTHON -I flops.py JOB.json``: count the operations per image by PyTorch's own counter.
 
-Prints one line of JSON: ``test`` and ``train``.
+Prints one line of JSON: ``test`` for a forward pass and ``train`` for a training step.
 """
 
 import json
