@@ -9,10 +9,10 @@ from pathlib import Path
 import mlflow
 import pytest
 
+from gtdl_mlflow.report.stats import SEEDS_TO_PUBLISH as SEEDS
 from gtdl_mlflow.sweeps import planner
 from gtdl_mlflow.sweeps.planner import (
     CELL_S,
-    SEEDS,
     SMALLEST_BUDGET,
     SWEEP_S,
     Plan,
@@ -208,8 +208,8 @@ def test_an_answer_compares_the_frameworks_and_writes_a_report(
     done = answer("minutes=3", "--output", "verdict.html", "--hardware", "cpu_1core", "framework=torch,mxnet")
     assert done.returncode == 0, done.stderr
     assert "mnist_5k, all under caffe_mnist, cpu, 1 thread" in done.stdout
-    assert "trains fastest" in done.stdout
-    assert "is most accurate" in done.stdout
+    assert "trained fastest: median" in done.stdout
+    assert "was most accurate: median" in done.stdout
     assert (tmp_path / "verdict.html").stat().st_size > 100_000
     runs = mlflow.search_runs(search_all_experiments=True, output_format="list")
     cells = [run for run in runs if "gtdl.framework" in run.data.tags]

@@ -24,13 +24,11 @@ from .. import config, datasets, environments
 from ..config.job import create_job
 from ..console import info
 from ..hardware import device_lock
+from ..report.stats import SEEDS_TO_PUBLISH
 from ..worker.events import Metrics
 from ..worker.inputs import split
 from ..worker.job import Latency
 from ..worker_process import WorkerFailed, run_worker
-
-SEEDS = 5
-"""Enough for a rank test to tell two frameworks apart (of 3 + 3 it never can)."""
 
 DATASETS = ("mnist_5k", "mnist")
 
@@ -248,7 +246,7 @@ def budgets(costs: Sequence[Costs], seconds: float) -> list[float]:
     use goes to the others.
     """
     least = SMALLEST_BUDGET if _total_s(costs, SMALLEST_BUDGET) < seconds else 0.0
-    training_s = [SEEDS * sum(cost.training_s for cost in of_sweep.values()) for of_sweep in costs]
+    training_s = [SEEDS_TO_PUBLISH * sum(cost.training_s for cost in of_sweep.values()) for of_sweep in costs]
     chosen, left_s = [least] * len(costs), seconds - _total_s(costs, least)
     shortest_first = sorted(range(len(costs)), key=lambda index: training_s[index])
     for done, index in enumerate(shortest_first):
@@ -261,7 +259,9 @@ def budgets(costs: Sequence[Costs], seconds: float) -> list[float]:
 def _total_s(costs: Iterable[Costs], budget: float) -> float:
     """Return the seconds that sweeps take with one ``budget``. A sweep without frameworks takes none."""
     return sum(
-        SWEEP_S + SEEDS * sum(cost.run_s(budget) for cost in of_sweep.values()) for of_sweep in costs if of_sweep
+        SWEEP_S + SEEDS_TO_PUBLISH * sum(cost.run_s(budget) for cost in of_sweep.values())
+        for of_sweep in costs
+        if of_sweep
     )
 
 
@@ -316,8 +316,9 @@ def run(minutes: float, wanted: Sequence[str], overrides: Sequence[str], experim
         if not frameworks or not plan({first: costs[first]}, left_s):
             other_probes_s = (now - probing_started) * (len(settings) - done) / done
             needed_s = now - started + other_probes_s + REPORT_S + _total_s([costs[first]], 0)
+            names = ", ".join(frameworks) or "any framework"
             raise NotEnoughTime(
-                f"minutes={minutes:g}: too short for {SEEDS} runs of {', '.join(frameworks) or 'any framework'} here; "
+                f"minutes={minutes:g}: too short for {SEEDS_TO_PUBLISH} runs of {names} here; "
                 f"try minutes={math.ceil(needed_s / 60 / MARGIN) + 1}"
             )
     ordered = {sweep: costs[sweep] for sweep in sweeps}
@@ -329,7 +330,7 @@ def run(minutes: float, wanted: Sequence[str], overrides: Sequence[str], experim
     ]
     for sweep, chosen in plans.items():
         remarks += left_out(sweep, costs[sweep], chosen)
-        info(f"{sweep.label}, budget={chosen.budget:g}: {', '.join(chosen.frameworks)}, {SEEDS} seeds each")
+        info(f"{sweep.label}, budget={chosen.budget:g}: {', '.join(chosen.frameworks)}, {SEEDS_TO_PUBLISH} seeds each")
         _run_sweep(sweep, chosen, overrides, experiment)
     return remarks
 
@@ -342,7 +343,7 @@ def _run_sweep(sweep: PlannedSweep, chosen: Plan, overrides: Sequence[str], expe
         "gtdl_mlflow",
         "-m",
         *sweep.overrides(",".join(chosen.frameworks)),
-        f"seed={','.join(map(str, range(SEEDS)))}",
+        f"seed={','.join(map(str, range(SEEDS_TO_PUBLISH)))}",
         f"budget={chosen.budget:g}",
         "sweep.rerun=all",
         "latency.repeats=0",
