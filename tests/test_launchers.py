@@ -36,9 +36,9 @@ def test_results_are_the_same_through_a_launcher(gtdl: Command, store: str, laun
     results = []
     for chosen in ("basic", launcher):
         experiment = f"through_{chosen}"
-        done = gtdl("-m", f"hydra/launcher={chosen}", "framework=reference,torch", "setting=reference_mnist",
-                    "training.iterations=20", "training.epochs=null", "seed=1,2", f"tracking.experiment={experiment}",
-                    "hydra.sweep.dir=multirun/" + chosen, timeout=600)  # fmt: skip
+        overrides = ["framework=reference,torch", "setting=reference_mnist", "training.iterations=20", "seed=1,2"]
+        overrides += ["training.epochs=null", f"tracking.experiment={experiment}", f"hydra.sweep.dir=multirun/{chosen}"]
+        done = gtdl("-m", f"hydra/launcher={chosen}", *overrides, timeout=600)
         assert done.returncode == 0, done.stdout + done.stderr
         assert "sweep: 4 finished of 4 cells" in done.stdout
         parent, children = sweep_runs(experiment)
@@ -56,9 +56,9 @@ def test_results_are_the_same_through_a_launcher(gtdl: Command, store: str, laun
 @pytest.mark.frameworks
 def test_a_parallel_launcher_under_mlflow_run_creates_one_run_per_cell(store: str) -> None:
     need("joblib")
-    done = mlflow_run("-e", "sweep", "--env-manager", "local", "--experiment-name", "gtdl", "-P",
-                      "framework=reference,torch", "-P", "setting=reference_mnist", "-P", "training.iterations=20",
-                      "-P", "training.epochs=null", "-P", "hydra/launcher=joblib")  # fmt: skip
+    params = ["framework=reference,torch", "setting=reference_mnist", "training.iterations=20", "training.epochs=null"]
+    arguments = [word for param in (*params, "hydra/launcher=joblib") for word in ("-P", param)]
+    done = mlflow_run("-e", "sweep", "--env-manager", "local", "--experiment-name", "gtdl", *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     parent, children = sweep_runs()
     assert parent.data.tags["mlflow.project.entryPoint"] == "sweep"
@@ -73,8 +73,8 @@ def test_jobs_of_a_parallel_launcher_run_one_after_the_other_unless_side_by_side
     for extra, together in (([], False), (["hardware.cores=[0],[1]", "hardware.side_by_side=true"], True)):
         experiment = f"together_{together}"
         seeds = "seed=1" if together else "seed=1,2"
-        done = gtdl("-m", "framework=reference", "training.epochs=400", "hydra/launcher=joblib", seeds, *extra,
-                    f"tracking.experiment={experiment}", timeout=600)  # fmt: skip
+        overrides = ("framework=reference", "training.epochs=400", seeds, f"tracking.experiment={experiment}", *extra)
+        done = gtdl("-m", "hydra/launcher=joblib", *overrides, timeout=600)
         assert done.returncode == 0, done.stdout + done.stderr
         _, children = sweep_runs(experiment)
         spans = sorted((run.info.start_time, run.info.end_time) for run in children)
@@ -83,14 +83,13 @@ def test_jobs_of_a_parallel_launcher_run_one_after_the_other_unless_side_by_side
 
 def test_optuna_optimizes_the_objective(gtdl: Command, store: str) -> None:
     need("optuna")
-    done = gtdl("-m", "framework=reference", "training.epochs=1", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=4",
-                "hydra.sweeper.n_jobs=1", "hydra.sweeper.direction=maximize", "sweep.objective=test/no_such",
-                "training.learning_rate=interval(0.001,0.5)")  # fmt: skip
+    sweeper = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=4", "hydra.sweeper.n_jobs=1"]
+    sweeper += ["hydra.sweeper.direction=maximize", "training.learning_rate=interval(0.001,0.5)"]
+    command = ("-m", "framework=reference", "training.epochs=1", *sweeper)
+    done = gtdl(*command, "sweep.objective=test/no_such")
     assert done.returncode == 2
     assert "sweep.objective=test/no_such: no such metric" in done.stderr
-    done = gtdl("-m", "framework=reference", "training.epochs=1", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=4",
-                "hydra.sweeper.n_jobs=1", "hydra.sweeper.direction=maximize", "tracking.experiment=tuned",
-                "training.learning_rate=interval(0.001,0.5)")  # fmt: skip
+    done = gtdl(*command, "tracking.experiment=tuned")
     assert done.returncode == 0, done.stderr
     _, children = sweep_runs("tuned")
     best = max(run.data.metrics["accuracy_percent"] for run in children)

@@ -32,11 +32,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     auth = folder / "auth.ini"
     settings = compose_file()["configs"]["auth"]["content"].replace("${MLFLOW_ADMIN_PASSWORD:?}", ADMIN[1])
     auth.write_text(settings.replace("/var/lib/mlflow", str(folder)))
-    with postgresql() as database, mlflow_server(
-        folder, "--app-name", "basic-auth", "--backend-store-uri", database, "--serve-artifacts",
-        MLFLOW_AUTH_CONFIG_PATH=str(auth), MLFLOW_FLASK_SERVER_SECRET_KEY="only for this test",
-    ) as running:  # fmt: skip
-        yield running
+    variables = {"MLFLOW_AUTH_CONFIG_PATH": str(auth), "MLFLOW_FLASK_SERVER_SECRET_KEY": "only for this test"}
+    with postgresql() as database:
+        options = ("--app-name", "basic-auth", "--backend-store-uri", database, "--serve-artifacts")
+        with mlflow_server(folder, *options, **variables) as running:
+            yield running
 
 
 def compose_file() -> Any:

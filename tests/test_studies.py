@@ -23,11 +23,12 @@ def run(start: int, values: dict[str, float], **tags: str) -> Any:
     """Return a finished run with these metrics and tags, as MLflow returns it."""
     params = {"hardware.threads": tags.pop("threads", "2"), "training.batch_size": tags.pop("batch", "50")}
     defaults = {"gtdl.cell": "a", "gtdl.framework": "torch", "gtdl.training": "caffe_mnist", "gtdl.dataset": "mnist_5k"}
-    return SimpleNamespace(
-        info=SimpleNamespace(status="FINISHED", start_time=start),
-        data=SimpleNamespace(metrics={"training_time_s": 1.0, "testing_time_s": 0.1, **values},
-                             params=params, tags=defaults | {f"gtdl.{key}": value for key, value in tags.items()}),
-    )  # fmt: skip
+    data = SimpleNamespace(
+        metrics={"training_time_s": 1.0, "testing_time_s": 0.1, **values},
+        params=params,
+        tags=defaults | {f"gtdl.{key}": value for key, value in tags.items()},
+    )
+    return SimpleNamespace(info=SimpleNamespace(status="FINISHED", start_time=start), data=data)
 
 
 def test_drift_distinguishes_a_trend_from_scatter() -> None:

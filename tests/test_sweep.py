@@ -104,8 +104,8 @@ SWEEP = ("-m", "framework=reference", "training.epochs=1")
 @pytest.mark.slow
 def test_the_order_of_a_sweep_is_followed_and_logged(gtdl: Command, store: str) -> None:
     for order, seeds in (("interleaved", "0 0 1 1"), ("grouped", "0 1 0 1")):
-        done = gtdl(*SWEEP, "framework=reference,torch", "seed=0,1", f"sweep.order={order}", "hardware=gpu",
-                    f"tracking.experiment={order}")  # fmt: skip
+        overrides = ("framework=reference,torch", "hardware=gpu", f"tracking.experiment={order}")
+        done = gtdl(*SWEEP, *overrides, "seed=0,1", f"sweep.order={order}")
         assert done.returncode == 0, done.stderr  # none can run on a GPU here, and that is no failure
         parent, children = sweep_runs(order)
         by_position = sorted(children, key=lambda run: int(run.data.tags["gtdl.sweep_position"]))
@@ -251,7 +251,7 @@ def test_under_mlflow_run_finished_cells_of_the_last_run_get_the_new_parent(
 
 
 @pytest.mark.slow
-def test_an_unknown_objective_is_reported(gtdl: Command, store: str) -> None:
+def test_an_objective_that_a_run_does_not_have_is_reported(gtdl: Command, store: str) -> None:
     done = gtdl(*SWEEP, "seed=1", "sweep.objective=parity/loss_difference")
     assert done.returncode == 0
     assert "sweep.objective=parity/loss_difference: expected one of accuracy_percent, " in done.stderr

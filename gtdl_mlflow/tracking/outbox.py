@@ -98,10 +98,16 @@ def new_record(uri: str, folder: Path, name: str, experiment: str, parent: str =
     """
     run_id = "" if parent else os.environ.get("MLFLOW_RUN_ID", "")
     return Record(
-        redact(uri), str(folder), name, os.environ.get("MLFLOW_EXPERIMENT_NAME") or experiment,
-        experiment_id=os.environ.get("MLFLOW_EXPERIMENT_ID", ""), run_id=run_id, parent=parent, process=this_process(),
+        uri=redact(uri),
+        folder=str(folder),
+        name=name,
+        experiment=os.environ.get("MLFLOW_EXPERIMENT_NAME") or experiment,
+        experiment_id=os.environ.get("MLFLOW_EXPERIMENT_ID", ""),
+        run_id=run_id,
+        parent=parent,
+        process=this_process(),
         context_tags={} if run_id else {key: redact(str(value)) for key, value in resolve_tags().items()},
-    )  # fmt: skip
+    )
 
 
 def deliver(record: Record, uri: str) -> None:
@@ -120,10 +126,12 @@ def deliver(record: Record, uri: str) -> None:
         run_tags = [RunTag(key, value) for key, value in record.tags.items()]
         metrics = [Metric(*point) for point in record.metrics]
         # As few requests as possible: each one is a transaction of its own.
-        for some_params, some_tags, some_metrics in itertools.zip_longest(
-            _slices(params, BATCH_SIZE), _slices(run_tags, BATCH_SIZE), _slices(metrics, METRICS_BATCH_SIZE),
-            fillvalue=(),
-        ):  # fmt: skip
+        batches = (
+            _slices(params, BATCH_SIZE),
+            _slices(run_tags, BATCH_SIZE),
+            _slices(metrics, METRICS_BATCH_SIZE),
+        )
+        for some_params, some_tags, some_metrics in itertools.zip_longest(*batches, fillvalue=()):
             client.log_batch(record.run_id, metrics=some_metrics, params=some_params, tags=some_tags)
         record.params, record.tags, record.metrics = {}, {}, []
         if record.inputs:

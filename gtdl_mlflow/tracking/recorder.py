@@ -81,10 +81,8 @@ class Recorder:
     def __enter__(self) -> Recorder:
         """Create the run. Raises TrackingFailed if the tracker refuses it; nothing must run then."""
         config, position = self._config, self._position
-        self.record = outbox.new_record(
-            config.tracking.uri, self._folder, _run_name(config), config.tracking.experiment,
-            position.parent if position else "",
-        )  # fmt: skip
+        tracking, parent = config.tracking, position.parent if position else ""
+        self.record = outbox.new_record(tracking.uri, self._folder, _run_name(config), tracking.experiment, parent)
         self.record.tags = _run_tags(config) | (position.tags if position else {})
         self._folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -155,8 +153,10 @@ class Recorder:
         if self._peak is not None and highest > 100:
             with report_failure("the machine's peak could not be marked as doubtful"):
                 doubtful = peak.mark_doubtful(self._peak)
-                info(f"{highest:.0f} % of the machine's peak: it was measured while the machine was slow, or the "
-                     f"framework skips products with padding, which are counted: {doubtful.text}")  # fmt: skip
+                info(
+                    f"{highest:.0f} % of the machine's peak: it was measured while the machine was slow, or the "
+                    f"framework skips products with padding, which are counted: {doubtful.text}"
+                )
         return shares
 
     @property
@@ -208,9 +208,8 @@ class Recorder:
         self._finish(status, now_ms)
 
     def _add_metadata_tags(self) -> None:
-        for tag, key in ((tags.FRAMEWORK_VERSION, "framework_version"), (tags.DEVICE, "device"),
-                         (tags.WEIGHTS_SHA256, "weights_sha256")):  # fmt: skip
-            if key in self._metadata:
+        for tag in (tags.FRAMEWORK_VERSION, tags.DEVICE, tags.WEIGHTS_SHA256):
+            if (key := tag.removeprefix("gtdl.")) in self._metadata:
                 self.record.tags[tag] = str(self._metadata[key])
         if self._resumed is not None and "resumed_from_iteration" in self._metadata:
             iteration = self._metadata["resumed_from_iteration"]
