@@ -79,9 +79,12 @@ ME = f"(pid {os.getpid()}, user {getpass.getuser()}) "
     ],
 )
 def test_run_waits_for_another_on_the_same_device(
-    first: dict[str, Any], second: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str],
+    first: dict[str, Any],
+    second: dict[str, Any],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     one = Holder(hardware(**first))
     assert one.holds.wait(30)

@@ -47,7 +47,7 @@ def test_undisturbed_worker_has_no_warning() -> None:
     ("changes", "text"),
     [
         ({"busy_s": 113}, "other processes used 20 % of the machine's CPU time"),
-        ({"stolen_s": 1}, "the host of this virtual machine used 5 % of its CPU time"),
+        ({"stolen_s": 1}, "the host withheld 5 % of this virtual machine's CPU time"),
     ],
 )
 def test_interference_is_described(changes: dict[str, float], text: str) -> None:
@@ -185,9 +185,8 @@ def test_run_records_interference(gtdl: Command, store: str) -> None:
     (run,) = runs(store)
     recorded, tags = run.data.metrics, run.data.tags
     expected = {
-        name for name, metric in METRICS.items()
-        if metric.group in ("interference", "worker") and not metric.requires
-    }  # fmt: skip
+        name for name, metric in METRICS.items() if metric.group in ("interference", "worker") and not metric.requires
+    }
     assert "interference/foreign_cpu_percent" in expected
     assert expected <= recorded.keys()
     assert recorded["worker/peak_memory_mb"] > 20

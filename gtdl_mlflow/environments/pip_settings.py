@@ -1,7 +1,7 @@
 """Translate pip's settings (indexes, find-links, constraints, certificates) for uv, and uv's for pip.
 
 uv does not read pip's configuration: without this, a company's index or a folder of wheels that pip uses would be
-missed. Settings that the user has made for uv itself have priority.
+missed. The user's settings for uv itself have priority.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ process that keeps the cores busy costs one third to five sixths of a training's
 """
 
 STEAL_PERCENT = 1.0
-"""Highest share of the CPU time that the host of a virtual machine may steal without a warning."""
+"""Highest share of the CPU time that the host of a virtual machine may withhold without a warning."""
 
 THROTTLE_COUNTERS = "cpu*/thermal_throttle/*_throttle_count"
 """Counters of Linux in ``/sys/devices/system/cpu``."""
@@ -39,7 +39,7 @@ class Snapshot:
     busy_s: float
     """CPU time of all processes."""
     stolen_s: float
-    """CPU time that the host of a virtual machine kept."""
+    """CPU time that the host of a virtual machine withheld."""
     total_s: float
     """CPU time of all cores: busy, idle and stolen."""
     driver_s: float
@@ -130,7 +130,7 @@ def warnings(metrics: Mapping[str, float]) -> list[str]:
     if (foreign := metrics.get("interference/foreign_cpu_percent", 0.0)) > FOREIGN_PERCENT:
         texts.append(f"other processes used {foreign:.0f} % of the machine's CPU time")
     if (stolen := metrics.get("interference/steal_percent", 0.0)) > STEAL_PERCENT:
-        texts.append(f"the host of this virtual machine used {stolen:.0f} % of its CPU time")
+        texts.append(f"the host withheld {stolen:.0f} % of this virtual machine's CPU time")
     if count := metrics.get("interference/cpu_throttle_count", 0.0):
         texts.append(f"the processor was throttled {count:.0f} times")
     if processes := metrics.get("interference/gpu_other_processes", 0.0):
