@@ -38,7 +38,7 @@ def commands(page: Path) -> list[str]:
     return [part.strip() for line in lines for part in line.split("&&") if part.strip()]
 
 
-RUN_ELSEWHERE = ROOT / "docs" / "adding.md"
+RUN_ELSEWHERE = ROOT / "docs" / "extending.md"
 """Its commands need the files that the page adds; ``test_extension_guide.py`` runs them."""
 
 TYPED = sorted(
