@@ -25,6 +25,9 @@ INHERITED = {
     "OPENBLAS_CORETYPE",  # set where an older OpenBLAS would compute wrong results on this processor
 }  # fmt: skip
 
+JOB, EVENTS, LOG = "job.json", "events.jsonl", "worker.log"
+"""Files in a run's folder."""
+
 LOG_LINES = 5
 
 
@@ -93,7 +96,7 @@ class WorkerProcess:
         try:
             job.write(self._job_file)
             process.stdin.close()  # the signal to begin
-            with (self._folder / "events.jsonl").open("w") as record:
+            with (self._folder / EVENTS).open("w") as record:
                 for line in lines:
                     record.write(line)
                     try:
@@ -144,11 +147,11 @@ class WorkerProcess:
 
     @property
     def _job_file(self) -> Path:
-        return self._folder / "job.json"
+        return self._folder / JOB
 
     @property
     def _log_file(self) -> Path:
-        return self._folder / "worker.log"
+        return self._folder / LOG
 
     def _log_tail(self) -> str:
         lines = [line.strip() for line in self._log_file.read_text(errors="replace").splitlines() if line.strip()]

@@ -32,8 +32,11 @@ VARIABLE = "GTDL_SWEEP"
 FINISHED, FAILED, UNAVAILABLE, RUNNING = "finished", "failed", "unavailable", "running"
 """States of a cell."""
 
+SUMMARY = "summary.csv"
+"""File with the cells of a sweep."""
+
 COLUMNS = (tags.FRAMEWORK, tags.DATASET, tags.MODEL, tags.TRAINING, tags.DEVICE, tags.SEED, tags.BUDGET, tags.TUNING)
-"""Tags that are columns of ``summary.csv``."""
+"""Tags that are columns of the summary."""
 
 NOT_DECISIVE = ("sweep.", "tracking.", "limits.", "hydra.", "hydra/", "+hydra.", "tracking=")
 """Prefixes of overrides that cannot change a result."""

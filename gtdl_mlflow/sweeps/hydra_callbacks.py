@@ -230,9 +230,9 @@ class SweepParent(Callback):
                     children = search_runs(connect(self._uri), record.experiment_id, condition)
                     seconds = time.monotonic() - self._started
                     summary = cells.SweepSummary(cells.cells(children), self._cells, seconds)
-                summary.write(self._folder / "summary.csv")
+                summary.write(self._folder / cells.SUMMARY)
                 result = self._conclude_study(summary)
-                record.artifacts += ["summary.csv", *result.artifacts]
+                record.artifacts += [cells.SUMMARY, *result.artifacts]
                 now_ms = round(time.time() * 1000)
                 metrics: dict[str, float] = {f"sweep/{name}": value for name, value in summary.counts.items()}
                 metrics |= {"sweep/time_s": self._before_s + summary.seconds, **result.metrics}

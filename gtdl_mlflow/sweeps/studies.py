@@ -17,6 +17,9 @@ from ..report.stats import Drift, Summary, drift, repeats_needed, summarize
 DIFFERENCE = 0.02
 """Difference between two frameworks for which a stability study computes the number of repeats."""
 
+STABILITY_TABLE, SCALING_TABLE, SCALING_CHART = "stability.csv", "scaling.csv", "scaling.svg"
+"""Files of the studies."""
+
 REPEATED = ("training_time_s", "testing_time_s")
 """Metrics of a stability study: they should not depend on the seed."""
 
@@ -110,7 +113,7 @@ def stability(runs: Sequence[Run], folder: Path) -> StudyResult | None:
         ]
         for each in measured
     ]
-    files.write_csv(folder / "stability.csv", header, rows)
+    files.write_csv(folder / STABILITY_TABLE, header, rows)
     metrics: dict[str, float] = {}
     for each in measured:
         prefix = f"stability/{each.framework}/{each.metric}"
@@ -119,7 +122,7 @@ def stability(runs: Sequence[Run], folder: Path) -> StudyResult | None:
         f"spread: standard deviation over the mean. {needed}: repeats of each of two frameworks that show a difference "
         f"of {100 * DIFFERENCE:g} % with a probability of 80 %."
     )
-    return StudyResult("\n".join([*console.aligned([header, *rows]), note]), ["stability.csv"], metrics)
+    return StudyResult("\n".join([*console.aligned([header, *rows]), note]), [STABILITY_TABLE], metrics)
 
 
 # Scaling.
@@ -131,10 +134,10 @@ def scaling(runs: Sequence[Run], folder: Path) -> StudyResult | None:
     if not rows:
         return None
     header = list(rows[0])
-    files.write_csv(folder / "scaling.csv", header, [[_format(row[name]) for name in header] for row in rows])
+    files.write_csv(folder / SCALING_TABLE, header, [[_format(row[name]) for name in header] for row in rows])
     from .. import charts  # takes a second to import
 
-    charts.scaling(rows, folder / "scaling.svg")
+    charts.scaling(rows, folder / SCALING_CHART)
     best: dict[tuple[str, int], dict[str, Any]] = {}
     for row in rows:
         key = row["framework"], row["threads"]
@@ -143,7 +146,7 @@ def scaling(runs: Sequence[Run], folder: Path) -> StudyResult | None:
     columns = ["framework", "threads", "batch_size", "train_images_per_s", "speed_up", "efficiency_percent"]
     table = console.aligned([columns, *([_format(row[name]) for name in columns] for row in best.values())])
     title = "fastest batch size for each framework and number of threads:"
-    return StudyResult("\n".join([title, *table]), ["scaling.csv", "scaling.svg"])
+    return StudyResult("\n".join([title, *table]), [SCALING_TABLE, SCALING_CHART])
 
 
 def scaling_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:

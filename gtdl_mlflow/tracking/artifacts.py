@@ -14,12 +14,27 @@ from ..console import info
 from ..datasets import PreparedDataset
 from ..hardware import roofline
 from ..hardware.peak import Peak
+from ..worker_process import EVENTS, JOB, LOG
 
 CONFIG, ENVIRONMENT, MLPERF_LOG = "config.yaml", "environment.txt", "mlperf.log"
+CONTACT_SHEET = "contact_sheet.png"
+LEARNING_CURVE = "learning_curve.svg"
+CONFUSION_CHART, CONFUSION_TABLE = "confusion_matrix.svg", "confusion_matrix.csv"
+ROOFLINE_CHART, ROOFLINE_TABLE = "roofline.svg", "roofline.csv"
+INFERENCE_CHART, INFERENCE_TABLE = "inference.svg", "inference.csv"
 
-ARTIFACTS = (CONFIG, ENVIRONMENT, "contact_sheet.png", "learning_curve.svg", "confusion_matrix.svg",
-             "confusion_matrix.csv", "roofline.svg", "roofline.csv", "inference.svg", "inference.csv", "job.json",
-             "events.jsonl", MLPERF_LOG, "worker.log")  # fmt: skip
+CHARTS = (
+    LEARNING_CURVE,
+    CONFUSION_CHART,
+    CONFUSION_TABLE,
+    ROOFLINE_CHART,
+    ROOFLINE_TABLE,
+    INFERENCE_CHART,
+    INFERENCE_TABLE,
+)
+"""Charts of a run, and the tables that they show."""
+
+ARTIFACTS = (CONFIG, ENVIRONMENT, CONTACT_SHEET, *CHARTS, JOB, EVENTS, MLPERF_LOG, LOG)
 """Files of a run's folder that are logged if they exist."""
 
 
@@ -51,19 +66,19 @@ class ArtifactWriter:
             from .. import charts  # the renderer takes long to import, and no run needs it before its end
 
             results = {metric.key: metric.value for metric in metrics}
-            charts.learning_curve(metrics, config.framework.name, folder / "learning_curve.svg")
-            charts.confusion_matrix(confusion, folder / "confusion_matrix.csv", folder / "confusion_matrix.svg")
+            charts.learning_curve(metrics, config.framework.name, folder / LEARNING_CURVE)
+            charts.confusion_matrix(confusion, folder / CONFUSION_TABLE, folder / CONFUSION_CHART)
             if peak is not None:
-                roofline.write_table(folder / "roofline.csv", config.network, config.training, peak)
-                charts.roofline(results, peak, folder / "roofline.svg")
+                roofline.write_table(folder / ROOFLINE_TABLE, config.network, config.training, peak)
+                charts.roofline(results, peak, folder / ROOFLINE_CHART)
             if config.latency.batch_sizes:
-                charts.inference(metrics, folder / "inference.csv", folder / "inference.svg")
+                charts.inference(metrics, folder / INFERENCE_TABLE, folder / INFERENCE_CHART)
 
     def _draw_data(self, data: PreparedDataset) -> None:
         with report_failure("the contact sheet of the data set could not be drawn"):
             from ..datasets import contact_sheet  # imports PIL
 
-            contact_sheet.write(data, self._folder / "contact_sheet.png")
+            contact_sheet.write(data, self._folder / CONTACT_SHEET)
 
 
 @contextmanager
