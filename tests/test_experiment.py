@@ -194,8 +194,8 @@ def metric(events: list[Event], name: str) -> list[float]:
 def test_adapter_receives_its_native_arrays(
     job: Job, run: Run, order: BatchOrder, preprocessing: dict[str, Any]
 ) -> None:
-    given = training(order=order, preprocessing=preprocessing, iterations=30, evaluate_every_epochs=1)
-    adapter, _ = run(replace(job, training=given))
+    hyper = training(order=order, preprocessing=preprocessing, iterations=30, evaluate_every_epochs=1)
+    adapter, _ = run(replace(job, training=hyper))
     assert len(adapter.trained) == 30  # FakeAdapter.train checks the type of every batch
 
 
@@ -221,14 +221,14 @@ def test_events_are_sent_in_order(job: Job, run: Run) -> None:
 
 
 def test_every_reported_metric_and_phase_is_registered(job: Job, run: Run) -> None:
-    given = training(
+    hyper = training(
         epochs=6,
         validation=Validation(1, 5, HeldOut.last),
         early_stopping=EarlyStopping(patience_iterations=14),
         target_accuracy_percent=10.0,
     )
     latency = Latency(repeats=2, batch_sizes=[1, 4])
-    _, events = run(replace(job, training=given, latency=latency, seed=1))
+    _, events = run(replace(job, training=hyper, latency=latency, seed=1))
     names = {name for event in events if isinstance(event, Metrics) for name in event.values}
     assert {"train/time_to_target_s", "train/best_iteration", "inference/p50_ms", "train_step/samples"} <= names
     assert {name for name in names if metrics.find(name) is None} == set()
@@ -272,26 +272,26 @@ def test_training_time_includes_only_the_steps(job: Job, run: Run) -> None:
 
 def test_every_step_is_trained_once_with_its_batch_and_rate(job: Job, run: Run) -> None:
     schedule = LearningRateSchedule(Schedule.inverse, 0.1, 1)
-    given = training(batch_size=3, iterations=30, schedule=schedule)
-    adapter, _ = run(replace(job, training=given, budget=0.5))
+    hyper = training(batch_size=3, iterations=30, schedule=schedule)
+    adapter, _ = run(replace(job, training=hyper, budget=0.5))
     assert len(adapter.trained) == 15
     shown = np.concatenate([images[:, 0, 0, 0] for images, _, _ in adapter.trained])
     assert shown.tolist() == [number % TRAIN_IMAGES for number in range(45)]
     assert np.concatenate([labels for _, labels, _ in adapter.trained]).tolist() == [int(n) % CLASSES for n in shown]
-    assert [rate for _, _, rate in adapter.trained] == given.rates(0, 15, 0.5)
+    assert [rate for _, _, rate in adapter.trained] == hyper.rates(0, 15, 0.5)
     images, labels, _ = adapter.trained[0]
     assert (images.dtype, images.shape, labels.dtype) == (np.float32, (3, 3, 2, 1), np.int32)
 
 
 def test_early_stopping_ends_the_training_and_tests_the_best_model(job: Job, run: Run) -> None:
     # 16 images in batches of 4. The adapter always predicts class 1, so the error is lowest at the first validation.
-    given = training(
+    hyper = training(
         epochs=30,
         validation=Validation(1, 5, HeldOut.last),
         early_stopping=EarlyStopping(patience_iterations=9),
         evaluate_every_epochs=2,
     )
-    adapter, events = run(replace(job, training=given))
+    adapter, events = run(replace(job, training=hyper))
     assert metric(events, "train/iterations") == [10]
     assert len(adapter.trained) == 10
     assert metric(events, "train/best_iteration") == [4]
@@ -311,14 +311,14 @@ class Interrupted(Exception):
 def test_resumed_training_equals_an_uninterrupted_one(
     job: Job, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: int
 ) -> None:
-    given = training(
+    hyper = training(
         order=BatchOrder.shuffled,
         epochs=6,
         validation=Validation(1, 5, HeldOut.last),
         checkpoint_every_s=3 * STEP_S,
         early_stopping=EarlyStopping(patience_iterations=14),
     )
-    whole, events_of_whole = run(replace(job, training=given))
+    whole, events_of_whole = run(replace(job, training=hyper))
     assert metric(events_of_whole, "train/iterations") == [15]
 
     def interrupt(self: FakeAdapter, batches: Iterable[Any], rates: list[float]) -> np.ndarray:
@@ -327,7 +327,7 @@ def test_resumed_training_equals_an_uninterrupted_one(
         return original_train(self, batches, rates)
 
     original_train = FakeAdapter.train
-    job = replace(job, training=given, checkpoints=str(tmp_path / "checkpoints"))
+    job = replace(job, training=hyper, checkpoints=str(tmp_path / "checkpoints"))
     monkeypatch.setattr(FakeAdapter, "train", interrupt)
     with pytest.raises(Interrupted):
         run(job)

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from helpers.networks import ZERO
 
+from gtdl_mlflow import config
+from gtdl_mlflow.config.job import create_job
 from gtdl_mlflow.worker.job import (
     BatchOrder,
     EarlyStopping,
@@ -50,12 +52,12 @@ MULTISTEP = LearningRateSchedule(Schedule.multistep, 0.1, boundary_iterations=[4
 
 @pytest.mark.parametrize("schedule", [CAFFE, TORCH, LearningRateSchedule(), STEP, MULTISTEP])
 def test_budget_compresses_the_schedule(schedule: LearningRateSchedule) -> None:
-    given = training(iterations=10_000, learning_rate=0.01, schedule=schedule)
-    full, tenth = given.steps(64, 1), given.steps(64, 0.1)
+    hyper = training(iterations=10_000, learning_rate=0.01, schedule=schedule)
+    full, tenth = hyper.steps(64, 1), hyper.steps(64, 0.1)
     assert tenth * 10 == full
-    assert given.rates(0, 1, 0.1) == given.rates(0, 1, 1) == [0.01]
-    assert given.rates(tenth, tenth + 1, 0.1) == pytest.approx(given.rates(full, full + 1, 1), rel=1e-12)
-    assert given.rates(500, 501, 0.1) == pytest.approx(given.rates(5_000, 5_001, 1), rel=1e-12)
+    assert hyper.rates(0, 1, 0.1) == hyper.rates(0, 1, 1) == [0.01]
+    assert hyper.rates(tenth, tenth + 1, 0.1) == pytest.approx(hyper.rates(full, full + 1, 1), rel=1e-12)
+    assert hyper.rates(500, 501, 0.1) == pytest.approx(hyper.rates(5_000, 5_001, 1), rel=1e-12)
 
 
 def test_inverse_schedules_match_caffe_and_torch() -> None:
@@ -67,24 +69,24 @@ def test_inverse_schedules_match_caffe_and_torch() -> None:
 
 
 def test_step_schedules_change_at_their_iterations() -> None:
-    given = training(learning_rate=0.001, schedule=MULTISTEP)
-    assert given.rates(3999, 4001, 1.0) == pytest.approx([0.001, 0.0001])
-    assert given.rates(5999, 6001, 1.0) == pytest.approx([0.0001, 0.00001])
-    given = training(learning_rate=0.1, schedule=STEP)
-    assert given.rates(136_718, 136_720, 1.0) == pytest.approx([0.1, 0.01])
-    assert given.rates(273_437, 273_439, 1.0) == pytest.approx([0.01, 0.001])
-    assert given.rates(1367, 1369, 0.01) == pytest.approx([0.1, 0.01])  # scaled by the budget
+    hyper = training(learning_rate=0.001, schedule=MULTISTEP)
+    assert hyper.rates(3999, 4001, 1.0) == pytest.approx([0.001, 0.0001])
+    assert hyper.rates(5999, 6001, 1.0) == pytest.approx([0.0001, 0.00001])
+    hyper = training(learning_rate=0.1, schedule=STEP)
+    assert hyper.rates(136_718, 136_720, 1.0) == pytest.approx([0.1, 0.01])
+    assert hyper.rates(273_437, 273_439, 1.0) == pytest.approx([0.01, 0.001])
+    assert hyper.rates(1367, 1369, 0.01) == pytest.approx([0.1, 0.01])  # scaled by the budget
 
 
 def test_rates_of_consecutive_chunks_join() -> None:
-    given = training(schedule=LearningRateSchedule(Schedule.inverse, 0.1, 1))
-    assert given.rates(0, 3, 0.5) + given.rates(3, 20, 0.5) == given.rates(0, 20, 0.5)
+    hyper = training(schedule=LearningRateSchedule(Schedule.inverse, 0.1, 1))
+    assert hyper.rates(0, 3, 0.5) + hyper.rates(3, 20, 0.5) == hyper.rates(0, 20, 0.5)
 
 
 def test_moving_average_decay_rises_to_its_limit() -> None:
-    given = training(ema_decay=0.9999)
-    assert [given.ema_decay_at(step) for step in (1, 2, 91)] == pytest.approx([2 / 11, 3 / 12, 92 / 101])
-    assert given.ema_decay_at(10**6) == 0.9999
+    hyper = training(ema_decay=0.9999)
+    assert [hyper.ema_decay_at(step) for step in (1, 2, 91)] == pytest.approx([2 / 11, 3 / 12, 92 / 101])
+    assert hyper.ema_decay_at(10**6) == 0.9999
 
 
 def test_target_is_reached_at_its_accuracy_or_above() -> None:
@@ -97,7 +99,7 @@ def test_target_is_reached_at_its_accuracy_or_above() -> None:
 
 
 def test_job_is_read_as_it_was_written(tmp_path: Path) -> None:
-    given = training(
+    hyper = training(
         name="name",
         test_batch_size=5,
         preprocessing={"pad": {"pixels": 1}},
@@ -114,7 +116,7 @@ def test_job_is_read_as_it_was_written(tmp_path: Path) -> None:
         image_shape=[3, 2, 1],
         classes=6,
         data="data",
-        training=given,
+        training=hyper,
         budget=1.0,
         seed=0,
         device="cpu",
@@ -126,5 +128,11 @@ def test_job_is_read_as_it_was_written(tmp_path: Path) -> None:
     )
     job.write(tmp_path / "job.json")
     assert Job.read(tmp_path / "job.json") == job
-    replace(job, cores=None, training=replace(given, early_stopping=None)).write(tmp_path / "job.json")
+    replace(job, cores=None, training=replace(hyper, early_stopping=None)).write(tmp_path / "job.json")
     assert Job.read(tmp_path / "job.json").training.early_stopping is None
+
+
+@pytest.mark.parametrize(("dataset", "mean_per_class"), [("caltech101", True), ("mnist", False)])
+def test_job_has_the_accuracy_of_its_data_set(tmp_path: Path, dataset: str, mean_per_class: bool) -> None:
+    composed = config.compose(["framework=reference", f"dataset={dataset}"])
+    assert create_job(composed, tmp_path, tmp_path).mean_per_class is mean_per_class

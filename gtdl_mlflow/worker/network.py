@@ -161,15 +161,15 @@ def _position(layer: str, key: str, name: Any, positions: Mapping[str, int]) -> 
     return positions[name]
 
 
-def _layer(name: str, given: Mapping[str, Any], classes: int) -> Layer:
+def _layer(name: str, description: Mapping[str, Any], classes: int) -> Layer:
     if not name.isidentifier():
         raise NetworkError(
             f"layer {name}: a name consists of letters, digits and _ and does not start with a digit, "
             "because frameworks use it as an identifier"
         )
-    if not isinstance(given, Mapping):
-        raise NetworkError(f"layer {name}={given}: expected {{type: {'|'.join(TYPES)}, ...}}")
-    values = {key: value for key, value in given.items() if key != "input"}
+    if not isinstance(description, Mapping):
+        raise NetworkError(f"layer {name}={description}: expected {{type: {'|'.join(TYPES)}, ...}}")
+    values = {key: value for key, value in description.items() if key != "input"}
     kind = values.pop("type", None)
     if not isinstance(kind, str) or kind not in TYPES:
         raise NetworkError(f"layer {name}: type={kind}: expected one of {', '.join(TYPES)}")

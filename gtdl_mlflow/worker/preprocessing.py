@@ -222,7 +222,7 @@ def check(steps: Mapping[str, Mapping[str, Any]]) -> None:
         PreprocessingError: an unknown operation, an invalid order, or a missing, unknown or invalid option.
     """
     first_random = ""
-    for name, given in steps.items():
+    for name, options in steps.items():
         key = f"training.preprocessing.{name}"
         if name not in OPERATIONS:
             raise PreprocessingError(f"{key}: unknown operation; available: {', '.join(OPERATIONS)}")
@@ -230,11 +230,13 @@ def check(steps: Mapping[str, Mapping[str, Any]]) -> None:
         if first_random and operation.of_set:
             raise PreprocessingError(f"{key}: needs statistics of the whole set, so it must precede {first_random}")
         first_random = first_random or (name if operation.random else "")
-        if set(given) != set(operation.options):
+        if set(options) != set(operation.options):
             expected = ", ".join(operation.options) or "no options"
-            raise PreprocessingError(f"{key}={dict(given)}: expected {expected}, given {', '.join(given) or 'none'}")
+            raise PreprocessingError(
+                f"{key}={dict(options)}: expected {expected}, given {', '.join(options) or 'none'}"
+            )
         for option, kind in operation.options.items():
-            value = given[option]
+            value = options[option]
             valid_type = isinstance(value, (int, float)) if kind is float else isinstance(value, int)
             if isinstance(value, bool) or not valid_type or value < 0:
                 number = "a number" if kind is float else "a whole number"
