@@ -1,9 +1,9 @@
-"""Seconds, memory and size of `gtdl report` on a store of many runs.
+"""Measure time, memory and file size of `gtdl report` on a store of many runs.
 
     python benchmarks/large_report.py [--runs 500 10000]
 
-The store is made of one real run of the reference, copied with other seeds, frameworks and figures: what a run has of
-params, tags and metrics is real, and so is their number.
+The store has copies of one real run of the reference with other seeds, frameworks and values, so that number and size of
+params, tags and metrics are those of real runs.
 """
 
 from __future__ import annotations
@@ -24,9 +24,14 @@ from gtdl_mlflow import config
 
 FRAMEWORKS = ("torch", "tensorflow", "mxnet", "theano", "caffe")
 DATASETS = ("mnist_5k", "mnist", "cifar10")
-SETTINGS = {"mnist_5k": ("caffe_mnist", "torch_mnist"), "mnist": ("caffe_mnist", "torch_mnist"),
-            "cifar10": ("caffe_cifar10", "torch_cifar10")}  # fmt: skip
+SETTINGS = {
+    "mnist_5k": ("caffe_mnist", "torch_mnist"),
+    "mnist": ("caffe_mnist", "torch_mnist"),
+    "cifar10": ("caffe_cifar10", "torch_cifar10"),
+}
 MACHINES = 8
+
+TIMEOUT_S = 600
 
 
 def main() -> None:
@@ -38,27 +43,32 @@ def main() -> None:
 
 
 def measure(folder: Path, count: int) -> None:
-    environment = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",
-                   "PYTHONPATH": str(Path(__file__).parents[1])}  # fmt: skip
+    environment = {
+        **os.environ,
+        "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+    }
     run = [sys.executable, "-m", "gtdl_mlflow", "framework=reference", "training.epochs=20"]
-    subprocess.run(run, cwd=folder, env=environment, check=True, capture_output=True)
+    subprocess.run(run, cwd=folder, env=environment, check=True, capture_output=True, timeout=TIMEOUT_S)
     multiply(folder / "mlflow.db", count)
     code = (
         "import resource, sys; from gtdl_mlflow import cli; status = cli.main(sys.argv[1:]);"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024); sys.exit(status)"
     )
-    began = time.perf_counter()
-    done = subprocess.run([sys.executable, "-c", code, "report", "--output", str(folder / "report.html")],
-                          cwd=folder, env=environment, check=True, capture_output=True, text=True)  # fmt: skip
-    seconds = time.perf_counter() - began
+    report = [sys.executable, "-c", code, "report", "--output", str(folder / "report.html")]
+    started = time.perf_counter()
+    done = subprocess.run(
+        report, cwd=folder, env=environment, check=True, capture_output=True, text=True, timeout=TIMEOUT_S
+    )
+    seconds = time.perf_counter() - started
     size = (folder / "report.html").stat().st_size / 1e6
     peak = done.stdout.splitlines()[-1]
     print(f"{count:6,} runs: {seconds:5.1f} s, peak {peak} MB, {size:.1f} MB of HTML", flush=True)
 
 
 def multiply(path: Path, count: int) -> None:
-    """Copies of the only run, ``count`` in all, on several machines, with figures of their own."""
-    chance = random.Random(0)
+    """Copy the only run of the store until there are ``count`` runs, on several machines and with different values."""
+    generator = random.Random(0)
     with sqlite3.connect(path) as store:
         (first,) = (row[0] for row in store.execute("SELECT run_uuid FROM runs"))
         tables = {
@@ -69,16 +79,19 @@ def multiply(path: Path, count: int) -> None:
             table: store.execute(f"SELECT * FROM {table} WHERE run_uuid = ?", (first,)).fetchall() for table in tables
         }
         for number in range(count - 1):
-            identifier = uuid.UUID(int=chance.getrandbits(128), version=4).hex
+            identifier = uuid.UUID(int=generator.getrandbits(128), version=4).hex
             dataset = DATASETS[number // len(FRAMEWORKS) % len(DATASETS)]
             setting = SETTINGS[dataset][number // 15 % 2]
             new = {
-                "gtdl.framework": FRAMEWORKS[number % len(FRAMEWORKS)], "gtdl.dataset": dataset, "gtdl.model": setting,
-                "gtdl.training": setting, "gtdl.seed": str(number // 30 // MACHINES),
+                "gtdl.framework": FRAMEWORKS[number % len(FRAMEWORKS)],
+                "gtdl.dataset": dataset,
+                "gtdl.model": setting,
+                "gtdl.training": setting,
+                "gtdl.seed": str(number // 30 // MACHINES),
                 "gtdl.machine": f"machine {number // 30 % MACHINES}",
-            }  # fmt: skip
+            }
             new["gtdl.cell"] = cell(new["gtdl.framework"], dataset, setting)
-            factor = chance.uniform(0.98, 1.02) * (1 + number % len(FRAMEWORKS))
+            factor = generator.uniform(0.98, 1.02) * (1 + number % len(FRAMEWORKS))
             for table, columns in tables.items():
                 copies = []
                 for row in rows[table]:
@@ -93,9 +106,9 @@ def multiply(path: Path, count: int) -> None:
 
 @cache
 def cell(framework: str, dataset: str, setting: str) -> str:
-    """That of a run without changes, but for the version, which is the reference's in all copies."""
-    words = [f"framework={framework}", f"dataset={dataset}", f"setting={setting}", "framework.version=1"]
-    return config.compose(words).cell()
+    """Return the cell of an unchanged setting. All copies have the reference's version."""
+    overrides = [f"framework={framework}", f"dataset={dataset}", f"setting={setting}", "framework.version=1"]
+    return config.compose(overrides).cell()
 
 
 if __name__ == "__main__":

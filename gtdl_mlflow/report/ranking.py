@@ -196,6 +196,8 @@ def _significance(best: RankedFramework, others: list[RankedFramework]) -> str:
     if few:
         counts = ", ".join(f"{each.label} ({count(each.summary.n, 'run')})" for each in few)
         parts.append(f"Too few runs to confirm a difference: {counts}.")
+    if len(unconfirmed) < len(others):
+        parts.append("The other differences are significant.")
     return " ".join(parts)
 
 

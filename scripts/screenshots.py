@@ -1,7 +1,7 @@
-"""Take the pictures in docs/pictures/ of the report and of MLflow's pages, as they show the runs of a tracking store.
+"""Take the screenshots of docs/pictures/: the report and MLflow's pages, with the runs of a tracking store.
 
-``python scripts/pictures.py sqlite:///mlflow.db``, with the runs that docs/mnist.md makes. It needs
-Chromium, and Playwright, which is in the extra ``test``.
+``python scripts/screenshots.py sqlite:///mlflow.db``, with the runs of docs/mnist.md. Chromium and Playwright (in the
+extra ``test``) are required.
 """
 
 from __future__ import annotations
@@ -21,27 +21,28 @@ from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
 from gtdl_mlflow import cli
+from gtdl_mlflow.metrics import HEADLINE
 from gtdl_mlflow.report import ui
 from gtdl_mlflow.report.runs import connect
 
-PICTURES = Path(__file__).resolve().parents[1] / "docs" / "pictures"
+FOLDER = Path(__file__).resolve().parents[1] / "docs" / "pictures"
 
 COLORS = 128
-"""Of a picture: these pages have few, and a palette makes the file a third as large."""
+"""Colours of a screenshot. The pages have few, and a palette makes the file a third as large."""
 
-PATIENCE_MS = 180_000
+TIMEOUT_MS = 180_000
 
 NO_ASSISTANT = "localStorage.setItem('mlflow.assistant.fab.autoOpenedOnFirstLoad_v1', 'true')"
-"""MLflow opens a panel for its own assistant at a first visit, over a quarter of the page."""
+"""Keeps MLflow's assistant closed, which covers a quarter of the page at a first visit."""
 
 
 def main(uri: str) -> None:
     with sync_playwright() as playwright, tempfile.TemporaryDirectory() as folder, server(uri) as address:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         tab = browser.new_page(viewport={"width": 1280, "height": 720}, color_scheme="light")
-        tab.set_default_timeout(PATIENCE_MS)
+        tab.set_default_timeout(TIMEOUT_MS)
         report(tab, uri, Path(folder) / "report.html")
-        tab.set_viewport_size({"width": 1600, "height": 900})  # the table has its figures at the right
+        tab.set_viewport_size({"width": 1600, "height": 900})  # the metrics are at the right of the table
         tab.add_init_script(NO_ASSISTANT)
         table(tab, address + ui.arrange(uri, "gtdl"))
         compare(tab, address, uri)
@@ -50,14 +51,16 @@ def main(uri: str) -> None:
 
 @contextmanager
 def server(uri: str) -> Iterator[str]:
-    """MLflow's own, for as long as the pictures take."""
+    """Run MLflow's server on the store and yield its address."""
     with socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     process = subprocess.Popen([sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--port", str(port)])
     try:
-        while not ui._answers(f"http://127.0.0.1:{port}"):
+        deadline = time.monotonic() + TIMEOUT_MS / 1000
+        while not ui.responds(f"http://127.0.0.1:{port}"):
             assert process.poll() is None, "MLflow's server did not start"
+            assert time.monotonic() < deadline, "MLflow's server does not respond"
             time.sleep(0.2)
         yield f"http://127.0.0.1:{port}"
     finally:
@@ -65,47 +68,49 @@ def server(uri: str) -> Iterator[str]:
         process.wait()
 
 
-def keep(tab: Page, name: str, **options: object) -> None:
-    path = PICTURES / f"{name}.png"
+def save(tab: Page, name: str, **options: object) -> None:
+    """Save a screenshot with a palette."""
+    path = FOLDER / f"{name}.png"
     tab.screenshot(path=path, animations="disabled", **options)  # type: ignore[arg-type]
-    with Image.open(path) as picture:
-        small = picture.convert("RGB").quantize(COLORS, dither=Image.Dither.NONE)
+    with Image.open(path) as screenshot:
+        small = screenshot.convert("RGB").quantize(COLORS, dither=Image.Dither.NONE)
     small.save(path, optimize=True)
     print(f"{path.name}: {path.stat().st_size / 1000:.0f} kB")
 
 
 def report(tab: Page, uri: str, path: Path) -> None:
-    """Its top, down to the answer, and its first four charts."""
+    """Take the report's top including the answer, and its first four charts."""
     assert cli.main(["report", "--tracking-uri", uri, "--output", str(path)]) == 0
     tab.goto(path.as_uri())
-    bottom = tab.locator("#answer").evaluate(PLACE)[3] + 24
-    keep(tab, "report", full_page=True, clip={"x": 0, "y": 0, "width": 1280, "height": bottom})
+    bottom = tab.locator("#answer").evaluate(BOX)[3] + 24
+    save(tab, "report", full_page=True, clip={"x": 0, "y": 0, "width": 1280, "height": bottom})
     charts = [tab.locator(".chart").nth(number) for number in range(4)]
-    for chart in charts:  # drawn when they come into sight
+    for chart in charts:  # a chart is drawn when it comes near the window
         chart.scroll_into_view_if_needed()
         chart.locator("svg").wait_for()
-    boxes = [chart.evaluate(PLACE) for chart in charts]
+    boxes = [chart.evaluate(BOX) for chart in charts]
     left, top = (min(box[side] for box in boxes) - 8 for side in (0, 1))
     right, bottom = (max(box[side] for box in boxes) + 8 for side in (2, 3))
-    keep(tab, "charts", full_page=True, clip={"x": left, "y": top, "width": right - left, "height": bottom - top})
+    save(tab, "charts", full_page=True, clip={"x": left, "y": top, "width": right - left, "height": bottom - top})
 
 
-PLACE = """chart => {
-    const box = (chart.closest("figure") || chart).getBoundingClientRect();
+BOX = """element => {
+    const box = (element.closest("figure") || element).getBoundingClientRect();
     return [box.left + scrollX, box.top + scrollY, box.right + scrollX, box.bottom + scrollY];
 }"""
-"""Where a chart's frame is on the page."""
+"""Left, top, right and bottom of an element or the figure around it, in pixels of the page."""
 
 
 def table(tab: Page, address: str) -> None:
+    """Take MLflow's table of runs, grouped by framework."""
     tab.goto(address)
     tab.get_by_text("Group: torch").wait_for()
     tab.locator(".ag-header", has_text="accuracy_percent").first.wait_for()
-    keep(tab, "table")
+    save(tab, "table")
 
 
 def compare(tab: Page, address: str, uri: str) -> None:
-    """One run of each framework under one setting, by the three figures."""
+    """Take MLflow's comparison of one run of each framework under one setting, by the headline metrics."""
     client = connect(uri)
     experiment = client.get_experiment_by_name("gtdl")
     assert experiment is not None
@@ -118,17 +123,14 @@ def compare(tab: Page, address: str, uri: str) -> None:
     tab.goto(f"{address}/#/compare-runs?runs={chosen}&experiments={json.dumps([experiment.experiment_id])}")
     tab.get_by_role("button", name="Clear All").click()
     parameters, metrics = tab.get_by_role("combobox").all()[:2]
-    for box, names in (
-        (parameters, ["framework"]),
-        (metrics, ["training_time_s", "testing_time_s", "accuracy_percent"]),
-    ):
+    for box, names in ((parameters, ["framework"]), (metrics, HEADLINE)):
         box.click()
         for name in names:
             tab.keyboard.type(name)
             tab.locator(f'[class*="select-item-option"][title="{name}"]').click()
         tab.keyboard.press("Escape")
     tab.locator(".js-plotly-plot .axis-title", has_text="accuracy_percent").first.wait_for()
-    keep(tab, "compare")
+    save(tab, "compare")
 
 
 if __name__ == "__main__":
