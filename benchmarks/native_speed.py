@@ -1,16 +1,16 @@
-"""Our training and testing speed over a hand-written native loop's: same network, same data in memory, same threads.
+"""Training and testing speed of the harness over a hand-written native loop: same network, data in memory and threads.
 
     python benchmarks/native_speed.py [--repeats 5] [--seconds 10] [--one-process | --control] [--hardware gpu]
 
-Both run in the framework's own environment, each in a fresh process, in turns (ours, native, native, ours, ...), so
-that a drift of the machine hits both alike, on the same random images. Prints, per network, the median of each and of
-the pairwise ratio, with its lowest and highest. Run it on an otherwise idle machine.
+Both run on the same random images in the framework's own environment, each in a fresh process, in turns (harness, loop,
+loop, harness, ...), so that a drift of the machine affects both alike. Prints, for each network, the median of each and
+of the pairwise ratio, with its lowest and highest value. Use an idle machine.
 
-On a machine whose speed changes from one second to the next, as a virtual one's may, ``--one-process`` tells more: both
-take turns of a fraction of a second in one process. Whoever is made first there may be faster or slower for good, by
-where its buffers come to lie: a repeat is two processes, one for either order, and its ratio their geometric mean.
-``--control`` holds ours against ours, made twice, in the same way: how far from 1 its ratios are is what the instrument
-itself gets wrong.
+``--one-process`` is more precise on a machine whose speed changes from one second to the next, such as a virtual one:
+both sides take turns of a fraction of a second in one process. The side created first may be faster or slower for the
+whole process, depending on the memory addresses of its buffers. Therefore a repeat is two processes, one for either
+order, and its ratio is their geometric mean. ``--control`` measures the instrument's own error by timing the harness
+against itself in the same way.
 """
 
 from __future__ import annotations
@@ -39,136 +39,148 @@ from gtdl_mlflow.worker.network import build
 from gtdl_mlflow.worker_process import run_worker, worker_environment
 
 NATIVE = Path(__file__).parent / "native"
-NETWORKS = {"tensorflow_mnist": 1500, "caffe_mnist": 6000, "torch_mnist": 3000, "caffe_cifar10": 2000,
-            "torch_cifar10": 600}  # fmt: skip
-"""Roughly how many images a second the machine trains: only how many steps a repeat takes depends on it."""
+NETWORKS = {
+    "tensorflow_mnist": 1500,
+    "caffe_mnist": 6000,
+    "torch_mnist": 3000,
+    "caffe_cifar10": 2000,
+    "torch_cifar10": 600,
+}
+"""Networks with a hand-written loop, and the approximate training speed in images/s that sets the number of steps."""
 
 LARGEST_TEST_BATCH = 100
 
-SLOW = {"caffe": 3, "theano": 3}
-"""Frameworks that are that many times slower, for the same purpose."""
+SLOWER = {"caffe": 3, "theano": 3}
+"""Frameworks that are slower by these factors."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=10.0, help="of each phase in a repeat, roughly")
+    parser.add_argument("--seconds", type=float, default=10.0, help="approximate duration of each phase in a repeat")
     frameworks = sorted(path.stem.removesuffix("_loop") for path in NATIVE.glob("*_loop.py"))
     parser.add_argument("--frameworks", nargs="+", choices=frameworks, default=frameworks)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
-    parser.add_argument("--threads", type=int, default=0, help="0: as many as there are cores")
+    parser.add_argument("--threads", type=int, default=0, help="threads per process; 0: one per core")
     mode = parser.add_mutually_exclusive_group()
-    mode.add_argument("--one-process", action="store_true", help="both in one process, in shorter turns")
-    mode.add_argument("--control", action="store_true", help="so too, but ours against ours")
-    parser.add_argument("--hardware", default="cpu", help="as for a run; of the loops, PyTorch's has a way to a GPU")
+    mode.add_argument("--one-process", action="store_true", help="both sides in one process, in short turns")
+    mode.add_argument("--control", action="store_true", help="the same, but harness against harness")
+    parser.add_argument("--hardware", default="cpu", help="cpu or gpu; only PyTorch's loop supports a GPU")
     options = parser.parse_args()
     if options.hardware == "gpu" and options.frameworks != ["torch"]:
-        parser.error("--hardware gpu: of the loops only PyTorch's has a way there; add --frameworks torch")
+        parser.error("--hardware gpu: only PyTorch's loop supports a GPU; add --frameworks torch")
     with tempfile.TemporaryDirectory() as folder:
         for framework, network in itertools.product(options.frameworks, options.networks):
-            data = made_up(network, Path(folder))
-            measure = both if options.one_process else control if options.control else apart
-            words = {"framework": framework, "setting": network, "hardware": options.hardware}
-            composed = config.compose([*map("=".join, words.items()), "training.evaluate_every_epochs=0"])
+            data = random_data(network, Path(folder))
+            measure = paired if options.one_process else control if options.control else separate
+            overrides = [f"framework={framework}", f"setting={network}", f"hardware={options.hardware}"]
+            composed = config.compose([*overrides, "training.evaluate_every_epochs=0"])
             composed.hardware.threads = options.threads or None
             compare(composed, data, options.repeats, options.seconds, measure)
 
 
-def made_up(network: str, folder: Path) -> Path:
-    """A data set of random images, prepared: what they show does not matter for speed."""
-    place = folder / network
-    if not place.exists():
-        place.mkdir()
+def random_data(network: str, folder: Path) -> Path:
+    """Return the folder of a prepared data set of random images, whose contents do not change the speed."""
+    data = folder / network
+    if not data.exists():
+        data.mkdir()
         random = np.random.RandomState(0)
         shape = (32, 32, 3) if network.endswith("cifar10") else (28, 28, 1)
         for part, count in (("train", 10_000), ("test", min(10_000, 5 * NETWORKS[network]))):
-            np.save(place / f"{part}_images.npy", random.randint(0, 256, (count, *shape)).astype(np.uint8))
-            np.save(place / f"{part}_labels.npy", random.randint(0, 10, count).astype(np.uint8))
-        begin(network, place)
-    return place
+            np.save(data / f"{part}_images.npy", random.randint(0, 256, (count, *shape)).astype(np.uint8))
+            np.save(data / f"{part}_labels.npy", random.randint(0, 10, count).astype(np.uint8))
+        write_loop_inputs(network, data)
+    return data
 
 
-def begin(network: str, data: Path) -> None:
-    """What the native loops begin with: treated images, float32 (N, height, width, channels), and our first weights."""
+def write_loop_inputs(network: str, data: Path) -> None:
+    """Write what the native loops start from.
+
+    These are preprocessed images, float32 (N, height, width, channels), and the harness's initial weights and masks.
+    """
     composed = config.compose([f"setting={network}"])
-    treatment = Preprocessing(composed.training.preprocessing)
+    preprocessing = Preprocessing(composed.training.preprocessing)
     for part in ("train", "test"):
         images = np.load(data / f"{part}_images.npy")
-        np.save(data / f"{part}_treated.npy", treatment.apply(part, images, "NHWC"))
+        np.save(data / f"{part}_preprocessed.npy", preprocessing.apply(part, images, "NHWC"))
     height, width, channels = images.shape[1:]
-    built = build(composed.model.layers, treatment.shape((height, width, channels)), 10)
+    built = build(composed.model.layers, preprocessing.shape((height, width, channels)), 10)
     masks = {f"{name} mask": mask for name, mask in initialization.masks(built, 0).items()}
     np.savez(data / "start.npz", **initialization.weights(built, 0), **masks)
 
 
-Figures = tuple[float, float, float]
-"""Our images/s, the native loop's, and their ratio."""
+Speeds = tuple[float, float, float]
+"""Images/s of the harness and of the native loop, and their ratio."""
 
-Measure = Callable[[config.Config, Path, float, int], dict[str, Figures]]
+Measure = Callable[[config.Config, Path, float, int], dict[str, Speeds]]
 
 
 def compare(composed: config.Config, data: Path, repeats: int, seconds: float, measure: Measure) -> None:
     """Print the ratios of one framework on one network."""
     framework, network = composed.framework.name, composed.model.name
-    # The setting's own batches, but none of all test images at once: Caffe's would take a gigabyte.
+    # The setting's own test batches, but not all test images at once: Caffe would need a gigabyte.
     composed.training.test_batch_size = min(composed.training.test_batch_size, LARGEST_TEST_BATCH)
     results = [measure(composed, data, seconds, repeat) for repeat in range(repeats)]
     for phase in ("train", "test"):
-        mine, theirs, ratios = zip(*(result[phase] for result in results), strict=True)
+        harness, native, ratios = zip(*(result[phase] for result in results), strict=True)
         print(
             f"{framework + ' ' + network + ' ' + phase:32} "
-            f"{statistics.median(mine):8,.0f} over {statistics.median(theirs):8,.0f} images/s  "
+            f"{statistics.median(harness):8,.0f} over {statistics.median(native):8,.0f} images/s  "
             f"ratio {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f}, n = {repeats})",
             flush=True,
         )
 
 
-def both(composed: config.Config, data: Path, seconds: float, repeat: int) -> dict[str, Figures]:
-    """Both in one process, and in another, made in the other order; the means of the two."""
-    return either_way(composed, data, seconds, "native")
+def paired(composed: config.Config, data: Path, seconds: float, repeat: int) -> dict[str, Speeds]:
+    """Measure harness and native loop in one process, for either order of creation."""
+    return measure_both_orders(composed, data, seconds, "native")
 
 
-def control(composed: config.Config, data: Path, seconds: float, repeat: int) -> dict[str, Figures]:
-    """Two of ours so: the figures of the second are given as native."""
-    return either_way(composed, data, seconds, "ours")
+def control(composed: config.Config, data: Path, seconds: float, repeat: int) -> dict[str, Speeds]:
+    """Measure the harness against itself; the second one's speed is printed as the native loop's."""
+    return measure_both_orders(composed, data, seconds, "harness")
 
 
-def either_way(composed: config.Config, data: Path, seconds: float, other: str) -> dict[str, Figures]:
-    """Ours and the ``other`` side in two processes, each made first in one: means of images/s, and of the ratios."""
-    straight = in_turns(composed, data, seconds / 2, "ours", other)
-    turned = in_turns(composed, data, seconds / 2, other, "ours")
+def measure_both_orders(composed: config.Config, data: Path, seconds: float, other: str) -> dict[str, Speeds]:
+    """Measure the harness and the ``other`` side in two processes, each side created first in one.
+
+    Returns:
+        For each phase the means of images/s and the geometric mean of the ratios.
+    """
+    straight = measure_paired(composed, data, seconds / 2, "harness", other)
+    swapped = measure_paired(composed, data, seconds / 2, other, "harness")
     return {
         phase: (
-            statistics.mean([straight[phase][0], turned[phase][1]]),
-            statistics.mean([straight[phase][1], turned[phase][0]]),
-            math.sqrt(straight[phase][2] / turned[phase][2]),
+            statistics.mean([straight[phase][0], swapped[phase][1]]),
+            statistics.mean([straight[phase][1], swapped[phase][0]]),
+            math.sqrt(straight[phase][2] / swapped[phase][2]),
         )
         for phase in straight
     }
 
 
-def in_turns(composed: config.Config, data: Path, seconds: float, *sides: str) -> dict[str, Figures]:
-    """The figures of the first of two ``sides``, of the second, and their ratio."""
+def measure_paired(composed: config.Config, data: Path, seconds: float, *sides: str) -> dict[str, Speeds]:
+    """Return speed of the first and of the second of two ``sides``, and their ratio, from one process."""
     with tempfile.TemporaryDirectory() as folder:
         job_file = Path(folder) / "job.json"
         job_of_random_images(composed, data, Path(folder)).write(job_file)
-        answer: dict[str, Figures] = run("in_turns", composed, job_file, seconds, *sides)
-        return answer
+        speeds: dict[str, Speeds] = run_script("paired", composed, job_file, seconds, *sides)
+        return speeds
 
 
-def apart(composed: config.Config, data: Path, seconds: float, repeat: int) -> dict[str, Figures]:
-    """A process for each, in the order of this ``repeat``."""
+def separate(composed: config.Config, data: Path, seconds: float, repeat: int) -> dict[str, Speeds]:
+    """Measure harness and native loop in a process each; the order alternates with ``repeat``."""
     framework, network = composed.framework.name, composed.model.name
-    steps = int(seconds * NETWORKS[network] / SLOW.get(framework, 1) / composed.training.batch_size)
+    steps = int(seconds * NETWORKS[network] / SLOWER.get(framework, 1) / composed.training.batch_size)
     composed.training.iterations, composed.training.epochs = steps, None
-    turns = [ours, native] if repeat % 2 == 0 else [native, ours]
-    results = {turn: turn(composed, data) for turn in turns}
-    mine, theirs = results[ours], results[native]
-    return {phase: (mine[phase], theirs[phase], mine[phase] / theirs[phase]) for phase in mine}
+    sides = [run_harness, run_native_loop] if repeat % 2 == 0 else [run_native_loop, run_harness]
+    results = {side: side(composed, data) for side in sides}
+    harness, native = results[run_harness], results[run_native_loop]
+    return {phase: (harness[phase], native[phase], harness[phase] / native[phase]) for phase in harness}
 
 
-def ours(composed: config.Config, data: Path) -> dict[str, float]:
-    """One run of the worker, without the tracker."""
+def run_harness(composed: config.Config, data: Path) -> dict[str, float]:
+    """Return the speeds of one run of the worker, without tracking."""
     environment = environments.ensure(composed.framework, composed.hardware.device)
     with tempfile.TemporaryDirectory() as folder:
         job = job_of_random_images(composed, data, Path(folder))
@@ -179,34 +191,29 @@ def ours(composed: config.Config, data: Path) -> dict[str, float]:
     return {"train": values["train/steady_state_images_per_s"], "test": values["test/images_per_s"]}
 
 
-def native(composed: config.Config, data: Path) -> dict[str, float]:
-    """One run of the native loop."""
-    answer: dict[str, float] = run(
-        "alone",
-        composed,
-        data,
-        composed.training.iterations,
-        composed.threads,
-        composed.training.test_batch_size,
-        composed.hardware.device,
-    )
-    return answer
+def run_native_loop(composed: config.Config, data: Path) -> dict[str, float]:
+    """Return the speeds of one run of the native loop."""
+    training = composed.training
+    arguments = training.iterations, composed.threads, training.test_batch_size, composed.hardware.device
+    speeds: dict[str, float] = run_script("single_loop", composed, data, *arguments)
+    return speeds
 
 
-def run(script: str, composed: config.Config, *arguments: object) -> Any:
-    """What a script beside the loops prints, run as a worker is."""
+def run_script(script: str, composed: config.Config, *arguments: object) -> Any:
+    """Run a script of ``benchmarks/native`` as a worker runs, and return the JSON that it prints."""
     python = environments.ensure(composed.framework, composed.hardware.device).python
-    answer = subprocess.run(
+    output = subprocess.run(
         [python, "-I", NATIVE / f"{script}.py", composed.framework.name, composed.model.name, *map(str, arguments)],
         env=worker_environment(composed.threads, composed.speed_settings.environment),
         stdout=subprocess.PIPE,
         text=True,
         check=True,
     ).stdout
-    return json.loads(answer.splitlines()[-1])
+    return json.loads(output.splitlines()[-1])
 
 
 def job_of_random_images(composed: config.Config, data: Path, folder: Path) -> Job:
+    """Return the job of a configuration on the data set of ``random_data``."""
     job = create_job(composed, data, folder)
     return replace(job, image_shape=list(np.load(data / "train_images.npy", mmap_mode="r").shape[1:]))
 

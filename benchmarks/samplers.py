@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from native_speed import NATIVE, job_of_random_images, made_up
+from native_speed import NATIVE, job_of_random_images, random_data
 from scipy import stats
 
 from gtdl_mlflow import config, environments
@@ -53,10 +53,10 @@ def measure(composed: config.Config, pairs: int, seconds: float, interval_s: flo
     python = environments.ensure(composed.framework, composed.hardware.device).python
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        job = job_of_random_images(composed, made_up(composed.model.name, folder), folder)
+        job = job_of_random_images(composed, random_data(composed.model.name, folder), folder)
         job.write(folder / "job.json")
         with subprocess.Popen(
-            [python, "-I", NATIVE / "on_request.py", folder / "job.json"],
+            [python, "-I", NATIVE / "step_server.py", folder / "job.json"],
             env=worker_environment(composed.threads, composed.speed_settings.environment),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

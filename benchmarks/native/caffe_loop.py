@@ -1,6 +1,6 @@
-"""A hand-written Caffe loop of a default network, as an expert would write it: what the harness is held against.
+"""Hand-written Caffe loops of default networks, as an expert would write them: the baseline of native_speed.py.
 
-Knows nothing of gtdl_mlflow. The number of threads is OpenBLAS's, set by OPENBLAS_NUM_THREADS before Caffe starts.
+They do not use gtdl_mlflow. The number of threads is OpenBLAS's, set by OPENBLAS_NUM_THREADS before Caffe starts.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import numpy as np
 Timed = Callable[[int], float]
 
 
-# Weights and images are ours: Caffe's max pooling and tanh branch on what they see, and the loop is a fifth faster with
-# the weights of its own fillers on torch_cifar10.
+# Weights and images are the harness's: Caffe's max pooling and tanh branch on values, and with the weights of Caffe's
+# own fillers the loop is a fifth faster on torch_cifar10.
 
 
 def weighted(kind: str, name: str, bottom: str, own: str, deviation: float | None, bias: float) -> str:
-    """A layer with weights; biases learn at twice the rate, as in Caffe's examples."""
+    """Return a layer with weights; biases learn at twice the rate, as in Caffe's examples."""
     filler = 'type: "xavier"' if deviation is None else f'type: "gaussian" std: {deviation}'
     return f"""
         layer {{ name: "{name}" type: "{kind}" bottom: "{bottom}" top: "{name}"
@@ -101,8 +101,8 @@ def caffe_cifar10() -> tuple[list[str], str, int]:
     return layers, 'base_lr: 0.001 momentum: 0.9 weight_decay: 0.004 lr_policy: "fixed"', 100
 
 
-def begin(learner: caffe.Solver, start: Any) -> None:
-    """With given weights; those of unconnected maps are 0 and get no gradient: they stay there."""
+def set_weights(learner: caffe.Solver, start: Any) -> None:
+    """Set initial weights; those of unconnected maps are 0 and get no gradient."""
     blobs = (blob for both in learner.net.params.values() for blob in both)
     masked = []
     for name, blob in zip((name for name in start.files if not name.endswith(" mask")), blobs, strict=True):
@@ -121,13 +121,16 @@ def begin(learner: caffe.Solver, start: Any) -> None:
 
 
 def loop(name: str, folder: Path, threads: int, test_batch: int) -> tuple[Timed, Timed, int]:
-    """Train so many further steps, classify so many of the test images, in seconds; and the batch size."""
+    """Return the timed training and testing of a network, and its batch size.
+
+    The first does a number of further steps, the second classifies a number of images; both return seconds.
+    """
     layers, rule, batch = globals()[name]()
 
     def images(part: str, size: int) -> np.ndarray:
-        """As many as make whole batches: Caffe's memory layer takes no others."""
-        treated = np.load(folder / f"{part}_treated.npy")
-        return np.ascontiguousarray(treated[: len(treated) // size * size].transpose(0, 3, 1, 2))
+        """Return the images of whole batches: Caffe's memory layer takes no others."""
+        loaded = np.load(folder / f"{part}_preprocessed.npy")
+        return np.ascontiguousarray(loaded[: len(loaded) // size * size].transpose(0, 3, 1, 2))
 
     x, x_test = images("train", batch), images("test", test_batch)
     y = np.load(folder / "train_labels.npy")[: len(x)].astype(np.float32)
@@ -138,26 +141,26 @@ def loop(name: str, folder: Path, threads: int, test_batch: int) -> tuple[Timed,
         return f'layer {{ name: "data" {memory} include {{ phase: {phase} }} }}'
 
     loss = 'layer { name: "loss" type: "SoftmaxWithLoss" bottom: "ip2" bottom: "label" include { phase: TRAIN } }'
-    with tempfile.TemporaryDirectory() as place:
-        net, solver = Path(place) / "net.prototxt", Path(place) / "solver.prototxt"
+    with tempfile.TemporaryDirectory() as temporary:
+        net, solver = Path(temporary) / "net.prototxt", Path(temporary) / "solver.prototxt"
         net.write_text("\n".join([source("TRAIN", batch), source("TEST", test_batch), *layers, loss]))
         solver.write_text(f'net: "{net}" solver_mode: CPU random_seed: 0 {rule}')
         learner = caffe.get_solver(str(solver))
         tester = caffe.Net(str(net), caffe.TEST)
     tester.share_with(learner.net)
-    begin(learner, np.load(folder / "start.npz"))
+    set_weights(learner, np.load(folder / "start.npz"))
     learner.net.set_input_arrays(x, y)
-    labels = np.zeros(len(x_test), np.float32)  # it wants some
+    labels = np.zeros(len(x_test), np.float32)  # required, but unused
 
-    def train(count: int, kept: Any = (x, y)) -> float:  # Caffe reads them, but does not keep them alive
-        began = perf_counter()
+    def train(count: int, alive: Any = (x, y)) -> float:  # Caffe reads the arrays without a reference to them
+        start_s = perf_counter()
         learner.step(count)  # the layer walks through the images by itself
-        return perf_counter() - began
+        return perf_counter() - start_s
 
     def test(count: int) -> float:
         tester.set_input_arrays(x_test[:count], labels[:count])
-        began = perf_counter()
+        start_s = perf_counter()
         np.concatenate([tester.forward()["ip2"].copy() for _ in range(count // test_batch)])
-        return perf_counter() - began
+        return perf_counter() - start_s
 
     return train, test, batch

@@ -1,6 +1,6 @@
-"""A hand-written MXNet loop of a default network, as an expert would write it: what the harness is held against.
+"""Hand-written MXNet loops of default networks, as an expert would write them: the baseline of native_speed.py.
 
-Knows nothing of gtdl_mlflow. The number of threads is OpenMP's, set by OMP_NUM_THREADS before MXNet starts.
+They do not use gtdl_mlflow. The number of threads is OpenMP's, set by OMP_NUM_THREADS before MXNet starts.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Timed = Callable[[int], float]
 
 
 class SGD(mx.optimizer.SGD):
-    """One operator per parameter: MXNet's own takes the one for several parameters, which is slower on a CPU."""
+    """SGD with one operator per parameter; MXNet's own updates several per operator, which is slower on a CPU."""
 
     def update(self, index: int, weight: mx.nd.NDArray, grad: mx.nd.NDArray, state: mx.nd.NDArray | None) -> None:
         self._update_count(index)
@@ -40,11 +40,11 @@ class Inverse(mx.lr_scheduler.LRScheduler):
 
 
 MASKED = {"torch_cifar10": {0: 1, 2: 4}}
-"""Of how many input maps each output map of a convolution, by its place, reads."""
+"""Number of input maps that each output map reads, by the position of the convolution."""
 
 
 def mask(weight: mx.nd.NDArray, read: int) -> mx.nd.NDArray:
-    """0 for what an output map does not read: weights that start at 0 and get no gradient."""
+    """Return a mask with 0 for the weights that are 0 and get no gradient."""
     chosen = np.zeros(weight.shape, np.float32)
     for row in chosen:
         row[np.random.permutation(len(row))[:read]] = 1
@@ -106,7 +106,7 @@ def caffe_cifar10() -> tuple[nn.HybridSequential, mx.optimizer.Optimizer, int]:
 
 
 class Loss(gluon.HybridBlock):
-    """The network and its mean loss in one graph."""
+    """Network and mean loss in one graph."""
 
     def __init__(self, net: nn.HybridSequential) -> None:
         super().__init__()
@@ -117,7 +117,10 @@ class Loss(gluon.HybridBlock):
 
 
 def loop(name: str, folder: Path, threads: int, test_batch: int) -> tuple[Timed, Timed, int]:
-    """Train so many further steps, classify so many of the test images, in seconds; and the batch size."""
+    """Return the timed training and testing of a network, and its batch size.
+
+    The first does a number of further steps, the second classifies a number of images; both return seconds.
+    """
     mx.random.seed(0)
     net, optimizer, batch = globals()[name]()
     net.initialize(mx.init.Xavier())
@@ -126,27 +129,27 @@ def loop(name: str, folder: Path, threads: int, test_batch: int) -> tuple[Timed,
         block.hybridize(static_alloc=True, static_shape=True)
 
     def images(part: str) -> np.ndarray:
-        return np.ascontiguousarray(np.load(folder / f"{part}_treated.npy").transpose(0, 3, 1, 2))
+        return np.ascontiguousarray(np.load(folder / f"{part}_preprocessed.npy").transpose(0, 3, 1, 2))
 
     x, y = images("train"), np.load(folder / "train_labels.npy").astype(np.int32)
     x_test = images("test")
     numbers = itertools.count()
-    net(mx.nd.from_numpy(x_test[:1]))  # Gluon learns the shapes from the first images
+    net(mx.nd.from_numpy(x_test[:1]))  # Gluon infers the shapes from the first images
     parameters = list(net.collect_params().values())
     arrays = [(parameter.data(), parameter.list_grad()[0]) for parameter in parameters]
-    optimizer.set_lr_mult({place: 2.0 for place, each in enumerate(parameters) if name.startswith("caffe")
-                           and each.name.endswith("bias")})  # fmt: skip
+    if name.startswith("caffe"):
+        optimizer.set_lr_mult({index: 2.0 for index, each in enumerate(parameters) if each.name.endswith("bias")})
     masked = [
-        (net[place].weight.data(), net[place].weight.list_grad()[0], mask(net[place].weight.data(), read))
-        for place, read in MASKED.get(name, {}).items()
+        (net[index].weight.data(), net[index].weight.list_grad()[0], mask(net[index].weight.data(), read))
+        for index, read in MASKED.get(name, {}).items()
     ]
     for weight, _, chosen in masked:
         weight *= chosen
-    states = [optimizer.create_state(place, data) for place, (data, _) in enumerate(arrays)]
+    states = [optimizer.create_state(index, data) for index, (data, _) in enumerate(arrays)]
 
     def train(count: int) -> float:
         starts = [(step * batch) % (len(x) - batch) for step in itertools.islice(numbers, count)]
-        began = perf_counter()
+        start_s = perf_counter()
         for start in starts:
             part = slice(start, start + batch)
             with mx.autograd.record():
@@ -154,15 +157,15 @@ def loop(name: str, folder: Path, threads: int, test_batch: int) -> tuple[Timed,
             loss.backward()
             for _, gradient, chosen_weights in masked:
                 mx.nd.elemwise_mul(gradient, chosen_weights, out=gradient)
-            for place, (data, gradient) in enumerate(arrays):
-                optimizer.update(place, data, gradient, states[place])
+            for index, (data, gradient) in enumerate(arrays):
+                optimizer.update(index, data, gradient, states[index])
         mx.nd.waitall()
-        return perf_counter() - began
+        return perf_counter() - start_s
 
     def test(count: int) -> float:
-        began = perf_counter()
+        start_s = perf_counter()
         queued = [net(mx.nd.from_numpy(x_test[start : start + test_batch])) for start in range(0, count, test_batch)]
         np.concatenate([logits.asnumpy() for logits in queued])
-        return perf_counter() - began
+        return perf_counter() - start_s
 
     return train, test, batch

@@ -1,6 +1,6 @@
-"""A hand-written TensorFlow loop of a default network, as an expert would write it: what the harness is held against.
+"""Hand-written TensorFlow loops of default networks, as an expert would write them: the baseline of native_speed.py.
 
-Knows nothing of gtdl_mlflow.
+They do not use gtdl_mlflow.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ import tensorflow as tf
 Timed = Callable[[int], float]
 
 CALL_STEPS = 25
-CALL_STEPS_OF_FEW = 500
-"""Training steps in one call of the graph; and where a step is up to ten images. Batches to classify, too."""
+CALL_STEPS_SMALL_BATCH = 500
+"""Training steps, or batches to classify, in one call of the graph; more for batches of up to ten images."""
 
 Forward = Callable[[tf.Tensor, bool], tf.Tensor]
 Update = Callable[[list[tf.Tensor], tf.Tensor], None]
 
 
 class Parameters(list[tf.Variable]):
-    """The variables of a network, made as it is written down."""
+    """Variables of a network, created by the functions that define its layers."""
 
     def __init__(self) -> None:
         super().__init__()
         self.masks: dict[int, tf.Tensor] = {}
-        """By the place of the weights, where only some learn."""
+        """Masks of weights of which only some learn, by their index in this list."""
 
     def new(self, *shape: int, deviation: float = 0.05) -> tf.Variable:
         self.append(tf.Variable(tf.random.truncated_normal(shape, stddev=deviation)))
@@ -40,14 +40,14 @@ class Parameters(list[tf.Variable]):
         return lambda x: tf.nn.bias_add(tf.nn.conv2d(x, weights, 1, padding), biases)
 
     def connected(self, side: int, maps: int, filters: int, read: int, deviation: float) -> Any:
-        """A convolution whose output maps read some input maps each: weights that start at 0 and get no gradient."""
+        """Return a convolution whose output maps read ``read`` maps each; other weights are 0 and get no gradient."""
         chosen = [tf.reduce_sum(tf.one_hot(tf.random.shuffle(tf.range(maps))[:read], maps), 0) for _ in range(filters)]
         mask = tf.tile(tf.stack(chosen, 1)[None, None], (side, side, 1, 1))
         self.masks[len(self)] = mask
-        given = self.convolution(side, maps, filters, "VALID", deviation)
+        layer = self.convolution(side, maps, filters, "VALID", deviation)
         weights = self[-2]
         weights.assign(weights * mask)
-        return given
+        return layer
 
     def dense(self, inputs: int, units: int, deviation: float = 0.05) -> Any:
         weights, biases = self.new(inputs, units, deviation=deviation), self.new(units)
@@ -61,24 +61,37 @@ def adam(parameters: Parameters, rate: float) -> Update:
         done = tf.cast(step + 1, tf.float32)
         for p, (m, v), g in zip(parameters, states, gradients, strict=True):
             tf.raw_ops.ResourceApplyAdam(
-                var=p.handle, m=m.handle, v=v.handle, beta1_power=0.9**done, beta2_power=0.999**done, lr=rate,
-                beta1=0.9, beta2=0.999, epsilon=1e-8, grad=g,
-            )  # fmt: skip
+                var=p.handle,
+                m=m.handle,
+                v=v.handle,
+                beta1_power=0.9**done,
+                beta2_power=0.999**done,
+                lr=rate,
+                beta1=0.9,
+                beta2=0.999,
+                epsilon=1e-8,
+                grad=g,
+            )
 
     return update
 
 
 def sgd(
-    parameters: Parameters, rate: float, momentum: float = 0.0, decay: float = 0.0, biases: float = 1.0,
-    gamma: float = 0.0, power: float = 1.0,
-) -> Update:  # fmt: skip
+    parameters: Parameters,
+    rate: float,
+    momentum: float = 0.0,
+    decay: float = 0.0,
+    biases: float = 1.0,
+    gamma: float = 0.0,
+    power: float = 1.0,
+) -> Update:
     velocities = [tf.Variable(tf.zeros_like(p)) for p in parameters]
 
     def update(gradients: list[tf.Tensor], step: tf.Tensor) -> None:
         now = rate * (1 + gamma * tf.cast(step, tf.float32)) ** -power if gamma else rate
-        for place, (p, v, g) in enumerate(zip(parameters, velocities, gradients, strict=True)):
+        for index, (p, v, g) in enumerate(zip(parameters, velocities, gradients, strict=True)):
             own = now * (biases if p.shape.rank == 1 else 1)
-            slope = g * parameters.masks[place] if place in parameters.masks else g
+            slope = g * parameters.masks[index] if index in parameters.masks else g
             slope = slope + decay * p if decay else slope
             if momentum:
                 tf.raw_ops.ResourceApplyKerasMomentum(
@@ -143,7 +156,7 @@ def caffe_cifar10(p: Parameters) -> tuple[Forward, Update, int]:
     dense1, dense2 = p.dense(1024, 64), p.dense(64, 10)
 
     def forward(x: tf.Tensor, training: bool) -> tf.Tensor:
-        x = tf.nn.relu(tf.nn.max_pool2d(conv1(x), 3, 2, "SAME"))  # here the same windows as Caffe's
+        x = tf.nn.relu(tf.nn.max_pool2d(conv1(x), 3, 2, "SAME"))  # the same windows as Caffe's here
         x = tf.nn.avg_pool2d(tf.nn.relu(conv2(x)), 3, 2, "SAME")
         return dense2(dense1(tf.nn.avg_pool2d(tf.nn.relu(conv3(x)), 3, 2, "SAME")))
 
@@ -151,16 +164,19 @@ def caffe_cifar10(p: Parameters) -> tuple[Forward, Update, int]:
 
 
 def loop(name: str, folder: Path, threads: int, test_batch: int) -> tuple[Timed, Timed, int]:
-    """Train so many further steps, classify so many of the test images, in seconds; and the batch size."""
+    """Return the timed training and testing of a network, and its batch size.
+
+    The first does a number of further steps, the second classifies a number of images; both return seconds.
+    """
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(threads)
     tf.random.set_seed(0)
     parameters = Parameters()
     forward, update, batch = globals()[name](parameters)
-    call = CALL_STEPS if batch > 10 else CALL_STEPS_OF_FEW
+    call = CALL_STEPS if batch > 10 else CALL_STEPS_SMALL_BATCH
 
     def images(part: str) -> tf.Tensor:
-        return tf.constant(np.load(folder / f"{part}_treated.npy"))
+        return tf.constant(np.load(folder / f"{part}_preprocessed.npy"))
 
     x, y = images("train"), tf.constant(np.load(folder / "train_labels.npy").astype(np.int64))
     x_test = images("test")
@@ -190,16 +206,16 @@ def loop(name: str, folder: Path, threads: int, test_batch: int) -> tuple[Timed,
     def train(count: int) -> float:
         nonlocal done
         first, done = done, done + count
-        began = perf_counter()
+        start_s = perf_counter()
         for start in range(first, first + count, call):
             train_steps(tf.constant(start), tf.constant(min(call, first + count - start))).numpy()
-        return perf_counter() - began
+        return perf_counter() - start_s
 
     def test(count: int) -> float:
-        began = perf_counter()
+        start_s = perf_counter()
         images = call * test_batch
         stops = [(start, min(start + images, count)) for start in range(0, count, images)]
         tf.concat([classify(tf.constant(start), tf.constant(stop)) for start, stop in stops], 0).numpy()
-        return perf_counter() - began
+        return perf_counter() - start_s
 
     return train, test, batch

@@ -1,6 +1,6 @@
-"""A hand-written Theano loop of a default network, as an expert would write it: what the harness is held against.
+"""Hand-written Theano loops of default networks, as an expert would write them: the baseline of native_speed.py.
 
-Knows nothing of gtdl_mlflow. The number of threads is OpenMP's, set by OMP_NUM_THREADS before Theano starts.
+They do not use gtdl_mlflow. The number of threads is OpenMP's, set by OMP_NUM_THREADS before Theano starts.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-# Theano compiles against the BLAS it is told when it is imported: here the mkl wheel's, which lies in the environment.
+# Theano compiles against the BLAS in its flags, which it reads on import: here the mkl wheel's in the environment.
 MKL = next((Path(sys.prefix) / "lib").glob("libmkl_rt.so.*"))
 LINK = f"-L{MKL.parent} -l:{MKL.name}"
 os.environ["THEANO_FLAGS"] = (
@@ -32,17 +32,17 @@ from theano.tensor.signal.pool import pool_2d  # noqa: E402
 Timed = Callable[[int], float]
 
 
-def repaired(self: Any, *arguments: Any, broken: Any = Elemwise._c_all) -> Any:
-    """Theano-PyMC 1.1.2 forgot an f before an f-string of its OpenMP code."""
+def fixed_c_all(self: Any, *arguments: Any, original: Any = Elemwise._c_all) -> Any:
+    """Add the value that Theano-PyMC 1.1.2 leaves out of its OpenMP code: an f-string lacks the f."""
     least = str(theano.config.openmp_elemwise_minsize)
-    code = broken(self, *arguments)
+    code = original(self, *arguments)
     return [part.replace("{int(config.openmp_elemwise_minsize)}", least) for part in code]
 
 
-Elemwise._c_all = repaired
+Elemwise._c_all = fixed_c_all
 
-# Weights and images are ours: Theano's max pooling branches on what it sees, and the loop is 4 % faster with others on
-# caffe_mnist.
+# Weights and images are the harness's: Theano's max pooling branches on values, and with others the loop is 4 % faster
+# on caffe_mnist.
 parameters: list[Any] = []
 
 
@@ -62,7 +62,7 @@ class Conv:
 
 
 masks: dict[Any, np.ndarray] = {}
-"""By weights of which only some learn: the others start at 0 and get no gradient."""
+"""Masks by weights of which only some learn; the others are 0 and get no gradient."""
 
 
 class Dense:
@@ -129,7 +129,7 @@ def sgd(rate: Any) -> Callable[[list[Any]], list[tuple[Any, Any]]]:
 
 
 scheduled = T.fscalar("rate")
-"""Of the networks whose rate falls with every step."""
+"""Input of the networks whose learning rate falls with every step."""
 RATES = {"torch_mnist": (0.05, 5e-7, 1.0), "torch_cifar10": (0.001, 5e-7, 1.0), "caffe_mnist": (0.01, 1e-4, 0.75)}
 """Rate, gamma and power: rate (1 + gamma step)^-power."""
 
@@ -173,7 +173,10 @@ def caffe_cifar10() -> tuple[list[Any], Any, int]:
 
 
 def loop(name: str, folder: Path, threads: int, test_batch: int) -> tuple[Timed, Timed, int]:
-    """Train so many further steps, classify so many of the test images, in seconds; and the batch size."""
+    """Return the timed training and testing of a network, and its batch size.
+
+    The first does a number of further steps, the second classifies a number of images; both return seconds.
+    """
     layers, optimizer, batch = globals()[name]()
 
     start = np.load(folder / "start.npz")
@@ -197,7 +200,7 @@ def loop(name: str, folder: Path, threads: int, test_batch: int) -> tuple[Timed,
     step.trust_input = logits.trust_input = True
 
     def images(part: str) -> np.ndarray:
-        return np.ascontiguousarray(np.load(folder / f"{part}_treated.npy").transpose(0, 3, 1, 2))
+        return np.ascontiguousarray(np.load(folder / f"{part}_preprocessed.npy").transpose(0, 3, 1, 2))
 
     x_train, y_train = images("train"), np.load(folder / "train_labels.npy").astype(np.int64)
     x_test = images("test")
@@ -208,15 +211,15 @@ def loop(name: str, folder: Path, threads: int, test_batch: int) -> tuple[Timed,
         chosen = list(itertools.islice(numbers, count))
         starts = [(number * batch) % (len(x_train) - batch) for number in chosen]
         rates = [np.asarray(rate * (1 + gamma * number) ** -power, np.float32) for number in chosen]
-        given = [(start, (rate,) if more else ()) for start, rate in zip(starts, rates, strict=True)]
-        began = perf_counter()
-        for first, own in given:
-            step(x_train[first : first + batch], y_train[first : first + batch], *own)
-        return perf_counter() - began
+        inputs = [(start, (rate,) if more else ()) for start, rate in zip(starts, rates, strict=True)]
+        start_s = perf_counter()
+        for first, extra in inputs:
+            step(x_train[first : first + batch], y_train[first : first + batch], *extra)
+        return perf_counter() - start_s
 
     def test(count: int) -> float:
-        began = perf_counter()
+        start_s = perf_counter()
         np.concatenate([logits(x_test[start : start + test_batch]) for start in range(0, count, test_batch)])
-        return perf_counter() - began
+        return perf_counter() - start_s
 
     return train, test, batch

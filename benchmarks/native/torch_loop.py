@@ -1,6 +1,6 @@
-"""A hand-written PyTorch loop of a default network, as an expert would write it: what the harness is held against.
+"""Hand-written PyTorch loops of default networks, as an expert would write them: the baseline of native_speed.py.
 
-Knows nothing of gtdl_mlflow.
+They do not use gtdl_mlflow.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import nn
 Timed = Callable[[int], float]
 
 SCHEDULES = {"torch_mnist": (5e-7, 1.0), "torch_cifar10": (5e-7, 1.0), "caffe_mnist": (1e-4, 0.75)}
-"""Gamma and power of rates that fall with every step: rate (1 + gamma step)^-power."""
+"""Gamma and power of learning rates that fall with every step: rate (1 + gamma step)^-power."""
 
 
 def tensorflow_mnist() -> tuple[nn.Module, torch.optim.Optimizer, int]:
@@ -55,12 +55,12 @@ def torch_cifar10() -> tuple[nn.Module, torch.optim.Optimizer, int]:
         Connected(3, 16, 5, 1), nn.Tanh(), nn.MaxPool2d(2), Connected(16, 256, 5, 4), nn.Tanh(), nn.MaxPool2d(2),
         nn.Flatten(), nn.Linear(6400, 128), nn.Tanh(), nn.Linear(128, 10),
     ).to(memory_format=torch.channels_last)  # fmt: skip
-    # Without momentum a kernel per tensor and step is all there is to do, and takes 0.6 of the time of the fused one.
+    # Without momentum one kernel per tensor and step suffices, which takes 0.6 of the time of the fused one.
     return net, torch.optim.SGD(net.parameters(), lr=0.001, foreach=True), 1
 
 
 class Connected(nn.Conv2d):
-    """A convolution whose output maps read ``maps`` input maps each: weights that start at 0 and get no gradient."""
+    """A convolution whose output maps read ``maps`` input maps each; the other weights are 0 and get no gradient."""
 
     def __init__(self, inputs: int, filters: int, kernel: int, maps: int) -> None:
         super().__init__(inputs, filters, kernel)
@@ -90,30 +90,32 @@ def caffe_cifar10() -> tuple[nn.Module, torch.optim.Optimizer, int]:
 
 
 def loop(name: str, folder: Path, threads: int, test_batch: int, device: str = "cpu") -> tuple[Timed, Timed, int]:
-    """Train so many further steps, classify so many of the test images, in seconds; and the batch size.
+    """Return the timed training and testing of a network, and its batch size.
 
-    On a GPU the images stay in the memory of the CPU, pinned, as those of a larger data set would.
+    The first does a number of further steps, the second classifies a number of images; both return seconds.
+
+    On a GPU the images stay in pinned memory of the host, as those of a larger data set would.
     """
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     net, optimizer, batch = globals()[name]()
     on_gpu = device == "gpu"
-    place = torch.device("cuda" if on_gpu else "cpu")
-    net.to(place)  # the parameters stay those that the optimizer has
+    target = torch.device("cuda" if on_gpu else "cpu")
+    net.to(target)  # the optimizer keeps its parameters
     wait = torch.cuda.synchronize if on_gpu else lambda: None
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
 
-    def held(tensor: torch.Tensor) -> torch.Tensor:
+    def pinned(tensor: torch.Tensor) -> torch.Tensor:
         return tensor.pin_memory() if on_gpu else tensor
 
-    def placed(tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.to(place, non_blocking=True) if on_gpu else tensor
+    def to_device(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(target, non_blocking=True) if on_gpu else tensor
 
     def images(part: str) -> torch.Tensor:
-        there = held(torch.from_numpy(np.load(folder / f"{part}_treated.npy")))
-        return there.permute(0, 3, 1, 2)  # channels last already
+        tensor = pinned(torch.from_numpy(np.load(folder / f"{part}_preprocessed.npy")))
+        return tensor.permute(0, 3, 1, 2)  # channels last
 
-    x, y = images("train"), held(torch.from_numpy(np.load(folder / "train_labels.npy").astype(np.int64)))
+    x, y = images("train"), pinned(torch.from_numpy(np.load(folder / "train_labels.npy").astype(np.int64)))
     x_test = images("test")
     groups = [(group, group["lr"]) for group in optimizer.param_groups] if name in SCHEDULES else []
     gamma, power = SCHEDULES.get(name, (0.0, 0.0))
@@ -124,9 +126,9 @@ def loop(name: str, folder: Path, threads: int, test_batch: int, device: str = "
     def train(count: int) -> float:
         net.train()
         steps = [(step, (step * batch) % (len(x) - batch)) for step in itertools.islice(numbers, count)]
-        began = perf_counter()
+        start_s = perf_counter()
         for step, start in steps:
-            loss = F.cross_entropy(net(placed(x[start : start + batch])), placed(y[start : start + batch]))
+            loss = F.cross_entropy(net(to_device(x[start : start + batch])), to_device(y[start : start + batch]))
             optimizer.zero_grad()
             loss.backward()
             for weight, mask in masked:
@@ -135,17 +137,17 @@ def loop(name: str, folder: Path, threads: int, test_batch: int, device: str = "
                 group["lr"] = rate * (1 + gamma * step) ** -power
             optimizer.step()
         wait()
-        return perf_counter() - began
+        return perf_counter() - start_s
 
     def test(count: int) -> float:
         net.eval()
-        began = perf_counter()
+        start_s = perf_counter()
         with torch.inference_mode():
-            # Rows of one tensor: a list of small ones would scatter them over the free memory.
-            logits = torch.empty(count, 10, device=place)
+            # One tensor for all logits: a list of small ones would fragment the free memory.
+            logits = torch.empty(count, 10, device=target)
             for start in range(0, count, test_batch):
-                logits[start : start + test_batch] = net(placed(x_test[start : start + test_batch]))
+                logits[start : start + test_batch] = net(to_device(x_test[start : start + test_batch]))
             logits.cpu()
-        return perf_counter() - began
+        return perf_counter() - start_s
 
     return train, test, batch
