@@ -223,9 +223,15 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "caffe": {"momentum": 0.9, "weight_decay": 0.1, "bias_lr_multiplier": 2.0},
     "caffe, inverse": {"momentum": 0.9, "weight_decay": 0.1, "bias_lr_multiplier": 2.0, **INVERSE},
     "adam": {"optimizer": Optimizer.adam},
-    "adam, all options": {"optimizer": Optimizer.adam, "beta1": 0.8, "beta2": 0.9, "epsilon": 0.1, "weight_decay": 0.1,
-                        "bias_lr_multiplier": 2.0},
-}  # fmt: skip
+    "adam, all options": {
+        "optimizer": Optimizer.adam,
+        "beta1": 0.8,
+        "beta2": 0.9,
+        "epsilon": 0.1,
+        "weight_decay": 0.1,
+        "bias_lr_multiplier": 2.0,
+    },
+}
 # Falling, constant, falling to a third, constant, rising.
 RATES = [0.1, 0.1, 0.09, 0.08, 0.08, 0.025, 0.025, 0.025, 0.03, 0.03]
 MIXED_NETWORK = numbered(

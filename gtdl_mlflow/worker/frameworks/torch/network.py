@@ -16,8 +16,14 @@ from ...layers import Layer, Pads
 from ...network import IMAGES, Network, Node
 from ..base import implementation
 
-ALLOW_IN_PLACE = (layers.Convolution, layers.Dense, layers.MaxPool, layers.AveragePool, layers.BatchNormalization,
-                  layers.Add)  # fmt: skip
+ALLOW_IN_PLACE = (
+    layers.Convolution,
+    layers.Dense,
+    layers.MaxPool,
+    layers.AveragePool,
+    layers.BatchNormalization,
+    layers.Add,
+)
 """Layers whose gradient does not need their output, so an activation may overwrite it."""
 
 
