@@ -109,7 +109,7 @@ def verify(dataset: Dataset) -> str:
 
 
 def locate(dataset: Dataset) -> str:
-    """Return where the published files are and whether they are prepared, in a few words. Reads no contents."""
+    """Return whether a data set is downloaded and prepared, in a few words. Reads no contents."""
     state = "prepared" if _open(dataset, _folder(dataset)) else "not prepared"
     try:
         if dataset.archives:
@@ -117,9 +117,9 @@ def locate(dataset: Dataset) -> str:
         else:
             source_files.find_files(dataset, _source_folder(dataset))
     except FilesNotFound:
-        return f"not in {_source(dataset)}, {state}"
+        return f"not downloaded, {state}"
     built_in = not dataset.archives and all(":" in name for name in dataset.files)
-    return f"{'built in' if built_in else f'in {_source(dataset)}'}, {state}"
+    return f"{'built in' if built_in else 'downloaded'}, {state}"
 
 
 def _source_folder(dataset: Dataset) -> Path:
