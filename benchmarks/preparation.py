@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("datasets", nargs="*", default=config.choices("dataset"))
     options = parser.parse_args()
     for name in options.datasets:
-        if datasets.locate(config.compose([f"dataset={name}"]).dataset).startswith("not in"):
+        if datasets.locate(config.compose([f"dataset={name}"]).dataset).startswith("not downloaded"):
             print(f"{name:12} is not at hand")
             continue
         results = []

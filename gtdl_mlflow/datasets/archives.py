@@ -163,8 +163,8 @@ def _tar_or_gzip(file: IO[bytes], where: str, budget: _Budget) -> Iterator[Archi
 def _uncompress(path: Path) -> Iterator[IO[bytes]]:
     """Open a file of Unix's compress with the program gzip.
 
-    Python packages are no alternative: the pure ones unfold a hundred kilobytes made for it into gigabytes of memory
-    before they can be stopped, and the one in C has no wheel for Python 3.13, among others.
+    Python packages are no alternative: the pure ones expand a hostile file of a hundred kilobytes to gigabytes of
+    memory before they can be stopped, and the one in C has no wheel for Python 3.13, among others.
     """
     program = shutil.which("gzip")
     if program is None:
@@ -194,7 +194,7 @@ def _tar(unpacked: IO[bytes], where: str, budget: _Budget) -> Iterator[ArchiveEn
         with tarfile.open(fileobj=cast("IO[bytes]", metered), mode="r|", bufsize=tarfile.BLOCKSIZE) as archive:
             while info := archive.next():
                 headers -= HEADER_LIMIT - metered.quota
-                # A global size would not be the one that tarfile skips.
+                # tarfile skips the size in the member's own header, not a global one.
                 if info.size < 0 or headers < 0 or "size" in archive.pax_headers:
                     raise tarfile.ReadError("a header states an invalid size, or there are too many headers")
                 # tarfile keeps both, for random access and for the next members.

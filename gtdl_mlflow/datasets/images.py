@@ -32,10 +32,10 @@ def decode_pgm(contents: bytes, where: str, width: int, height: int) -> npt.NDAr
         raise DatasetError(
             f"{where}: not a PGM image (starts with {contents[:8]!r}, expected P5 and its size); {REMEDY}"
         )
-    given = tuple(map(int, header.groups()))
-    if given != (width, height, 255):
+    size = tuple(map(int, header.groups()))
+    if size != (width, height, 255):
         raise DatasetError(
-            f"{where}: {' x '.join(map(str, given))} (width, height, white), expected {width} x {height} x 255"
+            f"{where}: {' x '.join(map(str, size))} (width, height, white), expected {width} x {height} x 255"
         )
     pixels = len(contents) - header.end()
     if pixels != width * height:
