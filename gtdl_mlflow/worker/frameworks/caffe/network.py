@@ -297,14 +297,6 @@ def _batch_normalization(net: NetPrototxt, layer: layers.BatchNormalization, nod
     return net.add("Bias", layer.name, [name], layer.name, param=settings)
 
 
-def _add(net: NetPrototxt, layer: layers.Add, node: Node, bottoms: list[str]) -> str:
-    return net.add("Eltwise", layer.name, bottoms, layer.name, eltwise_param={"operation": "SUM"})
-
-
-def _relu(net: NetPrototxt, layer: layers.Relu, node: Node, bottoms: list[str]) -> str:
-    return net.add_elementwise("ReLU", layer.name, bottoms[0])
-
-
 def _tanh(net: NetPrototxt, layer: layers.Tanh, node: Node, bottoms: list[str]) -> str:
     top = net.add_elementwise("TanH", layer.name, bottoms[0])
     net.protect(top)
@@ -320,8 +312,10 @@ LAYERS: dict[type[Layer], Callable[[NetPrototxt, Any, Node, list[str]], str]] = 
     layers.Dropout: _dropout,
     layers.LocalResponseNormalization: _local_response_normalization,
     layers.BatchNormalization: _batch_normalization,
-    layers.Add: _add,
-    layers.Relu: _relu,
+    layers.Add: lambda net, layer, node, bottoms: net.add(
+        "Eltwise", layer.name, bottoms, layer.name, eltwise_param={"operation": "SUM"}
+    ),
+    layers.Relu: lambda net, layer, node, bottoms: net.add_elementwise("ReLU", layer.name, bottoms[0]),
     layers.Tanh: _tanh,
 }
 """Functions (net, layer, node, input blobs) that add a layer to the net and return its output blob."""

@@ -69,19 +69,9 @@ def _average_pool(layer: layers.AveragePool, node: Node, inputs: list[Symbol], c
     return mx.sym.broadcast_mul(pooled, _constant(constants, f"{layer.name}/share", share))
 
 
-def _global_average_pool(
-    layer: layers.GlobalAveragePool, node: Node, inputs: list[Symbol], constants: Arrays
-) -> Symbol:
-    return mx.sym.Pooling(inputs[0], global_pool=True, pool_type="avg", kernel=(1, 1))
-
-
 def _dense(layer: layers.Dense, node: Node, inputs: list[Symbol], constants: Arrays) -> Symbol:
     weights, biases = (mx.sym.var(f"{layer.name}/{name}") for name in ("weights", "biases"))
     return mx.sym.FullyConnected(inputs[0], weights, biases, num_hidden=layer.units)
-
-
-def _dropout(layer: layers.Dropout, node: Node, inputs: list[Symbol], constants: Arrays) -> Symbol:
-    return mx.sym.Dropout(inputs[0], p=1 - layer.keep)
 
 
 def _local_response_normalization(
@@ -107,30 +97,21 @@ def _batch_normalization(
     return mx.sym.BatchNorm(inputs[0], gamma, beta, mean, variance, **options)
 
 
-def _add(layer: layers.Add, node: Node, inputs: list[Symbol], constants: Arrays) -> Symbol:
-    return mx.sym.elemwise_add(*inputs)
-
-
-def _relu(layer: layers.Relu, node: Node, inputs: list[Symbol], constants: Arrays) -> Symbol:
-    return mx.sym.Activation(inputs[0], act_type="relu")
-
-
-def _tanh(layer: layers.Tanh, node: Node, inputs: list[Symbol], constants: Arrays) -> Symbol:
-    return mx.sym.Activation(inputs[0], act_type="tanh")  # uses oneDNN; mx.sym.tanh is a scalar loop
-
-
 LAYERS: dict[type[Layer], Callable[[Any, Node, list[Symbol], Arrays], Symbol]] = {
     layers.Convolution: _convolution,
     layers.MaxPool: _max_pool,
     layers.AveragePool: _average_pool,
-    layers.GlobalAveragePool: _global_average_pool,
+    layers.GlobalAveragePool: lambda layer, node, inputs, constants: mx.sym.Pooling(
+        inputs[0], global_pool=True, pool_type="avg", kernel=(1, 1)
+    ),
     layers.Dense: _dense,
-    layers.Dropout: _dropout,
+    layers.Dropout: lambda layer, node, inputs, constants: mx.sym.Dropout(inputs[0], p=1 - layer.keep),
     layers.LocalResponseNormalization: _local_response_normalization,
     layers.BatchNormalization: _batch_normalization,
-    layers.Add: _add,
-    layers.Relu: _relu,
-    layers.Tanh: _tanh,
+    layers.Add: lambda layer, node, inputs, constants: mx.sym.elemwise_add(*inputs),
+    layers.Relu: lambda layer, node, inputs, constants: mx.sym.Activation(inputs[0], act_type="relu"),
+    # mx.sym.tanh is a scalar loop; Activation uses oneDNN.
+    layers.Tanh: lambda layer, node, inputs, constants: mx.sym.Activation(inputs[0], act_type="tanh"),
 }
 """Functions (layer, node, inputs, constants) that return the symbol of a layer."""
 

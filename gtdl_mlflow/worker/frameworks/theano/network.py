@@ -75,12 +75,6 @@ def _average_pool(layer: layers.AveragePool, node: Node, inputs: list[Symbol], f
     return sums * tensor.constant((1 / node.cells)[None, None].astype(np.float32))
 
 
-def _global_average_pool(
-    layer: layers.GlobalAveragePool, node: Node, inputs: list[Symbol], forward: ForwardPass
-) -> Symbol:
-    return inputs[0].mean(axis=(2, 3), keepdims=True)
-
-
 def _dense(layer: layers.Dense, node: Node, inputs: list[Symbol], forward: ForwardPass) -> Symbol:
     [value] = inputs
     flat = value.reshape((-1, int(np.prod(node.input)))) if value.ndim > 2 else value
@@ -124,32 +118,20 @@ def _batch_normalization(
     return normalized
 
 
-def _add(layer: layers.Add, node: Node, inputs: list[Symbol], forward: ForwardPass) -> Symbol:
-    return inputs[0] + inputs[1]
-
-
-def _relu(layer: layers.Relu, node: Node, inputs: list[Symbol], forward: ForwardPass) -> Symbol:
-    # Theano's own relu, (x + |x|) / 2, has a gradient of a half at 0, where the definition has 0; a switch is a branch
-    # for each value, several times slower than a product.
-    return inputs[0] * (inputs[0] > 0)
-
-
-def _tanh(layer: layers.Tanh, node: Node, inputs: list[Symbol], forward: ForwardPass) -> Symbol:
-    return tensor.tanh(inputs[0])
-
-
 LAYERS: dict[type[Layer], Callable[[Any, Node, list[Symbol], ForwardPass], Symbol]] = {
     layers.Convolution: _convolution,
     layers.MaxPool: _max_pool,
     layers.AveragePool: _average_pool,
-    layers.GlobalAveragePool: _global_average_pool,
+    layers.GlobalAveragePool: lambda layer, node, inputs, forward: inputs[0].mean(axis=(2, 3), keepdims=True),
     layers.Dense: _dense,
     layers.Dropout: _dropout,
     layers.LocalResponseNormalization: _local_response_normalization,
     layers.BatchNormalization: _batch_normalization,
-    layers.Add: _add,
-    layers.Relu: _relu,
-    layers.Tanh: _tanh,
+    layers.Add: lambda layer, node, inputs, forward: inputs[0] + inputs[1],
+    # Theano's own relu, (x + |x|) / 2, has a gradient of a half at 0, where the definition has 0. A switch is a branch
+    # for each value, several times slower than a product.
+    layers.Relu: lambda layer, node, inputs, forward: inputs[0] * (inputs[0] > 0),
+    layers.Tanh: lambda layer, node, inputs, forward: tensor.tanh(inputs[0]),
 }
 """Functions (layer, node, inputs, forward pass) that return the expression of a layer."""
 
