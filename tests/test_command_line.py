@@ -1,9 +1,11 @@
-"""What a user types, typed for real."""
+"""``python -m gtdl_mlflow``: help, wrong requests, a run's output, failures, Ctrl-C and the progress line."""
 
 from __future__ import annotations
 
 import os
 import pty
+import resource
+import select
 import signal
 import subprocess
 import sys
@@ -11,21 +13,26 @@ from pathlib import Path
 
 import mlflow
 import pytest
-from helpers.project import ROOT, Command, runs, wait_for_worker
+from helpers.project import ROOT, Command, runs, start, wait_for_worker
 
-from gtdl_mlflow.__main__ import overrides
+from gtdl_mlflow.__main__ import to_overrides
 
-
-def test_help_is_for_a_newcomer(gtdl: Command) -> None:
-    shown = gtdl("--help")
-    assert shown.returncode == 0
-    for word in ("python -m gtdl_mlflow", "mlflow run .", "framework: ", "torch", "mnist_5k", "GTDL_HOME", "budget"):
-        assert word in shown.stdout
-    # As long as there are files.
-    choices = "framework: ", "dataset: ", "experiment: ", "model: ", "training: ", "setting: "
-    assert max(len(line) for line in shown.stdout.splitlines() if not line.strip().startswith(choices)) <= 120
+slow = pytest.mark.slow
 
 
+@slow
+def test_help_shows_commands_options_and_values(gtdl: Command) -> None:
+    done = gtdl("--help")
+    assert done.returncode == 0
+    words = ("python -m gtdl_mlflow", "mlflow run .", "framework: ", "torch", "mnist_5k", "GTDL_HOME", "budget")
+    for word in (*words, "setting: caffe_cifar10, "):
+        assert word in done.stdout
+    # Hydra writes the options of a group in one line.
+    groups = "framework: ", "dataset: ", "experiment: ", "model: ", "training: ", "setting: "
+    assert max(len(line) for line in done.stdout.splitlines() if not line.strip().startswith(groups)) <= 120
+
+
+@slow
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -37,50 +44,58 @@ def test_help_is_for_a_newcomer(gtdl: Command) -> None:
         ["-m", "framework=glob(*)", "training.batch_size=0"],
         ["hardware.device=tpu"],
         ["=3"],
+        ["training.checkpoint_every=3"],
+        ["-m", "training.inputs.scale.factor=1,2"],
+        ["training.early_stopping.patience=3"],
+        ["-m", "training.early_stopping={patience_iterations: 3}", "seed=1,2"],
+        ["-m", "setting=caffe_mnist,caffe"],
+        ["sweep.objective=noise/throttles"],
     ],
 )
-def test_a_mistake_is_one_line_and_touches_nothing(
+def test_wrong_request_is_one_line_within_two_seconds_and_writes_nothing(
     gtdl: Command, wrong: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GTDL_HOME", str(tmp_path / "home"))
-    answer = gtdl(*wrong)
-    assert answer.returncode == 2
-    assert answer.stdout == ""
-    assert len(answer.stderr.splitlines()) == 1
-    assert answer.stderr.startswith("gtdl_mlflow: ")
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = gtdl(*wrong)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("gtdl_mlflow: ")
     assert not (tmp_path / "home").exists()
     assert not (tmp_path / "mlflow.db").exists()
+    # CPU time: the wall time depends on what else the machine does.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2
 
 
-def test_mlflow_is_not_imported_to_answer_a_mistake() -> None:
-    # What takes two seconds must not stand between a typing error and its answer.
+def test_wrong_request_does_not_import_mlflow() -> None:
     code = (
         "import sys; sys.argv[1:] = ['seed=x']; from gtdl_mlflow.__main__ import main\n"
         "try: main()\nexcept SystemExit as end: assert end.code == 2\n"
         "sys.exit(any(name in sys.modules for name in ('mlflow', 'pandas', 'sqlalchemy', 'torch')))"
     )
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True).returncode == 0
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, timeout=60)
+    assert done.returncode == 0, done.stderr
 
 
-def test_mlflows_extra_parameters_become_overrides() -> None:
-    typed = [
+def test_extra_parameters_of_mlflow_become_overrides() -> None:
+    overrides = [
         "framework=torch",
-        "--seed",
-        "3",
-        "--training.batch_size=20",
+        "seed=3",
+        "training.batch_size=20",
         "-m",
         "--multirun",
         "--cfg",
         "job",
-        "--budget",
-        "0.1",
+        "budget=0.1",
     ]
-    assert overrides(typed) == [
-        "framework=torch", "seed=3", "training.batch_size=20", "-m", "--multirun", "--cfg", "job", "budget=0.1",
-    ]  # fmt: skip
+    extra = ["framework=torch", "--seed", "3", "--training.batch_size=20", *overrides[3:-1], "--budget", "0.1"]
+    assert to_overrides(extra) == overrides
 
 
-def test_a_run_ends_with_its_figures_and_where_to_look(gtdl: Command, tmp_path: Path) -> None:
+@slow
+def test_run_prints_its_results_and_how_to_view_it(gtdl: Command, tmp_path: Path) -> None:
     done = gtdl("framework=reference", "training.epochs=2")
     assert done.returncode == 0, done.stderr
     assert "accuracy 8" in done.stdout
@@ -91,17 +106,19 @@ def test_a_run_ends_with_its_figures_and_where_to_look(gtdl: Command, tmp_path: 
     assert f"accuracy {run.data.metrics['accuracy_percent']:.2f} %" in done.stdout
 
 
-def test_a_failed_run_is_one_line_and_status_1(gtdl: Command, store: str) -> None:
+@slow
+def test_failed_run_is_one_line_and_status_1(gtdl: Command, store: str) -> None:
     done = gtdl("framework=reference", "setting=caffe_mnist")
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
-    assert "softmax regression, one dense layer; it cannot run layer conv1" in done.stderr
+    assert "conv1" in done.stderr
     (run,) = mlflow.search_runs(experiment_names=["gtdl"], output_format="list")
     assert run.info.status == "FAILED"
-    assert "cannot run layer conv1" in run.data.tags["gtdl.failure"]
+    assert "conv1" in run.data.tags["gtdl.failure"]
     assert run.info.end_time
 
 
+@slow
 def test_missing_data_names_the_files_and_the_folder(
     gtdl: Command, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -114,68 +131,59 @@ def test_missing_data_names_the_files_and_the_folder(
     assert str(tmp_path / "data" / "mnist") in done.stderr
 
 
+@slow
 @pytest.mark.parametrize("sweep", [[], ["-m"]])
 @pytest.mark.parametrize(
-    ("uri", "said"),
+    ("uri", "message"),
     [
         ("sqlite:////dev/null/mlflow.db", "MLflow at sqlite:////dev/null/mlflow.db failed"),
         ("carrier://user:secret@pigeon", "MLflow at carrier://pigeon failed"),
     ],
 )
-def test_a_tracker_that_cannot_be_had_is_one_line(gtdl: Command, uri: str, said: str, sweep: list[str]) -> None:
+def test_unusable_tracking_store_is_one_line_without_credentials(
+    gtdl: Command, uri: str, message: str, sweep: list[str]
+) -> None:
     done = gtdl(*sweep, "framework=reference", f"tracking.uri='{uri}'")
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
-    assert said in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stdout
-    if "://user:" in uri:
-        assert "secret" not in done.stdout + done.stderr
+    assert "secret" not in done.stdout + done.stderr
 
 
+@slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_ends_the_run_as_killed_and_leaves_no_process(store: str, number: int) -> None:
-    driver = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "gtdl_mlflow",
-            "framework=reference",
-            "training.epochs=1000000",
-            "training.checkpoint_every_s=0",
-        ],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def test_signal_ends_the_run_as_killed_and_leaves_no_process(store: str, number: int) -> None:
+    driver = start("framework=reference", "training.epochs=1000000", "training.checkpoint_every_s=0")
     worker = wait_for_worker(driver)
     driver.send_signal(number)
-    _, said = driver.communicate(timeout=60)
+    _, errors = driver.communicate(timeout=60)
     assert driver.returncode == 130
-    assert said == "gtdl_mlflow: stopped\n"
+    assert errors == "gtdl_mlflow: stopped\n"
     assert not Path(f"/proc/{worker}").exists()
     (run,) = mlflow.search_runs(experiment_names=["gtdl"], output_format="list")
     assert run.info.status == "KILLED"
     assert run.data.params["worker.device"] == "cpu"
 
 
-def test_progress_is_shown_to_a_terminal_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@slow
+def test_progress_line_is_shown_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    keyboard, screen = pty.openpty()
+    terminal, stderr = pty.openpty()
     driver = subprocess.Popen(
         [sys.executable, "-m", "gtdl_mlflow", "framework=reference"],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.DEVNULL,
-        stderr=screen,
+        stderr=stderr,
     )
-    os.close(screen)
+    os.close(stderr)
     shown = b""
-    while True:
+    while select.select([terminal], [], [], 120)[0]:
         try:
-            shown += os.read(keyboard, 4096)
-        except OSError:  # how a pseudo-terminal says that its other end is closed
+            shown += os.read(terminal, 4096)
+        except OSError:  # a pseudo-terminal raises this when its other end is closed
             break
-    os.close(keyboard)
+    os.close(terminal)
     assert driver.wait(timeout=60) == 0
     assert b"images/s, loss " in shown
     assert b"100%" in shown
