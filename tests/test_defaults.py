@@ -47,9 +47,9 @@ LAYERS: dict[str, list[str]] = {
 def unit(maps: int, stride: int, first: bool) -> list[str]:
     """Return the layers of a residual unit; the first of a stage has a projection as its shortcut."""
     step = "" if stride == 1 else f" stride {stride}"
-    body = ["batch 0.9 2e-05", "relu", f"conv 3x3x{maps} pad 1{step}", "batch 0.9 2e-05", "relu",
-            f"conv 3x3x{maps} pad 1"]  # fmt: skip
-    return [*body, *([f"conv 1x1x{maps}{step} from 4 back"] if first else []), "add 1 back" if first else "add 6 back"]
+    body = ["batch 0.9 2e-05", "relu", f"conv 3x3x{maps} pad 1{step}", "batch 0.9 2e-05", "relu"]
+    shortcut = [f"conv 1x1x{maps}{step} from 4 back", "add 1 back"] if first else ["add 6 back"]
+    return [*body, f"conv 3x3x{maps} pad 1", *shortcut]
 
 
 LAYERS["mxnet_cifar10"] = [

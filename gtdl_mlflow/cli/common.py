@@ -47,7 +47,7 @@ def add_verb(commands: Subparsers, name: str, verb: Verb, help: str) -> argparse
 
 
 def add_group(commands: Subparsers, name: str, help: str) -> Subparsers:
-    """Add a command that has verbs, and return the place to add them."""
+    """Add a command that has verbs, and return its subparsers."""
     parser = commands.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.")
     return parser.add_subparsers(required=True, metavar="VERB")
 

@@ -33,13 +33,10 @@ def list_environments(arguments: argparse.Namespace) -> None:
     from ..files import cache_dir
 
     rows = [("FRAMEWORK", "VERSION", "DEVICE", "PYTHON", "SIZE", "FOLDER")]
-    for environment in environments.list_environments():
-        assert environment.folder is not None  # the driver's own interpreter is not listed
-        size = f"{_size_bytes(environment.folder) / 1e6:.0f} MB"
-        rows.append((
-            environment.framework, environment.version, environment.device, environment.python_version, size,
-            environment.folder.name,
-        ))  # fmt: skip
+    for each in environments.list_environments():
+        assert each.folder is not None  # the driver's own interpreter is not listed
+        size = f"{_size_bytes(each.folder) / 1e6:.0f} MB"
+        rows.append((each.framework, each.version, each.device, each.python_version, size, each.folder.name))
     print("\n".join(aligned(rows)) if len(rows) > 1 else "no environments yet; a run creates what it needs")
     print(f"folder: {cache_dir() / 'environments'} (GTDL_HOME={cache_dir()})")
 
