@@ -144,7 +144,7 @@ def test_the_same_sweep_again_runs_only_unfinished_cells(gtdl: Command, store: s
     assert parent.data.metrics["sweep/failed"] == 0
     third = gtdl(*SWEEP, "seed=1,2")
     assert third.returncode == 0
-    assert third.stdout.count("of this sweep did that: FINISHED") == 2
+    assert third.stdout.count("of this sweep is FINISHED already") == 2
     assert len(sweep_runs()[1]) == 4
 
 
@@ -176,7 +176,7 @@ def test_another_sweep_has_another_parent(gtdl: Command, store: str) -> None:
     assert gtdl(*SWEEP, "seed=1,2").returncode == 0
     done = gtdl(*SWEEP, "seed=1,2,3")
     assert done.returncode == 0
-    assert "did that" not in done.stdout
+    assert "skipped" not in done.stdout
 
 
 @pytest.mark.slow
