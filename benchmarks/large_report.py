@@ -2,8 +2,8 @@
 
     python benchmarks/large_report.py [--runs 500 10000]
 
-The store has copies of one real run of the reference with other seeds, frameworks and values, so that number and size of
-params, tags and metrics are those of real runs.
+The store has copies of one real run of the reference with other seeds, frameworks and values, so that number and size
+of params, tags and metrics are those of real runs.
 """
 
 from __future__ import annotations

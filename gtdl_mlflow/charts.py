@@ -197,11 +197,13 @@ def confusion_matrix(counts: Sequence[Sequence[int]], table: Path, path: Path) -
     layers: list[Specification] = [{"mark": "rect", "encoding": {"color": share}}]
     if len(counts) <= LEGIBLE:
         contrast = {"condition": {"test": "datum.share > 0.5", "value": "#fff"}, "value": "#000"}
-        layers.append({
-            "transform": [{"filter": "datum.images > 0"}],
-            "mark": {"type": "text", "fontSize": 10},
-            "encoding": {"text": _quantity("images"), "color": contrast},
-        })  # fmt: skip
+        layers.append(
+            {
+                "transform": [{"filter": "datum.images > 0"}],
+                "mark": {"type": "text", "fontSize": 10},
+                "encoding": {"text": _quantity("images"), "color": contrast},
+            }
+        )
     x, y = (
         {"field": name, "type": "ordinal", "title": f"{name} class", "axis": {"labelOverlap": True, "labelAngle": 0}}
         for name in ("predicted", "true")
@@ -228,26 +230,31 @@ def roofline(results: Mapping[str, float], peak: Peak, path: Path) -> None:
     low = min(roof[0]["gflops"], *(point["gflops"] for point in points)) / 2
     # Labels beside the points take the place of a legend.
     phases = {**_nominal("phase"), "legend": None, "sort": [point["phase"] for point in points]}
-    _write({
-        "height": 260,
-        "encoding": {
-            "x": _quantity("intensity", "operations per byte, FLOP/B", type="log", domain=[left, right], nice=False),
-            "y": _quantity("gflops", "GFLOP/s", type="log", domain=[low, 2 * gflops]),
+    _write(
+        {
+            "height": 260,
+            "encoding": {
+                "x": _quantity(
+                    "intensity", "operations per byte, FLOP/B", type="log", domain=[left, right], nice=False
+                ),
+                "y": _quantity("gflops", "GFLOP/s", type="log", domain=[low, 2 * gflops]),
+            },
+            "layer": [
+                {"data": {"values": roof}, "mark": {"type": "line", "color": FILE_TEXT}},
+                {
+                    "data": {"values": points},
+                    "mark": {"type": "point", "filled": True, "size": 90},
+                    "encoding": {"color": {**phases, "scale": {"range": [VERMILION, BLUE]}}, "shape": phases},
+                },
+                {
+                    "data": {"values": points},
+                    "mark": {"type": "text", "align": "left", "dx": 9, "dy": 9, "color": FILE_TEXT},
+                    "encoding": {"text": _nominal("text")},
+                },
+            ],
         },
-        "layer": [
-            {"data": {"values": roof}, "mark": {"type": "line", "color": FILE_TEXT}},
-            {
-                "data": {"values": points},
-                "mark": {"type": "point", "filled": True, "size": 90},
-                "encoding": {"color": {**phases, "scale": {"range": [VERMILION, BLUE]}}, "shape": phases},
-            },
-            {
-                "data": {"values": points},
-                "mark": {"type": "text", "align": "left", "dx": 9, "dy": 9, "color": FILE_TEXT},
-                "encoding": {"text": _nominal("text")},
-            },
-        ],
-    }, path)  # fmt: skip
+        path,
+    )
 
 
 def inference(metrics: Sequence[Metric], table: Path, path: Path) -> None:
@@ -268,20 +275,25 @@ def inference(metrics: Sequence[Metric], table: Path, path: Path) -> None:
     x = _quantity("batch", "images in a batch", type="log", base=2)
     colors = _nominal("percentile", title=None, scale={"range": [BLUE, ORANGE, VERMILION]})
     size = {"width": WIDTH, "height": 160}
-    _write({"vconcat": [
+    _write(
         {
-            **size,
-            "data": {"values": latency},
-            "mark": {"type": "line", "point": True},
-            "encoding": {"x": x, "y": _quantity("ms", "latency, ms", type="log"), "color": colors},
+            "vconcat": [
+                {
+                    **size,
+                    "data": {"values": latency},
+                    "mark": {"type": "line", "point": True},
+                    "encoding": {"x": x, "y": _quantity("ms", "latency, ms", type="log"), "color": colors},
+                },
+                {
+                    **size,
+                    "data": {"values": throughput},
+                    "mark": {"type": "line", "point": {"color": GREEN}, "color": GREEN},
+                    "encoding": {"x": x, "y": _quantity("images_per_s", "images/s", zero=True)},
+                },
+            ]
         },
-        {
-            **size,
-            "data": {"values": throughput},
-            "mark": {"type": "line", "point": {"color": GREEN}, "color": GREEN},
-            "encoding": {"x": x, "y": _quantity("images_per_s", "images/s", zero=True)},
-        },
-    ]}, path)  # fmt: skip
+        path,
+    )
 
 
 def scaling(rows: Rows, path: Path) -> None:
@@ -296,23 +308,33 @@ def scaling(rows: Rows, path: Path) -> None:
     x = _quantity("batch_size", "images in a batch", type="log", base=2)
     speed = _quantity("train_images_per_s", "training images/s, logarithmic", type="log")
     efficiency = _quantity("efficiency_percent", "speed-up over one thread / threads, %")
-    threads = {"field": "threads", "type": "ordinal", "title": "threads",
-               "legend": {"symbolType": "stroke", "symbolSize": 400}}  # fmt: skip
+    threads = {
+        "field": "threads",
+        "type": "ordinal",
+        "title": "threads",
+        "legend": {"symbolType": "stroke", "symbolSize": 400},
+    }
     # The points are a layer of their own: as part of the lines, they would remove the strokes from the legend.
     layers = [
         {"mark": "line", "encoding": {"strokeDash": threads}},
         {"mark": {"type": "point", "filled": True, "opacity": 1}},
     ]
-    _write({"vconcat": [
+    _write(
         {
-            "width": WIDTH,
-            "height": 200,
-            "data": {"values": data},
-            "encoding": {"x": x, "y": y, "color": _frameworks(rows, colors)},
-            "layer": layers,
-        }
-        for data, y in ((rows, speed), (several, efficiency)) if data
-    ]}, path)  # fmt: skip
+            "vconcat": [
+                {
+                    "width": WIDTH,
+                    "height": 200,
+                    "data": {"values": data},
+                    "encoding": {"x": x, "y": y, "color": _frameworks(rows, colors)},
+                    "layer": layers,
+                }
+                for data, y in ((rows, speed), (several, efficiency))
+                if data
+            ]
+        },
+        path,
+    )
 
 
 # Parts of specifications.

@@ -113,8 +113,10 @@ def test_command_prints_and_tags_the_verdict(store: str, capsys: pytest.CaptureF
     assert {finding["rule"] for finding in verdict["findings"]} == {"distinct_seeds", "quality_gate"}
     runs = mlflow.search_runs(search_all_experiments=True, output_format="list")
     assert sorted(run.data.tags[tags.CHECK] for run in runs) == [
-        "distinct_seeds", "distinct_seeds, quality_gate", *["ok"] * 4
-    ]  # fmt: skip
+        "distinct_seeds",
+        "distinct_seeds, quality_gate",
+        *["ok"] * 4,
+    ]
 
 
 def test_unknown_experiment_is_one_line(store: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -150,8 +150,9 @@ def test_own_defaults_and_a_common_setting_are_two_comparisons() -> None:
     runs = [to_benchmark_run(run) for run in [*repeats("torch", 10, 98), *repeats("caffe", 20, 98), *default]]
     groups = ranking.group_by_conditions(runs)
     assert [conditions.setting for conditions, frameworks in groups.items() if len(frameworks) > 1] == [
-        "each under its own default", "caffe_mnist"
-    ]  # fmt: skip
+        "each under its own default",
+        "caffe_mnist",
+    ]
     own, common = ranking.text(runs).split("\n\n")
     assert "Caffe 1.0.0 trained fastest" in own
     assert "PyTorch 2.13.0 trained fastest" in common

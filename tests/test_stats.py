@@ -66,11 +66,19 @@ def test_noise_is_flagged(values: list[float], flags: int) -> None:
 
 def test_number_formats() -> None:
     assert [format_number(value) for value in (1234.56, 98.0, 1.0, 0.8, 0.01234)] == [
-        "1,234.6", "98.00", "1.00", "0.800", "0.0123"
-    ]  # fmt: skip
+        "1,234.6",
+        "98.00",
+        "1.00",
+        "0.800",
+        "0.0123",
+    ]
     assert format_summary(summarize([2.0])) == "2.00, 1"
     assert format_summary(summarize([1.0, 2.0, 3.0])) == "2.00 [-0.484, 4.48], 3"
     assert [format_ratio(value) for value in (0.5, 1.154, 2.0, 12.34, 1234.5)] == [
-        "0.500", "1.15", "2.00", "12.3", "1,234"
-    ]  # fmt: skip
+        "0.500",
+        "1.15",
+        "2.00",
+        "12.3",
+        "1,234",
+    ]
     assert [format_p(value) for value in (0.0158, 0.0002, math.nan)] == ["= 0.016", "< 0.001", ""]

@@ -121,12 +121,12 @@ def _warnings(side: str, runs: list[BenchmarkRun]) -> list[str]:
     return warnings
 
 
-def text(found: list[ComparisonRow], first: str, second: str) -> str:
+def text(compared: list[ComparisonRow], first: str, second: str) -> str:
     """Return a table for each condition, with its warnings, for a terminal."""
     sides = title(first), title(second)
     lines = []
-    for conditions in dict.fromkeys(row.conditions for row in found):
-        some = [row for row in found if row.conditions == conditions]
+    for conditions in dict.fromkeys(row.conditions for row in compared):
+        some = [row for row in compared if row.conditions == conditions]
         table = [["", *sides, "ratio", "p (Holm)", ""]]
         noise = []
         for row in some:
@@ -148,7 +148,7 @@ def text(found: list[ComparisonRow], first: str, second: str) -> str:
 
 
 def verdict(row: ComparisonRow) -> str:
-    """Return how the first side differs from the second, or why that cannot be said."""
+    """Return how the first side differs from the second, or why that is unknown."""
     result = row.result
     if min(result.first.n, result.second.n) < 2:
         return "one run is no comparison"

@@ -128,11 +128,33 @@ def _baseline(
         iterations = f"{cell.median('train/iterations'):,.0f}"
         times = [format_number(cell.median(name)) for name in (TRAINING_TIME, TESTING_TIME)]
         published = original.figures(dataset, key.framework, key.device)
-        rows.append([key.label, key.hardware, f"{key.budget:g}", iterations, runs, letters[key.machine],
-                     *times, cell.accuracy, *_against_published(cell, published)])  # fmt: skip
+        rows.append(
+            [
+                key.label,
+                key.hardware,
+                f"{key.budget:g}",
+                iterations,
+                runs,
+                letters[key.machine],
+                *times,
+                cell.accuracy,
+                *_against_published(cell, published),
+            ]
+        )
     titles = [METRICS[name].title for name in (TRAINING_TIME, TESTING_TIME, ACCURACY)]
-    header = ["framework", "hardware", "budget", "iterations", "n", "machine", *titles,
-              "published", "accuracy difference, points", "training time ratio", "testing time ratio"]  # fmt: skip
+    header = [
+        "framework",
+        "hardware",
+        "budget",
+        "iterations",
+        "n",
+        "machine",
+        *titles,
+        "published",
+        "accuracy difference, points",
+        "training time ratio",
+        "testing time ratio",
+    ]
     notes = [*original.notes["all"], *original.notes.get(dataset, [])]
     return [
         f"## {dataset}: each framework under its own default",

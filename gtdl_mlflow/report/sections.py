@@ -203,8 +203,10 @@ def _curves(curves: dict[str, LearningCurve], colors: charts.Colors) -> list[Cha
         for iterations, seconds, accuracy in zip(each.iterations, each.seconds, each.accuracy, strict=True)
     ]
     table = Table(["framework", "iterations", TRAINING_TIME, ACCURACY], lines)
-    axes = (("Learning curve against time", "seconds", TRAINING_TIME),
-            ("Learning curve against iterations", "iterations", "iterations"))  # fmt: skip
+    axes = (
+        ("Learning curve against time", "seconds", TRAINING_TIME),
+        ("Learning curve against iterations", "iterations", "iterations"),
+    )
     return [
         Chart(title, charts.curves(rows, x, axis, "accuracy", ACCURACY, colors), table, TYPICAL)
         for title, x, axis in axes
