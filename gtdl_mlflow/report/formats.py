@@ -1,4 +1,4 @@
-"""Number formats of the report and of the commands that print results: the same number looks the same everywhere."""
+"""Number formats of the report and of the commands that print results."""
 
 from __future__ import annotations
 
