@@ -34,16 +34,16 @@ def test_order_of_creation_does_not_change_the_ratio(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.slow
 @pytest.mark.frameworks
-@pytest.mark.parametrize("mode", [[], ["--one-process"], ["--control"]])
-def test_every_mode_prints_speeds_and_ratio_of_both_phases(mode: list[str]) -> None:
+@pytest.mark.parametrize("mode", ["--one-process", "--control"])
+def test_paired_modes_print_speeds_and_ratio_of_both_phases(mode: str) -> None:
     need_torch()
-    command = [sys.executable, SCRIPT, *mode, "--repeats", "1", "--seconds", "0.5"]
+    command = [sys.executable, SCRIPT, mode, "--repeats", "1", "--seconds", "0.5"]
     done = subprocess.run(
         [*command, "--frameworks", "torch", "--networks", "torch_mnist"],
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     rows = re.findall(
