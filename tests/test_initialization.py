@@ -102,18 +102,18 @@ def test_values_are_float32_in_canonical_shapes() -> None:
     [
         (
             {"distribution": "uniform_fan_in", "gain": 3},
-            "cf9b4fa6d439fe095d402224106c324ebdeb9d0efc7e6f4a79ec9289b64c2b16",
-            "4161f336a1c9403a200e2265686895a83075c178c7e573fd5294529aad86e0a5",
+            "e6410076700f4cd60fa4c6911b9cc17e94bcf550db7e7fe4bb8cc01a1dd46bcb",
+            "42c43bc08216ac141c0a65eee9b447b958d8837d8096220a00584c80c3f42a6c",
         ),
         (
             {"distribution": "normal", "stddev": 0.1},
-            "a0d0464f1038ec8dc918854674c6e69fe5b95707fd33c8fda99b691bfa289059",
-            "e8c586c1a827cc70c4d5d8e397dde228672974e7cae64fedcdb1856784cbe536",
+            "883adf9fec551b080c525fe77d359a842b02d90f81d1bc86773dc2fd06716141",
+            "81bf78d11671fd19e98b9b24afde91891529e9906346c2ec9204fe9a14d9eddf",
         ),
         (
             {"distribution": "truncated_normal", "stddev": 0.1},
-            "81234d922baa7b424367acf4289a0b20b6d234c9ba10c645121bc257c356a4e1",
-            "4d10cc84188318f54cb8f9cbe10bb07e592dc8f1a5d1c5b00adcf92836afd03e",
+            "f13b67f6ceed681440714a39ecd4de4e1c9c1717616f1b3e7e495a104bcb0f41",
+            "da3809df6c465b4533fb797564ee64464f89f2a76266b50aa761cc328ccf3cd7",
         ),
     ],
 )

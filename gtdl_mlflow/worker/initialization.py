@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 
-from . import random_streams
 from .layers import Convolution, Initializer
 from .network import Network, Node
+from .random_streams import Use, stream
 
 Weights = dict[str, np.ndarray]
 """Canonical float32 arrays by ``layer/array``: parameters and state, all that a network needs to classify."""
@@ -22,7 +22,7 @@ def weights(network: Network, seed: int) -> Weights:
     arrays: Weights = {}
     for node in network.nodes:
         for name, shape in node.parameters.items():
-            random = random_streams.weights(seed, len(arrays))
+            random = stream(Use.WEIGHTS, seed, len(arrays))
             arrays[f"{node.layer.name}/{name}"] = _sample(node.layer.initializer(name), shape, node, random)
     for name, mask in masks(network, seed).items():
         arrays[name] *= mask
@@ -38,7 +38,7 @@ def masks(network: Network, seed: int) -> dict[str, np.ndarray]:
     index = 0  # of the weights among all trainable arrays, so that a layer without parameters changes no mask
     for node in network.nodes:
         if isinstance(node.layer, Convolution) and node.layer.connections is not None:
-            random = random_streams.masks(seed, index)
+            random = stream(Use.MASKS, seed, index)
             mask = np.zeros((node.layer.filters, node.input[0], 1, 1), np.float32)
             for row in mask:
                 row[random.permutation(node.input[0])[: node.layer.connections]] = 1

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from . import random_streams
 from .job import BatchOrder, HeldOut, Training
 from .preprocessing import OPERATIONS, PreprocessingError, Statistics, check
+from .random_streams import Use, stream
 
 Batch = tuple[Any, Any]
 """Images, float32, in the adapter's layout, and labels, in the adapter's type; NumPy arrays or the adapter's own."""
@@ -172,7 +172,7 @@ def augmented(
     Each iteration has a random stream of its own.
     """
     for step, (images, labels) in enumerate(source, start):
-        yield preprocessing.augment(images, random_streams.augmentation(seed, step), layout), labels
+        yield preprocessing.augment(images, stream(Use.AUGMENTATION, seed, step), layout), labels
 
 
 def prefetched(source: Iterable[Batch], depth: int = 2) -> Generator[Batch, None, None]:
@@ -207,7 +207,7 @@ def prefetched(source: Iterable[Batch], depth: int = 2) -> Generator[Batch, None
 def _permutation(count: int, order: BatchOrder, seed: int, epoch: int) -> np.ndarray:
     if order is BatchOrder.sequential:
         return np.arange(count)
-    return random_streams.batch_order(seed, epoch).permutation(count)
+    return stream(Use.BATCH_ORDER, seed, epoch).permutation(count)
 
 
 def test_batches(images: Any, size: int) -> Iterator[Any]:

@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from . import initialization, numpy_network, random_streams
+from . import initialization, numpy_network
 from .assembly import build_model
 from .frameworks.base import Adapter
 from .inputs import aligned, batches, test_batches, to_layout
 from .job import BatchOrder, Job, Optimizer, Training
 from .network import expand_blocks
+from .random_streams import Use, stream
 
 IMAGES, BATCH, STEPS, RATE = 8, 4, 10, 0.001
 
@@ -41,7 +42,7 @@ def check(job: Job, adapter_class: type[Adapter]) -> dict[str, float]:
     job = replace(job, layers=well_conditioned(job.layers), training=_plain_sgd(job.training))
     _, model, network = build_model(job, adapter_class)
     weights, masks = initialization.weights(network, job.seed), initialization.masks(network, job.seed)
-    random = random_streams.parity(job.seed)
+    random = stream(Use.PARITY, job.seed)
     images = random.standard_normal((IMAGES, *network.nodes[0].input)).astype(np.float32)
     labels = random.randint(0, job.classes, IMAGES)
 

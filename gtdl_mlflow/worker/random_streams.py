@@ -1,55 +1,42 @@
-"""Named random streams: one function for every use of a run's seed.
+"""Named random streams: every use of a run's seed has a stream of its own.
 
-All streams but ``step_seed`` are ``RandomState`` and not ``Generator``, because the frameworks need different versions
-of NumPy and only the older stream is frozen across all of them (NEP 19).
+A key is always (use, seed, index). ``SeedSequence`` hashes it to 128 bits (the construction of M. O'Neill's
+``seed_seq_fe``), so different keys give unrelated streams. ``RandomState`` alone would not do: it repeats a list of
+numbers and adds their positions, so the lists ``[8, 7]`` and ``[8, 7, 6]`` give the same stream.
 
-The keys are such that no two uses share a stream:
-
-* Keys of equal length differ in their second element, which identifies the use; among the keys of two elements there is
-  one use only.
-* Keys of different length need care. ``RandomState`` adds ``key[j] + j`` to its state word by word and repeats the key
-  until all 624 words are done, so two keys are equivalent if these repeated sums agree: ``[8, 7]`` and ``[8, 7, 6]``
-  give the same stream. A key of four elements can agree with a shorter one only if its second and fourth sums are equal
-  (every shorter period forces that). With a fourth element of 0 the sums are ``id + 1`` and ``3``, so any id but 2 is
-  safe.
-
-The keys of two and three elements predate this rule and stay as they are, so that results remain comparable. They agree
-for two seeds only: seed 8 (array 7 and the order of epoch 6) and seed 14 (array 13 and the augmentation of step 12).
+The streams are ``RandomState`` and not ``Generator``, because the frameworks need different versions of NumPy and only
+the older distributions are frozen across all of them (NEP 19).
 """
 
 from __future__ import annotations
 
+from enum import IntEnum
+
 import numpy as np
 
 
-def weights(seed: int, array: int) -> np.random.RandomState:
-    """Return the stream of the initial values of the trainable array number ``array``."""
-    return np.random.RandomState([seed, array])
+class Use(IntEnum):
+    """Uses of a seed, with the meaning of their index. Numbers are never reused: results depend on them."""
+
+    WEIGHTS = 0
+    """Initial values; index of the trainable array."""
+    MASKS = 1
+    """Connection masks; index of the trainable array."""
+    BATCH_ORDER = 2
+    """Order of the training images; epoch."""
+    AUGMENTATION = 3
+    """Augmentation of a training batch; iteration."""
+    FRAMEWORK = 4
+    """Seeds of the frameworks' own generators (dropout); iteration."""
+    PARITY = 5
+    """Images and labels of the parity check; 0."""
 
 
-def batch_order(seed: int, epoch: int) -> np.random.RandomState:
-    """Return the stream of the order of the training images in ``epoch``."""
-    return np.random.RandomState([seed, 7, epoch])
+def stream(use: Use, seed: int, index: int = 0) -> np.random.RandomState:
+    """Return the stream of a use. ``seed`` and ``index`` are below 2**32."""
+    return np.random.RandomState(np.random.MT19937(np.random.SeedSequence([use, seed, index])))
 
 
-def augmentation(seed: int, step: int) -> np.random.RandomState:
-    """Return the stream of the augmentation of the batch of training iteration ``step``."""
-    return np.random.RandomState([seed, 13, step])
-
-
-def masks(seed: int, array: int) -> np.random.RandomState:
-    """Return the stream of the connection mask of the trainable array number ``array``."""
-    return np.random.RandomState([seed, 1, array, 0])
-
-
-def parity(seed: int) -> np.random.RandomState:
-    """Return the stream of the images and labels of the parity check."""
-    return np.random.RandomState([seed, 11, 0, 0])
-
-
-def step_seed(seed: int, step: int) -> int:
-    """Return the seed, below 2**31, of a framework's own generator in training iteration ``step``.
-
-    ``SeedSequence`` hashes its key, so these seeds are unrelated to the streams above.
-    """
-    return int(np.random.SeedSequence([seed, 17, step]).generate_state(1)[0] >> 1)
+def framework_seed(seed: int, iteration: int) -> int:
+    """Return the seed, below 2**31, of a framework's own generator in a training iteration."""
+    return int(np.random.SeedSequence([Use.FRAMEWORK, seed, iteration]).generate_state(1)[0] >> 1)

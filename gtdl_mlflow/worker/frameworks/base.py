@@ -10,12 +10,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from .. import random_streams
 from ..initialization import Weights
 from ..inputs import Batch
 from ..job import Training, WeightDecayOn
 from ..layers import Dense, Layer
 from ..network import Network
+from ..random_streams import framework_seed
 
 Implementation = TypeVar("Implementation")
 
@@ -41,7 +41,7 @@ class Setup:
 
     def step_seed(self, step: int) -> int:
         """Return a seed below 2**31 for one step, for frameworks whose generator state cannot be saved."""
-        return random_streams.step_seed(self.seed, step)
+        return framework_seed(self.seed, step)
 
     def lr_multiplier(self, name: str) -> float:
         """Return the multiple of the learning rate that applies to the parameter ``layer/array``."""
