@@ -13,7 +13,6 @@ from .config import Config, ConfigError, check
 from .config.job import create_job
 from .datasets import PreparedDataset
 from .environments import Environment
-from .environments.pip_settings import SettingsUnreadable
 from .hardware import device_lock, peak
 from .progress import ProgressLine
 from .tracking.identity import checkpoint_folder, identity
@@ -72,7 +71,7 @@ def run(config: Config, folder: Path, position: SweepPosition | None = None) -> 
 def _started_early(config: Config, folder: Path) -> WorkerProcess:
     """Return the run's worker. Its interpreter starts while MLflow creates the run, if its environment exists."""
     worker = WorkerProcess(folder, config.threads, config.speed_settings.environment)
-    with suppress(OSError, SettingsUnreadable, WorkerFailed):  # run() fails in the same way and records the reason
+    with suppress(OSError, WorkerFailed):  # run() fails in the same way and records the reason
         if environment := environments.find(config.framework, config.hardware.device):
             worker.start(environment.python)
     return worker

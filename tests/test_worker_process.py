@@ -184,23 +184,6 @@ def test_exit_reason_has_the_name_of_the_signal() -> None:
     assert worker_process._exit_reason(-signal.SIGTERM) == "was killed by SIGTERM"
 
 
-def test_worker_runs_exit_handlers_and_destroys_no_objects_at_its_end() -> None:
-    worker = Path(worker_process.__file__).parent / "worker" / "__main__.py"
-    program = f"""
-import atexit, os, runpy, sys
-class Framework:
-    def __del__(self, write=os.write): write(2, b"object destroyed")
-framework = Framework()
-atexit.register(print, "exit handler", file=sys.stderr)
-sys.argv = ["worker"]
-runpy.run_path({str(worker)!r}, run_name="__main__")
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2  # no job was given
-    assert "exit handler" in done.stderr
-    assert "object destroyed" not in done.stderr
-
-
 @pytest.mark.slow
 def test_waiting_time_of_an_early_interpreter_is_not_measured(tmp_path: Path) -> None:
     composed = config.compose(["framework=reference", "training.epochs=1"])

@@ -8,7 +8,6 @@ standard input.
 
 from __future__ import annotations
 
-import atexit
 import os
 import signal
 import sys
@@ -76,9 +75,4 @@ def end_with_driver(driver: int) -> None:
 
 
 if __name__ == "__main__":
-    status = main(sys.argv[1:])
-    # Run the exit handlers of the framework, but skip the destruction of its objects, which takes up to half a second.
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
+    sys.exit(main(sys.argv[1:]))
