@@ -51,15 +51,16 @@ def write_csv(path: Path, header: Sequence[Any], rows: Iterable[Sequence[Any]]) 
         csv.writer(file).writerows([header, *rows])
 
 
-def folder_lock(folder: Path) -> filelock.FileLock:
-    """Return the lock of ``folder``: a file beside it. The lock is released when its process ends."""
-    return filelock.FileLock(folder.with_name(f"{folder.name}.lock"))
+def lock_for(path: Path) -> filelock.FileLock:
+    """Return the lock of a file or folder: a file beside it. The lock is released when its process ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return filelock.FileLock(path.with_name(f"{path.name}.lock"))
 
 
 @contextmanager
 def hold_folder_lock(folder: Path) -> Iterator[None]:
     """Hold the lock of ``folder``. Wait while another process holds it, and print that."""
-    lock = folder_lock(folder)
+    lock = lock_for(folder)
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:

@@ -85,12 +85,12 @@ _ALL = (
            label="training throughput"),
     Metric("train/steady_state_images_per_s", "images/s", "Training throughput after the warm-up steps.", HIGHER),
     Metric("train/first_step_s", "s", "First training step.", LOWER),
-    Metric("train/first_step_overhead_s", "s", "First training step minus a step after the warm-up: what is compiled or "
+    Metric("train/first_step_overhead_s", "s", "First training step minus a step after the warm-up: what it compiles or "
            "allocated in it.", LOWER),
-    Metric("train/evaluation_s", "s", "Evaluations on the test set, with the clock stopped.", LOWER, phase="evaluation"),
-    Metric("train/validation_s", "s", "Validations of early stopping, with the clock stopped.", LOWER,
+    Metric("train/evaluation_s", "s", "Evaluations on the test set, clock stopped.", LOWER, phase="evaluation"),
+    Metric("train/validation_s", "s", "Validations of early stopping, clock stopped.", LOWER,
            phase="validation"),
-    Metric("train/checkpoint_s", "s", "Checkpoints, with the clock stopped.", LOWER, phase="checkpoints"),
+    Metric("train/checkpoint_s", "s", "Checkpoints, clock stopped.", LOWER, phase="checkpoints"),
     Metric("train/cpu_utilization_percent", "%", "CPU time of the training, relative to its time on all threads."),
     Metric("train/iterations", "", "Training steps."),
     Metric("train/best_iteration", "", "Step with the lowest validation error, whose model is tested.",
@@ -123,7 +123,7 @@ _ALL = (
     # Single operations.
     Metric("latency/time_s", "s", "Timing of single operations.", LOWER, requires="`latency.repeats` above 0",
            phase="single operations"),
-    *(Metric(f"train_step/p{rank}_ms", "ms", f"{rank}th percentile of a training step that waits for the device.", LOWER,
+    *(Metric(f"train_step/p{rank}_ms", "ms", f"{rank}th percentile of a synchronised training step.", LOWER,
              requires="`latency.repeats` above 0") for rank in (50, 90, 99)),
     Metric("train_step/samples", "", "Training steps that were timed.", requires="`latency.repeats` above 0"),
     *(Metric(f"inference/p{rank}_ms", "ms", f"{rank}th percentile of the time to classify a batch.", LOWER,

@@ -1,4 +1,4 @@
-"""Every MLflow tag that this project sets, once: its name and what it holds. ``docs/metrics.md`` is generated from it."""
+"""Every MLflow tag that this project sets: its name and what it holds. docs/metrics.md is generated from it."""
 
 from __future__ import annotations
 

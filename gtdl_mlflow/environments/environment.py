@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import filelock
 from packaging.specifiers import SpecifierSet
 
-from ..files import cache_dir, folder_lock, write_atomically
+from ..files import cache_dir, lock_for, write_atomically
 
 if TYPE_CHECKING:  # the schema imports Hydra
     from .. import config
@@ -92,7 +92,7 @@ def remove(framework_name: str) -> list[Path]:
         if folder.name.rsplit("-", 3)[0] != framework_name:
             continue
         try:
-            with folder_lock(folder).acquire(timeout=0):
+            with lock_for(folder).acquire(timeout=0):
                 (folder / FINISHED).unlink(missing_ok=True)  # first: a kill must not leave a folder that looks complete
                 shutil.rmtree(folder)
         except filelock.Timeout as error:

@@ -18,7 +18,7 @@ from ..config import Config
 from ..console import info
 from ..datasets import PreparedDataset
 from ..environments import Environment
-from ..files import cache_dir, folder_lock, write_atomically
+from ..files import cache_dir, lock_for, write_atomically
 
 OWNER = "run.json"
 """File in a checkpoint folder that names the run that wrote the checkpoints."""
@@ -85,7 +85,7 @@ def checkpoint_folder(
     """
     folder = cache_dir() / "checkpoints" / f"{framework}-{run_identity.hash()}"
     folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = folder_lock(folder)
+    lock = lock_for(folder)
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:

@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import filelock
 import mlflow
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.tracking import MlflowClient
@@ -27,7 +26,7 @@ from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 
 from .. import tags
-from ..files import cache_dir, write_atomically
+from ..files import cache_dir, lock_for, write_atomically
 from ..redaction import redact
 from .processes import PROCESS_GONE, is_alive, this_process
 from .store import TrackerUnreachable, TrackingFailed, connect, translate_errors, with_credentials
@@ -263,7 +262,8 @@ def replay(uri: str | None = None) -> Iterator[ReplayResult]:
             record.status == "RUNNING" and is_alive(record.process) is not False
         ):
             continue
-        with filelock.FileLock(_path(record.key).with_suffix(".lock")):
+        lock = lock_for(_path(record.key))
+        with lock:
             if not _path(record.key).exists():
                 continue  # delivered by another process
             record = _read(_path(record.key))
@@ -279,7 +279,7 @@ def replay(uri: str | None = None) -> Iterator[ReplayResult]:
             discard(record)
             shutil.rmtree(Path(record.folder) / STAGING, ignore_errors=True)
             yield ReplayResult(record)
-        _path(record.key).with_suffix(".lock").unlink(missing_ok=True)
+        Path(lock.lock_file).unlink(missing_ok=True)
 
 
 def _slices(items: list[Any], size: int) -> Iterable[list[Any]]:

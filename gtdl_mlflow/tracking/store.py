@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
-import filelock
 import mlflow
 from mlflow.entities import Run
 from mlflow.store.db.db_types import DATABASE_ENGINES
@@ -19,7 +18,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 from sqlalchemy.exc import SQLAlchemyError
 
 from .. import tags
-from ..files import cache_dir
+from ..files import cache_dir, lock_for
 from ..redaction import VARIABLE, redact
 
 logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -87,9 +86,7 @@ def connect(uri: str) -> MlflowClient:
 def _create_tables(uri: str) -> None:
     """Open a database under a lock: MLflow lets one of two processes fail that both create its tables."""
     name = hashlib.sha256(redact(uri).encode()).hexdigest()[:16]
-    path = cache_dir() / "trackers" / f"{name}.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(path):
+    with lock_for(cache_dir() / "trackers" / name):
         MlflowClient(uri).search_experiments(max_results=1)
 
 
