@@ -85,8 +85,8 @@ _ALL = (
            label="training throughput"),
     Metric("train/steady_state_images_per_s", "images/s", "Training throughput after the warm-up steps.", HIGHER),
     Metric("train/first_step_s", "s", "First training step.", LOWER),
-    Metric("train/first_step_overhead_s", "s", "First training step minus a step after the warm-up: what it compiles or "
-           "allocated in it.", LOWER),
+    Metric("train/first_step_overhead_s", "s", "First training step minus a step after the warm-up: compilation and "
+           "allocation.", LOWER),
     Metric("train/evaluation_s", "s", "Evaluations on the test set, clock stopped.", LOWER, phase="evaluation"),
     Metric("train/validation_s", "s", "Validations of early stopping, clock stopped.", LOWER,
            phase="validation"),
