@@ -18,7 +18,7 @@ from ...inputs import ALIGNMENT, Batch, address, consecutive
 from ...job import Optimizer
 from ...network import Node
 from ..base import Adapter, Setup
-from .network import ForwardPass, logits
+from .network import TensorFlowForward, logits
 
 
 class TensorFlow(Adapter):
@@ -228,8 +228,8 @@ class TensorFlow(Adapter):
             outputs = outputs.write(batch, logits(images[batch], self._forward_pass(values)))
         return outputs.stack()
 
-    def _forward_pass(self, values: dict[str, tf.Tensor], step: tf.Tensor | None = None) -> ForwardPass:
-        return ForwardPass(self._setup.network, values, self._statistics, self._setup.seed, step)
+    def _forward_pass(self, values: dict[str, tf.Tensor], step: tf.Tensor | None = None) -> TensorFlowForward:
+        return TensorFlowForward(self._setup.network, values, self._statistics, self._setup.seed, step)
 
     def _step(self, images: tf.Tensor, labels: tf.Tensor, scalars: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
         values = {name: value.read_value() for name, value in self._variables.items()}

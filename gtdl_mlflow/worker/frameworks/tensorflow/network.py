@@ -17,7 +17,7 @@ from ..base import implementation
 
 
 @dataclass(frozen=True)
-class ForwardPass:
+class TensorFlowForward:
     """What the layers of one forward pass share."""
 
     network: Network
@@ -30,7 +30,7 @@ class ForwardPass:
     """Number of the training step, int64; None in inference: no dropout, running statistics instead of the batch's."""
 
 
-def logits(images: tf.Tensor, forward: ForwardPass) -> tf.Tensor:
+def logits(images: tf.Tensor, forward: TensorFlowForward) -> tf.Tensor:
     """Return the logits of one batch of images."""
     outputs = {IMAGES: images}
     for position, node in enumerate(forward.network.nodes):
@@ -39,21 +39,25 @@ def logits(images: tf.Tensor, forward: ForwardPass) -> tf.Tensor:
     return outputs[position]
 
 
-def _convolution(layer: layers.Convolution, node: Node, inputs: list[tf.Tensor], forward: ForwardPass) -> tf.Tensor:
+def _convolution(
+    layer: layers.Convolution, node: Node, inputs: list[tf.Tensor], forward: TensorFlowForward
+) -> tf.Tensor:
     weights = forward.parameters[f"{layer.name}/weights"]
     padding = _native_padding(layer, layer.kernel, node) or _explicit_padding(node.pads)
     value = tf.nn.conv2d(inputs[0], weights, layer.stride, padding)
     return value if layer.biases is None else tf.nn.bias_add(value, forward.parameters[f"{layer.name}/biases"])
 
 
-def _max_pool(layer: layers.MaxPool, node: Node, inputs: list[tf.Tensor], forward: ForwardPass) -> tf.Tensor:
+def _max_pool(layer: layers.MaxPool, node: Node, inputs: list[tf.Tensor], forward: TensorFlowForward) -> tf.Tensor:
     value, padding = inputs[0], _native_padding(layer, layer.size, node)
     if padding is None:
         value = tf.pad(value, _explicit_padding(node.pads), constant_values=value.dtype.min)
     return tf.nn.max_pool2d(value, layer.size, layer.stride, padding or "VALID")
 
 
-def _average_pool(layer: layers.AveragePool, node: Node, inputs: list[tf.Tensor], forward: ForwardPass) -> tf.Tensor:
+def _average_pool(
+    layer: layers.AveragePool, node: Node, inputs: list[tf.Tensor], forward: TensorFlowForward
+) -> tf.Tensor:
     padding = _native_padding(layer, layer.size, node)
     if padding is not None:  # SAME leaves padding out of the mean
         return tf.nn.avg_pool2d(inputs[0], layer.size, layer.stride, padding)
@@ -64,18 +68,18 @@ def _average_pool(layer: layers.AveragePool, node: Node, inputs: list[tf.Tensor]
 
 
 def _global_average_pool(
-    layer: layers.GlobalAveragePool, node: Node, inputs: list[tf.Tensor], forward: ForwardPass
+    layer: layers.GlobalAveragePool, node: Node, inputs: list[tf.Tensor], forward: TensorFlowForward
 ) -> tf.Tensor:
     return tf.reduce_mean(inputs[0], (1, 2), keepdims=True)
 
 
-def _dense(layer: layers.Dense, node: Node, inputs: list[tf.Tensor], forward: ForwardPass) -> tf.Tensor:
+def _dense(layer: layers.Dense, node: Node, inputs: list[tf.Tensor], forward: TensorFlowForward) -> tf.Tensor:
     value = tf.reshape(inputs[0], (-1, int(np.prod(node.input))))
     product = tf.matmul(value, forward.parameters[f"{layer.name}/weights"])
     return tf.nn.bias_add(product, forward.parameters[f"{layer.name}/biases"])
 
 
-def _dropout(layer: layers.Dropout, node: Node, inputs: list[tf.Tensor], forward: ForwardPass) -> tf.Tensor:
+def _dropout(layer: layers.Dropout, node: Node, inputs: list[tf.Tensor], forward: TensorFlowForward) -> tf.Tensor:
     if forward.step is None or layer.keep == 1:
         return inputs[0]
     position = forward.network.nodes.index(node)
@@ -84,13 +88,13 @@ def _dropout(layer: layers.Dropout, node: Node, inputs: list[tf.Tensor], forward
 
 
 def _local_response_normalization(
-    layer: layers.LocalResponseNormalization, node: Node, inputs: list[tf.Tensor], forward: ForwardPass
+    layer: layers.LocalResponseNormalization, node: Node, inputs: list[tf.Tensor], forward: TensorFlowForward
 ) -> tf.Tensor:
     return tf.nn.local_response_normalization(inputs[0], layer.radius, layer.bias, layer.alpha, layer.beta)
 
 
 def _batch_normalization(
-    layer: layers.BatchNormalization, node: Node, inputs: list[tf.Tensor], forward: ForwardPass
+    layer: layers.BatchNormalization, node: Node, inputs: list[tf.Tensor], forward: TensorFlowForward
 ) -> tf.Tensor:
     beta = forward.parameters[f"{layer.name}/beta"]
     gamma = forward.parameters[f"{layer.name}/gamma"] if layer.scale else tf.ones_like(beta)
@@ -105,19 +109,19 @@ def _batch_normalization(
     return normalized.y
 
 
-def _add(layer: layers.Add, node: Node, inputs: list[tf.Tensor], forward: ForwardPass) -> tf.Tensor:
+def _add(layer: layers.Add, node: Node, inputs: list[tf.Tensor], forward: TensorFlowForward) -> tf.Tensor:
     return inputs[0] + inputs[1]
 
 
-def _relu(layer: layers.Relu, node: Node, inputs: list[tf.Tensor], forward: ForwardPass) -> tf.Tensor:
+def _relu(layer: layers.Relu, node: Node, inputs: list[tf.Tensor], forward: TensorFlowForward) -> tf.Tensor:
     return tf.nn.relu(inputs[0])
 
 
-def _tanh(layer: layers.Tanh, node: Node, inputs: list[tf.Tensor], forward: ForwardPass) -> tf.Tensor:
+def _tanh(layer: layers.Tanh, node: Node, inputs: list[tf.Tensor], forward: TensorFlowForward) -> tf.Tensor:
     return tf.tanh(inputs[0])
 
 
-LAYERS: dict[type[Layer], Callable[[Any, Node, list[tf.Tensor], ForwardPass], tf.Tensor]] = {
+LAYERS: dict[type[Layer], Callable[[Any, Node, list[tf.Tensor], TensorFlowForward], tf.Tensor]] = {
     layers.Convolution: _convolution,
     layers.MaxPool: _max_pool,
     layers.AveragePool: _average_pool,

@@ -20,7 +20,7 @@ from ...inputs import Batch
 from ...job import Optimizer
 from ..base import Adapter, Setup
 from . import BLAS, OPENMP
-from .network import ForwardPass, Symbol, logits
+from .network import Symbol, TheanoForward, logits
 
 
 class Theano(Adapter):
@@ -53,7 +53,7 @@ class Theano(Adapter):
     def _compile_predictor(self) -> None:
         if self._predictor is None:
             images = tensor.tensor4("images")
-            forward = ForwardPass({**self._evaluated, **self._state})
+            forward = TheanoForward({**self._evaluated, **self._state})
             self._predictor = theano.function([images], logits(self._setup.network, images, forward))
             self._predictor.trust_input = True
 
@@ -144,7 +144,7 @@ def _compile_training_step(
     scalars = [rate]
     seeds = np.random.RandomState(setup.seed).randint(1, 2**31 - 2**18, 6)  # below both of the generator's moduli
     random = MRG_RandomStream([int(seed) for seed in seeds])
-    forward = ForwardPass({**weights, **state}, random, training.batch_size)
+    forward = TheanoForward({**weights, **state}, random, training.batch_size)
     loss = crossentropy_softmax_1hot(logits(setup.network, images, forward), labels)[0].mean()
     if training.optimizer is Optimizer.adam:
         scalars.append(tensor.fscalar("epsilon"))

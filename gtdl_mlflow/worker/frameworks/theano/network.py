@@ -26,7 +26,7 @@ Symbol = Any
 
 
 @dataclass
-class ForwardPass:
+class TheanoForward:
     """What the layers of one forward pass share."""
 
     values: dict[str, Symbol]
@@ -39,7 +39,7 @@ class ForwardPass:
     """Running statistics after a training step, by canonical name; filled by the layers."""
 
 
-def logits(network: Network, images: Symbol, forward: ForwardPass) -> Symbol:
+def logits(network: Network, images: Symbol, forward: TheanoForward) -> Symbol:
     """Return the logits of a batch of images."""
     values = {IMAGES: images}
     for position, node in enumerate(network.nodes):
@@ -48,7 +48,7 @@ def logits(network: Network, images: Symbol, forward: ForwardPass) -> Symbol:
     return values[position]
 
 
-def _convolution(layer: layers.Convolution, node: Node, inputs: list[Symbol], forward: ForwardPass) -> Symbol:
+def _convolution(layer: layers.Convolution, node: Node, inputs: list[Symbol], forward: TheanoForward) -> Symbol:
     shapes = (forward.batch_size, *node.input), node.parameters["weights"]
     weights, stride = forward.values[f"{layer.name}/weights"], (layer.stride, layer.stride)
     value = conv2d(inputs[0], weights, *shapes, border_mode=node.pads, subsample=stride, filter_flip=False)
@@ -57,13 +57,13 @@ def _convolution(layer: layers.Convolution, node: Node, inputs: list[Symbol], fo
     return value + forward.values[f"{layer.name}/biases"].dimshuffle("x", 0, "x", "x")
 
 
-def _max_pool(layer: layers.MaxPool, node: Node, inputs: list[Symbol], forward: ForwardPass) -> Symbol:
+def _max_pool(layer: layers.MaxPool, node: Node, inputs: list[Symbol], forward: TheanoForward) -> Symbol:
     if arguments := _native_pooling(layer, node):
         return _crop(node, pool_2d(inputs[0], *arguments))
     return _pool_padded(layer, _pad(node, inputs[0], -np.inf))
 
 
-def _average_pool(layer: layers.AveragePool, node: Node, inputs: list[Symbol], forward: ForwardPass) -> Symbol:
+def _average_pool(layer: layers.AveragePool, node: Node, inputs: list[Symbol], forward: TheanoForward) -> Symbol:
     arguments = _native_pooling(layer, node)
     if arguments and arguments[-1] == (0, 0):
         return _crop(node, pool_2d(inputs[0], *arguments, mode="average_exc_pad"))
@@ -75,13 +75,13 @@ def _average_pool(layer: layers.AveragePool, node: Node, inputs: list[Symbol], f
     return sums * tensor.constant((1 / node.cells)[None, None].astype(np.float32))
 
 
-def _dense(layer: layers.Dense, node: Node, inputs: list[Symbol], forward: ForwardPass) -> Symbol:
+def _dense(layer: layers.Dense, node: Node, inputs: list[Symbol], forward: TheanoForward) -> Symbol:
     [value] = inputs
     flat = value.reshape((-1, int(np.prod(node.input)))) if value.ndim > 2 else value
     return tensor.dot(flat, forward.values[f"{layer.name}/weights"]) + forward.values[f"{layer.name}/biases"]
 
 
-def _dropout(layer: layers.Dropout, node: Node, inputs: list[Symbol], forward: ForwardPass) -> Symbol:
+def _dropout(layer: layers.Dropout, node: Node, inputs: list[Symbol], forward: TheanoForward) -> Symbol:
     if forward.random is None or layer.keep == 1:
         return inputs[0]
     mask = forward.random.binomial((forward.batch_size, *node.input), p=layer.keep, dtype="float32")
@@ -89,7 +89,7 @@ def _dropout(layer: layers.Dropout, node: Node, inputs: list[Symbol], forward: F
 
 
 def _local_response_normalization(
-    layer: layers.LocalResponseNormalization, node: Node, inputs: list[Symbol], forward: ForwardPass
+    layer: layers.LocalResponseNormalization, node: Node, inputs: list[Symbol], forward: TheanoForward
 ) -> Symbol:
     # Theano has no such layer; the sums over neighbouring channels are a 1x1 convolution with a band of ones.
     [images], channels = inputs, node.input[0]
@@ -100,7 +100,7 @@ def _local_response_normalization(
 
 
 def _batch_normalization(
-    layer: layers.BatchNormalization, node: Node, inputs: list[Symbol], forward: ForwardPass
+    layer: layers.BatchNormalization, node: Node, inputs: list[Symbol], forward: TheanoForward
 ) -> Symbol:
     if layer.epsilon < SMALLEST_EPSILON:
         raise NotImplementedError(
@@ -118,7 +118,7 @@ def _batch_normalization(
     return normalized
 
 
-LAYERS: dict[type[Layer], Callable[[Any, Node, list[Symbol], ForwardPass], Symbol]] = {
+LAYERS: dict[type[Layer], Callable[[Any, Node, list[Symbol], TheanoForward], Symbol]] = {
     layers.Convolution: _convolution,
     layers.MaxPool: _max_pool,
     layers.AveragePool: _average_pool,

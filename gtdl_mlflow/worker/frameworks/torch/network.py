@@ -62,7 +62,7 @@ class TorchNetwork(nn.Module):
         return values[len(self._sources) - 1]
 
 
-class Convolution(nn.Conv2d):
+class PaddedConv2d(nn.Conv2d):
     """Convolution whose padding may differ from side to side."""
 
     def __init__(self, layer: layers.Convolution, node: Node) -> None:
@@ -77,7 +77,7 @@ class Convolution(nn.Conv2d):
         return self._conv_forward(images, self.weight, self.bias)
 
 
-class MaxPool(nn.MaxPool2d):
+class PaddedMaxPool2d(nn.MaxPool2d):
     """Max-pooling whose padding may differ from side to side."""
 
     def __init__(self, layer: layers.MaxPool, node: Node) -> None:
@@ -94,7 +94,7 @@ class MaxPool(nn.MaxPool2d):
         return super().forward(images)
 
 
-class AveragePool(nn.Module):
+class CountedAvgPool2d(nn.Module):
     """Mean of the cells of each window that lie inside the image."""
 
     def __init__(self, layer: layers.AveragePool, node: Node) -> None:
@@ -116,14 +116,14 @@ class AveragePool(nn.Module):
         return F.avg_pool2d(images, size, stride, ceil_mode=self._ceil_mode, count_include_pad=False)
 
 
-class Dense(nn.Linear):
+class FlattenLinear(nn.Linear):
     """Dense layer that first flattens its input, channels slowest, whatever the memory format."""
 
     def forward(self, images: Tensor) -> Tensor:
         return super().forward(images.flatten(1))
 
 
-class BatchNormalization(nn.Module):
+class OptionalGammaBatchNorm2d(nn.Module):
     """Batch normalization with an optional gamma; PyTorch's momentum is the share of the new batch."""
 
     running_mean: Tensor
@@ -149,14 +149,14 @@ class BatchNormalization(nn.Module):
         )
 
 
-class Add(nn.Module):
+class Sum(nn.Module):
     """Sum of two outputs."""
 
     def forward(self, one: Tensor, other: Tensor) -> Tensor:
         return one + other
 
 
-class Tanh(nn.Module):
+class TanhActivation(nn.Module):
     """Hyperbolic tangent, optionally in place."""
 
     def __init__(self, in_place: bool) -> None:
@@ -174,17 +174,17 @@ def _local_response_normalization(layer: layers.LocalResponseNormalization) -> n
 
 
 LAYERS: dict[type[Layer], Callable[[Any, Node, bool], nn.Module]] = {
-    layers.Convolution: lambda layer, node, in_place: Convolution(layer, node),
-    layers.MaxPool: lambda layer, node, in_place: MaxPool(layer, node),
-    layers.AveragePool: lambda layer, node, in_place: AveragePool(layer, node),
+    layers.Convolution: lambda layer, node, in_place: PaddedConv2d(layer, node),
+    layers.MaxPool: lambda layer, node, in_place: PaddedMaxPool2d(layer, node),
+    layers.AveragePool: lambda layer, node, in_place: CountedAvgPool2d(layer, node),
     layers.GlobalAveragePool: lambda layer, node, in_place: nn.AdaptiveAvgPool2d(1),
-    layers.Dense: lambda layer, node, in_place: Dense(*node.parameters["weights"]),
+    layers.Dense: lambda layer, node, in_place: FlattenLinear(*node.parameters["weights"]),
     layers.Dropout: lambda layer, node, in_place: nn.Dropout(1 - layer.keep),
     layers.LocalResponseNormalization: lambda layer, node, in_place: _local_response_normalization(layer),
-    layers.BatchNormalization: lambda layer, node, in_place: BatchNormalization(layer, node),
-    layers.Add: lambda layer, node, in_place: Add(),
+    layers.BatchNormalization: lambda layer, node, in_place: OptionalGammaBatchNorm2d(layer, node),
+    layers.Add: lambda layer, node, in_place: Sum(),
     layers.Relu: lambda layer, node, in_place: nn.ReLU(in_place),
-    layers.Tanh: lambda layer, node, in_place: Tanh(in_place),
+    layers.Tanh: lambda layer, node, in_place: TanhActivation(in_place),
 }
 """Functions (layer, node, whether the layer may overwrite its input) that create the module of a layer."""
 
