@@ -52,7 +52,7 @@ def measure(folder: Path, count: int) -> None:
     subprocess.run(run, cwd=folder, env=environment, check=True, capture_output=True, timeout=TIMEOUT_S)
     multiply(folder / "mlflow.db", count)
     code = (
-        "import resource, sys; from gtdl_mlflow import cli; status = cli.main(sys.argv[1:]);"
+        "import resource, sys; from gtdl_mlflow.cli import __main__ as cli; status = cli.main(sys.argv[1:]);"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024); sys.exit(status)"
     )
     report = [sys.executable, "-c", code, "report", "--output", str(folder / "report.html")]

@@ -220,8 +220,8 @@ def protocol(chosen: config.Dataset) -> list[str]:
     split = ""  # otherwise the reader's docstring describes it
     if chosen.split_seed is not None:
         split = (
-            f"The split is drawn with `dataset.split_seed={chosen.split_seed}`: at most {chosen.train_per_class} images "
-            f"per class for training, and at most {chosen.test_per_class} of the others for testing."
+            f"The split is drawn with `dataset.split_seed={chosen.split_seed}`: at most {chosen.train_per_class} "
+            f"images per class for training, and at most {chosen.test_per_class} of the others for testing."
         )
     elif chosen.archives or chosen.downloads:
         split = "The split into training and test set is the publisher's."

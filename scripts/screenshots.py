@@ -20,7 +20,7 @@ from socket import socket
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
-from gtdl_mlflow import cli
+from gtdl_mlflow.cli import __main__ as cli
 from gtdl_mlflow.metrics import HEADLINE
 from gtdl_mlflow.report import ui
 from gtdl_mlflow.report.runs import connect

@@ -11,7 +11,8 @@ import pytest
 from helpers.planted_runs import make_finished_run, make_run, plant
 from mlflow.entities import Run
 
-from gtdl_mlflow import cli, tags
+from gtdl_mlflow import tags
+from gtdl_mlflow.cli import __main__ as cli
 from gtdl_mlflow.report import check
 from gtdl_mlflow.report.runs import to_benchmark_run
 from gtdl_mlflow.report.stats import SEEDS_TO_PUBLISH

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from helpers.project import ROOT
 
-from gtdl_mlflow import cli
+from gtdl_mlflow.cli import __main__ as cli
 from gtdl_mlflow.cli import common
 from gtdl_mlflow.config import choices
 
@@ -38,7 +38,7 @@ def test_commands_and_their_verbs() -> None:
 
 def test_help_imports_no_library() -> None:
     code = (
-        "import sys; from gtdl_mlflow import cli\n"
+        "import sys; from gtdl_mlflow.cli import __main__ as cli\n"
         "try: cli.main(['--help'])\nexcept SystemExit as end: assert end.code == 0\n"
         "sys.exit(any(name in sys.modules for name in ('hydra', 'mlflow', 'numpy', 'torch')))"
     )
@@ -50,7 +50,7 @@ def test_help_imports_no_library() -> None:
 @pytest.mark.parametrize("arguments", ["env create nonsense", "data fetch nonsense", "answer framework=nonsense"])
 def test_wrong_request_does_not_import_mlflow(arguments: str) -> None:
     code = (
-        f"import sys; from gtdl_mlflow import cli; assert cli.main({arguments.split()}) == 2\n"
+        f"import sys; from gtdl_mlflow.cli import __main__ as cli; assert cli.main({arguments.split()}) == 2\n"
         "sys.exit('mlflow' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)

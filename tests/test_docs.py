@@ -15,7 +15,8 @@ import pytest
 import yaml
 from helpers.project import ROOT
 
-from gtdl_mlflow import cli, config, datasets
+from gtdl_mlflow import config, datasets
+from gtdl_mlflow.cli import __main__ as cli
 from gtdl_mlflow.config import CONF
 from gtdl_mlflow.files import datasets_dir
 from gtdl_mlflow.metrics import METRICS

@@ -18,7 +18,8 @@ import uv
 from helpers.project import ROOT, wait_until
 from helpers.wheels import DRIVER_PYTHON, write_wheel
 
-from gtdl_mlflow import cli, config
+from gtdl_mlflow import config
+from gtdl_mlflow.cli import __main__ as cli
 from gtdl_mlflow.environments import EnvironmentFailed, create, ensure, list_environments, remove
 from gtdl_mlflow.files import cache_dir
 

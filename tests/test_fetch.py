@@ -25,7 +25,8 @@ import pytest
 from helpers.data_files import configured
 from helpers.project import ROOT
 
-from gtdl_mlflow import cli, config
+from gtdl_mlflow import config
+from gtdl_mlflow.cli import __main__ as cli
 from gtdl_mlflow.config import Dataset, Download
 from gtdl_mlflow.datasets import DatasetError, prepare
 from gtdl_mlflow.datasets.fetch import fetch

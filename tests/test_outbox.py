@@ -14,7 +14,7 @@ from helpers.project import Command, runs, start, training_started, wait_until
 from helpers.servers import Server, failing_server, mlflow_server
 from mlflow.entities import Run
 
-from gtdl_mlflow import cli
+from gtdl_mlflow.cli import __main__ as cli
 from gtdl_mlflow.tracking import outbox, processes
 
 pytestmark = pytest.mark.slow

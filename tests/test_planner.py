@@ -203,7 +203,7 @@ def test_a_time_limit_that_is_too_short_is_one_line_and_no_run(store: str, tmp_p
 def test_an_answer_compares_the_frameworks_and_writes_a_report(
     store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("GTDL_DATA", str(tmp_path / "data"))  # without full MNIST
+    monkeypatch.setenv("GTDL_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "0")  # as `mlflow run . -e answer` sets it: the experiment Default
     done = answer("minutes=3", "--output", "verdict.html", "--hardware", "cpu_1core", "framework=torch,mxnet")
     assert done.returncode == 0, done.stderr
@@ -215,5 +215,5 @@ def test_an_answer_compares_the_frameworks_and_writes_a_report(
     cells = [run for run in runs if "gtdl.framework" in run.data.tags]
     assert {run.info.status for run in cells} == {"FINISHED"}
     assert {run.data.tags["gtdl.framework"] for run in cells} == {"torch", "mxnet"}
-    assert len(cells) in (2 * SEEDS, 4 * SEEDS)
+    assert len(cells) in (2 * SEEDS, 4 * SEEDS, 6 * SEEDS, 8 * SEEDS)  # with full MNIST, if a test has prepared it
     assert {run.data.params["hardware"] for run in cells} == {"cpu_1core"}

@@ -7,7 +7,7 @@ import pytest
 from helpers.planted_runs import make_finished_run, make_run, plant
 from mlflow.entities import Run
 
-from gtdl_mlflow import cli
+from gtdl_mlflow.cli import __main__ as cli
 from gtdl_mlflow.report import ranking
 from gtdl_mlflow.report.runs import to_benchmark_run
 

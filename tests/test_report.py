@@ -17,7 +17,8 @@ from helpers.servers import mlflow_server
 from mlflow.entities import Metric
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from gtdl_mlflow import cli, config, metrics, tags
+from gtdl_mlflow import config, metrics, tags
+from gtdl_mlflow.cli import __main__ as cli
 from gtdl_mlflow.config import display
 from gtdl_mlflow.report import page, published_figures, sections, ui
 from gtdl_mlflow.report.runs import to_benchmark_run

@@ -11,7 +11,7 @@ from helpers.planted_runs import make_finished_run, plant
 from helpers.project import Command
 from mlflow.entities import Metric
 
-from gtdl_mlflow import cli
+from gtdl_mlflow.cli import __main__ as cli
 from gtdl_mlflow.config import compose
 
 Row = dict[str, str]

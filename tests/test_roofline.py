@@ -14,7 +14,8 @@ import pytest
 from helpers.project import ROOT, Command, runs
 from mlflow import MlflowClient
 
-from gtdl_mlflow import charts, cli, config, environments
+from gtdl_mlflow import charts, config, environments
+from gtdl_mlflow.cli import __main__ as cli
 from gtdl_mlflow.config import Hardware
 from gtdl_mlflow.config.job import create_job
 from gtdl_mlflow.files import cache_dir

@@ -1,7 +1,50 @@
-"""``python -m gtdl_mlflow.cli``: the command ``gtdl``."""
+"""The command ``gtdl``: environments, data sets, undelivered runs, the machine, and reports.
 
+A verb is a function in one of the modules of ``ADD_VERBS`` and one line in that module's ``add``. Exit status:
+0 success, 1 failure, 2 wrong request. An error is one line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
 import sys
+from collections.abc import Sequence
 
-from . import main
+from .. import redaction
+from ..console import fail
+from . import answer, data, env, machine, reports, track
+from .common import CommandFailed
 
-sys.exit(main())
+# Verbs import what they need themselves, so that `gtdl --help` does not wait for Hydra, or one verb for the libraries
+# of another.
+
+ADD_VERBS = (env.add, data.add, track.add, machine.add, answer.add, reports.add)
+"""Functions that add the verbs of a module to the parser."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of ``gtdl``."""
+    root = argparse.ArgumentParser(prog="gtdl", description="Commands of the gtdl benchmark beside its runs.")
+    commands = root.add_subparsers(required=True, metavar="COMMAND")
+    for add in ADD_VERBS:
+        add(commands)
+    return root
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command ``gtdl`` and return its exit status."""
+    arguments = parser().parse_args(argv)
+    # Set before MLflow is imported, which sets up its loggers.
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    redaction.hide_credentials()
+    try:
+        return arguments.verb(arguments) or 0
+    except CommandFailed as error:
+        return fail(str(error), status=error.status)
+    except KeyboardInterrupt:
+        return fail("interrupted", status=130)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
