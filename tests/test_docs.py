@@ -87,6 +87,7 @@ def check_command(command: str) -> None:
         assert command.startswith(SHELL) or command == ". .venv/bin/activate", command
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("page", "command"), TYPED)
 def test_every_command_is_accepted(page: str, command: str) -> None:
     check_command(command)
