@@ -100,6 +100,7 @@ def test_every_rule_has_a_level_a_reason_and_a_check() -> None:
         assert rule["why"]
 
 
+@pytest.mark.slow
 def test_command_prints_and_tags_the_verdict(store: str, capsys: pytest.CaptureFixture[str]) -> None:
     for run in publishable_runs():
         plant(run)

@@ -47,6 +47,7 @@ def test_help_imports_no_library() -> None:
     assert "COMMAND" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", ["env create nonsense", "data fetch nonsense", "answer framework=nonsense"])
 def test_wrong_request_does_not_import_mlflow(arguments: str) -> None:
     code = (
@@ -96,6 +97,7 @@ def test_wrong_request_is_one_line_and_status_2(
     assert err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_data_list_shows_every_data_set_and_its_state(
     cache_folders: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

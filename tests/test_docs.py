@@ -119,6 +119,7 @@ def test_listing_commands_run(store: str, command: str) -> None:
     assert cli.main(shlex.split(command)[1:]) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", ["framework", "dataset"])
 def test_generated_pages_match_the_configuration(group: str) -> None:
     generator = runpy.run_path(str(ROOT / "scripts" / "generate_docs.py"))

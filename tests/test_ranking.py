@@ -179,6 +179,7 @@ def plant_all(*runs: list[Run]) -> None:
             plant(run)
 
 
+@pytest.mark.slow
 def test_compare_prints_ratio_interval_and_verdict(store: str, capsys: pytest.CaptureFixture[str]) -> None:
     plant_all(repeats("torch", 10, 98), repeats("tensorflow", 20, 98))
     status, out, _ = compare(capsys, "torch", "tensorflow")
@@ -194,6 +195,7 @@ def test_compare_prints_ratio_interval_and_verdict(store: str, capsys: pytest.Ca
     assert "!" not in out
 
 
+@pytest.mark.slow
 def test_compare_selects_by_ids_version_and_search(store: str, capsys: pytest.CaptureFixture[str]) -> None:
     plant_all(repeats("torch", 10, 98), repeats("torch", 30, 98, "framework.version=1.0"))
     runs = mlflow.search_runs(experiment_names=["gtdl"], output_format="list")
@@ -214,6 +216,7 @@ def test_compare_prints_what_matches_no_run(store: str, capsys: pytest.CaptureFi
         assert selector in err
 
 
+@pytest.mark.slow
 def test_compare_combines_machines_only_on_request(store: str, capsys: pytest.CaptureFixture[str]) -> None:
     plant_all(repeats("torch", 10, 98), repeats("tensorflow", 5, 98, **{"gtdl.machine": "a faster one (abc)"}))
     status, _, err = compare(capsys, "torch", "tensorflow")
@@ -224,6 +227,7 @@ def test_compare_combines_machines_only_on_request(store: str, capsys: pytest.Ca
     assert "2.00x as long" in out
 
 
+@pytest.mark.slow
 def test_compare_warns_of_unpublishable_runs(store: str, capsys: pytest.CaptureFixture[str]) -> None:
     untrained = repeats("torch", 10, 98, seeds=3, **{"gtdl.quality": "the loss does not fall"})
     plant_all(untrained, repeats("tensorflow", 20, 98))

@@ -79,6 +79,7 @@ def test_setting_is_recognised_where_it_cannot_run(monkeypatch: pytest.MonkeyPat
     assert {to_benchmark_run(run).key.setting for run in runs} == {"torch_mnist"}
 
 
+@pytest.mark.slow
 def test_errors_are_one_line(store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["report", "--experiment", "nothing", "--tracking-uri", f"sqlite:///{tmp_path / 'no.db'}"]) == 1
     assert "no.db: no such file" in capsys.readouterr().err

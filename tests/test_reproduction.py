@@ -40,6 +40,7 @@ def reproduction(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[i
     return status, out, err
 
 
+@pytest.mark.slow
 def test_published_results_are_beside_measured_ones(store: str, capsys: pytest.CaptureFixture[str]) -> None:
     own = ("framework=caffe", "dataset=mnist")
     for seed, accuracy in enumerate((99.0, 99.1, 99.5)):
@@ -62,6 +63,7 @@ def test_published_results_are_beside_measured_ones(store: str, capsys: pytest.C
     assert "other frameworks' defaults" not in text  # no run has another framework's default
 
 
+@pytest.mark.slow
 def test_runs_under_different_conditions_are_not_combined(store: str, capsys: pytest.CaptureFixture[str]) -> None:
     own = ("framework=caffe", "dataset=mnist")
     single_core = compose([]).threads == 1
@@ -84,6 +86,7 @@ def test_runs_under_different_conditions_are_not_combined(store: str, capsys: py
     assert "- B: another one (12345678)" in text or "- A: another one (12345678)" in text
 
 
+@pytest.mark.slow
 def test_transfer_matrix_is_framework_by_setting(store: str, capsys: pytest.CaptureFixture[str]) -> None:
     for row, framework in enumerate(("caffe", "mxnet")):
         for column, setting in enumerate(("caffe_mnist", "torch_mnist")):
@@ -104,6 +107,7 @@ def test_transfer_matrix_is_framework_by_setting(store: str, capsys: pytest.Capt
     ]
 
 
+@pytest.mark.slow
 def test_accuracy_is_reported_by_iterations(store: str, capsys: pytest.CaptureFixture[str]) -> None:
     own = ("framework=tensorflow", "dataset=cifar10", "budget=0.001")  # 1,000 iterations
     for seed, accuracy in enumerate((80.0, 82.0)):
@@ -135,6 +139,7 @@ def test_real_runs_are_written_to_a_file(
     assert "| NumPy reference " in written
 
 
+@pytest.mark.slow
 def test_errors_are_one_line(store: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     mlflow.MlflowClient().create_experiment("another")
     assert reproduction(capsys) == (1, "", "gtdl: experiment gtdl: not found in this tracking store\n")
