@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import signal
 import sys
@@ -34,6 +36,9 @@ failures: list[str] = []
 
 def main() -> None:
     """Run the command line and exit: 0 finished, 1 a run failed, 2 wrong request, 130 Ctrl-C."""
+    # MLflow's imports leave no garbage. Collections during them and at exit take 1.1 s of a run that takes 4.4 s.
+    gc.set_threshold(100_000)
+    atexit.register(gc.freeze)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise errors instead of printing them at length
     # Before the import of MLflow, which configures its loggers: messages about migrations would hide a run's output.
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
