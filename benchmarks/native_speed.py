@@ -195,7 +195,7 @@ def run_native_loop(composed: config.Config, data: Path) -> dict[str, float]:
     """Return the speeds of one run of the native loop."""
     training = composed.training
     arguments = training.iterations, composed.threads, training.test_batch_size, composed.hardware.device
-    speeds: dict[str, float] = run_script("single_loop", composed, data, *arguments)
+    speeds: dict[str, float] = run_script("separate", composed, data, *arguments)
     return speeds
 
 

@@ -1,6 +1,6 @@
 """Time the native loop of a framework, alone in its process.
 
-    python single_loop.py FRAMEWORK NETWORK FOLDER_OF_PREPARED_DATA STEPS THREADS TEST_BATCH_SIZE DEVICE
+    python separate.py FRAMEWORK NETWORK FOLDER_OF_PREPARED_DATA STEPS THREADS TEST_BATCH_SIZE DEVICE
 
 Prints one JSON object: training and testing speed in images/s, without the warm-up.
 """
