@@ -195,7 +195,7 @@ def _accuracy_by_iterations(
         rows.append([key.label, key.hardware, f"{key.budget:g}", f"{len(cell.runs)}", *row, tutorial])
     if not rows:
         return []
-    header = ["framework", "hardware", "budget", "n", *(f"{share:.0%} of them" for share in SHARES), "tutorial reports"]
+    header = ["framework", "hardware", "budget", "n", *(f"{share:.0%}" for share in SHARES), "tutorial reports"]
     return [
         f"## {dataset}: accuracy against iterations",
         "Test accuracy in percent at the last evaluation before a share of the run's iterations (with their number), "
