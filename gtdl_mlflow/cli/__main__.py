@@ -7,6 +7,7 @@ A verb is a function in one of the modules of ``ADD_VERBS`` and one line in that
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -35,6 +36,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command ``gtdl`` and return its exit status."""
     arguments = parser().parse_args(argv)
+    gc.set_threshold(100_000)  # with the default, 700, collections take 0.9 s of the 1.4 s to read 300 runs
     # Set before MLflow is imported, which sets up its loggers.
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     redaction.hide_credentials()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import math
 import re
 from collections.abc import Iterable
@@ -113,7 +112,6 @@ def load(uri: str, experiments: Iterable[str], condition: str = "") -> list[Benc
         if experiment is None:
             raise NothingFound(f"experiment {name}: not found in this tracking store")
         identifiers.append(experiment.experiment_id)
-    gc.set_threshold(100_000)  # with the default, 700, collections take 0.9 s of the 1.4 s to read 300 runs
     every = (run for identifier in identifiers for run in store.search_runs(client, identifier, condition))
     return [to_benchmark_run(run) for run in every if tags.FRAMEWORK in run.data.tags]
 
