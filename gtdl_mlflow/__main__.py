@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from . import redaction
 from .config import CONF, Config, ConfigError, Unavailable, to_config
 from .config.errors import explain, explain_null_section
+from .console import info
 from .sweeps.hydra_callbacks import SweepParent
 
 HYDRA_FLAGS = {
@@ -57,7 +58,7 @@ def main() -> None:
         _refuse(explain(error, Config))
     except KeyboardInterrupt:
         _close_sweep("KILLED")
-        print("gtdl_mlflow: stopped", file=sys.stderr)
+        info("stopped")
         sys.exit(130)
     except Exception as error:  # of OmegaConf or of a launcher; application() handles the failures of runs
         if message := explain_null_section(error, sys.argv[1:]):
@@ -101,7 +102,7 @@ def _is_hidden(override: str) -> bool:
 
 def _refuse(message: str) -> NoReturn:
     """Print why the request is wrong and exit with status 2."""
-    print(f"gtdl_mlflow: {message}", file=sys.stderr)
+    info(message)
     _close_sweep("FAILED")
     sys.exit(2)
 
@@ -132,7 +133,7 @@ def application(composed: Any) -> float | None:
     except RUN_ERRORS as error:
         if not isinstance(error, Unavailable):
             failures.append(str(error))
-        print(f"gtdl_mlflow: {error}", file=sys.stderr)
+        info(str(error))
         return None
     print(summary(config, outcome.metrics))
     if outcome.undelivered:
@@ -146,7 +147,7 @@ def objective(config: Config, metrics: Mapping[str, float]) -> float | None:
     """Return the metric for optimizing sweepers such as Optuna; print a message and return None if the run lacks it."""
     name = config.sweep.objective
     if name not in metrics:
-        print(f"gtdl_mlflow: sweep.objective={name}: expected one of {', '.join(sorted(metrics))}", file=sys.stderr)
+        info(f"sweep.objective={name}: expected one of {', '.join(sorted(metrics))}")
     return metrics.get(name)
 
 

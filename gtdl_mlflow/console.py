@@ -11,6 +11,12 @@ def info(text: str) -> None:
     print(f"gtdl: {text}", file=sys.stderr, flush=True)
 
 
+def status_line(text: str) -> None:
+    """Replace the current line of the terminal by ``text``. Without a terminal, nothing is printed."""
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+
+
 def fail(reason: str, *, status: int = 1) -> int:
     """Print why a command fails and return its exit status."""
     info(reason)

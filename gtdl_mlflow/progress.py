@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from types import TracebackType
 
+from .console import status_line
 from .worker.events import Event, Phase, Progress
 
 
@@ -16,29 +16,21 @@ class ProgressLine:
 
     def __init__(self, label: str) -> None:
         self._label = label
-        self._enabled = sys.stderr.isatty()
 
     def __enter__(self) -> ProgressLine:
         return self
 
     def show(self, event: Event) -> None:
         """Update the line if the event changes it."""
-        if not self._enabled:
-            return
         if isinstance(event, Progress):
-            self._write(line(self._label, event))
+            status_line(line(self._label, event))
         elif isinstance(event, Phase):
-            self._write(f"{self._label}: {event.name}")
+            status_line(f"{self._label}: {event.name}")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._enabled:
-            self._write("")
-
-    def _write(self, text: str) -> None:
-        sys.stderr.write(f"\r\x1b[K{text}")
-        sys.stderr.flush()
+        status_line("")
 
 
 def line(label: str, event: Progress) -> str:

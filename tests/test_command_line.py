@@ -62,7 +62,7 @@ def test_wrong_request_is_one_line_within_two_seconds_and_writes_nothing(
     assert done.returncode == 2
     assert done.stdout == ""
     assert len(done.stderr.splitlines()) == 1
-    assert done.stderr.startswith("gtdl_mlflow: ")
+    assert done.stderr.startswith("gtdl: ")
     assert not (tmp_path / "home").exists()
     assert not (tmp_path / "mlflow.db").exists()
     # CPU time: the wall time depends on what else the machine does.
@@ -159,7 +159,7 @@ def test_signal_ends_the_run_as_killed_and_leaves_no_process(store: str, number:
     driver.send_signal(number)
     _, errors = driver.communicate(timeout=60)
     assert driver.returncode == 130
-    assert errors == "gtdl_mlflow: stopped\n"
+    assert errors == "gtdl: stopped\n"
     assert not Path(f"/proc/{worker}").exists()
     (run,) = mlflow.search_runs(experiment_names=["gtdl"], output_format="list")
     assert run.info.status == "KILLED"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ import requests
 
 from .. import __version__
 from ..config import Dataset, Download
-from ..console import info
+from ..console import info, status_line
 from ..files import datasets_dir, hold_folder_lock
 from .base import REMEDY, DatasetError, FilesNotFound
 from .prepare import read
@@ -187,17 +186,14 @@ class _Transfer:
         if now - self._drawn_s >= self.PERIOD_S:
             self._drawn_s = now
             speed = size / (now - self._start_s) / 1e6
-            self._draw(f"{self._download.file}: {size / expected:.0%} of {expected / 1e6:.1f} MB, {speed:.1f} MB/s")
+            status_line(f"{self._download.file}: {size / expected:.0%} of {expected / 1e6:.1f} MB, {speed:.1f} MB/s")
 
     def reset(self) -> None:
         """Do nothing: ``update`` measures the size of the file."""
 
     def close(self) -> None:
-        self._draw("")
-
-    def _draw(self, text: str) -> None:
-        if sys.stderr.isatty():
-            print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+        """Erase the bar."""
+        status_line("")
 
 
 def _keep_packed(response: requests.Response, **_: Any) -> None:

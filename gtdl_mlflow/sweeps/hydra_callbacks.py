@@ -102,7 +102,7 @@ def _parse(overrides: list[str]) -> list[Override]:
 
 def exit_with(error: Exception | str, status: int = 2) -> NoReturn:
     """Print the error and exit. Hydra turns every exception of a callback but SystemExit into a warning."""
-    print(f"gtdl_mlflow: {error}", file=sys.stderr)
+    info(str(error))
     sys.exit(status)
 
 
