@@ -99,7 +99,7 @@ def explain_null_section(error: Exception, overrides: Iterable[str]) -> str | No
         return None
     if new := renamed(key, RENAMED):
         return f"{key}: renamed to {new}"
-    return f"{key}: {EARLY_STOPPING} is null here; choose a training that has it, such as training=theano_mnist"
+    return f"{key}: {EARLY_STOPPING} is null here; choose a training that sets it"
 
 
 def unknown_key(composed: Any) -> str | None:
