@@ -50,14 +50,16 @@ class Metric:
     """Condition under which it is recorded; empty if every finished run has it."""
     phase: str = ""
     """Label of this part of the worker's wall time; empty for a metric that is no part of it."""
-    group: str = ""
-    """Set from the name's prefix where it has one."""
+    section: str = "run"
+    """Group of a metric whose name has no prefix."""
     label: str = ""
     """Name in charts and tables; empty for a metric that the report does not draw."""
 
-    def __post_init__(self) -> None:
-        if not self.group:
-            object.__setattr__(self, "group", self.name.partition("/")[0])
+    @property
+    def group(self) -> str:
+        """Key of ``GROUPS``: the prefix of the name, or ``section``."""
+        prefix, slash, _ = self.name.partition("/")
+        return prefix if slash else self.section
 
     @property
     def title(self) -> str:
@@ -67,8 +69,8 @@ class Metric:
 
 _ALL = (
     # The run as a whole.
-    Metric("wall_time_s", "s", "The whole run in the driver, without the wait for the device.", LOWER, group="run"),
-    Metric("device_wait_s", "s", "Time that the run waited for the device.", LOWER, group="run"),
+    Metric("wall_time_s", "s", "The whole run in the driver, without the wait for the device.", LOWER),
+    Metric("device_wait_s", "s", "Time that the run waited for the device.", LOWER),
     # Setup.
     Metric("setup/start_s", "s", "Start of the interpreter, with NumPy.", LOWER, phase="interpreter"),
     Metric("setup/import_s", "s", "Import of the framework and its adapter.", LOWER, phase="import"),
@@ -79,7 +81,7 @@ _ALL = (
     Metric("setup/data_s", "s", "Mapping and preprocessing of the images.", LOWER, phase="data"),
     # Training.
     Metric("training_time_s", "s", "Training, from before the first batch until the device has finished the last step. "
-           "Evaluation, validation and checkpoints are excluded.", LOWER, phase="training", group="train",
+           "Evaluation, validation and checkpoints are excluded.", LOWER, phase="training", section="train",
            label="training time"),
     Metric("train/images_per_s", "images/s", "Training throughput, the first step included.", HIGHER,
            label="training throughput"),
@@ -107,10 +109,10 @@ _ALL = (
     # Testing and saving.
     Metric("test/warm_up_s", "s", "One batch before the timed pass over the test set.", LOWER, phase="test warm-up"),
     Metric("testing_time_s", "s", "One pass over the test set, with batching and transfer, after one batch of warm-up.",
-           LOWER, phase="testing", group="test", label="testing time"),
+           LOWER, phase="testing", section="test", label="testing time"),
     Metric("accuracy_percent", "%", "Share of the test images that are classified correctly. For a data set with "
            "`dataset.mean_per_class=true` (Caltech-101): the mean over the classes of that share.", HIGHER,
-           group="test", label="test accuracy"),
+           section="test", label="test accuracy"),
     Metric("test/images_per_s", "images/s", "Testing throughput.", HIGHER, label="testing throughput"),
     Metric("test/overall_accuracy_percent", "%", "Share of the test images that are classified correctly.", HIGHER),
     Metric("test/mean_class_accuracy_percent", "%", "Mean over the classes of the share that is classified correctly.",
