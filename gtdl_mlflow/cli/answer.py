@@ -56,8 +56,8 @@ def compare_frameworks(arguments: argparse.Namespace) -> None:
     experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME") or experiment
     with translate_errors(planner.NotEnoughTime, store.TrackingFailed, NothingFound):
         if experiment_id := os.environ.get("MLFLOW_EXPERIMENT_ID"):  # set by `mlflow run`, and the runs go there
-            with store.translate_errors(uri), store.http_timeouts(retries=2, timeout_s=30):
-                experiment = store.connect(uri).get_experiment(experiment_id).name
+            with store.open_store(uri, timeout_s=30) as client:
+                experiment = client.get_experiment(experiment_id).name
         remarks = planner.run(minutes, frameworks, overrides, experiment)
         with store.translate_errors(uri), store.http_timeouts(retries=2, timeout_s=30):
             runs = load(uri, [experiment], f"attributes.start_time >= {started_ms:.0f}")

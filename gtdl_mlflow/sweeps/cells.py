@@ -24,7 +24,7 @@ from ..metrics import HEADLINE
 from ..tracking.identity import identity, worker_code_version
 from ..tracking.processes import PROCESS_GONE, is_alive
 from ..tracking.recorder import SweepPosition
-from ..tracking.store import TrackingFailed, close_run, connect, http_timeouts, search_runs, translate_errors
+from ..tracking.store import TrackingFailed, close_run, open_store, search_runs
 
 VARIABLE = "GTDL_SWEEP"
 """Environment variable of a sweep's jobs, in any process: PARENT/SWEEP_ID."""
@@ -85,9 +85,9 @@ def previous_attempts(config: Config, position: SweepPosition) -> list[Run]:
     """
     if config.sweep.rerun is Rerun.all or not (experiment := os.environ.get("MLFLOW_EXPERIMENT_ID")):
         return []
-    with translate_errors(config.tracking.uri), http_timeouts(retries=2, timeout_s=10):
+    with open_store(config.tracking.uri) as client:
         condition = f"tags.`{tags.SWEEP_ID}` = '{position.sweep_id}' and tags.`{tags.CONFIG_HASH}` = '{config.hash()}'"
-        attempts = search_runs(connect(config.tracking.uri), experiment, condition)
+        attempts = search_runs(client, experiment, condition)
         done = [run for run in attempts if _is_done(run, config.sweep.rerun)]
     return sorted(done, key=lambda run: (run.info.status != "FINISHED", -run.info.start_time))
 
@@ -99,8 +99,8 @@ def reparent(config: Config, position: SweepPosition, run: Run) -> None:
         TrackingFailed: the tracker refuses.
     """
     if run.data.tags.get(MLFLOW_PARENT_RUN_ID) != position.parent:
-        with translate_errors(config.tracking.uri), http_timeouts(retries=2, timeout_s=10):
-            connect(config.tracking.uri).set_tag(run.info.run_id, MLFLOW_PARENT_RUN_ID, position.parent)
+        with open_store(config.tracking.uri) as client:
+            client.set_tag(run.info.run_id, MLFLOW_PARENT_RUN_ID, position.parent)
 
 
 def _is_done(run: Run, rerun: Rerun) -> bool:

@@ -34,7 +34,7 @@ from .model import save_model, write_yaml
 from .monitor import Monitor
 from .processes import PROCESS_GONE
 from .quality import quality
-from .store import TrackerUnreachable, TrackingFailed, close_run, connect, http_timeouts, translate_errors
+from .store import TrackerUnreachable, TrackingFailed, close_run, http_timeouts, open_store
 
 REASON_LIMIT = 5000
 """Characters of a failure's reason: MLflow limits the length of a tag."""
@@ -121,8 +121,7 @@ class Recorder:
         if interrupted.tracker != tracker_hash(uri) or interrupted.run.startswith(outbox.UNDELIVERED):
             return
         # The other run may have been deleted.
-        with suppress(TrackingFailed), translate_errors(uri), http_timeouts(retries=2, timeout_s=10):
-            client = connect(uri)
+        with suppress(TrackingFailed), open_store(uri) as client:
             run = client.get_run(interrupted.run)
             if run.info.status == "RUNNING":
                 reason = f"{PROCESS_GONE}; run {self.record.reference} resumes it from its last checkpoint"

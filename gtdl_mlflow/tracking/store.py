@@ -90,6 +90,13 @@ def _create_tables(uri: str) -> None:
         MlflowClient(uri).search_experiments(max_results=1)
 
 
+@contextmanager
+def open_store(uri: str, retries: int = 2, timeout_s: int = 10) -> Iterator[MlflowClient]:
+    """Yield a client of the tracker at ``uri``, with limited retries; raise as ``translate_errors`` does."""
+    with translate_errors(uri), http_timeouts(retries, timeout_s):
+        yield connect(uri)
+
+
 def search_runs(client: MlflowClient, experiment_id: str, condition: str) -> Iterator[Run]:
     """Yield all runs of an experiment that meet an MLflow search ``condition``, page by page."""
     token: str | None = None
