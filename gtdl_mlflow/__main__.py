@@ -5,12 +5,10 @@ from __future__ import annotations
 import atexit
 import gc
 import os
-import signal
 import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn
 
 import hydra
@@ -19,7 +17,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf.errors import OmegaConfBaseException
 
-from . import redaction
+from . import redaction, signals
 from .config import CONF, Config, ConfigError, Unavailable, to_config
 from .config.errors import explain, explain_null_section
 from .console import info
@@ -47,7 +45,7 @@ def main() -> None:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # its threads would run beside the worker
     # The files of conf/hydra/launcher/ have the names under which the plugins register their schemas.
     warnings.filterwarnings("ignore", message=r"(?s).*is validated against ConfigStore schema")
-    signal.signal(signal.SIGTERM, _interrupt)
+    signals.interrupt_on_first()
     redaction.hide_credentials()
     try:
         sys.argv[1:] = to_overrides(sys.argv[1:])
@@ -161,10 +159,6 @@ def summary(config: Config, metrics: dict[str, float]) -> str:
         return figures
     differences = (f"{key} {metrics[f'parity/{key}_difference']:.1e}" for key in ("logits", "gradient", "loss"))
     return f"parity: largest relative differences from float64: {', '.join(differences)}; {figures}"
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

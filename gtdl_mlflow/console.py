@@ -7,8 +7,16 @@ from collections.abc import Sequence
 
 
 def info(text: str) -> None:
-    """Print a message on standard error."""
-    print(f"gtdl: {text}", file=sys.stderr, flush=True)
+    """Print a message on standard error, without control characters."""
+    print(f"gtdl: {printable(text)}", file=sys.stderr, flush=True)
+
+
+def printable(text: str) -> str:
+    """Return ``text`` without the control characters that could move a terminal's cursor or hide text.
+
+    Line breaks stay. Text from the tracking store, from lock files and from a worker may contain anything.
+    """
+    return "".join(each if each == "\n" or each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text)
 
 
 def status_line(text: str) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def datasets_dir() -> Path:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a file completely or not at all. Other processes may write the same file at the same time.
+    """Write a file completely or not at all, even if the machine loses power. Other processes may write it too.
 
     Raises:
         OSError: the file cannot be written; ``path`` is unchanged.
@@ -38,11 +39,45 @@ def write_atomically(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        part.write_text(text, encoding="utf-8")
+        with part.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
         part.replace(path)
     except BaseException:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
         raise
+
+
+def read_state(path: Path) -> dict[str, Any] | None:
+    """Return the JSON object in a state file of this project; None if there is no such file.
+
+    A file with other contents, such as one that a power failure left empty, is renamed to ``NAME.unreadable``, with a
+    message: it must not stop every later command.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(values, dict):
+            return values
+        reason = f"expected a JSON object, not {type(values).__name__}"
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        reason = str(error)
+    set_aside(path, reason)
+    return None
+
+
+def set_aside(path: Path, reason: str) -> None:
+    """Rename an unreadable state file to ``NAME.unreadable`` and print why."""
+    kept = path.with_name(f"{path.name}.unreadable")
+    try:
+        path.replace(kept)
+    except OSError as error:
+        console.info(f"{path}: unreadable and ignored ({reason}); it could not be renamed ({error.strerror})")
+    else:
+        console.info(f"{path}: unreadable ({reason}); renamed to {kept.name}")
 
 
 def write_csv(path: Path, header: Sequence[Any], rows: Iterable[Sequence[Any]]) -> None:
