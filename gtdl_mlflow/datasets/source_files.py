@@ -7,8 +7,10 @@ import hashlib
 import re
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from typing import IO, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -17,18 +19,42 @@ from ..config import Dataset
 from . import archives
 from .base import REMEDY, DatasetError, FilesNotFound
 
+JUNK = re.compile(
+    r"(?:.*/)?(?:"
+    # Written by operating systems, file servers, notebooks and unpackers.
+    r"\.DS_Store|\._[^/]*|(?:eh)?thumbs\.db|desktop\.ini|\.directory|\.nfs[^/]*|\.fuse_hidden[^/]*|\.git(?:keep|ignore)"
+    r"|(?:__MACOSX|\.ipynb_checkpoints|\.AppleDouble|\.Spotlight-V100|\.fseventsd|\.Trash[^/]*|@eaDir)/.*|\.?done"
+    # Shipped by publishers beside the data.
+    r"|(?:readme|licen[cs]e|copying|notice|citation|terms)[\w-]*(?:\.(?:txt|md|rst|html?|pdf|bib|cff))?"
+    r"|(?:md5|sha1|sha256|sha512|check)[_-]?sums?(?:\.txt)?|[^/]+\.(?:md5|sha1|sha256|sha512|asc|sig)"
+    r")",
+    re.IGNORECASE,
+)
+"""Names of files that are not data of any data set. All other unknown files are refused."""
+
+ROOT_DEPTH = 2
+"""Levels of subfolders in which files are found: torchvision's MNIST/raw, or archives unpacked into two folders."""
+
 
 def find_files(dataset: Dataset, folder: Path) -> dict[str, Path]:
     """Return the path of each file in ``dataset.files``.
 
-    ``package:path`` is a file of an installed top-level Python package; any other name is a file in ``folder``, which
-    may be compressed by gzip.
+    ``package:path`` is a file of an installed top-level Python package; any other name is a file in ``folder`` or a
+    subfolder, which may be compressed by gzip. If there are several, the first with the published contents is returned.
 
     Raises:
         FilesNotFound: at least one file is missing; the message names all of them.
     """
-    paths = {name: path for name in dataset.files if (path := _path(name, folder))}
-    missing = [name for name in dataset.files if name not in paths]
+    return {
+        name: paths[0] if len(paths) == 1 else next((path for path in paths if _has_md5(path, md5)), paths[0])
+        for (name, paths), md5 in zip(_candidates(dataset, folder).items(), dataset.files.values(), strict=True)
+    }
+
+
+def _candidates(dataset: Dataset, folder: Path) -> dict[str, list[Path]]:
+    """Return the paths at which each file in ``dataset.files`` exists, the preferred one first."""
+    candidates = {name: _paths(name, folder) for name in dataset.files}
+    missing = [name for name, paths in candidates.items() if not paths]
     if any(":" in name for name in missing):
         raise FilesNotFound(
             f"{dataset.name}: {', '.join(missing)}: no such file in that Python package; is it installed?"
@@ -39,18 +65,44 @@ def find_files(dataset: Dataset, folder: Path) -> dict[str, Path]:
             f"run `gtdl data fetch {dataset.name}`, or put the publisher's files there, "
             f"or set GTDL_DATA to the folder that contains {folder.name}/"
         )
-    return paths
+    return candidates
 
 
-def _path(name: str, folder: Path) -> Path | None:
+def _paths(name: str, folder: Path) -> list[Path]:
     package, _, inside = name.rpartition(":")
     # Finding a package without importing it keeps pandas and scikit-learn out of the driver.
     spec = find_spec(package) if package else None
-    roots = [Path(root) for root in (spec and spec.submodule_search_locations) or ()] if package else [folder]
+    packages = [Path(root) for root in (spec and spec.submodule_search_locations) or ()]
+    roots = packages if package else list(_roots(folder))
     # Some unpackers restore the name that MNIST's files had before they were compressed: train-images.idx3-ubyte.
     names = dict.fromkeys((inside, inside.replace("-idx", ".idx")))
     paths = (root / f"{each}{ending}" for root in roots for each in names for ending in ("", ".gz"))
-    return next((path for path in paths if path.is_file()), None)
+    return [path for path in paths if path.is_file()]
+
+
+def _roots(folder: Path) -> Iterator[Path]:
+    """Yield ``folder`` and its subfolders, level by level, each sorted by name."""
+    level = [folder]
+    for depth in range(ROOT_DEPTH + 1):
+        yield from level
+        if depth < ROOT_DEPTH:
+            # Folders with a dot in their name are unfinished downloads.
+            level = [path for parent in level for path in sorted(parent.glob("*/")) if "." not in path.name]
+
+
+def _has_md5(path: Path, md5: str) -> bool:
+    digest = hashlib.md5(usedforsecurity=False)
+    read = 0
+    try:
+        with _open_unpacked(path) as file:
+            while block := file.read(2**20):
+                digest.update(block)
+                read += len(block)
+                if read > archives.UNPACKED_LIMIT:
+                    return False
+    except (OSError, EOFError, zlib.error):
+        return False
+    return digest.hexdigest() == md5
 
 
 def find_source(dataset: Dataset, folder: Path) -> Path:
@@ -59,15 +111,11 @@ def find_source(dataset: Dataset, folder: Path) -> Path:
     Raises:
         FilesNotFound: ``folder`` has neither.
     """
-    # Most archives unpack into a folder of their own. Folders with a dot in their name are unfinished downloads.
-    roots = [folder, *sorted(path for path in folder.glob("*/") if "." not in path.name)]
-    for root in roots:
+    for root in _roots(folder):
         if (root / dataset.unpacked).exists():
             return root
-    for root in roots:
-        for name in dataset.archives:
-            if (root / name).is_file():
-                return root / name
+    if archive := _find_archive(dataset, folder):
+        return archive
     raise FilesNotFound(
         f"{dataset.name}: {' or '.join(dataset.archives)} not found in {folder}, nor {dataset.unpacked} unpacked: "
         f"run `gtdl data fetch {dataset.name}`, or put the publisher's file there, "
@@ -75,24 +123,95 @@ def find_source(dataset: Dataset, folder: Path) -> Path:
     )
 
 
+def _find_archive(dataset: Dataset, folder: Path) -> Path | None:
+    paths = (root / name for root in _roots(folder) for name in dataset.archives)
+    return next((path for path in paths if path.is_file()), None)
+
+
+def find_all(dataset: Dataset, folder: Path) -> dict[str, Path]:
+    """Return every file that determines what the data set's reader returns: name to path.
+
+    Names are relative to ``folder``, or ``package:name``.
+
+    Raises:
+        FilesNotFound: files of the data set are missing.
+    """
+    if dataset.files:
+        return {
+            f"{name.rpartition(':')[0]}:{path.name}" if ":" in name else path.relative_to(folder).as_posix(): path
+            for name, paths in _candidates(dataset, folder).items()
+            for path in paths
+        }
+    source = find_source(dataset, folder) if dataset.archives else folder
+    if source.is_file():
+        return {source.relative_to(folder).as_posix(): source}
+    names = [entry.name for entry in archives.entries(source) if not _is_ignored(dataset, source, entry.name)]
+    return {(source / name).relative_to(folder).as_posix(): source / name for name in names if not name.endswith("/")}
+
+
 def entries(
-    dataset: Dataset, folder: Path, wanted: re.Pattern[str]
+    dataset: Dataset, folder: Path, wanted: re.Pattern[str], ignored: re.Pattern[str] | None = None
 ) -> Iterator[tuple[re.Match[str], archives.ArchiveEntry]]:
     """Return the entries of a data set's folder or archive whose names match ``wanted`` as a whole.
 
-    The contents of an entry can be read until the next one is requested.
+    Other files must match ``ignored`` or ``JUNK``. The contents of an entry can be read until the next one is
+    requested.
 
     Raises:
-        DatasetError: two files have the same groups in ``wanted``, or the archive is damaged or hostile.
+        DatasetError: a file is unknown, two files have the same groups in ``wanted``, the archive is damaged or
+            hostile, or the folder lacks files of the archive beside it.
     """
     source = find_source(dataset, folder)
     seen: set[tuple[str, ...]] = set()
+    too_deep = None
     for entry in archives.entries(source, dataset.archives):
+        is_folder = entry.name.endswith("/")
+        if _is_ignored(dataset, source, entry.name):
+            continue
         if match := wanted.fullmatch(entry.name):
-            if match.groups() in seen and not entry.name.endswith("/"):
+            if match.groups() in seen and not is_folder:
                 raise DatasetError(f"{entry.where}: occurs twice; {REMEDY}")
             seen.add(match.groups())
             yield match, entry
+        elif not is_folder and not (ignored and ignored.fullmatch(entry.name)):
+            remedy = "move it to another folder" if source.is_dir() else REMEDY
+            raise DatasetError(f"{entry.where}: not a file of {dataset.name}; {remedy}")
+        if is_folder and source.is_dir() and entry.name.count("/") >= archives.DEPTH_LIMIT:
+            too_deep = too_deep or (entry.where if any((source / entry.name).iterdir()) else None)
+    # At the end: where a link leads back to its own folder, the file that occurs twice is the better error.
+    if too_deep:
+        raise DatasetError(f"{too_deep}: more than {archives.DEPTH_LIMIT} levels of folders; move it to another folder")
+    if source.is_dir() and (archive := _find_archive(dataset, folder)):
+        _check_unpacked(dataset, source, archive, wanted, seen)
+
+
+def _is_ignored(dataset: Dataset, source: Path, name: str) -> bool:
+    """Return whether an entry of ``source`` is junk, or an archive beside the files that were unpacked from it."""
+    return bool(JUNK.fullmatch(name)) or (source.is_dir() and name.rpartition("/")[2] in _packings(dataset))
+
+
+def _packings(dataset: Dataset) -> set[str]:
+    return {*dataset.archives, *(download.file for download in dataset.downloads.values())}
+
+
+def _check_unpacked(
+    dataset: Dataset, source: Path, archive: Path, wanted: re.Pattern[str], unpacked: set[tuple[str, ...]]
+) -> None:
+    """Raise DatasetError if ``archive`` has files that were not unpacked. A damaged archive proves nothing."""
+    missing: list[str] = []
+    try:
+        for entry in archives.entries(archive, dataset.archives):
+            match = None if JUNK.fullmatch(entry.name) else wanted.fullmatch(entry.name)
+            if match and match.groups() not in unpacked and not entry.name.endswith("/"):
+                missing.append(entry.name)
+    except DatasetError:
+        return
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise DatasetError(
+            f"{source}: {missing[0]}{more} of {archive} missing; unpack the archive again, delete what was unpacked, "
+            "or move the archive to another folder"
+        )
 
 
 def image_counts(dataset: Dataset) -> tuple[int, int]:
@@ -104,17 +223,24 @@ def image_counts(dataset: Dataset) -> tuple[int, int]:
 
 def read_file(path: Path, limit: int) -> bytes:
     """Return the contents of a file, decompressed if it is gzip, cut to ``limit`` + 1 bytes so that more is noticed."""
+    try:
+        with _open_unpacked(path) as file:
+            return file.read(limit + 1)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DatasetError(f"{path}: could not be read ({error}); {REMEDY}") from error
+
+
+@contextmanager
+def _open_unpacked(path: Path) -> Iterator[IO[bytes]]:
     with path.open("rb") as file:
         # The name does not decide: browsers unpack some downloads in transit and keep the .gz.
         packed = file.read(2) == b"\x1f\x8b"
         file.seek(0)
         if not packed:
-            return file.read(limit + 1)
-        try:
-            with gzip.open(file) as unpacked:
-                return unpacked.read(limit + 1)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise DatasetError(f"{path}: could not be read ({error}); {REMEDY}") from error
+            yield file
+            return
+        with gzip.open(file) as unpacked:
+            yield cast("IO[bytes]", unpacked)
 
 
 def check_md5(path: Path, contents: bytes, expected: str, remedy: str = REMEDY) -> None:
