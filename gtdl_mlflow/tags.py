@@ -46,7 +46,7 @@ SWEEP_ID = _tag("sweep_id", "Hash of a sweep's overrides, the worker's code and 
 SWEEP_POSITION = _tag("sweep_position", "Position of a run in its sweep, from 0.")
 SWEEP_ORDER = _tag("sweep_order", "Order of a sweep's runs, as in `sweep.order=`.")
 RECORD = _tag("record", "Key of the local record that the run was delivered from.")
-PROCESS = _tag("process", "Host, PID and start time of the process that makes the run.")
+PROCESS = _tag("process", "Host, PID, start, namespaces, boot and machine ID of the process that makes the run.")
 
 DATASET_VARIANTS = (LABELS, IMAGE_SIZE, TRAIN_LIMIT, TEST_LIMIT)
 """Tags of the settings that make other data of one data set: accuracies on different variants are not comparable."""

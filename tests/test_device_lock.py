@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import getpass
 import os
+import socket
 import stat
 import subprocess
 import threading
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,7 @@ import pytest
 from helpers.processes import kill, read_line, start_script
 from helpers.project import Command, start, wait_for_worker, wait_until
 
-from gtdl_mlflow.config import Hardware
+from gtdl_mlflow.config import ConfigError, Hardware
 from gtdl_mlflow.hardware import device_lock
 
 HOLD_CPU = """
@@ -56,6 +59,15 @@ class Holder:
         assert not self._thread.is_alive()
 
 
+def _socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+
+
+def hold_cpu() -> AbstractContextManager[float]:
+    return device_lock.hold(hardware())
+
+
 def hardware(device: str = "cpu", cores: list[int] | None = None, side_by_side: bool = False) -> Hardware:
     return Hardware("test", device, None, cores, side_by_side)
 
@@ -73,9 +85,9 @@ ME = f"(pid {os.getpid()}, user {getpass.getuser()}) "
         ({"cores": [0], "side_by_side": True}, {"cores": [1], "side_by_side": True}, ""),
         ({"cores": [0], "side_by_side": True}, {"device": "gpu"}, ""),
         ({"cores": [0], "side_by_side": True}, {"cores": [0, 1], "side_by_side": True}, "{me}is using core 0"),
-        ({"cores": [0], "side_by_side": True}, {"cores": [1]}, "is using the CPU"),
+        ({"cores": [0], "side_by_side": True}, {"cores": [1]}, "{me}is using the CPU"),
         ({"device": "gpu"}, {"device": "gpu"}, "{me}is using GPU 0"),
-        ({"device": "gpu"}, {}, "is using the CPU"),
+        ({"device": "gpu"}, {}, "{me}is using the CPU"),
     ],
 )
 def test_run_waits_for_another_on_the_same_device(
@@ -165,6 +177,103 @@ def test_locks_belong_to_the_machine_and_not_to_the_user(tmp_path: Path, monkeyp
     assert stat.S_IMODE((tmp_path / "shared").stat().st_mode) == 0o1777
     assert stat.S_IMODE((tmp_path / "shared" / "cpu").stat().st_mode) == 0o666
     assert not (tmp_path / "home").exists()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can create a file of another user")
+@pytest.mark.parametrize("target", ["symlink", "hard link", "file"])
+def test_no_file_of_a_user_is_changed_or_created_through_the_locks_folder(
+    locks: Path, tmp_path: Path, target: str
+) -> None:
+    victim, absent = tmp_path / "victim", tmp_path / "absent"
+    victim.write_text("important")
+    locks.mkdir()
+    if target == "symlink":
+        (locks / "cpu").symlink_to(victim)
+    elif target == "hard link":
+        (locks / "cpu").hardlink_to(victim)
+    else:
+        victim.rename(locks / "cpu")
+        victim.symlink_to(locks / "cpu")
+    os.chown(locks / "cpu", 65534, 65534, follow_symlinks=False)
+    if target == "symlink":
+        with pytest.raises(ConfigError, match="cpu is a symbolic link; remove it, or set GTDL_LOCKS"), hold_cpu():
+            pass
+        (locks / "cpu").unlink()
+        (locks / "cpu").symlink_to(absent)
+        with pytest.raises(ConfigError, match="is a symbolic link"), hold_cpu():
+            pass
+    else:
+        with hold_cpu():
+            pass
+    assert victim.read_text() == "important"
+    assert not absent.exists()
+
+
+@pytest.mark.parametrize(
+    ("create", "reason"),
+    [(os.mkfifo, "is no regular file"), (os.mkdir, "is no regular file"), (_socket, "could not be opened")],
+)
+def test_lock_that_is_no_regular_file_is_refused_at_once(
+    locks: Path, create: Callable[[Path], object], reason: str
+) -> None:
+    locks.mkdir()
+    create(locks / "cpu")
+    with pytest.raises(ConfigError, match=rf"^lock {locks}/cpu {reason}.*; remove it, or set GTDL_LOCKS"), hold_cpu():
+        pass
+
+
+@pytest.mark.parametrize("folder", ["/dev/null/locks", "/proc/locks", "/proc/self/new"])
+def test_locks_folder_that_cannot_be_used_is_named(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(device_lock.LOCKS_VARIABLE, folder)
+    with pytest.raises(ConfigError, match=f"{folder}.*set GTDL_LOCKS to a folder that all users"), hold_cpu():
+        pass
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can create a link of another user")
+def test_locks_folder_is_no_link_of_another_user(locks: Path, tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    locks.symlink_to(tmp_path / "real")
+    with hold_cpu():  # a link of the user's own
+        pass
+    os.chown(locks, 65534, 65534, follow_symlinks=False)
+    with pytest.raises(ConfigError, match="is a symbolic link of user "), hold_cpu():
+        pass
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can start a process of another user")
+def test_lock_that_is_only_readable_suffices(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Path(f"/tmp/gtdl-locks-readable-{os.getpid()}")
+    monkeypatch.setenv(device_lock.LOCKS_VARIABLE, str(folder))
+    folder.mkdir()
+    (folder / "cpu").touch(0o644)
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            os.setgroups([])
+            os.setgid(65534)
+            os.setuid(65534)
+            with hold_cpu():
+                status = 0
+        finally:
+            os._exit(status)
+    assert os.waitpid(pid, 0)[1] == 0
+    (folder / "cpu").unlink()
+    folder.rmdir()
+
+
+def test_text_in_a_lock_is_not_printed(locks: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    locks.mkdir()
+    (locks / "cpu").write_text("\x1b]0;owned\x07\x1b[2J$ sudo password: ")
+    one = Holder(hardware())
+    assert one.holds.wait(30)
+    other = Holder(hardware())
+    printed: list[str] = []
+    wait_until(lambda: "\n" in _collect(printed, capsys), "the second run waits")
+    assert "".join(printed) == f"gtdl: waiting: another gtdl run {ME}is using the CPU\n"
+    one.release()
+    assert other.holds.wait(30)
+    other.release()
 
 
 @pytest.mark.slow
