@@ -1,4 +1,4 @@
-"""The recorder of a run: metrics, params, tags, artifacts and model in MLflow, and the quality gate."""
+"""The recorder of a run: metrics, params, tags, artifacts and model in MLflow."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ import pytest
 import yaml
 from helpers.project import Command, runs, start
 from helpers.servers import mlflow_server
-from mlflow.entities import Metric, Run
+from mlflow.entities import Run
 
 from gtdl_mlflow import charts, config, datasets
 from gtdl_mlflow.environments import Environment
-from gtdl_mlflow.tracking import quality, recorder
+from gtdl_mlflow.tracking import recorder
 from gtdl_mlflow.worker.events import Finished, Metadata, Metrics
 
 
@@ -286,17 +286,3 @@ def test_a_chart_that_fails_does_not_fail_the_run(
     assert recorded.info.status == "FINISHED"
     assert recorded.data.metrics["accuracy_percent"] == 90
     assert "gtdl: the charts of the run could not be drawn: no font" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("losses", "accuracy", "result"),
-    [
-        ([2.0, 1.0], 50, "ok"),
-        ([2.0, float("nan")], 50, "the loss is not finite"),
-        ([1.0, 2.0], 50, "the loss does not fall"),
-        ([2.0, 1.0], 10, "the accuracy is no better than chance"),
-    ],
-)
-def test_the_quality_gate_names_the_rule_that_a_run_failed(losses: list[float], accuracy: float, result: str) -> None:
-    metrics = [Metric("train/loss", loss, 0, step) for step, loss in enumerate(losses)]
-    assert quality.quality([*metrics, Metric("accuracy_percent", accuracy, 0, 0)], 10) == result

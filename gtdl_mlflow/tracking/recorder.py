@@ -190,7 +190,7 @@ class Recorder:
                 {"wall_time_s": time.monotonic() - self._started, "device_wait_s": self._waited_s}, now_ms
             )
             self.record.tags |= {
-                tags.QUALITY: quality(self._metrics, self._config.dataset.classes),
+                tags.QUALITY: quality(self._metrics, self._confusion),
                 tags.INTERFERENCE: "; ".join(interference.warnings(self.results)) or "ok",
                 MLFLOW_RUN_NOTE: _note(self._config, self.results),
             }
