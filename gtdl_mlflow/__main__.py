@@ -17,10 +17,10 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf.errors import OmegaConfBaseException
 
-from . import redaction, signals
+from . import signals
 from .config import CONF, Config, ConfigError, Unavailable, to_config
 from .config.errors import explain, explain_null_section
-from .console import info
+from .console import conceal_arguments, info
 from .sweeps.hydra_callbacks import SweepParent
 
 HYDRA_FLAGS = {
@@ -46,7 +46,6 @@ def main() -> None:
     # The files of conf/hydra/launcher/ have the names under which the plugins register their schemas.
     warnings.filterwarnings("ignore", message=r"(?s).*is validated against ConfigStore schema")
     signals.interrupt_on_first()
-    redaction.hide_credentials()
     try:
         sys.argv[1:] = to_overrides(sys.argv[1:])
         application()
@@ -70,10 +69,12 @@ def main() -> None:
 def to_overrides(arguments: list[str]) -> list[str]:
     """Return Hydra's arguments. ``--key value`` and ``--key=value`` of MLflow become ``key=value``.
 
+    Secrets of addresses are concealed: Hydra prints and stores the command line.
+
     Raises:
         ConfigError: an argument has no key.
     """
-    overrides, rest = [], iter(arguments)
+    overrides, rest = [], iter(conceal_arguments(arguments))
     for argument in rest:
         key, equals, value = argument.partition("=")
         if not key:
@@ -82,20 +83,7 @@ def to_overrides(arguments: list[str]) -> list[str]:
             overrides.append(argument)
         else:
             overrides.append(f"{key[2:]}={value if equals else next(rest, '')}")
-    return [override for override in overrides if not _is_hidden(override)]
-
-
-def _is_hidden(override: str) -> bool:
-    """Return whether an override is a tracker's address with a password, after moving it to the environment.
-
-    Hydra prints and stores the command line.
-    """
-    key, _, value = override.partition("=")
-    address = value.strip("'\"")
-    if key != "tracking.uri" or not redaction.has_credentials(address):
-        return False
-    redaction.hide_credentials(address)
-    return True
+    return overrides
 
 
 def _refuse(message: str) -> NoReturn:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
+from .redaction import VARIABLE, conceal, redact
+
 
 def info(text: str) -> None:
-    """Print a message on standard error, without control characters."""
-    print(f"gtdl: {printable(text)}", file=sys.stderr, flush=True)
+    """Print a message on standard error, without control characters and secrets of addresses."""
+    print(f"gtdl: {printable(redact(text))}", file=sys.stderr, flush=True)
 
 
 def printable(text: str) -> str:
@@ -17,6 +20,17 @@ def printable(text: str) -> str:
     Line breaks stay. Text from the tracking store, from lock files and from a worker may contain anything.
     """
     return "".join(each if each == "\n" or each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text)
+
+
+def conceal_arguments(arguments: Sequence[str]) -> list[str]:
+    """Return a command line with the secrets of its addresses concealed, before anything prints or stores it."""
+    concealed = [conceal(argument) for argument in arguments]
+    if concealed != list(arguments) and (run_id := os.environ.get("MLFLOW_RUN_ID")):
+        info(
+            f"`mlflow run` has stored the password of an address as a param of run {run_id}: change the password; "
+            f"set {VARIABLE} instead of -P tracking.uri"
+        )
+    return concealed
 
 
 def status_line(text: str) -> None:

@@ -12,8 +12,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from .. import redaction
-from ..console import fail
+from ..console import conceal_arguments, fail
 from . import answer, data, env, machine, reports, track
 from .common import CommandFailed
 
@@ -35,11 +34,10 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command ``gtdl`` and return its exit status."""
-    arguments = parser().parse_args(argv)
+    arguments = parser().parse_args(conceal_arguments(sys.argv[1:] if argv is None else argv))
     gc.set_threshold(100_000)  # with the default, 700, collections take 0.9 s of the 1.4 s to read 300 runs
     # Set before MLflow is imported, which sets up its loggers.
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
-    redaction.hide_credentials()
     try:
         return arguments.verb(arguments) or 0
     except CommandFailed as error:

@@ -13,6 +13,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from ..redaction import conceal_all
 from .checks import ConfigError, check
 from .errors import explain, explain_null_section, unknown_key
 from .resolvers import CONF, choices
@@ -65,13 +66,13 @@ def to_checked_config(composed: Any) -> Config:
 
 
 def to_config(composed: Any) -> Config:
-    """Return a composed ``DictConfig`` as dataclasses, with unchecked values.
+    """Return a composed ``DictConfig`` as dataclasses, with unchecked values and with secrets of addresses concealed.
 
     Raises:
         ConfigError: a key is not in the schema.
     """
     if message := unknown_key(composed):
         raise ConfigError(message)
-    config = OmegaConf.to_object(composed)
+    config = conceal_all(OmegaConf.to_object(composed))
     assert isinstance(config, Config)
     return config

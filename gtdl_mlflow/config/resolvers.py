@@ -9,6 +9,7 @@ from typing import Any
 
 from omegaconf import ListConfig, OmegaConf
 
+from ..redaction import VARIABLE, redact
 from ..worker.job import WARM_UP_STEPS
 
 _PACKAGE = Path(__file__).parents[1]
@@ -93,6 +94,12 @@ def _iterations_for(images: int, batch_size: Any) -> int:
     return max(3 * WARM_UP_STEPS, round(images / size))
 
 
+def _tracking_uri(default: str) -> str:
+    """Return MLFLOW_TRACKING_URI without its secrets, or ``default``; ``redaction.reveal`` restores them."""
+    return redact(os.environ.get(VARIABLE) or default)
+
+
+OmegaConf.register_new_resolver("tracking_uri", _tracking_uri, replace=True)
 OmegaConf.register_new_resolver("dataset_family", family, replace=True)
 OmegaConf.register_new_resolver("other_family", _other_family, replace=True)
 OmegaConf.register_new_resolver("settings_for", _settings_for, replace=True)

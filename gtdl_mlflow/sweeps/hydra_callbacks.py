@@ -20,6 +20,8 @@ from omegaconf import open_dict, read_write
 
 from ..config import ConfigError, Rerun, SweepOrder, Unavailable, compose, to_checked_config
 from ..console import info
+from ..files import write_atomically
+from ..redaction import conceal, has_secrets, redact
 
 if TYPE_CHECKING:
     from .cells import SweepSummary
@@ -54,6 +56,15 @@ class CheckConfig(Callback):
         except ConfigError as error:
             exit_with(error)
 
+    def on_job_start(self, config: Any, **_: Any) -> None:
+        """Redact the files that Hydra has just written: a configuration file may hold an address with a password."""
+        written = [Path(config.hydra.sweep.dir) / "multirun.yaml"]
+        if config.hydra.output_subdir is not None:
+            written += (Path(config.hydra.runtime.output_dir) / config.hydra.output_subdir).glob("*.yaml")
+        for path in written:
+            if path.exists() and has_secrets(text := path.read_text(encoding="utf-8")):
+                write_atomically(path, redact(text))
+
 
 def check_launcher(hydra: Any) -> None:
     """Raise ConfigError if the launcher's plugin is not installed; ``conf/hydra/launcher`` names it in any case."""
@@ -73,7 +84,7 @@ def requested_overrides(hydra: Any) -> list[str]:
     typed = list(hydra.overrides.task)
     keys = {override.partition("=")[0] for override in typed}
     params = hydra.sweeper.get("params") or {}
-    return [*(f"{key}={value}" for key, value in params.items() if key not in keys), *typed]
+    return [*(conceal(f"{key}={value}") for key, value in params.items() if key not in keys), *typed]
 
 
 def check_lines(overrides: list[str]) -> list[list[str]]:

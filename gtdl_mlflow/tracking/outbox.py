@@ -29,7 +29,7 @@ from .. import tags
 from ..files import cache_dir, lock_for, write_atomically
 from ..redaction import redact
 from .processes import PROCESS_GONE, is_alive, this_process
-from .store import TrackerUnreachable, TrackingFailed, connect, translate_errors, with_credentials
+from .store import TrackerUnreachable, TrackingFailed, connect, translate_errors
 
 BATCH_SIZE, METRICS_BATCH_SIZE = 100, 800
 """Params or tags, and metrics, per request. MLflow accepts 100 of each of the former, and 1,000 of all together."""
@@ -271,7 +271,7 @@ def replay(uri: str | None = None) -> Iterator[ReplayResult]:
                 record.finish("KILLED")
                 record.tags |= {tags.FAILURE: PROCESS_GONE, MLFLOW_RUN_NOTE: f"KILLED: {PROCESS_GONE}"}
             try:
-                deliver(record, with_credentials(record.uri))
+                deliver(record, record.uri)
             except TrackingFailed as error:
                 save(record)
                 yield ReplayResult(record, str(error))

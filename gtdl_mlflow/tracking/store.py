@@ -2,33 +2,54 @@
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import hashlib
+import json
 import logging
 import os
+import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import mlflow
+import requests
+import sqlalchemy
 from mlflow.entities import Run
+from mlflow.exceptions import RestException
 from mlflow.store.db.db_types import DATABASE_ENGINES
+from mlflow.store.db.utils import create_sqlalchemy_engine
 from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError
 
 from .. import tags
 from ..files import cache_dir, lock_for
-from ..redaction import VARIABLE, redact
+from ..redaction import redact, reveal
 
 logging.getLogger("alembic").setLevel(logging.WARNING)
+# It logs each failure with its traceback before it raises the exception, which is reported in one line.
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
 PAGE_SIZE = 1000
 """Runs per search request."""
 
+CREATE_ATTEMPTS = 5
+"""Attempts to create a server database's tables: another process may be creating them."""
+
 TRANSIENT = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "RESOURCE_EXHAUSTED", "IO_ERROR",
              "DEADLINE_EXCEEDED", "ABORTED", "CANCELLED"}  # fmt: skip
 """MLflow's error codes after which a retry may succeed. An unreachable server is among them."""
+
+REFUSED = {"BAD_REQUEST", "INVALID_PARAMETER_VALUE", "INVALID_STATE", "MALFORMED_REQUEST", "RESOURCE_DOES_NOT_EXIST",
+           "RESOURCE_CONFLICT", "RESOURCE_ALREADY_EXISTS"}  # fmt: skip
+"""MLflow's error codes of a request that no retry makes acceptable."""
+
+REFUSED_STATUS, DENIED_STATUS = {400, 411, 413, 414, 415, 422}, {401, 403, 404, 405, 407}
+"""HTTP statuses of an artifact store: it refuses the file; it refuses every file until a setting changes."""
 
 
 class TrackingFailed(Exception):
@@ -39,55 +60,213 @@ class TrackerUnreachable(TrackingFailed):
     """The tracker does not respond now; a later retry may succeed."""
 
 
+class RequestRefused(TrackingFailed):
+    """The tracker works and refuses the contents of this request; a retry fails in the same way."""
+
+
 @contextmanager
 def translate_errors(uri: str) -> Iterator[None]:
-    """Translate the tracker's exceptions to one line without credentials.
+    """Translate the exceptions of MLflow, its drivers and its artifact stores to one line without credentials.
+
+    Other exceptions pass unchanged.
 
     Raises:
         TrackerUnreachable: the tracker is a server, and a retry may succeed.
+        RequestRefused: a retry fails in the same way.
         TrackingFailed: any other failure. For a file or a database the address is wrong more often than not.
     """
     try:
         yield
-    except (mlflow.MlflowException, SQLAlchemyError, OSError) as error:
-        reason = redact(str(error).strip().splitlines()[0])
-        transient = uri.startswith("http") and getattr(error, "error_code", "INTERNAL_ERROR") in TRANSIENT
-        kind = TrackerUnreachable if transient else TrackingFailed
-        raise kind(f"MLflow at {redact(uri)} failed ({reason})") from error
+    except TrackingFailed:
+        raise
+    except Exception as error:
+        if isinstance(error, (SQLAlchemyError, OSError)) or _passed_through_mlflow(error):
+            raise failure(error, uri) from error
+        raise
+
+
+def failure(error: Exception, uri: str) -> TrackingFailed:
+    """Return the exception that describes ``error``, raised by the tracker at ``uri``, as for ``translate_errors``."""
+    if isinstance(error, TrackingFailed):
+        return error
+    message = f"MLflow at {redact(uri)} failed ({reason(error)})"
+    if _is_refusal(error, is_server=uri.startswith("http")):
+        return RequestRefused(message)
+    if uri.startswith("http") and not _is_permanent(error):
+        return TrackerUnreachable(message)
+    return TrackingFailed(message)
+
+
+def artifact_failure(error: Exception, uri: str) -> TrackingFailed:
+    """Return the exception that describes ``error``, raised by the artifact store at ``uri``.
+
+    A missing package, missing credentials and a missing permission are TrackingFailed: the store can never work as it
+    is configured. Everything else may pass, such as a full disk.
+    """
+    if isinstance(error, TrackingFailed):
+        return error
+    message = f"MLflow's artifact store at {redact(uri)} failed ({reason(error)})"
+    if _http_status(error) in REFUSED_STATUS:
+        return RequestRefused(message)
+    return (TrackingFailed if _is_permanent(error) else TrackerUnreachable)(message)
+
+
+def reason(error: Exception) -> str:
+    """Return the line of an exception that explains it: the database driver's, if there is one."""
+    for each in _chain(error):
+        if isinstance(each, ImportError) and each.name:
+            return f"the Python package {each.name} is not installed"
+        if isinstance(each, DBAPIError) and each.orig is not None:
+            error = each.orig if isinstance(each.orig, Exception) else error
+            break
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return redact(f"{error.filename}: {error.strerror}")
+    lines = [line.strip() for line in str(error).splitlines()]
+    shown = [line for line in lines if line and not line.startswith(("(Background on", "[SQL:", "[parameters:"))]
+    if isinstance(error, LookupError) or not shown:  # KeyError: 'run'
+        return redact(f"unexpected response, {type(error).__name__}: {' '.join(shown)}")
+    return redact(shown[0])
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield an exception and those that caused it."""
+    current: BaseException | None = error
+    while current is not None:
+        yield current
+        current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
+
+
+def _passed_through_mlflow(error: Exception) -> bool:
+    """Return whether an exception was raised by MLflow or by what it calls, such as the driver of a database."""
+    frame = error.__traceback__
+    while frame is not None:
+        if frame.tb_frame.f_globals.get("__name__", "").partition(".")[0] == "mlflow":
+            return True
+        frame = frame.tb_next
+    return False
+
+
+def _is_refusal(error: Exception, is_server: bool) -> bool:
+    if isinstance(error, mlflow.MlflowException) and error.error_code in REFUSED:
+        # A proxy's page has a status too; only MLflow's own response says that the request is wrong.
+        return isinstance(error, RestException) or not is_server
+    # What a database's driver cannot encode: PostgreSQL's text has no NUL bytes.
+    malformed = (json.JSONDecodeError, requests.RequestException)
+    kinds = (DataError, IntegrityError, UnicodeError) if is_server else (DataError, IntegrityError, ValueError)
+    return any(isinstance(each, kinds) and not isinstance(each, malformed) for each in _chain(error))
+
+
+def _is_permanent(error: Exception) -> bool:
+    """Return whether the same request fails until somebody changes a setting."""
+    for each in _chain(error):
+        if isinstance(each, (ImportError, PermissionError)) or "Credentials" in type(each).__name__:
+            return True
+        if isinstance(each, mlflow.MlflowException) and each.error_code not in TRANSIENT:
+            return True
+    return _http_status(error) in DENIED_STATUS | REFUSED_STATUS
+
+
+def _http_status(error: Exception) -> int | None:
+    """Return the HTTP status in an exception of requests or botocore; None if it has none."""
+    client_error = getattr(sys.modules.get("botocore.exceptions"), "ClientError", ())
+    for each in _chain(error):
+        if isinstance(each, requests.RequestException) and each.response is not None:
+            return int(each.response.status_code)
+        if isinstance(each, client_error):
+            return int(getattr(each, "response", {}).get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    return None
 
 
 @contextmanager
 def http_timeouts(retries: int, timeout_s: int) -> Iterator[None]:
-    """Limit MLflow's HTTP retries, unless the user's environment does. MLflow's own limit is minutes for every call."""
-    wanted = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": retries, "MLFLOW_HTTP_REQUEST_TIMEOUT": timeout_s}
-    ours = {name: str(value) for name, value in wanted.items() if name not in os.environ}
-    os.environ.update(ours)
+    """Limit MLflow's HTTP retries, unless the user's environment does. MLflow's own limit is minutes for every call.
+
+    A server's Retry-After, which may be hours, is ignored: MLflow's own waits between retries are seconds.
+    """
+    wanted = {
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": str(retries),
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": str(timeout_s),
+        "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",
+    }
+    with _environment({name: value for name, value in wanted.items() if name not in os.environ}):
+        yield
+
+
+@contextmanager
+def single_attempt() -> Iterator[None]:
+    """Let MLflow send each request once, for requests that must not be repeated blindly."""
+    with _environment({"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}):
+        yield
+
+
+@contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
     try:
         yield
     finally:
-        for name in ours:
-            del os.environ[name]
-
-
-def with_credentials(uri: str) -> str:
-    """Return ``uri`` with the credentials that MLFLOW_TRACKING_URI holds for the same address, if it holds any."""
-    configured = os.environ.get(VARIABLE, "")
-    return configured if redact(configured) == uri else uri
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def connect(uri: str) -> MlflowClient:
-    """Return a client of the tracker at ``uri``. A new database gets its tables."""
+    """Return a client of the tracker at ``uri``, with the credentials given for it. A new database gets its tables."""
+    uri = reveal(uri)
     if urlsplit(uri).scheme.partition("+")[0] in DATABASE_ENGINES:
-        _create_tables(uri)
+        _open_database(uri)
     return MlflowClient(uri)
 
 
 @functools.cache
-def _create_tables(uri: str) -> None:
-    """Open a database under a lock: MLflow lets one of two processes fail that both create its tables."""
-    name = hashlib.sha256(redact(uri).encode()).hexdigest()[:16]
-    with lock_for(cache_dir() / "trackers" / name):
-        MlflowClient(uri).search_experiments(max_results=1)
+def _open_database(uri: str) -> None:
+    """Create a database's tables, under a lock: MLflow lets one of two processes fail that both create them."""
+    with ExitStack() as stack:
+        file = _database_file(uri)
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)  # as MLflow does
+        stack.enter_context(_database_lock(uri, file))
+        # MLflow repeats a failed connection for 100 s, and reports it in other words.
+        engine = create_sqlalchemy_engine(uri)
+        stack.callback(engine.dispose)
+        sqlalchemy.inspect(engine)
+        for attempt in range(CREATE_ATTEMPTS):
+            try:
+                MlflowClient(uri).search_experiments(max_results=1)
+                return
+            except (mlflow.MlflowException, SQLAlchemyError):
+                if file is not None or attempt == CREATE_ATTEMPTS - 1:
+                    raise
+                time.sleep(1 + attempt)
+
+
+def _database_file(uri: str) -> Path | None:
+    """Return the file of an SQLite database; None for a database of a server or in memory."""
+    url = sqlalchemy.make_url(uri)
+    name = url.database or ""
+    if not url.drivername.startswith("sqlite") or name in ("", ":memory:") or name.startswith("file:"):
+        return None
+    return Path(name)
+
+
+@contextmanager
+def _database_lock(uri: str, file: Path | None) -> Iterator[None]:
+    """Hold the lock of a database: its folder, which all processes share; otherwise a file of the cache directory."""
+    with ExitStack() as stack:
+        try:
+            if file is None:
+                raise OSError
+            descriptor = os.open(file.parent, os.O_RDONLY)
+            stack.callback(os.close, descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError:  # a server's database, or a file system that cannot lock folders
+            with suppress(OSError):
+                name = hashlib.sha256(redact(uri).encode()).hexdigest()[:16]
+                stack.enter_context(lock_for(cache_dir() / "trackers" / name))
+        yield
 
 
 @contextmanager
