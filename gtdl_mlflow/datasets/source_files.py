@@ -112,7 +112,7 @@ def find_source(dataset: Dataset, folder: Path) -> Path:
         FilesNotFound: ``folder`` has neither.
     """
     for root in _roots(folder):
-        if (root / dataset.unpacked).exists():
+        if any(_plain(path.name) == _plain(dataset.unpacked) for path in (root.iterdir() if root.is_dir() else ())):
             return root
     if archive := _find_archive(dataset, folder):
         return archive
@@ -121,6 +121,11 @@ def find_source(dataset: Dataset, folder: Path) -> Path:
         f"run `gtdl data fetch {dataset.name}`, or put the publisher's file there, "
         f"or set GTDL_DATA to the folder that contains {folder.name}/"
     )
+
+
+def _plain(name: str) -> str:
+    """Return a name in small letters and with unpadded numbers, as some tools write S01."""
+    return re.sub(r"0*([0-9]+)", r"\1", name.casefold())
 
 
 def _find_archive(dataset: Dataset, folder: Path) -> Path | None:
@@ -158,8 +163,8 @@ def entries(
     requested.
 
     Raises:
-        DatasetError: a file is unknown, two files have the same groups in ``wanted``, the archive is damaged or
-            hostile, or the folder lacks files of the archive beside it.
+        DatasetError: a file is unknown, two files have the same groups in ``wanted`` apart from capital letters, the
+            archive is damaged or hostile, or the folder lacks files of the archive beside it.
     """
     source = find_source(dataset, folder)
     seen: set[tuple[str, ...]] = set()
@@ -169,9 +174,10 @@ def entries(
         if _is_ignored(dataset, source, entry.name):
             continue
         if match := wanted.fullmatch(entry.name):
-            if match.groups() in seen and not is_folder:
+            key = _key(match)
+            if key in seen and not is_folder:
                 raise DatasetError(f"{entry.where}: occurs twice; {REMEDY}")
-            seen.add(match.groups())
+            seen.add(key)
             yield match, entry
         elif not is_folder and not (ignored and ignored.fullmatch(entry.name)):
             remedy = "move it to another folder" if source.is_dir() else REMEDY
@@ -183,6 +189,11 @@ def entries(
         raise DatasetError(f"{too_deep}: more than {archives.DEPTH_LIMIT} levels of folders; move it to another folder")
     if source.is_dir() and (archive := _find_archive(dataset, folder)):
         _check_unpacked(dataset, source, archive, wanted, seen)
+
+
+def _key(match: re.Match[str]) -> tuple[str, ...]:
+    """Return what distinguishes a file from others: the groups of its name, in whatever letters."""
+    return tuple((group or "").casefold() for group in match.groups())
 
 
 def _is_ignored(dataset: Dataset, source: Path, name: str) -> bool:
@@ -202,7 +213,7 @@ def _check_unpacked(
     try:
         for entry in archives.entries(archive, dataset.archives):
             match = None if JUNK.fullmatch(entry.name) else wanted.fullmatch(entry.name)
-            if match and match.groups() not in unpacked and not entry.name.endswith("/"):
+            if match and _key(match) not in unpacked and not entry.name.endswith("/"):
                 missing.append(entry.name)
     except DatasetError:
         return
