@@ -14,11 +14,13 @@ import yaml
 from mlflow.tracking import MlflowClient
 
 from .. import tags
+from ..console import info
 from ..metrics import PHASES
-from .formats import count
-from .ranking import TIMES
-from .runs import BenchmarkRun
-from .stats import SEEDS_TO_PUBLISH, noise_flags
+from ..tracking.store import TrackingFailed, translate_errors
+from .formats import count, one_line
+from .runs import BenchmarkRun, SkippedRun
+from .stats import SEEDS_TO_PUBLISH
+from .verdicts import QUESTIONS, TIMES, sample
 
 REQUIRED_TAGS = (tags.FRAMEWORK_VERSION, tags.ENVIRONMENT, tags.MACHINE, tags.DATA_DIGEST, tags.CODE)
 """Tags without which a result cannot be repeated."""
@@ -26,7 +28,7 @@ REQUIRED_TAGS = (tags.FRAMEWORK_VERSION, tags.ENVIRONMENT, tags.MACHINE, tags.DA
 TOLERANCE = 1.02
 """Largest sum of the worker's times relative to its wall time."""
 
-ACROSS_CELLS = {"same_data"}
+ACROSS_CELLS = {"same_data", "any_finished"}
 """Rules about all runs together. Every other rule is about one cell."""
 
 
@@ -51,6 +53,8 @@ class Verdict:
     findings: list[Finding]
     runs: int
     cells: int
+    skipped: tuple[SkippedRun, ...] = ()
+    """Runs that are incomplete or malformed, which no rule was applied to."""
 
     @property
     def passed(self) -> bool:
@@ -66,6 +70,7 @@ class Verdict:
             "passed": self.passed,
             "runs": self.runs,
             "cells": self.cells,
+            "skipped": [asdict(run) for run in self.skipped],
             "findings": [asdict(finding) for finding in self.findings],
         }
 
@@ -91,7 +96,7 @@ def rules() -> dict[str, dict[str, str]]:
     return loaded
 
 
-def check(runs: Iterable[BenchmarkRun]) -> Verdict:
+def check(runs: Iterable[BenchmarkRun], skipped: Iterable[SkippedRun] = ()) -> Verdict:
     """Check every rule on every run and cell. Runs of one cell differ in nothing but the seed or the machine."""
     every = sorted(runs, key=lambda run: run.started_ms)
     cells: dict[str, list[BenchmarkRun]] = defaultdict(list)
@@ -104,16 +109,23 @@ def check(runs: Iterable[BenchmarkRun]) -> Verdict:
         for some in [every] if across else cells.values():
             for message, concerned in RULES[name](some):
                 ids = tuple(run.run_id for run in concerned)
-                findings.append(Finding(name, rule["level"], _subject(concerned, across), message, ids))
-    return Verdict(findings, len(every), len(cells))
+                findings.append(Finding(name, rule["level"], _subject(concerned, across), one_line(message), ids))
+    return Verdict(findings, len(every), len(cells), tuple(skipped))
 
 
 def tag(verdict: Verdict, runs: Iterable[BenchmarkRun], client: MlflowClient) -> None:
-    """Set the tag ``gtdl.check`` of all runs; the report shows it."""
-    for run in runs:
-        value = verdict.tag_value(run.run_id)
-        if run.tags.get(tags.CHECK) != value:
-            client.set_tag(run.run_id, tags.CHECK, value)
+    """Set the tag ``gtdl.check`` of all runs; the report shows it.
+
+    If the store refuses, as it does for a user who may only read, a message is printed.
+    """
+    try:
+        with translate_errors(client.tracking_uri):
+            for run in runs:
+                value = verdict.tag_value(run.run_id)
+                if run.tags.get(tags.CHECK) != value:
+                    client.set_tag(run.run_id, tags.CHECK, value)
+    except TrackingFailed as error:
+        info(f"the tag {tags.CHECK} is not set: {error}")
 
 
 def _subject(runs: list[BenchmarkRun], across_cells: bool) -> str:
@@ -130,6 +142,11 @@ Violations = Iterator[tuple[str, list[BenchmarkRun]]]
 
 def _finished_runs(runs: list[BenchmarkRun]) -> list[BenchmarkRun]:
     return [run for run in runs if run.finished]
+
+
+def _any_finished(runs: list[BenchmarkRun]) -> Violations:
+    if runs and not _finished_runs(runs):
+        yield "no run finished", runs
 
 
 def _enough_seeds(runs: list[BenchmarkRun]) -> Violations:
@@ -183,22 +200,29 @@ def _device_as_requested(runs: list[BenchmarkRun]) -> Violations:
                 yield f"{name} {value} requested, {reported} reported", [run]
 
 
+def _finite_results(runs: list[BenchmarkRun]) -> Violations:
+    for run in _finished_runs(runs):
+        for question in QUESTIONS:
+            if not math.isfinite(run.metrics[question.name]):
+                yield f"{question.metric.label} {run.metrics[question.name]}", [run]
+
+
 def _device_synchronised(runs: list[BenchmarkRun]) -> Violations:
     for run in _finished_runs(runs):
         wall = run.metrics.get("worker/wall_s", math.nan)
-        total = sum(run.metrics.get(metric.name, 0.0) for metric in PHASES)
+        total = sum(value for metric in PHASES if math.isfinite(value := run.metrics.get(metric.name, 0.0)))
         # The steps before a kill ran in another worker.
-        if not run.resumed and total > TOLERANCE * wall:
+        if not run.resumed and not total <= TOLERANCE * wall:
             yield f"the times add up to {total:.3g} s, the worker's wall time is {wall:.3g} s", [run]
         for question in TIMES:
-            if run.metrics[question.name] <= 0:
+            if math.isfinite(run.metrics[question.name]) and run.metrics[question.name] <= 0:
                 yield f"{question.metric.label} {run.metrics[question.name]:g} s", [run]
 
 
 def _first_step_included(runs: list[BenchmarkRun]) -> Violations:
     for run in _finished_runs(runs):
         first, training = run.metrics.get("train/first_step_s", math.nan), run.metrics["training_time_s"]
-        if not 0 < first <= training:
+        if math.isfinite(training) and not 0 < first <= training:
             yield f"first step {first:.3g} s, training time {training:.3g} s", [run]
 
 
@@ -211,13 +235,20 @@ def _quality_gate(runs: list[BenchmarkRun]) -> Violations:
 def _finished(runs: list[BenchmarkRun]) -> Violations:
     seeds = {run.seed for run in _finished_runs(runs)}
     for run in runs:
-        if not run.finished and run.seed not in seeds:
-            yield f"{run.status}: {run.reason.splitlines()[0] if run.reason else 'no reason recorded'}", [run]
+        if run.state in ("failed", "killed") and run.seed not in seeds:
+            yield f"{run.status}: {one_line(run.reason) or 'no reason recorded'}", [run]
+
+
+def _none_running(runs: list[BenchmarkRun]) -> Violations:
+    for run in runs:
+        if run.running:
+            yield "running: the verdict may change when it ends", [run]
 
 
 def _low_noise(runs: list[BenchmarkRun]) -> Violations:
     for question in TIMES:
-        if flags := noise_flags([run.metrics[question.name] for run in _finished_runs(runs)]):
+        times = sample(_finished_runs(runs), question.name)
+        if times.values and (flags := times.summary.noise):
             yield f"{question.metric.label}: {', '.join(flags)}", _finished_runs(runs)
 
 
@@ -246,6 +277,7 @@ def _not_side_by_side(runs: list[BenchmarkRun]) -> Violations:
 
 
 RULES: dict[str, Callable[[list[BenchmarkRun]], Violations]] = {
+    "any_finished": _any_finished,
     "enough_seeds": _enough_seeds,
     "distinct_seeds": _distinct_seeds,
     "same_machine": _same(lambda run: run.key.machine, "machines"),
@@ -253,10 +285,12 @@ RULES: dict[str, Callable[[list[BenchmarkRun]], Violations]] = {
     "same_code": _same(lambda run: run.tags.get(tags.CODE, "unknown"), "versions of the code"),
     "environment_recorded": _environment_recorded,
     "device_as_requested": _device_as_requested,
+    "finite_results": _finite_results,
     "device_synchronised": _device_synchronised,
     "first_step_included": _first_step_included,
     "quality_gate": _quality_gate,
     "finished": _finished,
+    "none_running": _none_running,
     "low_noise": _low_noise,
     "no_interference": _no_interference,
     "not_resumed": _not_resumed,

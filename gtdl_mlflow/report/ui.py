@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
 import urllib.request
 import webbrowser
+from contextlib import suppress
 
-from .. import tags
+from .. import signals, tags
+from ..console import info, printable
 from ..metrics import HEADLINE
+from ..redaction import redact, reveal
+from ..tracking.store import TrackingFailed, translate_errors
 from .runs import NothingFound, connect
 
 VIEW = "gtdl"
@@ -18,6 +24,9 @@ VIEW = "gtdl"
 
 START_S = 120
 """Longest time for MLflow's server to start."""
+
+STOP_S = 10
+"""Longest time for MLflow's server to stop."""
 
 COLUMNS = (
     *(f"tags.`{tag}`" for tag in (tags.FRAMEWORK, tags.DATASET, tags.DEVICE)),
@@ -33,6 +42,8 @@ class UiFailed(Exception):
 def arrange(uri: str, experiment: str) -> str:
     """Store the view with the experiment, as MLflow's Share button does, and return the path that opens it.
 
+    A user who may only read gets the view that another user has stored, or MLflow's default one.
+
     Raises:
         NothingFound: the experiment does not exist.
     """
@@ -42,8 +53,16 @@ def arrange(uri: str, experiment: str) -> str:
         raise NothingFound(f"experiment {experiment}: not found in this tracking store")
     keys = [{"mode": "tag", "groupByData": tags.FRAMEWORK}]
     view = {"selectedColumns": list(COLUMNS), "groupBy": {"aggregateFunction": "average", "groupByKeys": keys}}
-    client.set_experiment_tag(found.experiment_id, f"mlflow.sharedViewState.{VIEW}", json.dumps(view))
-    return f"/#/experiments/{found.experiment_id}/runs?viewStateShareKey={VIEW}"
+    name, value, path = f"mlflow.sharedViewState.{VIEW}", json.dumps(view), f"/#/experiments/{found.experiment_id}/runs"
+    if found.tags.get(name) != value:
+        try:
+            with translate_errors(uri):
+                client.set_experiment_tag(found.experiment_id, name, value)
+        except TrackingFailed as error:
+            info(f"the table is not arranged: {error}")
+            if name not in found.tags:
+                return path
+    return f"{path}?viewStateShareKey={VIEW}"
 
 
 def serve(uri: str, path: str, port: int, browser: bool) -> int:
@@ -53,9 +72,15 @@ def serve(uri: str, path: str, port: int, browser: bool) -> int:
         UiFailed: the server did not start.
     """
     if uri.startswith("http"):
-        _open(f"{uri.rstrip('/')}{path}", browser)
+        _open(f"{redact(uri).rstrip('/')}{path}", browser)
         return 0
-    server = subprocess.Popen([sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--port", str(port)])
+    signals.interrupt_on_first()  # SIGTERM must stop the server too
+    server = subprocess.Popen(
+        [sys.executable, "-m", "mlflow", "ui", "--port", str(port)],
+        # Any user of the machine can read a command line.
+        env={**os.environ, "MLFLOW_BACKEND_STORE_URI": reveal(uri)},
+        start_new_session=True,  # one process group to stop
+    )
     try:
         address = f"http://127.0.0.1:{port}"
         deadline = time.monotonic() + START_S
@@ -66,8 +91,17 @@ def serve(uri: str, path: str, port: int, browser: bool) -> int:
         _open(address + path, browser)
         return server.wait()
     finally:
-        server.terminate()
-        server.wait()
+        _stop(server)
+
+
+def _stop(server: subprocess.Popen[bytes]) -> None:
+    """Stop the server and its children."""
+    server.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        server.wait(STOP_S)
+    with suppress(ProcessLookupError):
+        os.killpg(server.pid, signal.SIGKILL)
+    server.wait()
 
 
 def responds(address: str) -> bool:
@@ -81,7 +115,7 @@ def responds(address: str) -> bool:
 
 def _open(address: str, browser: bool) -> None:
     print(
-        f"{address}\nRuns are grouped by framework (change it in Group by, above the table). "
+        f"{printable(address)}\nRuns are grouped by framework (change it in Group by, above the table). "
         "To compare runs, select some and press Compare.",
         flush=True,
     )
