@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from . import signals
+
+if __name__ == "__main__":  # the imports take most of a second
+    signals.exit_on_first()
+
 import atexit
 import gc
 import os
@@ -17,10 +22,9 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf.errors import OmegaConfBaseException
 
-from . import signals
 from .config import CONF, Config, ConfigError, Unavailable, to_config
 from .config.errors import explain, explain_null_section
-from .console import conceal_arguments, info
+from .console import conceal_arguments, info, output
 from .sweeps.hydra_callbacks import SweepParent
 
 HYDRA_FLAGS = {
@@ -28,6 +32,9 @@ HYDRA_FLAGS = {
     *("--shell-completion", "--config-path", "--config-name", "--config-dir", "--experimental-rerun"),
 }
 """Options of Hydra. Any other ``--key value`` is an extra parameter of ``mlflow run``."""
+
+LAUNCHERS = ("joblib.", "ray.", "submitit.")
+"""Packages of the launchers: their exceptions report a job whose process died, or a cluster that does not respond."""
 
 failures: list[str] = []
 """Reasons of the failed runs of this process."""
@@ -45,7 +52,6 @@ def main() -> None:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # its threads would run beside the worker
     # The files of conf/hydra/launcher/ have the names under which the plugins register their schemas.
     warnings.filterwarnings("ignore", message=r"(?s).*is validated against ConfigStore schema")
-    signals.interrupt_on_first()
     try:
         sys.argv[1:] = to_overrides(sys.argv[1:])
         application()
@@ -56,12 +62,16 @@ def main() -> None:
     except KeyboardInterrupt:
         _close_sweep("KILLED")
         info("stopped")
-        sys.exit(130)
+        sys.exit(signals.INTERRUPTED)
     except Exception as error:  # of OmegaConf or of a launcher; application() handles the failures of runs
         if message := explain_null_section(error, sys.argv[1:]):
             _refuse(message)
         _close_sweep("FAILED")
-        raise
+        if not type(error).__module__.startswith(LAUNCHERS):
+            raise
+        info(f"the launcher failed: {error}")
+        sys.exit(1)
+    signals.ignore()  # everything is delivered
     # For a sweep, the states in MLflow count: an earlier start or a later delivery may have added runs.
     sys.exit(1 if (failures if SweepParent.failures is None else SweepParent.failures) else 0)
 
@@ -94,6 +104,7 @@ def _refuse(message: str) -> NoReturn:
 
 
 def _close_sweep(status: str) -> None:
+    signals.ignore()
     if SweepParent.open is not None:
         SweepParent.open.close(status)
 
@@ -106,11 +117,12 @@ def application(composed: Any) -> float | None:
     from .run import RUN_ERRORS, describe, run
     from .sweeps import cells
 
+    signals.interrupt_on_first()  # from now on there may be a run to close; this process may be a launcher's
     hydra_config = HydraConfig.get()
     position = cells.position(hydra_config.job.num) if hydra_config.mode is RunMode.MULTIRUN else None
-    print(f"{describe(config)}, on the {config.hardware.device}", flush=True)
+    output(f"{describe(config)}, on the {config.hardware.device}")
     if position is not None and (done := cells.find_completed(config, position)) is not None:
-        print(
+        output(
             f"skipped: run {done.info.run_id} of this sweep is {done.info.status} already; sweep.rerun=all repeats it"
         )
         return objective(config, done.data.metrics) if done.info.status == "FINISHED" else None
@@ -121,11 +133,11 @@ def application(composed: Any) -> float | None:
             failures.append(str(error))
         info(str(error))
         return None
-    print(summary(config, outcome.metrics))
+    output(summary(config, outcome.metrics))
     if outcome.undelivered:
         failures.append(outcome.undelivered)
     else:
-        print(f"MLflow run {outcome.run_id}; to view it: {outcome.view_hint}")
+        output(f"MLflow run {outcome.run_id}; to view it: {outcome.view_hint}")
     return objective(config, outcome.metrics)
 
 

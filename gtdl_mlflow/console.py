@@ -5,21 +5,42 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TextIO
 
 from .redaction import VARIABLE, conceal, redact
 
 
 def info(text: str) -> None:
     """Print a message on standard error, without control characters and secrets of addresses."""
-    print(f"gtdl: {printable(redact(text))}", file=sys.stderr, flush=True)
+    _write(f"gtdl: {printable(redact(text))}\n", sys.stderr)
+
+
+def output(text: str) -> None:
+    """Print a result on standard output, without control characters and secrets of addresses."""
+    _write(f"{printable(redact(text))}\n", sys.stdout)
+
+
+def _write(text: str, stream: TextIO) -> None:
+    """Write text at once. If the terminal or the pipe was closed, all output of this process is discarded from now on.
+
+    A run goes on: its results are in the tracking store.
+    """
+    try:
+        stream.write(text)
+        stream.flush()
+    except OSError:
+        with suppress(OSError), Path(os.devnull).open("wb") as nothing:
+            os.dup2(nothing.fileno(), stream.fileno())
 
 
 def printable(text: str) -> str:
     """Return ``text`` without the control characters that could move a terminal's cursor or hide text.
 
-    Line breaks stay. Text from the tracking store, from lock files and from a worker may contain anything.
+    Line breaks and tabs stay. Text from the tracking store, from lock files and from a worker may contain anything.
     """
-    return "".join(each if each == "\n" or each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text)
+    return "".join(each if each in "\n\t" or each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text)
 
 
 def conceal_arguments(arguments: Sequence[str]) -> list[str]:
@@ -36,7 +57,7 @@ def conceal_arguments(arguments: Sequence[str]) -> list[str]:
 def status_line(text: str) -> None:
     """Replace the current line of the terminal by ``text``. Without a terminal, nothing is printed."""
     if sys.stderr.isatty():
-        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+        _write(f"\r\x1b[K{text}", sys.stderr)
 
 
 def fail(reason: str, *, status: int = 1) -> int:

@@ -2,31 +2,80 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Ctrl-C, a scheduler's request, and a closed terminal."""
 
+INTERRUPTED = 130
+"""Exit status of a command that a signal has stopped, as shells report Ctrl-C."""
+
+RETRY_S = 0.01
+
+
+def exit_on_first() -> None:
+    """Let the first stopping signal end this process at once, with one line. Nothing must need an end yet."""
+    _install(_exit)
+
 
 def interrupt_on_first() -> None:
     """Let the first stopping signal raise KeyboardInterrupt in the main thread, and ignore all later ones.
 
-    The time after the first signal belongs to the delivery of what has been measured. A signal that the parent process
-    ignores, as ``nohup`` does with SIGHUP, stays ignored.
+    The time after the first signal belongs to the delivery of what has been measured.
     """
+    _install(_interrupt)
+
+
+def ignore() -> None:
+    """Ignore stopping signals from now on: the process is about to end by itself."""
+    _install(_ignore)
+
+
+def _install(handler: Callable[[int, FrameType | None], None]) -> None:
+    """Install a handler for the stopping signals.
+
+    A signal that the parent process ignores, as ``nohup`` does with SIGHUP, stays ignored. One for which a launcher has
+    installed a handler is left to it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return  # Python permits handlers to the main thread only
     for number in STOPPING:
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, _interrupt)
+        if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler, _exit, _interrupt, _ignore):
+            signal.signal(number, handler)
+
+
+def _exit(number: int, frame: FrameType | None) -> None:
+    # Not by print or by an exception: this may be inside of a print, or in a module that swallows exceptions.
+    with suppress(OSError):
+        os.write(2, b"gtdl: stopped\n")
+    os._exit(INTERRUPTED)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    for each in STOPPING:
-        signal.signal(each, signal.SIG_IGN)
+    if _must_not_be_interrupted(frame):
+        signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(number))
+        signal.setitimer(signal.ITIMER_REAL, RETRY_S)
+        return
+    ignore()
     raise KeyboardInterrupt
+
+
+def _ignore(number: int, frame: FrameType | None) -> None:
+    """Do nothing. Unlike SIG_IGN, a handler is not inherited by the programs that this process starts."""
+
+
+def _must_not_be_interrupted(frame: FrameType | None) -> bool:
+    """Return whether an exception would be lost (in ``__del__``), or would leave a module half imported."""
+    while frame is not None:
+        if frame.f_code.co_name == "__del__" or frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 @contextmanager
