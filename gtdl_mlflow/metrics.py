@@ -78,7 +78,9 @@ _ALL = (
     Metric("setup/build_s", "s", "Initial weights and network.", LOWER, phase="build"),
     Metric("setup/compile_s", "s", "What the framework compiles before the first batch.", LOWER,
            phase="ahead-of-time compilation"),
-    Metric("setup/data_s", "s", "Mapping and preprocessing of the images.", LOWER, phase="data"),
+    Metric("setup/verify_data_s", "s", "Reading the prepared images and labels and checking their SHA-256.", LOWER,
+           phase="data verification"),
+    Metric("setup/data_s", "s", "Preprocessing of the images, which are in memory by then.", LOWER, phase="data"),
     # Training.
     Metric("training_time_s", "s", "Training, from before the first batch until the device has finished the last step. "
            "Evaluation, validation and checkpoints are excluded.", LOWER, phase="training", section="train",

@@ -54,7 +54,7 @@ def run(config: Config, folder: Path, position: SweepPosition | None = None) -> 
         machine_peak = peak.get_or_measure(config.hardware, config.threads)
         pid = worker.start(environment.python)
         recorder.record_inputs(environment, data, machine_peak)
-        job = create_job(config, data.folder, folder)
+        job = create_job(config, data.folder, folder, data.sha256)
         with _checkpoints(config, environment, data, recorder) as checkpoints:
             recorder.start_monitoring(pid)
             # An exception in the loop must stop the worker at once, not when the generator is garbage-collected.

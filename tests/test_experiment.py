@@ -213,7 +213,8 @@ def test_events_are_sent_in_order(job: Job, run: Run) -> None:
             labels.append(type(event).__name__)
     assert [label for label, before in zip(labels, ["", *labels], strict=False) if label != before] == [
         "phase import", "setup/import_s", "phase build", "setup/build_s",
-        "phase ahead-of-time compilation", "setup/compile_s", "phase data", "setup/data_s", "metadata",
+        "phase ahead-of-time compilation", "setup/compile_s", "phase data verification", "setup/verify_data_s",
+        "phase data", "setup/data_s", "metadata",
         "phase training", "Progress", "eval/accuracy_percent", "Progress", "training_time_s", "weights",
         "phase test warm-up", "test/warm_up_s", "phase testing", "testing_time_s", "ConfusionMatrix",
         "phase saving", "save/model_s", "worker/cpu_user_s", "Finished",

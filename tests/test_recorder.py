@@ -53,6 +53,7 @@ def test_a_run_has_the_headline_metrics_and_details(finished: FinishedRun) -> No
         "train/evaluation_s",
         "test/loss",
         "setup/import_s",
+        "setup/verify_data_s",
         "setup/data_s",
         "setup/build_s",
         "worker/wall_s",

@@ -27,6 +27,7 @@ from gtdl_mlflow.worker.assembly import build_model, load_adapter  # noqa: E402
 from gtdl_mlflow.worker.frameworks.base import Adapter  # noqa: E402
 from gtdl_mlflow.worker.inputs import test_batches  # noqa: E402
 from gtdl_mlflow.worker.job import Job  # noqa: E402
+from gtdl_mlflow.worker.prepared_data import open_arrays  # noqa: E402
 from gtdl_mlflow.worker.training import Data  # noqa: E402
 
 Timed = Callable[[int], float]
@@ -59,7 +60,7 @@ def harness(job: Job, adapter_class: type[Adapter]) -> tuple[Timed, Timed]:
     """Return the timed training and testing of a run."""
     preprocessing, model, _ = build_model(job, adapter_class)
     model.compile()
-    data = Data(job, preprocessing, model)
+    data = Data(job, preprocessing, model, open_arrays(job))
     batches, size, steps = data.training_batches(0), job.training.test_batch_size, 0
     images = model.to_native(data.test_images)
 

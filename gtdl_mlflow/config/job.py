@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from ..worker.job import Job
 from .schema import Config
 
 
-def create_job(config: Config, data: Path, folder: Path) -> Job:
-    """Return the job of a run: ``data`` is the prepared data set; the trained model goes to ``folder / "model"``."""
+def create_job(config: Config, data: Path, folder: Path, data_sha256: Mapping[str, str] | None = None) -> Job:
+    """Return the job of a run.
+
+    ``data`` is the folder of the prepared data set, of whose files the worker checks ``data_sha256``. The trained model
+    goes to ``folder / "model"``.
+    """
     return Job(
         adapter=config.framework.adapter,
         options=config.speed_settings.options,
@@ -17,6 +22,7 @@ def create_job(config: Config, data: Path, folder: Path) -> Job:
         image_shape=config.dataset.image_shape,
         classes=config.dataset.classes,
         data=str(data),
+        data_sha256=dict(data_sha256 or {}),
         training=config.training,
         budget=config.budget,
         seed=config.seed,

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .prepare import PreparedDataset
+from .prepared import PreparedDataset
 
 FEW_CLASSES = 20
 """Largest number of classes for which each class has a row of its own."""

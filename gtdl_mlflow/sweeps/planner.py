@@ -167,7 +167,7 @@ def probe(composed: config.Config) -> Probe:
     data = datasets.prepare(composed.dataset)
     environment = environments.ensure(composed.framework, composed.hardware.device)
     with tempfile.TemporaryDirectory(prefix="gtdl-answer-") as name, device_lock.hold(composed.hardware):
-        job = create_job(composed, data.folder, Path(name))
+        job = create_job(composed, data.folder, Path(name), data.sha256)
         few = replace(job.training, iterations=PROBE_STEPS, epochs=None, evaluate_every_epochs=0, early_stopping=None)
         job = replace(job, training=few, budget=1.0, latency=Latency(repeats=0))
         started = time.monotonic()

@@ -22,6 +22,7 @@ from .events import ConfusionMatrix, Finished, Metadata, Metrics, Phase
 from .frameworks.base import Adapter
 from .inputs import Preprocessing, test_batches
 from .job import Job
+from .prepared_data import open_arrays
 from .scores import accuracy, confusion_matrix, cross_entropy, mean_class_accuracy, top_accuracy
 from .training import Data, Emit, TrainingState, train
 
@@ -49,8 +50,11 @@ def run(job: Job, emit: Emit, start_s: float | None = None) -> None:
         preprocessing, model, network = build_model(job, adapter_class)
     with _Timed(emit, "setup/compile_s"):
         model.compile()
-    with _FileAccess() as data_files, _Timed(emit, "setup/data_s"):
-        data = Data(job, preprocessing, model)
+    with _FileAccess() as data_files:
+        with _Timed(emit, "setup/verify_data_s"):
+            arrays = open_arrays(job)
+        with _Timed(emit, "setup/data_s"):
+            data = Data(job, preprocessing, model, arrays)
     description = {f"framework_{key}" if key == "version" else key: value for key, value in model.describe().items()}
     metadata = {
         **description,

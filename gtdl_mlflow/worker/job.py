@@ -209,6 +209,8 @@ class Job:
     """CPUs to which this process is pinned; None: no pinning."""
     folder: str
     """Folder for the trained model."""
+    data_sha256: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of each ``.npy`` file in ``data``: name of the array to hash; empty: the files are not checked."""
     checkpoints: str = ""
     """Folder of the checkpoints; empty: none are written or read."""
     mean_per_class: bool = False

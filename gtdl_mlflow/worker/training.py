@@ -6,7 +6,7 @@ import itertools
 import json
 import math
 import shutil
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import asdict
 from pathlib import Path
@@ -41,15 +41,12 @@ class Data:
     Only training images that are augmented are not, as ``Preprocessing.apply`` returns them.
     """
 
-    def __init__(self, job: Job, preprocessing: Preprocessing, model: Adapter) -> None:
+    def __init__(
+        self, job: Job, preprocessing: Preprocessing, model: Adapter, arrays: Mapping[str, np.ndarray]
+    ) -> None:
         self._job, self._preprocessing, self._model = job, preprocessing, model
-        arrays = {
-            name: np.load(Path(job.data) / f"{name}.npy", mmap_mode="r")
-            for name in ("train_images", "train_labels", "test_images", "test_labels")
-        }
         trained, held_out = split(len(arrays["train_images"]), job.training)
         self.train_images = preprocessing.apply("train", arrays["train_images"][trained], model.layout)
-        # Not a memmap, whose slices are Python code, but one array of its own.
         self.train_labels = np.array(arrays["train_labels"][trained], model.label_type)
         if job.training.early_stopping:  # the only use of the validation images
             self.validation_images = preprocessing.apply("validation", arrays["train_images"][held_out], model.layout)
