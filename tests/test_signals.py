@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pty
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,8 +13,8 @@ from pathlib import Path
 
 import mlflow
 import pytest
-from helpers.processes import kill, read_line, start_script
-from helpers.project import ROOT, Command, start, wait_for_worker, wait_until
+from helpers.processes import read_line, start_script
+from helpers.project import ROOT, start, wait_for_worker, wait_until
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
@@ -152,7 +153,7 @@ print(signal.getsignal(signal.SIGTERM) is handler)
 # Whole commands.
 
 
-def killed_or_absent(store: str) -> list[str]:
+def states(store: str) -> list[str]:
     """Return the states of all runs in the store."""
     client = mlflow.MlflowClient(store)
     experiments = [each.experiment_id for each in client.search_experiments()]
@@ -170,7 +171,7 @@ def test_signal_during_the_start_leaves_no_run_and_no_traceback(store: str, numb
         # Before the first line of this project, the interpreter itself ends.
         early = process.returncode in (-number, 1) and delay == 0.1
         assert early or (process.returncode, errors) == (130, "gtdl: stopped\n"), (delay, errors)
-    assert set(killed_or_absent(store)) <= {"KILLED"}
+    assert set(states(store)) <= {"KILLED"}
 
 
 @pytest.mark.slow
@@ -183,7 +184,7 @@ def test_repeated_signals_do_not_disturb_the_delivery(store: str, number: int) -
         time.sleep(0.05)
     _, errors = driver.communicate(timeout=60)
     assert (driver.returncode, errors) == (130, "gtdl: stopped\n")
-    assert killed_or_absent(store) == ["KILLED"]
+    assert states(store) == ["KILLED"]
 
 
 @pytest.mark.slow
@@ -197,7 +198,7 @@ def test_closed_terminal_stops_a_run_as_killed(store: str, tmp_path: Path) -> No
     wait_until(lambda: b"images/s" in os.read(terminal, 4096), "the worker trains")
     os.close(terminal)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 130
-    assert killed_or_absent(store) == ["KILLED"]
+    assert states(store) == ["KILLED"]
 
 
 @pytest.mark.slow
@@ -210,7 +211,7 @@ def test_stopped_and_continued_processes_finish(store: str) -> None:
         os.kill(victim, signal.SIGCONT)
     _, errors = driver.communicate(timeout=120)
     assert driver.returncode == 0, errors
-    assert killed_or_absent(store) == ["FINISHED"]
+    assert states(store) == ["FINISHED"]
 
 
 @pytest.mark.slow
@@ -221,7 +222,7 @@ def test_stopped_sweep_of_parallel_jobs_leaves_no_running_run(store: str, number
         *("-m", "hydra/launcher=joblib", "framework=reference", "seed=1,2,3", "training.epochs=1000000"),
         start_new_session=True,
     )
-    wait_until(lambda: killed_or_absent(store).count("RUNNING") >= 2, "a cell runs", driver)
+    wait_until(lambda: states(store).count("RUNNING") >= 2, "a cell runs", driver)
     if victim == "group":
         os.killpg(driver.pid, number)
     else:
@@ -229,13 +230,13 @@ def test_stopped_sweep_of_parallel_jobs_leaves_no_running_run(store: str, number
     _, errors = driver.communicate(timeout=120)
     assert driver.returncode == 130, errors
     assert "Traceback" not in errors
-    assert set(killed_or_absent(store)) == {"KILLED"}
+    assert set(states(store)) == {"KILLED"}
 
 
 @pytest.mark.slow
 def test_killed_job_of_a_launcher_is_one_line(store: str) -> None:
     driver = start("-m", "hydra/launcher=joblib", "framework=reference", "seed=1,2", "training.epochs=1000000")
-    wait_until(lambda: killed_or_absent(store).count("RUNNING") >= 2, "a cell runs", driver)
+    wait_until(lambda: states(store).count("RUNNING") >= 2, "a cell runs", driver)
     client = mlflow.MlflowClient(store)
     (experiment,) = [each for each in client.search_experiments() if each.name == "gtdl"]
     (job, *_) = client.search_runs([experiment.experiment_id], "tags.`gtdl.sweep_position` LIKE '%'")
@@ -244,34 +245,38 @@ def test_killed_job_of_a_launcher_is_one_line(store: str) -> None:
     assert driver.returncode == 1, errors
     assert "gtdl: the launcher failed: " in errors
     assert "Traceback" not in errors
-    assert not {"RUNNING", "FINISHED"} & set(killed_or_absent(store))
+    assert not {"RUNNING", "FINISHED"} & set(states(store))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", SIGNALS)
-def test_verbs_of_gtdl_stop_with_one_line(number: int, cache_folders: None, tmp_path: Path) -> None:
-    (tmp_path / "home").mkdir()
-    holder = start_script(
-        "import sys; from gtdl_mlflow import files; from pathlib import Path\n"
-        "with files.hold_folder_lock(Path(sys.argv[1])): print('locked', flush=True); sys.stdin.read()",
-        tmp_path / "lock",
-    )
-    script = (
-        "import sys; from gtdl_mlflow import files; from gtdl_mlflow.cli import __main__ as cli; from pathlib import Path\n"
-        f"cli.data.list_datasets = None\n"
-    )
-    del script
-    assert read_line(holder, holder.stdout) == "locked\n"
-    kill(holder)
+def test_verbs_of_gtdl_stop_with_one_line(number: int) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        command = [sys.executable, "-m", "gtdl_mlflow.cli", "report", "--tracking-uri", uri]
+        process = subprocess.Popen(
+            command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True
+        )
+        silent.settimeout(60)
+        connection, _ = silent.accept()
+        with connection:
+            process.send_signal(number)
+            _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (130, "gtdl: interrupted\n")
 
 
-def test_closed_pipe_of_the_output_stops_no_run(gtdl: Command) -> None:
-    script = "from gtdl_mlflow import console; import time; time.sleep(0.5)\n"
+def test_closed_pipe_of_the_output_stops_nothing() -> None:
+    script = "from gtdl_mlflow import console\n"
     script += "console.output('a'); console.info('b'); console.output('c'); print('d', flush=True)"
-    process = start_script(script)
-    assert process.stdout is not None
-    process.stdout.close()
-    process.wait(timeout=60)
-    assert process.returncode == 0
-    assert process.stderr is not None
-    assert process.stderr.read() == "gtdl: b\n"
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=write_end,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+    )
+    os.close(write_end)
+    assert (done.returncode, done.stderr) == (0, "gtdl: b\n")

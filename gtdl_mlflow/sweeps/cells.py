@@ -1,4 +1,4 @@
-"""The cells of a sweep: which of them are finished, which dead runs to close, and a summary of all."""
+"""The cells of a sweep: which of them are finished, and a summary of all."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from ..files import write_csv
 from ..hardware import host
 from ..metrics import HEADLINE
 from ..tracking.identity import identity, worker_code_version
-from ..tracking.processes import PROCESS_GONE, is_alive
+from ..tracking.processes import is_alive
 from ..tracking.recorder import SweepPosition
-from ..tracking.store import TrackingFailed, close_run, open_store, search_runs
+from ..tracking.store import TrackingFailed, open_store, search_runs
 
 VARIABLE = "GTDL_SWEEP"
 """Environment variable of a sweep's jobs, in any process: PARENT/SWEEP_ID."""
@@ -88,7 +88,7 @@ def previous_attempts(config: Config, position: SweepPosition) -> list[Run]:
     with open_store(config.tracking.uri) as client:
         condition = f"tags.`{tags.SWEEP_ID}` = '{position.sweep_id}' and tags.`{tags.CONFIG_HASH}` = '{config.hash()}'"
         attempts = search_runs(client, experiment, condition)
-        done = [run for run in attempts if _is_done(run, config.sweep.rerun)]
+        done = [run for run in attempts if _is_done(run, config)]
     return sorted(done, key=lambda run: (run.info.status != "FINISHED", -run.info.start_time))
 
 
@@ -103,9 +103,20 @@ def reparent(config: Config, position: SweepPosition, run: Run) -> None:
             client.set_tag(run.info.run_id, MLFLOW_PARENT_RUN_ID, position.parent)
 
 
-def _is_done(run: Run, rerun: Rerun) -> bool:
+def _is_done(run: Run, config: Config) -> bool:
     state = _state(run)
-    return state in (FINISHED, RUNNING) or (rerun is Rerun.none and state == FAILED)
+    if state == RUNNING:
+        return _may_be_running(run, config.limits.run_timeout_s)
+    return state == FINISHED or (config.sweep.rerun is Rerun.none and state == FAILED)
+
+
+def _may_be_running(run: Run, timeout_s: float) -> bool:
+    """Return whether the process of a RUNNING run exists, or may exist on another machine.
+
+    After ``timeout_s`` the cell of the latter runs again: a result twice is better than none.
+    """
+    alive = is_alive(run.data.tags.get(tags.PROCESS, ""))
+    return time.time() - run.info.start_time / 1000 < timeout_s if alive is None else alive
 
 
 def _state(run: Run) -> str:
@@ -116,36 +127,13 @@ def _state(run: Run) -> str:
     return UNAVAILABLE if tags.UNAVAILABLE in run.data.tags else FAILED
 
 
-# Earlier starts, and the dead runs that they left.
+# Earlier starts.
 
 
 def previous_sweeps(client: MlflowClient, experiment_id: str, sweep: str) -> list[Run]:
     """Return the parent runs of earlier starts of the sweep with ID ``sweep``, the newest first."""
     found = search_runs(client, experiment_id, f"tags.`{tags.SWEEP_ID}` = '{sweep}' and tags.`{tags.SWEEP}` LIKE '%'")
     return sorted(found, key=lambda run: -run.info.start_time)
-
-
-def close_dead_runs(client: MlflowClient, experiment_id: str, sweep: str, timeout_s: float) -> int:
-    """End runs as KILLED that are RUNNING in MLflow though their process no longer exists; return their number.
-
-    A process on another host cannot be checked. Its run counts as dead if it belongs to the sweep with ID ``sweep`` and
-    is older than ``timeout_s`` seconds.
-    """
-    closed = 0
-    for run in search_runs(client, experiment_id, "attributes.status = 'RUNNING'"):
-        if tags.PROCESS not in run.data.tags:
-            continue  # not created by this project, or not completely yet
-        alive = is_alive(run.data.tags[tags.PROCESS])
-        same_sweep = run.data.tags.get(tags.SWEEP_ID) == sweep
-        if alive is False or (alive is None and same_sweep and is_older(run, timeout_s)):
-            close_run(client, run, PROCESS_GONE)
-            closed += 1
-    return closed
-
-
-def is_older(run: Run, seconds: float) -> bool:
-    """Return whether a run was started more than ``seconds`` ago."""
-    return bool(time.time() - run.info.start_time / 1000 > seconds)
 
 
 # The end of a sweep.

@@ -18,6 +18,7 @@ from hydra.core.override_parser.types import Override
 from hydra.experimental.callback import Callback
 from omegaconf import open_dict, read_write
 
+from .. import signals
 from ..config import ConfigError, Rerun, SweepOrder, Unavailable, compose, to_checked_config
 from ..console import info
 from ..files import write_atomically
@@ -132,8 +133,18 @@ class SweepParent(Callback):
     """Failed cells of the last sweep; None if there was no sweep."""
 
     def on_multirun_start(self, config: Any, **_: Any) -> None:
+        from ..tracking import store
+
+        signals.interrupt_on_first()  # from now on there is a run to close
+        try:
+            with signals.deferred():
+                self._start(config)
+        except (store.TrackingFailed, OSError) as error:
+            exit_with(f"{error}; nothing was run", status=1)
+
+    def _start(self, config: Any) -> None:
         from .. import tags
-        from ..tracking import outbox
+        from ..tracking import dead_runs, outbox
         from ..tracking.store import TrackerUnreachable, TrackingFailed, http_timeouts, translate_errors
         from . import cells
 
@@ -156,10 +167,9 @@ class SweepParent(Callback):
             with http_timeouts(retries=2, timeout_s=10):
                 if config.sweep.rerun is not Rerun.all and not self._record.run_id:
                     with translate_errors(self._uri):
-                        self._resume_parent(config.limits.run_timeout_s)
+                        self._resume_parent()
                 outbox.deliver(self._record, self._uri)
-                with translate_errors(self._uri):
-                    self._close_dead_runs(config.limits.run_timeout_s)
+            dead_runs.close_once(self._uri)
         except TrackerUnreachable as error:
             info(f"{error}; the sweep goes on and is delivered later")
             outbox.save(self._record)
@@ -179,8 +189,8 @@ class SweepParent(Callback):
             ]
         SweepParent.open = self
 
-    def _resume_parent(self, timeout_s: float) -> None:
-        """Resume the parent of an earlier start of this sweep, if there is one."""
+    def _resume_parent(self) -> None:
+        """Resume the parent of an earlier start of this sweep, unless it may still be running."""
         from .. import tags
         from ..tracking.processes import is_alive
         from ..tracking.store import connect
@@ -198,25 +208,23 @@ class SweepParent(Callback):
                     f"process {process.split(' ')[1]} is running this sweep (MLflow run {run.info.run_id}): "
                     "wait for it, or start a second one with sweep.rerun=all"
                 )
-            if run.info.status == "RUNNING" and alive is None and not cells.is_older(run, timeout_s):
-                info(f"this sweep may be running on another host (MLflow run {run.info.run_id}); a new one starts here")
+            if run.info.status == "RUNNING" and alive is None:
+                info(f"this sweep may be running elsewhere (MLflow run {run.info.run_id}); a new one starts here")
                 continue
             self._record.run_id, self._record.experiment_id = run.info.run_id, experiment.experiment_id
             self._record.tags |= {tags.RECORD: self._record.key, tags.PROCESS: self._record.process}
             self._before_s = run.data.metrics.get("sweep/time_s", 0.0)
+            # First the process, then the status: otherwise another command could take it for dead.
+            client.set_tag(run.info.run_id, tags.PROCESS, self._record.process)
             client.update_run(run.info.run_id, "RUNNING")
             return
 
-    def _close_dead_runs(self, timeout_s: float) -> None:
-        from ..tracking.store import connect
-        from . import cells
-
-        closed = cells.close_dead_runs(connect(self._uri), self._record.experiment_id, self._sweep_id, timeout_s)
-        if closed:
-            info(f"closed {closed} dead {'run' if closed == 1 else 'runs'} as KILLED: the process no longer exists")
-
     def on_multirun_end(self, config: Any, **_: Any) -> None:
-        self.close()
+        try:
+            with signals.deferred():
+                self.close()
+        except Exception as error:  # Hydra would turn it into a warning
+            exit_with(f"the sweep could not be closed: {type(error).__name__}: {error}", status=1)
 
     def close(self, status: str | None = None) -> None:
         """Close the parent run and print a summary.
@@ -225,7 +233,7 @@ class SweepParent(Callback):
         """
         from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-        from ..tracking import outbox
+        from ..tracking import dead_runs, outbox
         from ..tracking.store import TrackingFailed, connect, http_timeouts, search_runs, translate_errors
         from . import cells
 
@@ -236,6 +244,7 @@ class SweepParent(Callback):
                 outbox.deliver(record, self._uri)
                 outbox.discard(record)
                 undelivered = [each for each in outbox.replay(self._uri) if each.failure]
+                dead_runs.close(self._uri)  # of launchers' jobs that were killed
                 with translate_errors(self._uri):
                     condition = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{record.run_id}'"
                     children = search_runs(connect(self._uri), record.experiment_id, condition)

@@ -352,4 +352,10 @@ def _run_sweep(sweep: PlannedSweep, chosen: Plan, overrides: Sequence[str], expe
     ]
     # `mlflow run` has created one run, and there are up to four sweeps: each creates a run of its own.
     environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_RUN_ID"}
-    subprocess.run(command, env=environment, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    try:
+        process.wait()
+    except KeyboardInterrupt:
+        process.terminate()  # Ctrl-C has reached it already, and it ignores a second signal
+        process.wait()  # until it has closed its runs
+        raise
