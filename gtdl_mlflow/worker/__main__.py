@@ -45,6 +45,7 @@ def main(arguments: list[str]) -> int:
 
     from . import events, experiment
     from .job import Job
+    from .prepared_data import DataChanged
 
     start_s = None
     if has_driver:
@@ -56,6 +57,9 @@ def main(arguments: list[str]) -> int:
     with os.fdopen(descriptor, "w") as stream:
         try:
             experiment.run(job, lambda event: events.write(stream, event), start_s)
+        except DataChanged as error:
+            print(error, file=sys.stderr)
+            return 1
         except BrokenPipeError:
             # The result has no reader any more, and other runs wait for the device.
             print("the driver has ended, stopping", file=sys.stderr)
