@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..console import output
 from .common import CommandFailed, add_verb, translate_errors, write_output
 
 if TYPE_CHECKING:
@@ -60,13 +61,12 @@ def compare_frameworks(arguments: argparse.Namespace) -> None:
                 experiment = client.get_experiment(experiment_id).name
         remarks = planner.run(minutes, frameworks, overrides, experiment)
         with store.translate_errors(uri), store.http_timeouts(retries=2, timeout_s=30):
-            runs = load(uri, [experiment], f"attributes.start_time >= {started_ms:.0f}")
-            html = page.page(runs, connect(uri), experiment, remarks)
-    print(ranking.text(runs))
-    for remark in remarks:
-        print(f"! {remark}")
+            loaded = load(uri, [experiment], f"attributes.start_time >= {started_ms:.0f}")
+            remarks += loaded.remarks
+            html = page.page(loaded.runs, connect(uri), experiment, remarks)
+    output("\n".join([ranking.text(loaded.runs), *(f"! {remark}" for remark in remarks)]))
     write_output(Path(options["output"]), html)
-    print(f"report: {options['output']}")
+    output(f"report: {options['output']}")
 
 
 def _minutes(text: str) -> float:

@@ -8,9 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..console import info
 from ..files import write_atomically
 
 if TYPE_CHECKING:
+    from ..report.runs import LoadedRuns
+
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
 Verb = Callable[[argparse.Namespace], "int | None"]
@@ -71,6 +74,23 @@ def tracking_store(arguments: argparse.Namespace) -> Iterator[str]:
         uri = arguments.tracking_uri or config.compose([]).tracking.uri
         with store.translate_errors(uri), store.http_timeouts(retries=2, timeout_s=30):
             yield uri
+
+
+def load_runs(uri: str, experiments: list[str], finished: bool = False) -> LoadedRuns:
+    """Return the runs of some experiments, or those that finished, and print one line about those that are skipped.
+
+    Raises:
+        NothingFound: an experiment does not exist, or no run in it can be used.
+    """
+    from ..report.runs import NothingFound, load
+
+    loaded = load(uri, experiments, "attributes.status = 'FINISHED'" if finished else "")
+    if not loaded.runs:
+        reason = "".join(loaded.remarks) or f"no {'finished run' if finished else 'run yet'}"
+        raise NothingFound(f"experiment {', '.join(experiments)}: {reason}")
+    for remark in loaded.remarks:
+        info(remark)
+    return loaded
 
 
 def write_output(path: Path, text: str) -> None:

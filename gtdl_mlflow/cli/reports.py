@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .common import add_tracking_uri, add_verb, tracking_store, translate_errors, write_output
+from ..console import output
+from .common import add_tracking_uri, add_verb, load_runs, tracking_store, translate_errors, write_output
 
 if TYPE_CHECKING:
     from .common import Subparsers
@@ -44,34 +45,39 @@ def add(commands: Subparsers) -> None:
 
 def write_report(arguments: argparse.Namespace) -> None:
     from ..report import page
-    from ..report.runs import connect, load
+    from ..report.runs import connect
 
     with tracking_store(arguments) as uri:
-        runs = load(uri, arguments.experiment)
-        html = page.page(runs, connect(uri), ", ".join(arguments.experiment))
+        loaded = load_runs(uri, arguments.experiment)
+        html = page.page(loaded.runs, connect(uri), ", ".join(arguments.experiment), loaded.remarks)
     write_output(arguments.output, html)
-    print(f"{arguments.output}: {len(runs)} runs, {arguments.output.stat().st_size / 1e6:.1f} MB")
+    output(f"{arguments.output}: {len(loaded.runs)} runs, {arguments.output.stat().st_size / 1e6:.1f} MB")
 
 
 def compare(arguments: argparse.Namespace) -> None:
     from ..report import comparison
+    from ..report.runs import load
 
+    experiments, sides = arguments.experiment, (arguments.first, arguments.second)
     with tracking_store(arguments) as uri:
-        rows = comparison.rows(uri, arguments.experiment, arguments.first, arguments.second, arguments.across_machines)
-    print(comparison.text(rows, arguments.first, arguments.second))
+        loaded = load_runs(uri, experiments)
+        rows = comparison.rows(
+            loaded.runs, lambda search: load(uri, experiments, search).runs, *sides, arguments.across_machines
+        )
+    output(comparison.text(rows, *sides))
 
 
 def check(arguments: argparse.Namespace) -> int:
     import json
 
     from ..report import check
-    from ..report.runs import connect, load
+    from ..report.runs import connect
 
     with tracking_store(arguments) as uri:
-        runs = load(uri, arguments.experiment)
-        verdict = check.check(runs)
-        check.tag(verdict, runs, connect(uri))
-    print(json.dumps(verdict.json(), indent=1) if arguments.json else verdict.text())
+        loaded = load_runs(uri, arguments.experiment)
+        verdict = check.check(loaded.runs, loaded.skipped)
+        check.tag(verdict, loaded.runs, connect(uri))
+    output(json.dumps(verdict.json(), indent=1) if arguments.json else verdict.text())
     return 0 if verdict.passed else 1
 
 
@@ -80,10 +86,10 @@ def write_reproduction(arguments: argparse.Namespace) -> None:
     from ..report.runs import connect
 
     with tracking_store(arguments) as uri:
-        cells = reproduction.cells(uri, arguments.experiment)
+        cells = reproduction.group_by_cell(load_runs(uri, arguments.experiment, finished=True).runs)
         markdown = reproduction.markdown(cells, f"experiment {', '.join(arguments.experiment)}", connect(uri))
     if arguments.output is None:
-        print(markdown, end="")
+        output(markdown.rstrip("\n"))
     else:
         write_output(arguments.output, markdown)
 

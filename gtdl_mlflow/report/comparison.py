@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 import re
-from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
-from .. import config, tags
+from .. import config
 from ..config import display
 from ..console import aligned
-from .formats import count, format_p, format_ratio, format_summary
-from .ranking import QUESTIONS, Question
-from .runs import BenchmarkRun, CellKey, NothingFound, load
-from .stats import SEEDS_TO_PUBLISH, Comparison, compare, holm
+from .formats import count, format_p, format_ratio, one_line
+from .ranking import Conditions, FrameworkResults, group_by_conditions, samples
+from .runs import BenchmarkRun, NothingFound
+from .stats import SEEDS_TO_PUBLISH, Comparison
+from .verdicts import QUESTIONS, Question, Sample, failed_quality, pair, sample, verdict
+
+Search = Callable[[str], Iterable[BenchmarkRun]]
+"""Returns the runs that meet an MLflow search condition."""
 
 
 @dataclass(frozen=True)
@@ -23,54 +26,74 @@ class ComparisonRow:
 
     conditions: str
     question: Question
-    result: Comparison
+    first: Sample
+    second: Sample
+    result: Comparison | None
+    """None if nothing can be concluded."""
     warnings: tuple[str, ...]
 
 
 def rows(
-    uri: str, experiments: list[str], first: str, second: str, across_machines: bool = False
+    runs: Iterable[BenchmarkRun], search: Search, first: str, second: str, across_machines: bool = False
 ) -> list[ComparisonRow]:
     """Compare every headline metric under all conditions that both sides were measured under.
 
-    Holm's correction is for the metrics of one condition: with one for all conditions, five repeats could show nothing.
+    Args:
+        runs: all runs of the experiments. The verdict on two frameworks is that of the report: see ``verdicts``.
+        search: finds runs by an MLflow search, for a side that is one.
+        first: a framework's name (with ``=VERSION``), run IDs or an MLflow search.
+        second: the other side.
+        across_machines: whether to compare runs of different machines.
 
     Raises:
         NothingFound: a side has no finished run, or the sides have no condition in common.
     """
-    one, other = (select(uri, experiments, selector) for selector in (first, second))
-    groups = [_by_conditions(runs, across_machines) for runs in (one, other)]
+    every = list(runs)
+    sides = [{run.run_id for run in select(every, search, selector)} for selector in (first, second)]
     found = []
-    for conditions, ours in groups[0].items():
-        if (theirs := groups[1].get(conditions)) is None:
+    for conditions, frameworks in group_by_conditions(every, across_machines).items():
+        finished = [run for each in frameworks for run in each.finished]
+        ours, theirs = ([run for run in finished if run.run_id in side] for side in sides)
+        if not ours or not theirs:
             continue
         warnings = tuple(_warnings(title(first), ours) + _warnings(title(second), theirs))
-        results = [
-            compare(*([run.metrics[each.name] for run in runs] for runs in (ours, theirs))) for each in QUESTIONS
-        ]
-        corrected = holm([result.p for result in results])
-        for question, result, p in zip(QUESTIONS, results, corrected, strict=True):
-            found.append(ComparisonRow(conditions, question, replace(result, p=p), warnings))
+        labels = _label(ours, frameworks), _label(theirs, frameworks)
+        for question in QUESTIONS:
+            one, other = (sample(some, question.name) for some in (ours, theirs))
+            if labels[0] and labels[1] and labels[0] != labels[1]:
+                result = pair(question, labels[0], labels[1], samples(frameworks, question))
+            else:  # other sets of runs: one comparison, planned by the user
+                result = pair(question, "first", "second", {"first": one, "second": other})
+            found.append(ComparisonRow(_text(conditions), question, one, other, result, warnings))
     if not found:
         hint = "" if across_machines else "; --across-machines compares runs of different machines"
         raise NothingFound(f"{first} and {second}: no data set, setting, budget, tuning and device in common{hint}")
     return found
 
 
-def select(uri: str, experiments: list[str], selector: str) -> list[BenchmarkRun]:
+def _label(runs: list[BenchmarkRun], frameworks: list[FrameworkResults]) -> str:
+    """Return the label of the framework that has exactly these runs; empty if there is none."""
+    ids = {run.run_id for run in runs}
+    return next((each.label for each in frameworks if {run.run_id for run in each.finished} == ids), "")
+
+
+def select(runs: Iterable[BenchmarkRun], search: Search, selector: str) -> list[BenchmarkRun]:
     """Return finished runs by run IDs, by a framework's name (with ``=VERSION``) or by an MLflow search.
 
     Raises:
         NothingFound: no finished run matches.
     """
     ids = selector.split(",")
+    name, _, version = selector.partition("=")
     if all(re.fullmatch(r"[0-9a-f]{32}", each) for each in ids):
-        runs = [run for run in load(uri, experiments) if run.run_id in ids]
+        found = [run for run in runs if run.run_id in ids]
+    elif _is_framework(name):
+        found = [run for run in runs if run.key.framework == name and version in ("", run.requested_version)]
     else:
-        runs = load(uri, experiments, _search(selector))
-    runs = [run for run in runs if run.finished]
-    if not runs:
-        raise NothingFound(f"{selector}: no finished run in experiment {', '.join(experiments)}")
-    return runs
+        found = list(search(selector))
+    if not any(run.finished for run in found):
+        raise NothingFound(f"{selector}: no finished run in these experiments")
+    return [run for run in found if run.finished]
 
 
 def title(selector: str) -> str:
@@ -80,33 +103,17 @@ def title(selector: str) -> str:
 
 
 def _is_framework(name: str) -> bool:
-    return (config.CONF / "framework" / f"{name}.yaml").is_file()
+    return name in config.choices("framework")
 
 
-def _search(selector: str) -> str:
-    name, _, version = selector.partition("=")
-    if not _is_framework(name):
-        return selector
-    condition = f"tags.`{tags.FRAMEWORK}` = '{name}'"
-    return condition + (f" and params.`framework.version` = '{version}'" if version else "")
-
-
-def _by_conditions(runs: Iterable[BenchmarkRun], across_machines: bool) -> dict[str, list[BenchmarkRun]]:
-    groups: dict[str, list[BenchmarkRun]] = defaultdict(list)
-    for run in runs:
-        for setting in run.key.settings:
-            groups[_conditions(run.key, setting, across_machines)].append(run)
-    return groups
-
-
-def _conditions(key: CellKey, setting: str, across_machines: bool) -> str:
-    parts = [f"{key.dataset}, {setting}", key.hardware]
-    if key.budget != 1:
-        parts.append(f"budget {key.budget:g}")
-    if key.tuning != "best":
-        parts.append(f"tuning {key.tuning}")
-    if not across_machines:
-        parts.append(key.machine)
+def _text(conditions: Conditions) -> str:
+    parts = [conditions.dataset, conditions.setting, conditions.hardware]
+    if conditions.budget != 1:
+        parts.append(f"budget {conditions.budget:g}")
+    if conditions.tuning != "best":
+        parts.append(f"tuning {conditions.tuning}")
+    if conditions.machine:
+        parts.append(conditions.machine)
     return ", ".join(parts)
 
 
@@ -114,8 +121,8 @@ def _warnings(side: str, runs: list[BenchmarkRun]) -> list[str]:
     warnings = []
     if (seeds := len({run.seed for run in runs})) < SEEDS_TO_PUBLISH:
         warnings.append(f"{side}: only {count(seeds, 'seed')}; publish with at least {SEEDS_TO_PUBLISH}.")
-    if failed := sorted({run.quality for run in runs} - {"ok", ""}):
-        warnings.append(f"{side} failed the quality gate, so its times are meaningless: {', '.join(failed)}")
+    if failed := one_line(failed_quality(runs)):
+        warnings.append(f"{side} failed the quality gate, so its times are meaningless: {failed}")
     if resumed := sum(run.resumed for run in runs):
         warnings.append(f"{side}: {count(resumed, 'run')} resumed after a kill.")
     return warnings
@@ -130,37 +137,25 @@ def text(compared: list[ComparisonRow], first: str, second: str) -> str:
         table = [["", *sides, "ratio", "p (Holm)", ""]]
         noise = []
         for row in some:
-            result, metric = row.result, row.question.metric
-            summaries = [format_summary(side) for side in (result.first, result.second)]
-            p = format_p(result.p).removeprefix("= ")
-            table.append([metric.title, *summaries, _ratio(result), p, verdict(row)])
-            for side, summary in zip(sides, (result.first, result.second), strict=True):
-                noise += [f"{metric.label} of {side}: {flag}" for flag in summary.noise]
+            p = format_p(row.result.p).removeprefix("= ") if row.result else ""
+            ratio = _ratio(row.result) if row.result else ""
+            decision = verdict(row.question, row.first, row.second, row.result)
+            table.append([row.question.metric.title, row.first.text, row.second.text, ratio, p, decision])
+            for side, values in zip(sides, (row.first, row.second), strict=True):
+                flags = values.summary.noise if values.values else ()
+                noise += [f"{row.question.metric.label} of {side}: {flag}" for flag in flags]
         lines.append(conditions)
         lines += [f"  {line}" for line in aligned(table)]
         lines += [f"  ! {warning}" for warning in [*some[0].warnings, *noise]]
         lines.append("")
-    lines.append(
-        "Columns: median [95 % interval of the mean], number of runs. Ratio: of the medians, with the 95 % interval"
-    )
-    lines.append("of the geometric means' ratio. p: Mann-Whitney's test, corrected by Holm for the three metrics.")
+    lines += [
+        "Columns: median [95 % interval of the mean], number of runs (accuracy: of seeds). Ratio: of the medians, with",
+        "the 95 % interval of the geometric means' ratio. p: Mann-Whitney's test, corrected by Holm for the number of",
+        "frameworks that are compared with the better one of the two under these conditions.",
+    ]
     return "\n".join(lines)
-
-
-def verdict(row: ComparisonRow) -> str:
-    """Return how the first side differs from the second, or why that is unknown."""
-    result = row.result
-    if min(result.first.n, result.second.n) < 2:
-        return "one run is no comparison"
-    if not result.significant:
-        return "not significant"
-    if row.question.largest:
-        return f"{abs(result.difference):.2f} points {'higher' if result.difference > 0 else 'lower'}"
-    if result.ratio < 1:
-        return f"{format_ratio(1 / result.ratio)}x as fast"
-    return f"{format_ratio(result.ratio)}x as long"
 
 
 def _ratio(result: Comparison) -> str:
     interval = "" if math.isnan(result.low) else f" [{format_ratio(result.low)}, {format_ratio(result.high)}]"
-    return f"{format_ratio(result.ratio)}{interval}"
+    return "" if math.isnan(result.ratio) else f"{format_ratio(result.ratio)}{interval}"

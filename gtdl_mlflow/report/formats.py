@@ -1,10 +1,16 @@
-"""Number formats of the report and of the commands that print results."""
+"""Formats of numbers and of text from the tracking store, in the report and in the commands that print results."""
 
 from __future__ import annotations
 
+import html
 import math
+import re
 
+from ..console import printable
 from .stats import Summary
+
+REASON = 300
+"""Characters of a reason in one line of text."""
 
 
 def format_number(value: float) -> str:
@@ -40,3 +46,21 @@ def format_p(p: float) -> str:
 def count(number: int, noun: str) -> str:
     """Return a number with its noun, in the plural where it is one: ``1 seed``, ``5 seeds``."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def shorten(text: str, length: int = 40) -> str:
+    """Return the beginning of ``text`` from the store in one printable line."""
+    line = printable(" ".join(text[: 4 * length].split()))
+    return line if len(text) <= length else f"{line[:length]}..."
+
+
+def one_line(text: str) -> str:
+    """Return the first line of a reason from the store, shortened: later lines could pass for lines of ours."""
+    lines = text.strip().splitlines()
+    return shorten(lines[0], REASON) if lines else ""
+
+
+def markdown(text: str) -> str:
+    """Return text from the store as text of Markdown, in one line, without markup, HTML, links or table cells."""
+    line = html.escape(printable(" ".join(text.split())), quote=False)
+    return re.sub(r"([\\`*|\[\]~])", r"\\\1", line)

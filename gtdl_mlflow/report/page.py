@@ -22,12 +22,13 @@ from .. import __version__, charts, tags
 from ..config import display
 from ..metrics import METRICS
 from . import published_figures, reproduction
-from .formats import format_number, format_published, format_summary
+from .formats import format_number, format_published
 from .published_figures import PublishedFigures
-from .ranking import QUESTIONS, Conditions, FrameworkResults, group_by_conditions
+from .ranking import Conditions, FrameworkResults, group_by_conditions
 from .runs import OWN, BenchmarkRun, NothingFound
 from .sections import Chart, Table, section
-from .stats import LEAST_FOR_SIGNIFICANCE, SEEDS_TO_PUBLISH, summarize
+from .stats import LEAST_FOR_SIGNIFICANCE, SEEDS_TO_PUBLISH
+from .verdicts import QUESTIONS, sample
 
 SECTIONS = 24
 """Largest number of conditions that get a section with charts; the tables have the runs of all."""
@@ -119,12 +120,21 @@ def library() -> Markup:
 
 
 def _time(seconds: float) -> str:
-    return f"{datetime.datetime.fromtimestamp(seconds).astimezone():%Y-%m-%d %H:%M:%S %Z}"
+    try:
+        return f"{datetime.datetime.fromtimestamp(seconds).astimezone():%Y-%m-%d %H:%M:%S %Z}"
+    except (ValueError, OverflowError, OSError):  # the store takes any number
+        return ""
 
 
 def _json(value: Any) -> Markup:
-    """Return JSON for a script element, which ``</`` would end. nan becomes null, as JSON has none."""
-    return Markup(json.dumps(_finite(value), separators=(",", ":")).replace("</", "<\\/"))
+    """Return JSON for a script element, in which ``</``, ``<!--`` and ``<script`` have a meaning of their own.
+
+    nan becomes null, as JSON has none.
+    """
+    text = json.dumps(_finite(value), separators=(",", ":"))  # in ASCII: no line separator ends a script's line
+    for character in "<>&":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)
 
 
 def _finite(value: Any) -> Any:
@@ -140,9 +150,9 @@ def raw_values(run: BenchmarkRun) -> dict[str, Any]:
     key = run.key
     values = {
         **{name: getattr(key, name) for name in COLUMNS if hasattr(key, name)},
-        **{name: run.metrics.get(name) for name in METRIC_COLUMNS},
+        **{name: _shown(run.metrics.get(name)) for name in METRIC_COLUMNS},
         "seed": run.seed,
-        "status": "UNAVAILABLE" if run.unavailable else run.status,
+        "status": run.state.upper(),
         "quality": run.quality,
         "check": run.tags.get(tags.CHECK, ""),
         "reason": run.reason,
@@ -150,6 +160,11 @@ def raw_values(run: BenchmarkRun) -> dict[str, Any]:
         "run_id": run.run_id,
     }
     return {name: values[name] for name in COLUMNS}
+
+
+def _shown(value: float | None) -> float | str | None:
+    """Return a value for the table. JSON has no nan: a value that is not finite is shown as text, and not left out."""
+    return value if value is None or math.isfinite(value) else str(value)
 
 
 # Sections that are not about one set of conditions.
@@ -207,8 +222,7 @@ def _results(
     for device, runs in columns.items():
         published = original.figures(dataset, framework, device)
         for question in QUESTIONS:
-            values = [run.metrics[question.name] for run in runs if run.key.label == label]
-            measured = format_summary(summarize(values)) if values else ""
+            measured = sample((run for run in runs if run.key.label == label), question.name).text
             results.append((measured, format_published(getattr(published, question.name)) if published else ""))
     return results
 
@@ -240,7 +254,7 @@ def tracks(compared: list[tuple[Conditions, list[FrameworkResults]]]) -> list[tu
             for _, frameworks in shared:
                 result = next((each for each in frameworks if each.label == label), None)
                 for metric in shown:
-                    values = result.values(metric.name) if result else []
+                    values = result.sample(metric.name).values if result else ()
                     row.append(format_number(statistics.median(values)) if values else "")
             rows.append(row)
         tables.append((title, Table(header, rows)))
@@ -259,11 +273,14 @@ def transfer(runs: Iterable[BenchmarkRun]) -> list[Chart]:
         note = f"Medians; {key.hardware}, budget {key.budget:g}, tuning {key.tuning}, {key.machine}."
         for name, number_format, logarithmic in TRANSFER:
             metric = METRICS[name]
-            values = {(cell.key.label, cell.key.setting): cell.median(name) for cell in cells}
+            medians = {(cell.key.label, cell.key.setting): cell.median(name) for cell in cells}
+            values = {fields: value for fields, value in medians.items() if math.isfinite(value)}
+            if not values:
+                continue
             rows = [
                 {"framework": label, "setting": setting, "value": value} for (label, setting), value in values.items()
             ]
-            written = {key: format_number(value) for key, value in values.items()}
+            written = {fields: format_number(value) for fields, value in values.items()}
             lines = [[label, *(written.get((label, setting), "") for setting in settings)] for label in frameworks]
             chart = charts.heat_map(rows, "value", metric.title, number_format, logarithmic)
             drawn.append(Chart(f"{key.dataset}: {metric.title}", chart, Table(["", *settings], lines), note))
@@ -288,6 +305,5 @@ def unfinished(runs: Iterable[BenchmarkRun]) -> Table:
     for run in runs:
         if not run.finished:
             key = run.key
-            state = "unavailable" if run.unavailable else run.status.lower()
-            rows.append([key.dataset, key.label, key.setting, str(run.seed), state, run.reason])
+            rows.append([key.dataset, key.label, key.setting, str(run.seed), run.state, run.reason])
     return Table(["data set", "framework", "setting", "seed", "state", "reason"], sorted(rows))

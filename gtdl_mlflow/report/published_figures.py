@@ -37,7 +37,7 @@ class PublishedFigures:
     def figures(self, dataset: str, framework: str, device: str) -> PublishedResult | None:
         """Return what was published for ``framework`` under its own default; None if nothing was."""
         row = self.datasets.get(dataset, {}).get(framework)
-        return None if row is None else PublishedResult(row["version"], **row[device])
+        return None if row is None or device not in row else PublishedResult(row["version"], **row[device])
 
 
 def load() -> PublishedFigures:

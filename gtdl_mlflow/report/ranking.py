@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ..config import display
-from ..metrics import HEADLINE, HIGHER, METRICS, Metric
-from .formats import count, format_number, format_p, format_ratio
+from .formats import count, format_number, format_p, format_ratio, one_line
 from .runs import OWN, BenchmarkRun, CellKey
-from .stats import LEAST_FOR_SIGNIFICANCE, SEEDS_TO_PUBLISH, Comparison, Summary, compare, holm, summarize
+from .stats import LEAST_FOR_SIGNIFICANCE, SEEDS_TO_PUBLISH, Comparison
+from .verdicts import QUESTIONS, TIMES, Question, Sample, Samples, against, failed_quality, ranked, sample
 
 
 @dataclass(frozen=True)
@@ -25,6 +24,7 @@ class Conditions:
     budget: float
     tuning: str
     machine: str
+    """Empty if runs of all machines are compared."""
 
     @property
     def text(self) -> str:
@@ -43,7 +43,8 @@ class FrameworkResults:
     """Label and version of the framework."""
     finished: tuple[BenchmarkRun, ...]
     failed: tuple[BenchmarkRun, ...]
-    """Last run of each seed that never finished."""
+    """Last run of each seed that never finished and is not running."""
+    running: tuple[BenchmarkRun, ...]
     unavailable: tuple[BenchmarkRun, ...]
 
     @property
@@ -53,39 +54,16 @@ class FrameworkResults:
     @property
     def failed_quality(self) -> str:
         """Rules of the quality gate that a run failed, so that the times do not count; empty if all runs passed."""
-        return ", ".join(sorted({run.quality for run in self.finished} - {"ok", ""}))
+        return failed_quality(self.finished)
 
     @property
     def seeds(self) -> int:
         """Number of seeds that finished."""
         return len({run.seed for run in self.finished})
 
-    def values(self, metric: str) -> list[float]:
-        """Return the finite values of a metric over the finished runs."""
-        return [run.metrics[metric] for run in self.finished if math.isfinite(run.metrics[metric])]
-
-
-@dataclass(frozen=True)
-class Question:
-    """A question that the report answers for every data set."""
-
-    metric: Metric
-    verb: str
-    """Predicate of the answer, such as ``trained fastest``."""
-
-    @property
-    def name(self) -> str:
-        return self.metric.name
-
-    @property
-    def largest(self) -> bool:
-        """Whether the largest value is the best."""
-        return self.metric.better == HIGHER
-
-
-_VERBS = ("trained fastest", "tested fastest", "was most accurate")
-QUESTIONS = tuple(Question(METRICS[name], verb) for name, verb in zip(HEADLINE, _VERBS, strict=True))
-TIMES = tuple(question for question in QUESTIONS if question.metric.unit == "s")
+    def sample(self, metric: str) -> Sample:
+        """Return the independent values of a metric over the finished runs."""
+        return sample(self.finished, metric)
 
 
 @dataclass(frozen=True)
@@ -93,7 +71,7 @@ class RankedFramework:
     """One framework in the answer to one question."""
 
     label: str
-    summary: Summary
+    sample: Sample
     against_best: Comparison | None
     """None for the best itself."""
 
@@ -104,16 +82,21 @@ class Answer:
 
     question: Question
     ranking: tuple[RankedFramework, ...]
-    """The best first. Frameworks that failed the quality gate are in no ranking of times."""
+    """The best first. Frameworks whose times do not count are in no ranking of times."""
     sentence: str
 
 
-def group_by_conditions(runs: Iterable[BenchmarkRun]) -> dict[Conditions, list[FrameworkResults]]:
-    """Return the frameworks by conditions; conditions with at least two frameworks come first."""
+def group_by_conditions(
+    runs: Iterable[BenchmarkRun], across_machines: bool = False
+) -> dict[Conditions, list[FrameworkResults]]:
+    """Return the frameworks by conditions; conditions with at least two frameworks come first.
+
+    ``across_machines`` combines the runs of all machines.
+    """
     groups: dict[Conditions, dict[str, list[BenchmarkRun]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
         for setting in run.key.settings:
-            groups[_conditions(run.key, setting)][run.key.label].append(run)
+            groups[_conditions(run.key, setting, across_machines)][run.key.label].append(run)
     results = {
         conditions: [_results(label, some) for label, some in sorted(by_label.items())]
         for conditions, by_label in groups.items()
@@ -126,8 +109,9 @@ def group_by_conditions(runs: Iterable[BenchmarkRun]) -> dict[Conditions, list[F
     return {conditions: results[conditions] for conditions in sorted(results, key=order)}
 
 
-def _conditions(key: CellKey, setting: str) -> Conditions:
-    return Conditions(key.dataset, setting, key.hardware, key.budget, key.tuning, key.machine)
+def _conditions(key: CellKey, setting: str, across_machines: bool) -> Conditions:
+    machine = "" if across_machines else key.machine
+    return Conditions(key.dataset, setting, key.hardware, key.budget, key.tuning, machine)
 
 
 def _results(label: str, runs: list[BenchmarkRun]) -> FrameworkResults:
@@ -135,10 +119,12 @@ def _results(label: str, runs: list[BenchmarkRun]) -> FrameworkResults:
     seeds = {run.seed for run in finished}
     failed: dict[int, BenchmarkRun] = {}
     for run in sorted(runs, key=lambda run: run.started_ms):
-        if not run.finished and run.seed not in seeds and not run.unavailable:
+        if run.seed not in seeds and run.state in ("failed", "killed"):
             failed[run.seed] = run
+    running = [run for run in runs if run.state == "running"]
     unavailable = [run for run in runs if run.unavailable and run.seed not in seeds]
-    return FrameworkResults(runs[0].key.framework, label, tuple(finished), tuple(failed.values()), tuple(unavailable))
+    some = (tuple(finished), tuple(failed.values()), tuple(running), tuple(unavailable))
+    return FrameworkResults(runs[0].key.framework, label, *some)
 
 
 def answers(frameworks: list[FrameworkResults]) -> list[Answer]:
@@ -147,26 +133,24 @@ def answers(frameworks: list[FrameworkResults]) -> list[Answer]:
     return [Answer(question, ranking, sentence(question, ranking)) for question, ranking in rankings if ranking]
 
 
+def samples(frameworks: Iterable[FrameworkResults], question: Question) -> Samples:
+    """Return the values of each framework by its label."""
+    return {each.label: each.sample(question.name) for each in frameworks}
+
+
 def _ranking(question: Question, frameworks: list[FrameworkResults]) -> tuple[RankedFramework, ...]:
-    """Compare every framework with the best, with Holm's correction for that number of tests."""
-    ranked = [
-        each for each in frameworks if each.values(question.name) and (question.largest or not each.failed_quality)
-    ]
-    ranked.sort(key=lambda each: summarize(each.values(question.name)).median, reverse=question.largest)
-    tests = [compare(each.values(question.name), ranked[0].values(question.name)) for each in ranked[1:]]
-    corrected = holm([test.p for test in tests])
-    against = [None, *(replace(test, p=p) for test, p in zip(tests, corrected, strict=True))]
-    return tuple(
-        RankedFramework(each.label, summarize(each.values(question.name)), test)
-        for each, test in zip(ranked, against, strict=False)
-    )
+    """Compare every framework with the best."""
+    measured = samples(frameworks, question)
+    best = ranked(question, measured)[:1]
+    tests = against(question, best[0], measured) if best else {}
+    return tuple(RankedFramework(label, measured[label], tests.get(label)) for label in (*best, *tests))
 
 
 def sentence(question: Question, ranking: tuple[RankedFramework, ...]) -> str:
     """Return the answer in words: the best, the distance of every other framework, and whether it is significant."""
     best, *others = ranking
-    value = f"{format_number(best.summary.median)} {question.metric.unit}"
-    value = f"median {value} over {best.summary.n} runs" if best.summary.n > 1 else f"{value} in 1 run"
+    value = f"{format_number(best.sample.summary.median)} {question.metric.unit}"
+    value = f"median {value} over {best.sample.size}" if _size(best) > 1 else f"{value} with {best.sample.size}"
     if not others:
         return f"{best.label}: {value}. There is no other framework to compare it with."
     return f"{best.label} {question.verb}: {value}. {_distances(question, others)} {_significance(best, others)}"
@@ -188,35 +172,46 @@ def _significance(best: RankedFramework, others: list[RankedFramework]) -> str:
         if len(tests) == 1:
             return f"The difference is significant (p {p})."
         return f"All differences are significant (largest p {p})."
-    few = [each for each, _ in unconfirmed if min(each.summary.n, best.summary.n) < LEAST_FOR_SIGNIFICANCE]
+    few = [each for each, _ in unconfirmed if min(map(_size, (each, best))) < LEAST_FOR_SIGNIFICANCE]
     if len(few) == len(others):
-        return f"{count(min(each.summary.n for each in (best, *few)), 'run')} cannot confirm this order."
+        return f"{min((best, *few), key=_size).sample.size} cannot confirm this order."
     doubtful = [f"{each.label} (p {format_p(test.p)})" for each, test in unconfirmed if each not in few]
     parts = [f"Not significant: {', '.join(doubtful)}."] if doubtful else []
     if few:
-        counts = ", ".join(f"{each.label} ({count(each.summary.n, 'run')})" for each in few)
-        parts.append(f"Too few runs to confirm a difference: {counts}.")
+        counts = ", ".join(f"{each.label} ({each.sample.size})" for each in few)
+        parts.append(f"Too few {best.sample.noun}s to confirm a difference: {counts}.")
     if len(unconfirmed) < len(others):
         parts.append("The other differences are significant.")
     return " ".join(parts)
 
 
+def _size(framework: RankedFramework) -> int:
+    return len(framework.sample.values)
+
+
 def remarks(frameworks: list[FrameworkResults]) -> list[str]:
-    """Return what limits the answers: failed and missing seeds, failed quality gates, noise, too few seeds."""
+    """Return what limits the answers: failed, running and missing seeds, failed quality gates, values that are no
+    measurement, noise, too few seeds."""
     lines = []
     most = max((each.seeds for each in frameworks), default=0)
     for each in frameworks:
+        if each.running:
+            lines.append(f"{each.label}: {count(len(each.running), 'run')} still running.")
         if each.unavailable and not each.finished:
-            lines.append(f"{each.label} is not available: {each.unavailable[0].reason}")
+            lines.append(f"{each.label} is not available: {one_line(each.unavailable[0].reason)}")
             if not each.failed:
                 continue
         if each.failed:
             seeds = f"{len(each.failed)} of {len(each.failed) + each.seeds} seeds failed"
-            lines.append(f"{each.label}: {seeds}: {each.failed[-1].reason}")
+            lines.append(f"{each.label}: {seeds}: {one_line(each.failed[-1].reason)}")
         elif each.seeds < most:
             lines.append(f"{each.label}: {count(each.seeds, 'seed')}; others have {most}.")
         if each.failed_quality:
-            lines.append(f"{each.label} failed the quality gate, so its times are not ranked: {each.failed_quality}")
+            rule = one_line(each.failed_quality)
+            lines.append(f"{each.label} failed the quality gate, so its times are not ranked: {rule}")
+        lines += [remark for question in QUESTIONS if (remark := _rejected(question, each))]
+        if repeats := len(each.finished) - each.seeds:
+            lines.append(f"{each.label}: {count(repeats, 'repeat')} of a seed; each seed has one accuracy, the median.")
         if resumed := sum(run.resumed for run in each.finished):
             lines.append(f"{each.label}: {count(resumed, 'run')} resumed after a kill.")
     lines += [remark for question in TIMES if (remark := _noise(question, frameworks))]
@@ -225,12 +220,20 @@ def remarks(frameworks: list[FrameworkResults]) -> list[str]:
     return lines
 
 
+def _rejected(question: Question, framework: FrameworkResults) -> str:
+    """Return one line if values of a metric are no measurement; empty if all are."""
+    rejection = framework.sample(question.name).rejection
+    number = len(framework.finished)
+    label = question.metric.label
+    return f"{framework.label} is not ranked by {label}: {rejection} of {number}." if rejection else ""
+
+
 def _noise(question: Question, frameworks: list[FrameworkResults]) -> str:
     """Return one line that names the frameworks with noisy repeats, the noisiest first; empty if there are none."""
     noisy = {}
     for each in frameworks:
-        values = each.values(question.name)
-        if values and (flags := summarize(values).noise):
+        values = each.sample(question.name).values
+        if values and (flags := each.sample(question.name).summary.noise):
             noisy[each.label] = (max(values) / min(values), ", ".join(flags))
     if not noisy:
         return ""

@@ -1,21 +1,31 @@
-"""Runs of a tracking store as the report uses them: the conditions of each run and its metrics."""
+"""Runs of a tracking store as the report uses them: the conditions of each run and its metrics.
+
+Anybody who can write to the store can write anything into a run. What identifies a run is checked here, and a run that
+does not pass is skipped and listed. All other text from the store is data: it is escaped where it is written.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
 import re
-from collections.abc import Iterable
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from mlflow.entities import Run
+from mlflow.entities import LifecycleStage, Run
 from mlflow.tracking import MlflowClient
 
 from .. import config, tags
 from ..config import display
+from ..metrics import HEADLINE
 from ..tracking import store
+from .formats import count, shorten
 
 SQLITE = "sqlite:///"
 
@@ -25,9 +35,51 @@ WORKER = "worker."
 OWN = "each under its own default"
 """Setting of a comparison in which every framework has its own default."""
 
+LONGEST = 500
+"""Largest number of characters of a tag that identifies a run. A machine's name with eight GPUs has 300."""
+
+REASONS = 3
+"""Largest number of reasons in the line about skipped runs."""
+
 
 class NothingFound(Exception):
     """There is no run to report on; the message is one line."""
+
+
+class MalformedRun(Exception):
+    """A run lacks a tag, a param or a metric, or has a wrong value; the message is one line."""
+
+
+@dataclass(frozen=True)
+class SkippedRun:
+    """A run that is incomplete or malformed, so that nothing can be concluded from it."""
+
+    run_id: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class LoadedRuns:
+    """Runs of this project in some experiments."""
+
+    runs: list[BenchmarkRun]
+    skipped: list[SkippedRun]
+
+    @property
+    def remarks(self) -> list[str]:
+        """One line with the number of skipped runs and the reasons, the most frequent first; empty without any."""
+        if not self.skipped:
+            return []
+        by_reason: dict[str, list[str]] = defaultdict(list)
+        for run in self.skipped:
+            by_reason[run.reason].append(run.run_id)
+        parts = [
+            f"{reason} ({f'run {ids[0]}' if len(ids) == 1 else f'{len(ids)} runs'})"
+            for reason, ids in sorted(by_reason.items(), key=lambda item: -len(item[1]))
+        ]
+        if more := len(parts) - REASONS:
+            parts[REASONS:] = [count(more, "other reason")] if more > 0 else []
+        return [f"{count(len(self.skipped), 'incomplete or malformed run')} skipped: {'; '.join(parts)}"]
 
 
 @dataclass(frozen=True)
@@ -55,7 +107,8 @@ class CellKey:
     @property
     def is_default(self) -> bool:
         """Whether the setting is the framework's own default for this kind of data, GTDLBench's baseline."""
-        return self.setting == f"{self.framework}_{config.family(self.dataset)}"
+        known = self.dataset in _known("dataset")
+        return known and self.setting == f"{self.framework}_{config.family(self.dataset)}"
 
     @property
     def settings(self) -> list[str]:
@@ -90,30 +143,58 @@ class BenchmarkRun:
     tags: dict[str, str]
     reported: dict[str, str]
     """Params that the worker reported: device, threads, precision, build."""
+    requested_version: str
+    """Version of the framework that was requested, as in ``framework.version=``."""
 
     @property
     def finished(self) -> bool:
-        return self.status == "FINISHED" and "accuracy_percent" in self.metrics
+        return self.status == "FINISHED"
+
+    @property
+    def running(self) -> bool:
+        """Whether the run has not ended yet, as far as the store knows."""
+        return self.status in ("RUNNING", "SCHEDULED")
+
+    @property
+    def state(self) -> str:
+        """``finished``, ``running``, ``failed``, ``killed`` or ``unavailable``."""
+        return "unavailable" if self.unavailable else "running" if self.running else self.status.lower()
 
     @property
     def resumed(self) -> bool:
         return tags.RESUMED in self.tags
 
 
-def load(uri: str, experiments: Iterable[str], condition: str = "") -> list[BenchmarkRun]:
+def load(uri: str, experiments: Iterable[str], condition: str = "") -> LoadedRuns:
     """Return the runs of some experiments in the tracking store at ``uri`` that meet MLflow's search ``condition``.
 
     Raises:
-        NothingFound: an experiment does not exist.
+        NothingFound: an experiment does not exist or was deleted.
     """
     client, identifiers = connect(uri), []
-    for name in experiments:
+    for name in dict.fromkeys(experiments):
         experiment = client.get_experiment_by_name(name)
         if experiment is None:
             raise NothingFound(f"experiment {name}: not found in this tracking store")
+        if experiment.lifecycle_stage != LifecycleStage.ACTIVE:
+            command = f"mlflow experiments restore -x {experiment.experiment_id}"
+            raise NothingFound(f"experiment {name}: was deleted; `{command}` restores it")
         identifiers.append(experiment.experiment_id)
-    every = (run for identifier in identifiers for run in store.search_runs(client, identifier, condition))
-    return [to_benchmark_run(run) for run in every if tags.FRAMEWORK in run.data.tags]
+    return read(run for identifier in identifiers for run in store.search_runs(client, identifier, condition))
+
+
+def read(runs: Iterable[Run]) -> LoadedRuns:
+    """Return those of MLflow's ``runs`` that this project made. Parent runs of sweeps and others' runs are ignored."""
+    loaded = LoadedRuns([], [])
+    for run in runs:
+        if tags.FRAMEWORK not in run.data.tags:
+            continue
+        try:
+            loaded.runs.append(to_benchmark_run(run))
+        except MalformedRun as error:
+            status = "" if run.info.status == "FINISHED" else f" ({run.info.status})"
+            loaded.skipped.append(SkippedRun(run.info.run_id, f"{error}{status}"))
+    return loaded
 
 
 def connect(uri: str) -> MlflowClient:
@@ -128,23 +209,79 @@ def connect(uri: str) -> MlflowClient:
 
 
 def to_benchmark_run(run: Run) -> BenchmarkRun:
-    """Convert a run of MLflow, which must have this project's tags and params."""
+    """Convert a run of MLflow.
+
+    Raises:
+        MalformedRun: the run lacks a tag, a param or a metric of this project, or has a wrong value.
+    """
     run_tags = run.data.tags
-    params = {key.removeprefix(WORKER): value for key, value in run.data.params.items() if key.startswith(WORKER)}
+    metrics = {name: _number(value) for name, value in run.data.metrics.items()}
+    if run.info.status == "FINISHED" and (missing := [name for name in HEADLINE if name not in metrics]):
+        raise MalformedRun(f"no {' and no '.join(missing)}")
     return BenchmarkRun(
         run_id=run.info.run_id,
         experiment_id=run.info.experiment_id,
         key=_key(run),
-        seed=int(run_tags.get(tags.SEED, 0)),
+        seed=_seed(run_tags),
         status=run.info.status,
         reason=run_tags.get(tags.FAILURE) or run_tags.get(tags.UNAVAILABLE, ""),
         unavailable=tags.UNAVAILABLE in run_tags,
         quality=run_tags.get(tags.QUALITY, ""),
-        started_ms=run.info.start_time,
-        metrics=dict(run.data.metrics),
+        started_ms=run.info.start_time or 0,
+        metrics=metrics,
         tags=dict(run_tags),
-        reported=params,
+        reported={key.removeprefix(WORKER): value for key, value in run.data.params.items() if key.startswith(WORKER)},
+        requested_version=run.data.params.get("framework.version", ""),
     )
+
+
+def _number(value: float) -> float:
+    """Return a metric's value. MLflow stores infinity in a database as the largest number."""
+    return math.copysign(math.inf, value) if abs(value) >= sys.float_info.max else value
+
+
+def _word(values: Mapping[str, str], name: str) -> str:
+    """Return a tag that identifies the run, or raise MalformedRun if it could not be printed in one line."""
+    value = values.get(name)
+    if value is None:
+        raise MalformedRun(f"no tag {name}")
+    if not (0 < len(value) <= LONGEST and value.isprintable()):
+        raise MalformedRun(f"{name}={shorten(value)}: expected 1 to {LONGEST} printable characters")
+    return value
+
+
+def _seed(run_tags: Mapping[str, str]) -> int:
+    seed = _word(run_tags, tags.SEED)
+    if not re.fullmatch(r"[0-9]{1,10}", seed, re.ASCII):
+        raise MalformedRun(f"{tags.SEED}={shorten(seed)}: expected a number from 0 to 2**32 - 1")
+    return int(seed)
+
+
+def _budget(run_tags: Mapping[str, str]) -> float:
+    budget = _word(run_tags, tags.BUDGET)
+    try:
+        value = float(budget)
+    except ValueError:
+        value = math.nan
+    if not 0 < value <= 1:
+        raise MalformedRun(f"{tags.BUDGET}={shorten(budget)}: expected a number above 0 and at most 1")
+    return value
+
+
+def _device(run_tags: Mapping[str, str]) -> str:
+    device = _word(run_tags, tags.DEVICE)
+    if device not in ("cpu", "gpu"):
+        raise MalformedRun(f"{tags.DEVICE}={shorten(device)}: expected cpu or gpu")
+    return device
+
+
+def _threads(params: Mapping[str, str]) -> int:
+    threads = params.get("hardware.threads")
+    if threads is None:
+        raise MalformedRun("no param hardware.threads")
+    if not re.fullmatch(r"[1-9][0-9]{0,5}", threads, re.ASCII):
+        raise MalformedRun(f"hardware.threads={shorten(threads)}: expected a number above 0")
+    return int(threads)
 
 
 @dataclass(frozen=True)
@@ -159,71 +296,123 @@ class LearningCurve:
 
 def learning_curve(run: BenchmarkRun, client: MlflowClient) -> LearningCurve:
     """Read the evaluations of a finished run."""
-    accuracies = {point.step: point.value for point in client.get_metric_history(run.run_id, "eval/accuracy_percent")}
-    times = {point.step: point.value for point in client.get_metric_history(run.run_id, "train/elapsed_s")}
-    points = [(float(step), times[step], accuracies[step]) for step in sorted(accuracies) if step in times]
+    names = "eval/accuracy_percent", "train/elapsed_s"
+    points: list[tuple[float, float, float]] = []
+    if all(name in run.metrics for name in names):  # a request for each costs more than all the rest of a chart
+        accuracies, times = (
+            {point.step: _number(point.value) for point in client.get_metric_history(run.run_id, name)}
+            for name in names
+        )
+        points = [(float(step), times[step], accuracies[step]) for step in sorted(accuracies) if step in times]
     end = run.metrics.get("train/iterations", math.nan)
     if end > (points[-1][0] if points else 0):
         points.append((end, run.metrics["training_time_s"], run.metrics["accuracy_percent"]))
+    points = [point for point in points if all(map(math.isfinite, point))]
     iterations, seconds, accuracy = ([point[index] for point in points] for index in range(3))
     return LearningCurve(tuple(iterations), tuple(seconds), tuple(accuracy))
 
 
-CELL_TAGS = (tags.FRAMEWORK, tags.DATASET, tags.MODEL, tags.TRAINING, tags.HARDWARE, tags.BUDGET, tags.TUNING)
-"""Tags that hold the overrides of a run whose setting is unchanged."""
+CHOICES = {
+    "framework": tags.FRAMEWORK,
+    "dataset": tags.DATASET,
+    "model": tags.MODEL,
+    "training": tags.TRAINING,
+    "hardware": tags.HARDWARE,
+}
+"""Config groups, and the tags that hold a run's choices. Each part of a configuration is independent of the others."""
+
+VERSION = "@version@"
+"""Stands for the framework's version in a composed configuration. What the store holds is never composed."""
 
 
 def _key(run: Run) -> CellKey:
-    run_tags, params = run.data.tags, run.data.params
-    model, training = run_tags[tags.MODEL], run_tags[tags.TRAINING]
+    run_tags = run.data.tags
+    model, training = _word(run_tags, tags.MODEL), _word(run_tags, tags.TRAINING)
     setting = model if model == training else f"{model} + {training}"
-    overrides = [f"{tag.removeprefix('gtdl.')}={run_tags[tag]}" for tag in CELL_TAGS]
-    overrides.append(f"framework.version={params['framework.version']}")
-    # Other cores change no setting. Params hold the number of threads that was used, not the one that was requested, so
-    # that both are tried.
-    cores = [
-        f"hardware.{key}={params[f'hardware.{key}']}"
-        for key in ("cores", "side_by_side")
-        if params.get(f"hardware.{key}", "None") not in ("None", "False")
-    ]
-    threads = f"hardware.threads={params['hardware.threads']}"
-    candidates = (overrides, [*overrides, *cores], [*overrides, *cores, threads])
-    if not any(run_tags.get(tags.CELL) == _cell_hash(tuple(each)) for each in candidates):
-        setting += f" (changed, {run_tags.get(tags.CELL, 'unknown')[:4]})"
-    return CellKey(
-        dataset=run_tags[tags.DATASET],
-        framework=run_tags[tags.FRAMEWORK],
+    key = CellKey(
+        dataset=_word(run_tags, tags.DATASET),
+        framework=_word(run_tags, tags.FRAMEWORK),
         setting=setting,
-        version=run_tags[tags.FRAMEWORK_VERSION],
-        device=run_tags[tags.DEVICE],
-        threads=params["hardware.threads"],
-        budget=float(run_tags[tags.BUDGET]),
-        tuning=run_tags[tags.TUNING],
-        machine=run_tags[tags.MACHINE],
+        version=_word(run_tags, tags.FRAMEWORK_VERSION),
+        device=_device(run_tags),
+        threads=str(_threads(run.data.params)),
+        budget=_budget(run_tags),
+        tuning=_word(run_tags, tags.TUNING),
+        machine=_word(run_tags, tags.MACHINE),
         side_by_side=tags.SIDE_BY_SIDE in run_tags,
     )
+    if _is_unchanged(run, key):
+        return key
+    cell = run_tags.get(tags.CELL, "unknown")[:4]
+    return dataclasses.replace(key, setting=f"{setting} (changed, {cell if cell.isprintable() else '?'})")
 
 
-PARTS = (("framework",), ("dataset",), ("model", "training"), ("hardware", "budget", "tuning"))
-"""Parts of a configuration that are independent of each other."""
+def _is_unchanged(run: Run, key: CellKey) -> bool:
+    """Return whether the run's configuration is that of its choices in today's ``conf/``.
 
-
-@cache
-def _cell_hash(overrides: tuple[str, ...]) -> str:
-    """Return the cell of some overrides by today's ``conf/``; empty if they are no longer valid.
-
-    Each part is composed alone: a large store has few different parts, and Hydra takes 0.1 s to compose.
+    Other cores change no setting. Params hold the number of threads that was used, not the one that was requested, so
+    that both are tried.
     """
-    values: dict[str, Any] = {}
-    try:
-        for part in PARTS:
-            chosen = tuple(each for each in overrides if re.split("[.=]", each)[0] in part)
-            values |= {name: getattr(_compose(chosen), name) for name in part}
-    except config.ConfigError:
-        return ""
-    return config.Config(**values).cell()
+    run_tags, params = run.data.tags, run.data.params
+    cell, version = run_tags.get(tags.CELL), params.get("framework.version", "")
+    choices = tuple(run_tags.get(tag, "") for tag in CHOICES.values())
+    known = all(choice in _known(group) for group, choice in zip(CHOICES, choices, strict=True))
+    if not known or key.tuning not in list(config.Tuning) or len(version) > LONGEST:
+        return False
+    values = choices, version, key.budget, key.tuning
+    if cell == _cell_hash(*values, None, None, False):
+        return True
+    cores = params.get("hardware.cores", "None")
+    side_by_side = params.get("hardware.side_by_side") == "True"
+    if not re.fullmatch(r"None|\[[0-9, ]*\]", cores):
+        return False
+    return any(cell == _cell_hash(*values, cores, threads, side_by_side) for threads in (None, int(key.threads)))
 
 
 @cache
-def _compose(overrides: tuple[str, ...]) -> config.Config:
-    return config.compose_unchecked(list(overrides))
+def _known(group: str) -> frozenset[str]:
+    return frozenset(config.choices(group))
+
+
+@cache
+def _cell_hash(
+    choices: tuple[str, ...],
+    version: str,
+    budget: float,
+    tuning: str,
+    cores: str | None,
+    threads: int | None,
+    side_by_side: bool,
+) -> str:
+    """Return the cell of some choices by today's ``conf/``, with these values set; empty for invalid values."""
+    parts = {group: _compose(group, choice) for group, choice in zip(CHOICES, choices, strict=True)}
+    hardware: dict[str, Any] = {"side_by_side": True} if side_by_side else {}
+    if threads is not None:
+        hardware["threads"] = threads
+    if cores not in (None, "None"):
+        try:
+            hardware["cores"] = json.loads(cores)
+        except ValueError:
+            return ""
+    parts["framework"] = _substitute(parts["framework"], version)
+    parts["hardware"] = dataclasses.replace(parts["hardware"], **hardware)
+    return config.Config(**parts, budget=budget, tuning=config.Tuning(tuning)).cell()
+
+
+@cache
+def _compose(group: str, choice: str) -> Any:
+    """Return one part of a configuration. ``choice`` must be one of the group's: Hydra takes 0.1 s to compose."""
+    version = [f"framework.version={VERSION}"] if group == "framework" else []
+    return getattr(config.compose_unchecked([f"{group}={choice}", *version]), group)
+
+
+def _substitute(value: Any, version: str) -> Any:
+    """Return a composed value with ``version`` in place of ``VERSION``."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {each.name: _substitute(getattr(value, each.name), version) for each in dataclasses.fields(value)}
+        return dataclasses.replace(value, **fields)
+    if isinstance(value, dict):
+        return {name: _substitute(each, version) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_substitute(each, version) for each in value]
+    return value.replace(VERSION, version) if type(value) is str else value

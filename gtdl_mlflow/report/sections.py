@@ -13,10 +13,10 @@ from mlflow.tracking import MlflowClient
 
 from .. import charts, config
 from ..metrics import METRICS, PHASES
-from .formats import format_number, format_summary
-from .ranking import QUESTIONS, Conditions, FrameworkResults, answers, remarks
+from .formats import format_number, one_line
+from .ranking import Conditions, FrameworkResults, answers, remarks
 from .runs import BenchmarkRun, LearningCurve, learning_curve
-from .stats import summarize
+from .verdicts import QUESTIONS
 
 OTHER = "other"
 """Label of the part of the worker's wall time that belongs to no phase."""
@@ -25,6 +25,9 @@ WALL_TIME = "worker/wall_s"
 
 RESOURCES = ("system/system_memory_usage_megabytes", "system/cpu_utilization_percentage")
 """Metrics that are drawn over the time of a run."""
+
+CHARTED = 24
+"""Largest number of frameworks, or of versions, in the charts of a section. The tables have all."""
 
 TYPICAL = "For each framework, the run with the median training time."
 """Note of charts that show one run per framework."""
@@ -79,21 +82,17 @@ def section(conditions: Conditions, frameworks: list[FrameworkResults], client: 
 
 @cache
 def target_accuracy(dataset: str) -> float:
-    """Return ``dataset.target_accuracy_percent``; infinity for a data set that is no longer in ``conf/``."""
-    try:
-        target: float = config.compose([f"dataset={dataset}"]).dataset.target_accuracy_percent
-        return target
-    except config.ConfigError:
+    """Return ``dataset.target_accuracy_percent``; infinity for a data set that is not in ``conf/``."""
+    if dataset not in config.choices("dataset"):
         return math.inf
+    target: float = config.compose_unchecked([f"dataset={dataset}"]).dataset.target_accuracy_percent
+    return target
 
 
 def _summary(framework: FrameworkResults, metric: str) -> str:
-    values = framework.values(metric)
-    if not values:
-        return ""
-    text = format_summary(summarize(values))
-    rule = framework.failed_quality
-    return f"({text}: {rule})" if rule and metric != "accuracy_percent" else text
+    text = framework.sample(metric).text
+    rule = one_line(framework.failed_quality)
+    return f"({text}: {rule})" if text and rule and metric != "accuracy_percent" else text
 
 
 def section_charts(frameworks: list[FrameworkResults], target: float, client: MlflowClient) -> list[Chart]:
@@ -106,6 +105,7 @@ def section_charts(frameworks: list[FrameworkResults], target: float, client: Ml
     """
     if not frameworks:
         return []
+    frameworks = frameworks[:CHARTED]
     timed = [each for each in frameworks if not each.failed_quality] or frameworks
     colors = {each.label: each.color for each in frameworks}
     runs = {each.label: typical(each) for each in frameworks}
@@ -138,30 +138,30 @@ def _repeats(frameworks: list[FrameworkResults], name: str, colors: charts.Color
     ]
     if not rows:
         return None
-    values = {
-        label: [row["value"] for row in rows if row["framework"] == label]
-        for label in dict.fromkeys(row["framework"] for row in rows)
-    }
     table = Table(
         ["framework", f"{metric.title}: median [95 % interval of the mean], n"],
-        [[label, format_summary(summarize(some))] for label, some in values.items()],
+        [[each.label, text] for each in frameworks if (text := each.sample(name).text)],
     )
     chart = charts.repeats(rows, "value", metric.title, colors)
     return Chart(_capitalized(metric.label), chart, table, "Point: a run. Bar: the median.")
 
 
-def _pareto(frameworks: list[FrameworkResults], colors: charts.Colors) -> Chart:
+def _pareto(frameworks: list[FrameworkResults], colors: charts.Colors) -> Chart | None:
     names = ("training_time_s", "accuracy_percent")
     rows: list[dict[str, Any]] = []
     medians: list[dict[str, Any]] = []
     for each in frameworks:
-        results = [{name: run.metrics[name] for name in names} for run in each.finished]
-        rows += [
-            {"framework": each.label, "seed": run.seed, **values}
-            for run, values in zip(each.finished, results, strict=True)
+        results: list[dict[str, Any]] = [
+            {"framework": each.label, "seed": run.seed, **{name: run.metrics[name] for name in names}}
+            for run in each.finished
+            if all(math.isfinite(run.metrics[name]) for name in names)
         ]
-        middle = {name: statistics.median(values[name] for values in results) for name in names}
-        medians.append({"framework": each.label, **middle})
+        if results:
+            rows += results
+            middle = {name: statistics.median(row[name] for row in results) for name in names}
+            medians.append({"framework": each.label, **middle})
+    if not rows:
+        return None
     front = pareto_front(medians)
     header = ["framework", f"median {TRAINING_TIME}", f"median {ACCURACY}", "on the front"]
     lines = [
@@ -183,8 +183,13 @@ def pareto_front(medians: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def typical(framework: FrameworkResults) -> BenchmarkRun:
-    """Return the run with the median training time; the faster one of two in the middle."""
-    ordered = sorted(framework.finished, key=lambda run: run.metrics["training_time_s"])
+    """Return the run with the median training time; the faster one of two in the middle.
+
+    Times that are not finite count only if all are.
+    """
+    times = {run.run_id: run.metrics["training_time_s"] for run in framework.finished}
+    finite = [run for run in framework.finished if math.isfinite(times[run.run_id])] or framework.finished
+    ordered = sorted(finite, key=lambda run: times[run.run_id])
     return ordered[(len(ordered) - 1) // 2]
 
 
@@ -257,9 +262,10 @@ def _phases(runs: dict[str, BenchmarkRun]) -> Chart | None:
 
 def phase_times(run: BenchmarkRun) -> dict[str, float]:
     """Return the seconds of the worker's wall time by phase."""
-    times = {metric.phase: run.metrics[metric.name] for metric in PHASES if metric.name in run.metrics}
-    if WALL_TIME in run.metrics:
-        times[OTHER] = max(0.0, run.metrics[WALL_TIME] - sum(times.values()))
+    known = {name: value for name, value in run.metrics.items() if math.isfinite(value)}
+    times = {metric.phase: known[metric.name] for metric in PHASES if metric.name in known}
+    if WALL_TIME in known:
+        times[OTHER] = max(0.0, known[WALL_TIME] - sum(times.values()))
     return times
 
 
@@ -273,6 +279,9 @@ def _resources(runs: dict[str, BenchmarkRun], client: MlflowClient, colors: char
             if metric.name not in run.metrics:
                 continue
             samples = client.get_metric_history(run.run_id, metric.name)
+            samples = [sample for sample in samples if math.isfinite(sample.value)]
+            if not samples:
+                continue
             values = [sample.value for sample in samples]
             rows += [
                 {"framework": label, "seconds": (sample.timestamp - run.started_ms) / 1000, "value": sample.value}

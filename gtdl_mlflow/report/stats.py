@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 from scipy import stats
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 SEEDS_TO_PUBLISH = 5
 """Smallest number of seeds of a publishable result: the median of fewer has no usable interval (pyperf, MLPerf)."""
@@ -37,6 +43,22 @@ class Summary:
     """Standard deviation divided by the mean; nan for a single run."""
 
 
+def ignore_overflow(function: Callable[P, R]) -> Callable[P, R]:
+    """Return ``function`` with infinity as the result of an overflow, without a warning on the terminal.
+
+    A store may hold any number, and SciPy warns of repeats that are all equal.
+    """
+
+    @functools.wraps(function)
+    def quiet(*arguments: P.args, **options: P.kwargs) -> R:
+        with np.errstate(all="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            return function(*arguments, **options)
+
+    return quiet
+
+
+@ignore_overflow
 def summarize(values: Sequence[float]) -> Summary:
     """Return the statistics of at least one value."""
     array = np.asarray(values, float)
@@ -51,6 +73,7 @@ def summarize(values: Sequence[float]) -> Summary:
     return Summary(len(array), median, mad, mean, low, high, noise_flags(values), spread)
 
 
+@ignore_overflow
 def noise_flags(values: Sequence[float]) -> tuple[str, ...]:
     """Return what is wrong with positive values by the rules of pyperf and TorchBench.
 
@@ -121,13 +144,14 @@ class Comparison:
     difference: float
     """Median of the first minus the median of the second."""
     p: float
-    """Two-sided p-value of Mann-Whitney's rank test, corrected after ``holm``; nan for fewer than 2 values each."""
+    """Two-sided p-value of Mann-Whitney's rank test; nan for fewer than 2 values each."""
 
     @property
     def significant(self) -> bool:
         return self.p < 1 - LEVEL
 
 
+@ignore_overflow
 def compare(first: Sequence[float], second: Sequence[float]) -> Comparison:
     """Compare two groups of at least one value each; order and pairing do not matter."""
     one, other = summarize(first), summarize(second)
@@ -138,7 +162,7 @@ def compare(first: Sequence[float], second: Sequence[float]) -> Comparison:
             logs = np.log(first), np.log(second)
             if min(float(np.ptp(log)) for log in logs) > 0:
                 interval = stats.ttest_ind(*logs, equal_var=False).confidence_interval(LEVEL)
-                low, high = math.exp(interval.low), math.exp(interval.high)
+                low, high = float(np.exp(interval.low)), float(np.exp(interval.high))
     ratio = one.median / other.median if other.median else math.nan
     return Comparison(one, other, ratio, low, high, one.median - other.median, p)
 
