@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from .resolvers import CONF
+from .resolvers import CONF, choices
 
 UNKNOWN_COLOR = "#767676"
 """Colour of a framework that has no yaml, as in old runs."""
@@ -25,5 +25,7 @@ def color(framework: str) -> str:
 
 @cache
 def _yaml(framework: str) -> dict[str, Any]:
+    if framework not in choices("framework"):  # a name from a tracking store may be a path to any other file
+        return {}
     path = CONF / "framework" / f"{framework}.yaml"
-    return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return dict(yaml.safe_load(path.read_text(encoding="utf-8")))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Iterable
 from pathlib import Path
@@ -77,7 +78,10 @@ class Reference(Adapter):
         self.load(folder)
 
     def describe(self) -> dict[str, Any]:
+        # NumPy's BLAS reads the variable when it is loaded, and NumPy has no function that returns the number.
+        threads = os.environ.get("OPENBLAS_NUM_THREADS")
         return {
+            **({"threads": int(threads)} if threads else {}),
             "version": np.__version__,
             "device": "cpu",
             "precision": str(self._weights.dtype),
