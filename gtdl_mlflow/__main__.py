@@ -63,6 +63,10 @@ def main() -> None:
         _close_sweep("KILLED")
         info("stopped")
         sys.exit(signals.INTERRUPTED)
+    except OSError as error:
+        _close_sweep("FAILED")
+        info(_explain_file_error(error))
+        sys.exit(1)
     except Exception as error:  # of OmegaConf or of a launcher; application() handles the failures of runs
         if message := explain_null_section(error, sys.argv[1:]):
             _refuse(message)
@@ -103,6 +107,14 @@ def _refuse(message: str) -> NoReturn:
     sys.exit(2)
 
 
+def _explain_file_error(error: OSError) -> str:
+    """Return one line. Hydra creates the folders of runs below the working directory."""
+    reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    if error.filename and Path.cwd() in Path(error.filename).absolute().parents:
+        return f"{reason}; change to a folder that you can write to, or set hydra.run.dir or hydra.sweep.dir to one"
+    return reason
+
+
 def _close_sweep(status: str) -> None:
     signals.ignore()
     if SweepParent.open is not None:
@@ -112,6 +124,8 @@ def _close_sweep(status: str) -> None:
 @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
 def application(composed: Any) -> float | None:
     """Run one job. Return the sweeper's objective, or None if the run failed."""
+    # hydra.job.chdir=true must not move mlflow.db, mlruns and relative paths, which every later command looks for here.
+    os.chdir(HydraConfig.get().runtime.cwd)
     config = to_config(composed)
     # Imported here because MLflow takes two seconds: a mistake on the command line is reported before.
     from .run import RUN_ERRORS, describe, run

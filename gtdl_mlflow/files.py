@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -17,17 +18,47 @@ from . import console
 
 
 def cache_dir() -> Path:
-    """Return the folder of environments and prepared data: ``GTDL_HOME``, or the user's cache folder."""
+    """Return the folder of environments and prepared data: ``GTDL_HOME``, or the user's cache folder.
+
+    Raises:
+        OSError: the user has no home directory.
+    """
     chosen = os.environ.get("GTDL_HOME")
-    folder = Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("gtdl")
-    # Hydra may change the working directory of a job: a relative folder must not move with it.
-    return folder.absolute()
+    return _absolute(lambda: Path(chosen) if chosen else platformdirs.user_cache_path("gtdl"), "GTDL_HOME")
 
 
 def datasets_dir() -> Path:
-    """Return the folder of published data sets, one subfolder each: ``GTDL_DATA``, or a folder in ``cache_dir()``."""
+    """Return the folder of published data sets, one subfolder each: ``GTDL_DATA``, or a folder in ``cache_dir()``.
+
+    Raises:
+        OSError: the user has no home directory.
+    """
     chosen = os.environ.get("GTDL_DATA")
-    return Path(chosen).expanduser().absolute() if chosen else cache_dir() / "datasets"
+    return _absolute(lambda: Path(chosen), "GTDL_DATA") if chosen else cache_dir() / "datasets"
+
+
+def _absolute(folder: Callable[[], Path], variable: str) -> Path:
+    # Without HOME and without an entry in passwd, the home directory stays "~": as a folder, it would be created here.
+    try:
+        return folder().expanduser().absolute()
+    except RuntimeError as error:
+        reason = f"user {os.getuid()} has no home directory; set {variable} to a folder with its full path"
+        raise FileNotFoundError(errno.ENOENT, reason, variable) from error
+
+
+def create_folder(folder: Path) -> None:
+    """Create a folder and its parents, unless it exists.
+
+    Raises:
+        OSError: it cannot be created; for a folder in the cache directory, the reason names GTDL_HOME.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if cache_dir() not in (folder, *folder.parents):
+            raise
+        reason = f"{error.strerror}; set GTDL_HOME to a folder that you can write to"
+        raise OSError(error.errno, reason, error.filename) from error
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -36,7 +67,7 @@ def write_atomically(path: Path, text: str) -> None:
     Raises:
         OSError: the file cannot be written; ``path`` is unchanged.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    create_folder(path.parent)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with part.open("w", encoding="utf-8") as file:
@@ -54,17 +85,20 @@ def read_state(path: Path) -> dict[str, Any] | None:
     """Return the JSON object in a state file of this project; None if there is no such file.
 
     A file with other contents, such as one that a power failure left empty, is renamed to ``NAME.unreadable``, with a
-    message: it must not stop every later command.
+    message: it must not stop every later command. A file that this user must not read is ignored, with a message.
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(values, dict):
             return values
         reason = f"expected a JSON object, not {type(values).__name__}"
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, RecursionError) as error:
+    except (IsADirectoryError, ValueError, RecursionError) as error:
         reason = str(error)
+    except OSError as error:
+        console.info(f"{path}: ignored ({error.strerror})")
+        return None
     set_aside(path, reason)
     return None
 
@@ -99,7 +133,7 @@ def _inert(cell: Any) -> Any:
 
 def lock_for(path: Path) -> filelock.FileLock:
     """Return the lock of a file or folder: a file beside it. The lock is released when its process ends."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    create_folder(path.parent)
     return filelock.FileLock(path.with_name(f"{path.name}.lock"))
 
 

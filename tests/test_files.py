@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import csv
+import os
+import pwd
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers.processes import kill, read_line, start_script
@@ -53,19 +58,118 @@ def test_atomic_write_creates_folders_and_replaces_the_file(tmp_path: Path) -> N
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_failed_atomic_write_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_atomic_write_changes_nothing(tmp_path: Path) -> None:
     path = tmp_path / "file.txt"
     files.write_atomically(path, "old")
-
-    def full(self: Path, text: str, encoding: str) -> int:
-        self.write_bytes(text.encode(encoding)[:1])
-        raise OSError("no space left on device")
-
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="no space left"):
-        patch.setattr(Path, "write_text", full)
+    (tmp_path / f".file.txt.{os.getpid()}.part").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"):
         files.write_atomically(path, "new")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_atomic_write_is_on_the_disk_before_the_file_gets_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+    fsync, replace = os.fsync, Path.replace
+    monkeypatch.setattr(os, "fsync", lambda number: (steps.append("sync"), fsync(number)))
+    monkeypatch.setattr(Path, "replace", lambda self, to: (steps.append("rename"), replace(self, to)))
+    files.write_atomically(tmp_path / "file.txt", "text")
+    assert steps == ["sync", "rename"]
+
+
+def test_state_is_read_as_it_was_written(tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    assert files.read_state(path) is None
+    files.write_atomically(path, '{"a": [1, "ü"]}')
+    assert files.read_state(path) == {"a": [1, "ü"]}
+    assert files.read_state(path / "below") is None
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b'{"a": 1', b"[]", b"null", b"1" * 5000, b"\xff\xfe", b"\0" * 100, b"[" * 10**5]
+)
+def test_torn_state_is_set_aside_with_a_message(
+    content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "state.json"
+    for number in range(2):
+        path.write_bytes(content)
+        assert files.read_state(path) is None
+        kept = tmp_path / "state.json.unreadable"
+        assert list(tmp_path.iterdir()) == [kept]
+        assert kept.read_bytes() == content
+        message = capsys.readouterr().err
+        assert message.startswith(f"gtdl: {path}: unreadable ("), number
+        assert message.endswith("); renamed to state.json.unreadable\n")
+    files.write_atomically(path, "{}")
+    assert files.read_state(path) == {}
+
+
+def test_folder_instead_of_a_state_file_is_set_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "state.json").mkdir()
+    assert files.read_state(tmp_path / "state.json") is None
+    assert "renamed to state.json.unreadable" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.getuid() == 0 and shutil.which("setpriv") is None, reason="setpriv is not installed")
+def test_state_of_another_user_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "state.json"
+    path.write_text("{}")
+    path.chmod(0)
+    values = as_another_user(lambda: files.read_state(path), tmp_path)
+    assert values is None
+    assert capsys.readouterr().err == f"gtdl: {path}: ignored (Permission denied)\n"
+    assert path.exists()
+
+
+def as_another_user(call: Callable[[], Any], *folders: Path) -> Any:
+    """Return the result of ``call``, without the rights of root. ``folders`` and their parents become searchable."""
+    if os.getuid():
+        return call()
+    for folder in folders:
+        for each in (folder, *folder.parents):
+            if each.stat().st_mode & 0o055 != 0o055:
+                each.chmod(each.stat().st_mode | 0o055)
+    os.setegid(65534)
+    os.seteuid(65534)
+    try:
+        return call()
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+
+
+@pytest.mark.parametrize("home", [None, "~", "~nobody-of-this-name/x"])
+def test_user_without_a_home_directory_is_told_to_set_one(
+    home: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("GTDL_HOME")
+    if home is not None:
+        monkeypatch.setenv("GTDL_HOME", home)
+
+    def unknown(user: object) -> None:
+        raise KeyError(user)
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OSError, match="has no home directory; set GTDL_HOME to a folder with its full path"):
+        files.cache_dir()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folder_that_cannot_be_created_in_the_cache_directory_names_its_variable(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("GTDL_HOME", "/dev/null/home")
+    for write in (lambda path: files.write_atomically(path, ""), files.lock_for):
+        with pytest.raises(OSError, match="Not a directory; set GTDL_HOME to a folder that you can write to"):
+            write(files.cache_dir() / "peaks" / "file")
+        with pytest.raises(OSError, match=r"Not a directory'?: "):
+            write(Path("/dev/null/other/file"))
 
 
 def test_csv_is_read_as_it_was_written(tmp_path: Path) -> None:

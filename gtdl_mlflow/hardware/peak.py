@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import resource
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 from .. import environments
 from ..config import Hardware
 from ..console import info
-from ..files import cache_dir, write_atomically
+from ..files import cache_dir, read_state, write_atomically
 from ..worker_process import WORKER_MAIN, worker_environment
 from . import host, interference
 
@@ -87,8 +88,12 @@ def get_or_measure(hardware: Hardware, threads: int) -> Peak | None:
 def load(device: str, threads: int) -> Peak | None:
     """Return the stored peak of this machine; None if there is none that this version can read."""
     path = _path(device, threads, _library(device)[0])
-    with suppress(FileNotFoundError, ValueError, TypeError):
-        return Peak(**json.loads(path.read_text(encoding="utf-8")))
+    values = read_state(path)
+    with suppress(TypeError, AttributeError):  # written by another version
+        peak = Peak(**(values or {}))
+        numbers = [*peak.gflops.values(), peak.gb_per_s, peak.threads, peak.measurements]
+        if peak.gflops and all(isinstance(number, (int, float)) and 0 < number < math.inf for number in numbers):
+            return peak
     return None
 
 
@@ -134,7 +139,11 @@ def mark_doubtful(peak: Peak) -> Peak:
 
 
 def _store(peak: Peak, library: str) -> None:
-    write_atomically(_path(peak.device, peak.threads, library), json.dumps(asdict(peak), indent=1))
+    path = _path(peak.device, peak.threads, library)
+    try:
+        write_atomically(path, json.dumps(asdict(peak), indent=1))
+    except OSError as error:
+        info(f"{error.filename or path}: {error.strerror}: the machine's peak is measured again by the next run")
 
 
 def _children_cpu_s() -> float:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -18,7 +18,7 @@ from ..config import Config
 from ..console import info
 from ..datasets import PreparedDataset
 from ..environments import Environment
-from ..files import cache_dir, lock_for, write_atomically
+from ..files import cache_dir, lock_for, read_state, write_atomically
 
 OWNER = "run.json"
 """File in a checkpoint folder that names the run that wrote the checkpoints."""
@@ -81,34 +81,38 @@ def checkpoint_folder(
 ) -> Iterator[tuple[Path | None, InterruptedRun | None]]:
     """Hold the checkpoint folder of an identity; yield it, and the run that left checkpoints in it, if any.
 
-    The folder is deleted if the block ends without an exception. It is None while another process holds it.
+    The folder is deleted if the block ends without an exception. It is None, with a message, while another process
+    holds it, or if it cannot be written: the run does without checkpoints.
     """
-    folder = cache_dir() / "checkpoints" / f"{framework}-{run_identity.hash()}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = lock_for(folder)
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        info("another process trains the same configuration: this run writes no checkpoints")
-        yield None, None
-        return
-    try:
-        folder.mkdir(exist_ok=True)
-        owner = folder / OWNER
-        interrupted = _read_owner(owner) if any(folder.glob("step-*")) else None
-        write_atomically(owner, json.dumps(asdict(InterruptedRun(run, tracker_hash(uri)))))
+    path = cache_dir() / "checkpoints" / f"{framework}-{run_identity.hash()}"
+    folder, interrupted = None, None
+    with ExitStack() as stack:
+        try:
+            lock = lock_for(path)
+            lock.acquire(timeout=0)
+            stack.callback(lock.release)
+            interrupted = _take_over(path, InterruptedRun(run, tracker_hash(uri)))
+            folder = path
+        except filelock.Timeout:
+            info("another process trains the same configuration: this run writes no checkpoints")
+        except OSError as error:
+            info(f"{error.filename or path}: {error.strerror}: this run writes no checkpoints")
         yield folder, interrupted
-        shutil.rmtree(folder)
-        Path(lock.lock_file).unlink()
-    finally:
-        lock.release()
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+            with suppress(OSError):
+                Path(lock.lock_file).unlink()
 
 
-def _read_owner(owner: Path) -> InterruptedRun | None:
-    try:
-        return InterruptedRun(**json.loads(owner.read_text()))
-    except (FileNotFoundError, TypeError):  # TypeError: written by an earlier version
-        return None
+def _take_over(folder: Path, owner: InterruptedRun) -> InterruptedRun | None:
+    """Create the folder, or make it belong to ``owner``. Return its previous owner if it has checkpoints."""
+    folder.mkdir(exist_ok=True)
+    path = folder / OWNER
+    values = read_state(path) if any(folder.glob("step-*")) else None
+    write_atomically(path, json.dumps(asdict(owner)))
+    run, tracker = (values or {}).get("run"), (values or {}).get("tracker")
+    # Any other content was written by an earlier version.
+    return InterruptedRun(run, tracker) if isinstance(run, str) and isinstance(tracker, str) else None
 
 
 def tracker_hash(uri: str) -> str:
