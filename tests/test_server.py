@@ -1,9 +1,15 @@
-"""A shared tracking server: PostgreSQL, artifacts through the server, and a login."""
+"""A shared tracking server: the one of ``compose.yaml``, with PostgreSQL, several users, and a name."""
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import subprocess
+import sys
+import urllib.error
+import urllib.request
+from base64 import b64encode
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,36 +27,196 @@ pytestmark = [pytest.mark.slow, pytest.mark.server]
 
 ADMIN = ("admin", "sesame-of-the-tracker")
 
+NAME = "tracker.example"
+
+SETTINGS = {
+    "POSTGRES_PASSWORD": PASSWORD,
+    "S3_SECRET_KEY": "only-for-this-test",
+    "MLFLOW_SECRET_KEY": "only-for-this-test",
+    "MLFLOW_ADMIN_PASSWORD": ADMIN[1],
+    "HOST_NAME": NAME,
+}
+"""The file .env beside ``compose.yaml``."""
+
+
+def compose_file(settings: dict[str, str]) -> Any:
+    """Return ``compose.yaml`` with the variables of .env replaced, as Docker does."""
+
+    def value(match: re.Match[str]) -> str:
+        name, operator, default = match.groups()
+        assert name in settings or operator == ":-", f"{name} must be set"
+        return settings.get(name, default)
+
+    text = (ROOT / "compose.yaml").read_text()
+    return yaml.safe_load(re.sub(r"\$\{(\w+)(:[-?])([^}]*)\}", value, text))
+
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The server of ``compose.yaml``, with its command line, on a database and a folder of this test."""
+    """The server of ``compose.yaml``: its command, settings and environment, on a database and a folder of this test."""
     if postgresql_programs() is None:
         assert os.environ.get("GTDL_REQUIRE_FRAMEWORKS") != "1", "apt-get install postgresql"
         pytest.skip("apt-get install postgresql")
     folder = tmp_path_factory.mktemp("server")
+    compose = compose_file(SETTINGS)
     auth = folder / "auth.ini"
-    settings = compose_file()["configs"]["auth"]["content"].replace("${MLFLOW_ADMIN_PASSWORD:?}", ADMIN[1])
-    auth.write_text(settings.replace("/var/lib/mlflow", str(folder)))
-    variables = {"MLFLOW_AUTH_CONFIG_PATH": str(auth), "MLFLOW_FLASK_SERVER_SECRET_KEY": "only for this test"}
+    auth.write_text(compose["configs"]["auth"]["content"].replace("/var/lib/mlflow", str(folder)))
+    service = compose["services"]["mlflow"]
+    assert service["command"][:2] == ["mlflow", "server"]
     with postgresql() as database:
-        options = ("--app-name", "basic-auth", "--backend-store-uri", database, "--serve-artifacts")
-        with mlflow_server(folder, *options, **variables) as running:
+        without_password = database.replace(f"gtdl:{PASSWORD}@", "gtdl@").replace("postgresql:", "postgresql+psycopg:")
+        variables = {
+            **service["environment"],
+            "MLFLOW_BACKEND_STORE_URI": without_password,
+            "MLFLOW_AUTH_CONFIG_PATH": str(auth),
+        }
+        # The options that follow those of the file are another port and a folder instead of S3.
+        with mlflow_server(folder, *service["command"][2:], **variables) as running:
             yield running
 
 
-def compose_file() -> Any:
-    return yaml.safe_load((ROOT / "compose.yaml").read_text())
+@pytest.fixture(scope="module")
+def users(server: Server) -> dict[str, str]:
+    """Passwords of the users that the snippet of ``docs/server.md`` creates."""
+    snippet = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "server.md").read_text(), re.DOTALL)
+    assert snippet is not None
+    environment = {**os.environ, "MLFLOW_AUTH_ADMIN_PASSWORD": ADMIN[1]}
+    done = subprocess.run(
+        [sys.executable, "-"],
+        input=snippet[1].replace("http://127.0.0.1:5000", server.uri),
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return dict(line.split() for line in done.stdout.splitlines())
 
 
-def test_the_compose_file_starts_the_tested_server(server: Server) -> None:
-    command = compose_file()["services"]["mlflow"]["command"]
-    for option in server.arguments[::2]:
-        assert option in command
-    assert "--artifacts-destination" in command
-    assert command[command.index("--app-name") + 1] == "basic-auth"
-    assert command[command.index("--backend-store-uri") + 1].startswith("postgresql://")
-    assert command[command.index("--artifacts-destination") + 1].startswith("s3://")
+@pytest.fixture
+def log_in(server: Server, users: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Function that sets the address of the server with the password of a user."""
+
+    def function(user: str) -> None:
+        password = {**users, ADMIN[0]: ADMIN[1]}[user]
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri.replace("http://", f"http://{user}:{password}@"))
+
+    return function
+
+
+def cli(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run ``gtdl ARGUMENTS``."""
+    return subprocess.run(
+        [sys.executable, "-m", "gtdl_mlflow.cli", *arguments],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_the_compose_file_pins_its_parts_and_hides_its_secrets() -> None:
+    compose = compose_file({name: f"planted-{name}" for name in SETTINGS if name != "HOST_NAME"})
+    services = compose["services"]
+    build = services["mlflow"]["build"]["dockerfile_inline"]
+    assert f'"mlflow[auth]=={mlflow.__version__}"' in build, "the server that these tests use"
+    assert re.findall(r'"([^"=]+)==[\d.]+"', build) == ["mlflow[auth]", "psycopg[binary]", "boto3"]
+    for image in (re.findall(r"FROM (\S+)", build)[0], services["postgresql"]["image"], services["s3"]["image"]):
+        assert re.search(r":\d+\.\d+", image), f"{image} is pinned to a version"
+    for name, service in services.items():
+        assert "healthcheck" in service, name
+        assert "planted" not in str([service.get("command"), service.get("entrypoint"), service["healthcheck"]]), name
+        assert "planted" not in str(service.get("build")), name
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", [])), name
+    assert "planted" not in str(compose["configs"])
+
+
+def test_no_password_is_on_a_command_line_of_the_server(server: Server) -> None:
+    assert server.process is not None
+    listed = subprocess.run(
+        ["ps", "-o", "args", "-g", str(server.process.pid)], capture_output=True, text=True, check=True
+    )
+    assert listed.stdout.count("uvicorn") >= 1
+    for secret in (PASSWORD, ADMIN[1], SETTINGS["S3_SECRET_KEY"]):
+        assert secret not in listed.stdout
+
+
+def request(server: Server, host: str, user: tuple[str, str] | None = ADMIN, origin: str = "") -> int:
+    """Search experiments under the name ``host``; return the HTTP status."""
+    headers = {"Host": host, "Content-Type": "application/json"}
+    if user is not None:
+        headers["Authorization"] = f"Basic {b64encode(':'.join(user).encode()).decode()}"
+    if origin:
+        headers["Origin"] = origin
+    address = f"{server.uri}/api/2.0/mlflow/experiments/search"
+    try:
+        with urllib.request.urlopen(urllib.request.Request(address, b'{"max_results": 1}', headers), timeout=60) as got:
+            return int(got.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_the_server_answers_to_its_name_only_and_to_no_stranger(server: Server) -> None:
+    port = server.port
+    for host in (NAME, f"{NAME}:{port}", f"127.0.0.1:{port}", f"localhost:{port}"):
+        assert request(server, host) == 200, host
+    assert request(server, f"tracker.attacker.example:{port}") == 403
+    assert request(server, f"{NAME}.attacker.example") == 403
+    assert request(server, NAME, None) == 401
+    assert request(server, NAME, ("admin", "password1234")) == 401
+    assert request(server, NAME, origin=f"https://{NAME}") == 200
+    assert request(server, NAME, origin="https://attacker.example") == 403
+
+
+def test_a_run_reaches_the_server_by_name(server: Server, log_in: Any, gtdl: Command, tmp_path: Path) -> None:
+    log_in("alice")
+    hosts = tmp_path / "hosts"
+    hosts.write_text(f"127.0.0.1 localhost {NAME}\n")
+    enter = ["unshare", "--mount", "sh", "-c", f"mount --bind {hosts} /etc/hosts && exec \"$@\"", "sh"]
+    if subprocess.run([*enter, "true"], capture_output=True).returncode:
+        pytest.skip("this machine does not permit a mount namespace")
+    address = os.environ["MLFLOW_TRACKING_URI"].replace("127.0.0.1", NAME)
+    done = subprocess.run(
+        [*enter, sys.executable, "-m", "gtdl_mlflow", "framework=reference", "tracking.experiment=by name"],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": address},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"http://{NAME}:{server.port}/#/experiments/" in done.stdout
+
+
+def test_two_users_share_an_experiment_and_a_third_reads_it(
+    server: Server, users: dict[str, str], log_in: Any, gtdl: Command, tmp_path: Path
+) -> None:
+    shared = "tracking.experiment=shared"
+    for seed, user in enumerate(("alice", "bob")):
+        log_in(user)
+        output(gtdl("framework=reference", "training.epochs=1", f"seed={seed}", shared), 0)
+    log_in("admin")
+    client = mlflow.MlflowClient()
+    recorded = runs(os.environ["MLFLOW_TRACKING_URI"], "shared")
+    assert [run.info.status for run in recorded] == ["FINISHED"] * 2
+    for run in recorded:  # sent and listed with the password in the address only
+        assert {"model", "events.jsonl"} <= {item.path for item in client.list_artifacts(run.info.run_id)}
+        assert client.download_artifacts(run.info.run_id, "config.yaml", str(tmp_path))
+
+    log_in("guest")
+    refused = gtdl("framework=reference", shared)
+    assert refused.returncode == 1
+    assert "nothing was run" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    checked = cli("check", "shared", "--json")
+    verdict = json.loads(checked.stdout)
+    assert verdict["runs"] == 2
+    assert checked.returncode == (0 if verdict["passed"] else 1)
+    assert checked.stderr.count("gtdl: the tag gtdl.check is not set") == checked.stderr.count("\n") == 1
+    opened = output(cli("ui", "--experiment", "shared", "--no-browser"), 0)
+    assert "the table is not arranged" in opened
+    assert f"\n{server.uri}/#/experiments/" in opened
+    assert output(cli("report", "--experiment", "shared"), 0).startswith("gtdl_report.html: 2 runs")
+    assert not any(password in opened for password in users.values())
 
 
 def test_four_processes_at_once_record_all_their_runs(
