@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
+import secrets
 import signal
 import subprocess
 import threading
 import time
 from collections.abc import Generator
+from contextlib import closing, suppress
 from pathlib import Path
-from typing import TextIO
+from typing import IO
 
+from .console import info, printable
+from .metrics import HEADLINE
 from .worker import events
 from .worker.job import Job
 
@@ -26,9 +32,19 @@ INHERITED = {
 }  # fmt: skip
 
 JOB, EVENTS, LOG = "job.json", "events.jsonl", "worker.log"
-"""Files in a run's folder."""
+"""Files in a run's folder: for the user, not for the run, which goes on if they cannot be written."""
 
-LOG_LINES = 5
+MARK = "GTDL_WORKER"
+"""Environment variable whose value only the processes of one worker have."""
+
+LOG_LINES, LINE_LIMIT = 5, 500
+"""Lines of a worker's output that an error message has, and the characters of each."""
+
+LOG_LIMIT = 2**20
+"""Bytes from the beginning, and bytes from the end, of a worker's output that its log has."""
+
+END_TIMEOUT_S = 10
+"""Time in which the processes of a worker end after a signal, before they are killed one by one."""
 
 
 class WorkerFailed(Exception):
@@ -43,9 +59,12 @@ class WorkerProcess:
     """
 
     def __init__(self, folder: Path, threads: int, environment: dict[str, str]) -> None:
-        self._folder, self._environment = folder, worker_environment(threads, environment)
+        self._folder, self._mark = folder, f"{os.getpid()}-{secrets.token_hex(8)}"
+        self._environment = {**worker_environment(threads, environment), MARK: self._mark}
         self._process: subprocess.Popen[bytes] | None = None
-        self._events: TextIO | None = None
+        self._events: IO[bytes] | None = None
+        self._log: _Log | None = None
+        self._kills_before = _out_of_memory_kills()
 
     def __enter__(self) -> WorkerProcess:
         return self
@@ -56,13 +75,17 @@ class WorkerProcess:
     def start(self, python: Path) -> int:
         """Start the interpreter, unless it has been started, and return its process ID.
 
+        On Linux this is the process that ends the worker's descendants (``worker/__main__.py``); the worker is its
+        child.
+
         Raises:
             WorkerFailed: the interpreter cannot be started.
         """
         if self._process is None:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            with suppress(OSError):
+                self._folder.mkdir(parents=True, exist_ok=True)
             read_end, write_end = os.pipe()
-            self._events = os.fdopen(read_end)
+            self._events = os.fdopen(read_end, "rb")
             try:
                 self._process = self._popen(python, write_end)
             except OSError as error:
@@ -70,42 +93,50 @@ class WorkerProcess:
                 raise WorkerFailed(f"the worker cannot be started with {python}: {error.strerror}") from error
             finally:
                 os.close(write_end)
+            assert self._process.stdout is not None
+            self._log = _Log(self._process.stdout, self._folder / LOG)
         return self._process.pid
 
     def run(self, job: Job, timeout_s: float) -> Generator[events.Event, None, None]:
         """Run the job and yield its events. When the generator ends or is closed, the worker has ended.
 
         Raises:
-            WorkerFailed: the worker crashed, was killed, took longer than ``timeout_s`` seconds or sent an invalid
-                event.
+            WorkerFailed: the worker crashed, was killed, took longer than ``timeout_s`` seconds, sent an invalid
+                event, or finished without its headline metrics.
         """
-        process, lines = self._process, self._events
+        process, stream = self._process, self._events
         assert process is not None
-        assert process.stdin is not None
-        assert lines is not None
+        assert stream is not None
         timed_out = threading.Event()
 
         def time_out() -> None:
             timed_out.set()
-            _kill(process)
+            self._kill(process)
 
         timer = threading.Timer(min(timeout_s, threading.TIMEOUT_MAX), time_out)
         timer.daemon = True
         timer.start()
+        reported: set[str] = set()
         finished = False
         try:
-            job.write(self._job_file)
-            process.stdin.close()  # the signal to begin
-            with (self._folder / EVENTS).open("w") as record:
-                for line in lines:
+            self._send(job)
+            with closing(_Record(self._folder / EVENTS)) as record:
+                while line := stream.readline(events.LONGEST_LINE):
                     record.write(line)
+                    if not line.endswith(b"\n") and len(line) < events.LONGEST_LINE:
+                        break  # an incomplete line: the process ended while it wrote; its status is the better reason
                     try:
                         event = events.parse(line)
                     except ValueError as error:
-                        if line.endswith("\n"):
-                            raise WorkerFailed(f"the worker sent an {error}; {self._log_tail()}") from error
-                        break  # an incomplete line: the process ended while it wrote; its status is the better reason
-                    finished = isinstance(event, events.Finished)
+                        raise WorkerFailed(f"the worker sent an {error}; {self._log_tail()}") from error
+                    if finished:
+                        raise WorkerFailed(f"the worker sent an event after the last one; {self._log_tail()}")
+                    if isinstance(event, events.Metrics):
+                        reported |= event.values.keys()
+                    elif isinstance(event, events.Finished):
+                        finished = True
+                        if missing := ", ".join(name for name in HEADLINE if name not in reported):
+                            raise WorkerFailed(f"the worker finished without {missing}; {self._log_tail()}")
                     yield event
             status = process.wait()
             if timed_out.is_set():
@@ -113,51 +144,149 @@ class WorkerProcess:
                     f"the worker was killed after limits.run_timeout_s={timeout_s:g} seconds; {self._log_tail()}"
                 )
             if status or not finished:
-                raise WorkerFailed(f"the worker {_exit_reason(status)}; {self._log_tail()}")
+                raise WorkerFailed(f"the worker {self._exit_reason(status)}; {self._log_tail()}")
         finally:
             timer.cancel()
             self._end()
 
+    def _send(self, job: Job) -> None:
+        """Send the job to the waiting interpreter, which begins when its input ends."""
+        text = json.dumps(dataclasses.asdict(job), indent=1).encode()
+        with closing(_Record(self._folder / JOB)) as record:
+            record.write(text)
+        assert self._process is not None
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):  # the process has ended: its status is the better reason
+            self._process.stdin.write(text)
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
+
     def _popen(self, python: Path, write_end: int) -> subprocess.Popen[bytes]:
         # A virtual environment's python is a symlink: resolving it would leave the environment. -I excludes PYTHONPATH
         # and the user's site-packages from the measurement.
-        command: list[str | Path] = [python, "-I", "-X", "faulthandler", WORKER_MAIN, self._job_file]
+        command: list[str | Path] = [python, "-I", "-X", "faulthandler", WORKER_MAIN, self._folder / JOB]
         numbers = map(str, (write_end, os.getpid(), time.perf_counter_ns()))
-        with self._log_file.open("wb") as log:
-            return subprocess.Popen(
-                [*command, *numbers],
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-                env=self._environment,
-                pass_fds=[write_end],
-                start_new_session=True,  # one process group to kill; Ctrl-C at the terminal reaches only the driver
-            )
+        return subprocess.Popen(
+            [*command, *numbers],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=self._environment,
+            pass_fds=[write_end],
+            start_new_session=True,  # one process group to kill; Ctrl-C at the terminal reaches only the driver
+        )
+
+    def _kill(self, process: subprocess.Popen[bytes]) -> None:
+        """End all processes of the worker: through ``process``, its first, or one by one if that has been killed."""
+        if process.poll() is None:
+            process.terminate()
+            process.send_signal(signal.SIGCONT)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(END_TIMEOUT_S)
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)  # the process group exists as long as one of its processes
+        _kill_marked(self._mark)
 
     def _end(self) -> None:
         if self._process is not None:
-            _kill(self._process)
+            self._kill(self._process)
             self._process.wait()
             assert self._process.stdin is not None
-            self._process.stdin.close()
+            with suppress(BrokenPipeError):
+                self._process.stdin.close()
             self._process = None
+        if self._log is not None:
+            self._log.close()
+            self._log = None
         if self._events is not None:
             self._events.close()
             self._events = None
 
-    @property
-    def _job_file(self) -> Path:
-        return self._folder / JOB
-
-    @property
-    def _log_file(self) -> Path:
-        return self._folder / LOG
-
     def _log_tail(self) -> str:
-        lines = [line.strip() for line in self._log_file.read_text(errors="replace").splitlines() if line.strip()]
-        if not lines:
-            return f"{self._log_file} is empty"
-        return f"last lines of {self._log_file}: {' | '.join(lines[-LOG_LINES:])}"
+        assert self._process is not None
+        assert self._log is not None
+        self._kill(self._process)  # no process can write any more
+        self._log.close()
+        lines = [printable(line.expandtabs().strip()) for line in self._log.end.splitlines()]
+        last = [line[:LINE_LIMIT] for line in lines if line][-LOG_LINES:]
+        path = self._folder / LOG
+        return f"last lines of {path}: {' | '.join(last)}" if last else f"{path} is empty"
+
+    def _exit_reason(self, status: int) -> str:
+        if status >= 0:
+            return f"exited with status {status}" + ("" if status else " before it had finished")
+        name = signal.Signals(-status).name
+        kills = _out_of_memory_kills()
+        if name != "SIGKILL" or (kills is not None and kills == self._kills_before):
+            return f"was killed by {name}"
+        return f"was killed by {name} (out of memory{'?' if kills is None else ''})"
+
+
+class _Record:
+    """A file for the user. The first error, such as a full disk, is printed and ends the writing."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: IO[bytes] | None = None
+        try:
+            self._file = path.open("wb", buffering=0)
+        except OSError as error:
+            self._fail(error)
+
+    def write(self, content: bytes) -> None:
+        if self._file is not None:
+            try:
+                self._file.write(content)
+            except OSError as error:
+                self.close()
+                self._fail(error)
+
+    def close(self) -> None:
+        if self._file is not None:
+            with suppress(OSError):
+                self._file.close()
+            self._file = None
+
+    def _fail(self, error: OSError) -> None:
+        info(f"{self._path}: not written ({error.strerror}); the run goes on")
+
+
+class _Log:
+    """A thread that reads a worker's output until its end and writes its first and last ``LOG_LIMIT`` bytes to a file.
+
+    While a worker is silent, the thread waits without CPU time. The output never fills the disk or the memory.
+    """
+
+    def __init__(self, output: IO[bytes], path: Path) -> None:
+        self._output, self._path = output, path
+        self._tail, self._timeout_s = bytearray(), 5.0
+        self._thread = threading.Thread(target=self._copy, name="worker's log", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Wait until all output is in the file, which is soon: the processes that could write more have ended."""
+        self._thread.join(self._timeout_s)
+        self._timeout_s = 0.0  # a process that could not be killed holds the stream: do not wait twice
+
+    @property
+    def end(self) -> str:
+        """The last ``LOG_LIMIT`` bytes of the output."""
+        return bytes(self._tail[-LOG_LIMIT:]).decode(errors="replace")
+
+    def _copy(self) -> None:
+        written = skipped = 0
+        with self._output, closing(_Record(self._path)) as record:
+            while part := os.read(self._output.fileno(), 2**16):
+                self._tail += part
+                head = part[: LOG_LIMIT - written]
+                record.write(head)
+                written += len(head)
+                skipped += len(part) - len(head)
+                if len(self._tail) > 2 * LOG_LIMIT:
+                    del self._tail[:-LOG_LIMIT]
+            if skipped:
+                last = self._tail[-min(skipped, LOG_LIMIT) :]
+                record.write(b"\n[%d bytes are left out]\n" % (skipped - len(last)) + last)
 
 
 def run_worker(
@@ -180,16 +309,20 @@ def worker_environment(threads: int, framework: dict[str, str]) -> dict[str, str
     return {**inherited, **counts, **framework}
 
 
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    """Kill the worker and all processes of its session, which exists as long as one of them does."""
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
+def _kill_marked(mark: str) -> None:
+    """Kill the processes whose environment has this mark: those of a worker that has been killed from outside."""
+    entry = f"{MARK}={mark}".encode()
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended, or belongs to another user
+            if entry in (folder / "environ").read_bytes().split(b"\0"):
+                os.kill(int(folder.name), signal.SIGKILL)
 
 
-def _exit_reason(status: int) -> str:
-    if status >= 0:
-        return f"exited with status {status}" + ("" if status else " before it had finished")
-    name = signal.Signals(-status).name
-    return f"was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+def _out_of_memory_kills() -> int | None:
+    """Return the number of processes that the kernel has killed for lack of memory; None if it does not report it."""
+    with suppress(OSError):
+        for line in Path("/proc/vmstat").read_text().splitlines():
+            name, _, value = line.partition(" ")
+            if name == "oom_kill":
+                return int(value)
+    return None

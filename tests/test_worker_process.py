@@ -10,11 +10,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from helpers.disks import fill, small_disk
+from helpers.processes import read_line, start_script
 
 from gtdl_mlflow import config, datasets, worker_process
 from gtdl_mlflow.config.job import create_job
@@ -37,14 +40,17 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return run
 
 
+def is_gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    except (ProcessLookupError, FileNotFoundError):
+        return True
+
+
 def has_ended(pid: int) -> bool:
     """Return whether a process ends within 5 s: its new parent may need a moment to reap it."""
     for _ in range(100):
-        try:
-            if Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z":
-                return True
-            os.kill(pid, 0)
-        except (ProcessLookupError, FileNotFoundError):
+        if is_gone(pid):
             return True
         time.sleep(0.05)
     return False
@@ -72,9 +78,12 @@ def no_children() -> bool:
     [
         ("crash", r"exited with status 1; .*RuntimeError: error in the framework"),
         ("segfault", r"was killed by SIGSEGV; .*next: segfault"),
-        ("be killed", r"was killed by SIGKILL \(out of memory\?\); .*next: be killed"),
+        ("be killed", r"was killed by SIGKILL; .*next: be killed"),
         ("exit early", r"exited with status 0 before it had finished"),
         ("send text", r"sent an invalid event: 'Epoch 1/10 loss 0.5'; .*next: send text"),
+        ("send deep nesting", r"sent an invalid event: '\[+'; .*next: send deep nesting"),
+        ("send an endless line", r"sent an invalid event: '\[+'; .*next: send an endless line"),
+        ("send nothing more", r"finished without training_time_s, testing_time_s, accuracy_percent; "),
         ("stop within a line", r"exited with status 3"),
     ],
 )
@@ -110,6 +119,113 @@ def test_closing_the_events_kills_the_worker_and_its_children(start: Any) -> Non
     events.close()
     assert has_ended(child)
     assert no_children()
+
+
+@pytest.mark.parametrize("end", ["", " and crash", " and be killed", " and hang"])
+def test_processes_that_leave_the_workers_session_end_with_it(start: Any, end: str) -> None:
+    left: list[int] = []
+    events = start(f"leave processes{end}")
+    with suppress(WorkerFailed):
+        for event in events:
+            if isinstance(event, Metadata):
+                left = event.values["left"]
+                if end == " and hang":
+                    assert not any(map(is_gone, left))
+                    events.close()
+    assert len(left) == 3
+    assert all(map(has_ended, left))
+    assert no_children()
+
+
+@pytest.mark.parametrize("victim", ["first process", "process group", "stopped process group"])
+def test_processes_end_if_the_first_process_of_the_worker_is_killed_from_outside(start: Any, victim: str) -> None:
+    left: list[int] = []
+    with pytest.raises(WorkerFailed, match="was killed by SIGKILL"):
+        for event in start("leave processes and hang"):
+            if isinstance(event, Metadata):
+                left, worker = event.values["left"], event.values["worker"]
+                os.kill(left[1], signal.SIGKILL)  # without the parent and the environment, nothing connects the two
+                first = psutil.Process(worker).ppid()
+                if victim == "stopped process group":
+                    os.killpg(first, signal.SIGSTOP)
+                    os.kill(worker, signal.SIGKILL)
+                    time.sleep(0.5)
+                    os.kill(first, signal.SIGCONT)
+                elif victim == "process group":
+                    os.killpg(first, signal.SIGKILL)
+                else:
+                    os.kill(first, signal.SIGKILL)
+    assert all(map(has_ended, [worker, *left]))
+    assert no_children()
+
+
+@pytest.mark.slow
+def test_all_processes_of_the_worker_end_when_the_driver_is_killed(tmp_path: Path) -> None:
+    driver = start_script(
+        "import sys; from pathlib import Path; from gtdl_mlflow import config, worker_process\n"
+        "from gtdl_mlflow.config.job import create_job; worker_process.WORKER_MAIN = Path(sys.argv[1])\n"
+        "folder = Path(sys.argv[2]); job = create_job(config.compose(['framework=reference']), folder, folder)\n"
+        "job.options = {'behaviour': 'leave processes and hang'}\n"
+        "for event in worker_process.run_worker(job, Path(sys.executable), {}, folder, 60):\n"
+        "    if 'left' in event.values: print(*event.values['left'], event.values['worker'], flush=True)",
+        SAMPLE,
+        tmp_path,
+    )
+    processes = [int(word) for word in read_line(driver, driver.stdout).split()]
+    assert len(processes) == 4
+    driver.kill()
+    driver.communicate(timeout=30)
+    assert all(map(has_ended, processes))
+
+
+def test_other_children_of_the_driver_are_left_alone(start: Any) -> None:
+    others = [subprocess.Popen(["sleep", "60"]), subprocess.Popen(["false"])]
+    list(start("leave processes"))
+    assert others[0].poll() is None
+    assert others[1].wait(timeout=30) == 1  # its status is still there
+    others[0].kill()
+    others[0].wait(timeout=30)
+
+
+def test_long_output_is_limited_on_the_disk_and_in_the_message(start: Any, tmp_path: Path) -> None:
+    with pytest.raises(WorkerFailed, match="exited with status 3") as failure:
+        list(start("print much"))
+    log = (tmp_path / "worker.log").read_bytes()
+    assert len(log) < 2 * worker_process.LOG_LIMIT + 100
+    assert log.startswith(b"next: print much\n0 xxx")
+    assert b"bytes are left out]\n" in log
+    assert log.endswith(b"y" * worker_process.LOG_LIMIT)
+    assert len(str(failure.value)) < 5000
+
+
+def test_control_characters_of_the_output_are_not_in_the_message(start: Any, tmp_path: Path) -> None:
+    with pytest.raises(WorkerFailed, match=r"before\ufffdafter\ufffd\[31m +tab\ufffd\ufffd \| z+$") as failure:
+        list(start("print control characters"))
+    assert str(failure.value).isprintable()
+    assert len(str(failure.value)) < 5000
+    assert b"before\x00after" in (tmp_path / "worker.log").read_bytes()
+
+
+@pytest.mark.parametrize("behaviour", ["send more", "finish twice"])
+def test_nothing_follows_the_last_event(start: Any, behaviour: str) -> None:
+    with pytest.raises(WorkerFailed, match="sent an event after the last one"):
+        list(start(behaviour))
+    assert no_children()
+
+
+def test_worker_needs_no_space_for_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(worker_process, "WORKER_MAIN", SAMPLE)
+    with small_disk(tmp_path / "disk", size_kib=64) as disk:
+        fill(disk)
+        job = create_job(config.compose(["framework=reference"]), disk, disk)
+        job.options = {"behaviour": "print to descriptor 1"}
+        received = list(worker_process.run_worker(job, Path(sys.executable), {}, disk, 30))
+    assert received[-1] == Finished(0.5)
+    lines = capsys.readouterr().err.splitlines()
+    assert sorted(Path(line.split(":")[1].strip()).name for line in lines) == ["events.jsonl", "job.json", "worker.log"]
+    assert all(line.endswith("not written (No space left on device); the run goes on") for line in lines)
 
 
 def test_output_of_a_framework_goes_to_the_log_and_not_to_the_events(start: Any, tmp_path: Path) -> None:
@@ -151,17 +267,20 @@ def test_worker_stops_when_its_driver_has_ended(tmp_path: Path) -> None:
     job.write(tmp_path / "job.json")
     read_end, write_end = os.pipe()
     arguments = [tmp_path / "job.json", str(write_end), str(os.getpid()), "0"]
-    worker = subprocess.Popen(
-        [sys.executable, "-I", worker_process.WORKER_MAIN, *arguments],
-        pass_fds=[write_end],
-        stdin=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    with (tmp_path / "job.json").open() as file:
+        worker = subprocess.Popen(
+            [sys.executable, "-I", worker_process.WORKER_MAIN, *arguments],
+            pass_fds=[write_end],
+            stdin=file,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
     os.close(write_end)
     assert select.select([read_end], [], [], 60)[0], "no event in a minute"
     os.read(read_end, 10)
     os.close(read_end)
-    assert worker.wait(timeout=30) == 1
+    assert worker.communicate(timeout=30)[1] == "the driver has ended, stopping\n"
+    assert worker.returncode == 1
 
 
 @pytest.mark.slow
@@ -178,10 +297,6 @@ def test_worker_can_be_run_by_hand_from_a_job_file(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["event"] == "finished"
-
-
-def test_exit_reason_has_the_name_of_the_signal() -> None:
-    assert worker_process._exit_reason(-signal.SIGTERM) == "was killed by SIGTERM"
 
 
 @pytest.mark.slow

@@ -36,7 +36,7 @@ class Sampler:
         self._thread: threading.Thread | None = None
 
     def start(self, worker: int) -> None:
-        """Start to sample the machine and the process ``worker`` with its children; nothing if the interval is 0."""
+        """Start to sample the machine and the descendants of the process ``worker``; nothing if the interval is 0."""
         if self._interval_s:
             self._thread = threading.Thread(target=self._sample, args=[worker], name="system metrics", daemon=True)
             self._thread.start()
@@ -78,7 +78,10 @@ class Sampler:
 
 
 class ProcessUsage:
-    """CPU, disk and context switches of a worker and its children since the last sample; memory and threads now."""
+    """CPU, disk and context switches of a worker and its children since the last sample; memory and threads now.
+
+    ``worker`` is the process ID that ``WorkerProcess.start`` returns: of the parent of the worker, which only waits.
+    """
 
     def __init__(self, worker: int) -> None:
         self._worker = worker
@@ -103,13 +106,17 @@ class ProcessUsage:
             "worker_threads": now["threads"],
         }
 
+    @property
+    def cpu_s(self) -> float:
+        """CPU time in seconds at the last sample."""
+        return self._last["user_s"] + self._last["system_s"] if self._last else 0.0
+
     def _counters(self) -> dict[str, float] | None:
         """Return the sums over the worker and its children; None if none of them is running."""
         total = dict.fromkeys((*GAUGES, "user_s", "system_s", "switches", "read", "written"), 0.0)
         running = False
         with suppress(psutil.NoSuchProcess):
-            worker = psutil.Process(self._worker)
-            for process in (worker, *worker.children(recursive=True)):
+            for process in psutil.Process(self._worker).children(recursive=True):
                 with suppress(psutil.Error), process.oneshot():
                     times, switches, disk = process.cpu_times(), process.num_ctx_switches(), process.io_counters()
                     values = {

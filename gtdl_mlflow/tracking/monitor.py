@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
-import psutil
 from mlflow.entities import Metric
 
 from ..hardware.interference import GpuSnapshot, Snapshot, metrics_between
-from ..hardware.system_metrics import Sampler
+from ..hardware.system_metrics import ProcessUsage, Sampler
 
 if TYPE_CHECKING:
     from ..hardware.gpu import Gpu
@@ -40,9 +38,7 @@ class Monitor:
 
             self._gpu = Gpu.find()
         self._sampler.start(pid)
-        with suppress(psutil.NoSuchProcess):  # the worker's exit status is reported elsewhere
-            times = psutil.Process(pid).cpu_times()
-            self._cpu_before_s = times.user + times.system
+        self._cpu_before_s = ProcessUsage(pid).cpu_s
         self._before = self._snapshot()
 
     def interference(self, worker_cpu_s: float) -> dict[str, float]:

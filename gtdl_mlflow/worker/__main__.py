@@ -1,9 +1,9 @@
 """``python -m gtdl_mlflow.worker JOB.json [EVENTS_FD DRIVER STARTED]``: run one job in its framework's interpreter.
 
 Events go to the file descriptor EVENTS_FD, or to standard output without one. Everything that a framework prints goes
-to standard error. DRIVER is the process ID of the driver; this process is killed when the driver ends. STARTED is the
-time at which the driver started this process, by ``time.perf_counter_ns``; the job begins when the driver closes
-standard input.
+to standard error. DRIVER is the process ID of the driver. With a driver, the job comes on standard input and begins
+when that ends; JOB.json is not read. STARTED is the time at which the driver started this process, by
+``time.perf_counter_ns``.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 if not __package__:
@@ -36,8 +37,8 @@ def main(arguments: list[str]) -> int:
         return 2
     has_driver = len(arguments) == 4
     descriptor = int(arguments[1]) if has_driver else os.dup(1)
-    if has_driver:
-        end_with_driver(int(arguments[2]))
+    if has_driver and sys.platform == "linux":
+        continue_in_child(int(arguments[2]), descriptor)
     # Frameworks print to descriptor 1 from C, so it is redirected before any of them is imported.
     os.dup2(2, 1)
     # A process that a framework starts must not hold the stream open after this process has ended.
@@ -50,8 +51,7 @@ def main(arguments: list[str]) -> int:
     start_s = None
     if has_driver:
         start_s = (time.perf_counter_ns() - int(arguments[3])) / 1e9
-        sys.stdin.read()  # returns when the driver closes it: the job is ready
-    job = Job.read(Path(arguments[0]))
+    job = Job.read(Path("/dev/stdin" if has_driver else arguments[0]))
     if job.cores is not None:
         os.sched_setaffinity(0, job.cores)
     with os.fdopen(descriptor, "w") as stream:
@@ -67,15 +67,57 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def end_with_driver(driver: int) -> None:
-    """Have the kernel kill this process when the driver ends, so that it does not occupy the device unattended."""
-    if sys.platform == "linux":
-        import ctypes
+def continue_in_child(driver: int, events_descriptor: int) -> None:
+    """Return in a child process, the worker. This process waits for it and then kills all of its descendants.
 
-        set_parent_death_signal = 1  # PR_SET_PDEATHSIG in linux/prctl.h
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
-        if os.getppid() != driver:  # it ended before the call
+    It does the same when the driver ends or sends SIGTERM. A descendant that has left the worker's session is included:
+    this process is the parent of every descendant whose own parent has ended (a subreaper). It exits as the worker did.
+    It uses no CPU time while it waits.
+    """
+    import ctypes
+
+    set_parent_death_signal, set_child_subreaper = 1, 36  # linux/prctl.h
+    prctl, guard = ctypes.CDLL(None).prctl, os.getpid()
+    prctl(set_child_subreaper, 1, 0, 0, 0)
+    # A signal between here and the installation of the handler must wait for it.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    worker = os.fork()
+    if not worker:
+        prctl(set_parent_death_signal, signal.SIGKILL)
+        if os.getppid() != guard:  # it ended before the call
             os._exit(1)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+        return
+    # The driver waits for the end of these streams: only the worker and its descendants may hold them.
+    for descriptor in (0, 1, 2, events_descriptor):
+        os.close(descriptor)
+    signal.signal(signal.SIGTERM, lambda *_: kill_children())
+    prctl(set_parent_death_signal, signal.SIGTERM)
+    if os.getppid() != driver:
+        signal.raise_signal(signal.SIGTERM)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    ended = status = 0
+    while ended != worker:
+        ended, status = os.wait()
+    exit_status = os.waitstatus_to_exitcode(status)
+    while True:  # killed processes leave their children to this one
+        kill_children()
+        try:
+            os.wait()
+        except ChildProcessError:
+            break
+    if exit_status < 0:
+        with suppress(OSError):  # SIGKILL has no handler
+            signal.signal(-exit_status, signal.SIG_DFL)
+        os.kill(guard, -exit_status)
+    os._exit(exit_status)
+
+
+def kill_children() -> None:
+    """Kill all child processes of this process, which has one thread."""
+    for child in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
+        with suppress(ProcessLookupError, PermissionError):
+            os.kill(int(child), signal.SIGKILL)
 
 
 if __name__ == "__main__":

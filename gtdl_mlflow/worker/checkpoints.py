@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
+import json
 import os
+import re
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+
+MANIFEST = "files.json"
+"""SHA-256 of every other file of a checkpoint, by its path in it."""
 
 
 class Checkpoints:
@@ -28,28 +35,74 @@ class Checkpoints:
     def __exit__(self, *_: object) -> None:
         self._lock.close()
 
-    def newest(self) -> Path | None:
-        """Return the folder of the newest checkpoint, or None without one."""
-        return max(self._folder.glob("step-*"), key=_step, default=None)
+    def newest(self, remark: Callable[[str], None]) -> Path | None:
+        """Return the folder of the newest checkpoint, or None without one.
+
+        A checkpoint whose content is not what was saved, as after a power failure, is set aside, and ``remark`` is
+        called with a text for the user. No framework reads it: some end the process.
+        """
+        for path in sorted(self._all(), key=_step, reverse=True):
+            if _is_intact(path):
+                return path
+            remark(f"the checkpoint after iteration {_step(path)} is damaged and is not used")
+            self.set_aside(path)
+        return None
+
+    def set_aside(self, checkpoint: Path) -> None:
+        """Rename a checkpoint, so that it is not read again. Only one such folder is retained."""
+        kept = self._folder / "damaged"
+        shutil.rmtree(kept, ignore_errors=True)
+        with suppress(OSError):
+            checkpoint.replace(kept)
 
     def save(self, step: int, write: Callable[[Path], None]) -> None:
-        """Save the checkpoint after ``step`` steps: the files that ``write`` puts into an empty folder."""
+        """Save the checkpoint after ``step`` steps: the files that ``write`` puts into an empty folder.
+
+        Whatever ``write`` raises, the earlier checkpoint stays.
+        """
         part = self._folder / "part"
         shutil.rmtree(part, ignore_errors=True)  # left by a killed worker
-        part.mkdir()
-        write(part)
-        for path in [*part.rglob("*"), part]:
-            _sync(path)
-        new = self._folder / f"step-{step}"
-        part.replace(new)
+        try:
+            part.mkdir()
+            write(part)
+            (part / MANIFEST).write_text(json.dumps(_digests(part)))
+            for path in [*part.rglob("*"), part]:
+                _sync(path)
+            new = self._folder / f"step-{step}"
+            part.replace(new)
+        except BaseException:
+            shutil.rmtree(part, ignore_errors=True)  # it may occupy a full disk
+            raise
         _sync(self._folder)
-        for old in self._folder.glob("step-*"):
+        for old in self._all():
             if old != new:
-                shutil.rmtree(old)
+                shutil.rmtree(old, ignore_errors=True)
+
+    def _all(self) -> list[Path]:
+        return [path for path in self._folder.iterdir() if re.fullmatch(r"step-\d+", path.name, re.ASCII)]
 
 
 def _step(folder: Path) -> int:
     return int(folder.name.removeprefix("step-"))
+
+
+def _is_intact(checkpoint: Path) -> bool:
+    with suppress(OSError, ValueError, RecursionError):
+        return bool(json.loads((checkpoint / MANIFEST).read_bytes()) == _digests(checkpoint))
+    return False
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    files = [path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST]
+    return {path.relative_to(folder).as_posix(): _sha256(path) for path in files}
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(2**20):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def _sync(path: Path) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import IO, Any
 
@@ -55,6 +56,13 @@ class ConfusionMatrix:
 
 
 @dataclass(frozen=True)
+class Remark:
+    """Something that the user must know about the run, which goes on."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class Finished:
     """The end of the job; no event follows."""
 
@@ -62,10 +70,16 @@ class Finished:
     """CPU time of the worker and its children, user and system, in seconds."""
 
 
-Event = Metadata | Phase | Progress | Metrics | ConfusionMatrix | Finished
+Event = Metadata | Phase | Progress | Metrics | ConfusionMatrix | Remark | Finished
 _TYPES: dict[str, type] = {
-    kind.__name__.lower(): kind for kind in (Metadata, Phase, Progress, Metrics, ConfusionMatrix, Finished)
+    kind.__name__.lower(): kind for kind in (Metadata, Phase, Progress, Metrics, ConfusionMatrix, Remark, Finished)
 }
+
+LONGEST_LINE = 2**24
+"""Most bytes of an event: a confusion matrix of 1000 classes fits."""
+
+LARGEST = 2**63
+"""Limit of whole numbers; a tracking store cannot hold larger ones."""
 
 
 def write(stream: IO[str], event: Event) -> None:
@@ -75,21 +89,67 @@ def write(stream: IO[str], event: Event) -> None:
     stream.flush()
 
 
-def parse(line: str) -> Event:
+def parse(line: bytes) -> Event:
     """Return the event of one line.
 
     Raises:
         ValueError: the line is not an event.
     """
     try:
-        fields = json.loads(line)
+        fields = json.loads(line.decode(), parse_constant=_refuse)
         kind = _TYPES[fields.pop("event")]
         event: Event = kind(**{key: _decode(value) for key, value in fields.items()})
-        if isinstance(event, Metrics) and not all(isinstance(value, (int, float)) for value in event.values.values()):
-            raise ValueError("a metric must be a number")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"invalid event: {line.strip()[:200]!r}") from error
+        _check(event)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"invalid event: {line[:200].decode(errors='replace').strip()!r}") from error
     return event
+
+
+def one_line(error: Exception) -> str:
+    """Return an exception as one line of at most 300 characters."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
+def _check(event: Event) -> None:
+    """Raise ValueError if a value of the event has another type, or is out of its range."""
+    valid = all(_VALID[str(each.type)](getattr(event, each.name)) for each in dataclasses.fields(event))
+    if valid and isinstance(event, Progress):
+        valid = event.iterations > 0 and event.images_per_s > 0  # the remaining time is computed from them
+    elif valid and isinstance(event, Metrics):
+        valid = 0 <= event.time < 1e11
+    elif valid and isinstance(event, Finished):
+        valid = math.isfinite(event.cpu_s)
+    if not valid:
+        raise ValueError("a value is out of range")
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) is float or (type(value) is int and abs(value) < LARGEST)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < LARGEST
+
+
+def _is_square(rows: Any) -> bool:
+    return type(rows) is list and all(
+        type(row) is list and len(row) == len(rows) and all(map(_is_count, row)) for row in rows
+    )
+
+
+_VALID: dict[str, Callable[[Any], bool]] = {
+    "str": lambda value: type(value) is str,
+    "int": _is_count,
+    "float": _is_number,
+    "dict[str, Any]": lambda value: type(value) is dict,
+    "dict[str, float]": lambda value: type(value) is dict and all(map(_is_number, value.values())),
+    "list[list[int]]": _is_square,
+}
+"""Conditions on the values of an event, by the type of its field."""
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is not JSON")
 
 
 def _encode(value: Any) -> Any:

@@ -18,7 +18,7 @@ import numpy as np
 from ..metrics import METRICS
 from .checkpoints import Checkpoints
 from .clock import Clock
-from .events import Event, Metadata, Metrics, Phase, Progress
+from .events import Event, Metadata, Metrics, Phase, Progress, Remark, one_line
 from .frameworks.base import Adapter
 from .inputs import Batch, Preprocessing, augmented, batches, prefetched, split, test_batches
 from .job import WARM_UP_STEPS, BatchOrder, EarlyStopping, Job
@@ -119,7 +119,12 @@ def train(job: Job, model: Adapter, data: Data, emit: Emit) -> TrainingState:
     """
     with ExitStack() as stack:
         best = Path(stack.enter_context(TemporaryDirectory()))
-        checkpoints = stack.enter_context(Checkpoints(Path(job.checkpoints))) if job.checkpoints else None
+        checkpoints = None
+        if job.checkpoints:
+            try:
+                checkpoints = stack.enter_context(Checkpoints(Path(job.checkpoints)))
+            except OSError as error:
+                emit(Remark(f"no checkpoints are written: {one_line(error)}"))
         trainer = Trainer(job, model, data, emit, best, checkpoints)
         trainer.resume()
         trainer.train(stack.enter_context(closing(data.training_batches(trainer.state.step))))
@@ -148,11 +153,18 @@ class Trainer:
 
     def resume(self) -> None:
         """Restore the newest checkpoint, if there is one."""
-        newest = self._checkpoints and self._checkpoints.newest()
-        if not newest:
+        if self._checkpoints is None:
             return
-        self.state.read(newest / "state.json")
-        self._model.restore(newest / "model", self.state.step)
+        newest = self._checkpoints.newest(lambda text: self._emit(Remark(text)))
+        if newest is None:
+            return
+        try:
+            self.state.read(newest / "state.json")
+            self._model.restore(newest / "model", self.state.step)
+        except Exception:
+            # The model may be restored in part, so this run cannot go on; the next one begins without the checkpoint.
+            self._checkpoints.set_aside(newest)
+            raise
         shutil.copytree(newest / "best", self._best, dirs_exist_ok=True)
         self._checkpoint_due_s += self.state.clock.seconds
         self._emit(Metadata({"resumed_from_iteration": self.state.step}))
@@ -180,6 +192,8 @@ class Trainer:
             self._checkpoint_if_due()
         training_s = state.clock.stop()
         if stopping:
+            if not stopping.best_step:  # the limit came before the first validation
+                self._report(self._validate(state.step))
             self._model.load(self._best)
             self._report({"train/best_iteration": stopping.best_step})
         self._report(self._final_metrics(training_s))
@@ -203,13 +217,8 @@ class Trainer:
     def _evaluate(self, step: int, elapsed_s: float) -> None:
         """Run the validation and the evaluation, whichever is due after ``step`` steps."""
         state, data, values = self.state, self._data, {}
-        if state.stopping and step in self._validations:
-            state.validation.start()
-            error = float((classify(self._model, data.validation_images) != data.validation_labels).mean())
-            values["eval/validation_error_percent"] = 100 * error
-            if state.stopping.improves(step, error):
-                self._model.save(self._best)
-            state.validation.stop()
+        if step in self._validations:
+            values |= self._validate(step)
         if step in self._evaluations:
             state.evaluation.start()
             correct = classify(self._model, data.test_images) == data.test_labels
@@ -223,13 +232,27 @@ class Trainer:
         if values:
             self._report(values)
 
+    def _validate(self, step: int) -> dict[str, float]:
+        """Return the validation error after ``step`` steps. If it is the lowest so far, the model is saved."""
+        state, data = self.state, self._data
+        assert state.stopping is not None
+        state.validation.start()
+        error = float((classify(self._model, data.validation_images) != data.validation_labels).mean())
+        if state.stopping.improves(step, error):
+            self._model.save(self._best)
+        state.validation.stop()
+        return {"eval/validation_error_percent": 100 * error}
+
     def _checkpoint_if_due(self) -> None:
         state = self.state
         if self._checkpoints is None or state.clock.seconds < self._checkpoint_due_s:
             return
         state.clock.stop()
         state.saving.start()
-        self._checkpoints.save(state.step, self._write_checkpoint)
+        try:
+            self._checkpoints.save(state.step, self._write_checkpoint)
+        except Exception as error:  # each framework has its own for a full disk; the training does not depend on it
+            self._emit(Remark(f"no checkpoint after iteration {state.step}: {one_line(error)}"))
         state.saving.stop()
         self._checkpoint_due_s = state.clock.seconds + self._training.checkpoint_every_s
         state.clock.start()
