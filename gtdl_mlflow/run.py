@@ -20,7 +20,14 @@ from .tracking.recorder import Recorder, SweepPosition
 from .tracking.store import TrackingFailed
 from .worker_process import WorkerFailed, WorkerProcess
 
-RUN_ERRORS = (ConfigError, WorkerFailed, environments.EnvironmentFailed, datasets.DatasetError, TrackingFailed)
+
+class FilesFailed(Exception):
+    """A file or a folder that a run needs cannot be read or written, such as on a full disk."""
+
+
+RUN_ERRORS = (
+    ConfigError, WorkerFailed, environments.EnvironmentFailed, datasets.DatasetError, TrackingFailed, FilesFailed
+)  # fmt: skip
 """Expected failures of a run with a valid configuration. The MLflow run is then FAILED, if the tracker accepts it."""
 
 
@@ -43,9 +50,12 @@ def run(config: Config, folder: Path, position: SweepPosition | None = None) -> 
         Exception: one of ``RUN_ERRORS``; the MLflow run is FAILED, with the reason.
     """
     with (
-        device_lock.hold(config.hardware) as waited_s,
         _started_early(config, folder) as worker,
-        Recorder(config, folder, position, waited_s) as recorder,
+        Recorder(config, folder, position) as recorder,
+        _translated_errors(),
+        device_lock.hold(config.hardware) as waited_s,
+        worker,  # it ends before the device is released
+        recorder.measuring(waited_s),
         ProgressLine(describe(config)) as progress,
     ):
         check(config)  # a sweep may combine values that are valid one by one only
@@ -64,12 +74,24 @@ def run(config: Config, folder: Path, position: SweepPosition | None = None) -> 
                     progress.show(event)
         if config.tracking.model:
             recorder.log_model(Path(job.folder))
-        shutil.rmtree(job.folder)
+        shutil.rmtree(job.folder, ignore_errors=True)
     return Outcome(recorder.record.reference, recorder.view_hint, recorder.results, recorder.undelivered)
 
 
+@contextmanager
+def _translated_errors() -> Iterator[None]:
+    """Raise FilesFailed for a file or a folder that cannot be read or written."""
+    try:
+        yield
+    except OSError as error:
+        raise FilesFailed(f"{error.filename}: {error.strerror}" if error.filename else str(error)) from error
+
+
 def _started_early(config: Config, folder: Path) -> WorkerProcess:
-    """Return the run's worker. Its interpreter starts while MLflow creates the run, if its environment exists."""
+    """Return the run's worker. Its interpreter starts while MLflow creates the run, if its environment exists.
+
+    It waits for its job without using the CPU.
+    """
     worker = WorkerProcess(folder, config.threads, config.speed_settings.environment)
     with suppress(OSError, WorkerFailed):  # run() fails in the same way and records the reason
         if environment := environments.find(config.framework, config.hardware.device):

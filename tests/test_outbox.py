@@ -51,8 +51,8 @@ def assert_complete(run: Run, uri: str) -> None:
     assert len(client.get_metric_history(run.info.run_id, "train/loss")) == 1
 
 
-def replay(capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
-    status = cli.main(["track", "replay"])
+def replay(capsys: pytest.CaptureFixture[str], uri: str) -> tuple[int, str]:
+    status = cli.main(["track", "replay", uri])
     output = capsys.readouterr()
     return status, output.out + output.err
 
@@ -70,13 +70,13 @@ def test_a_run_is_delivered_later_if_the_server_was_down_at_its_start(
     assert "`gtdl track replay` delivers it" in last
     assert cli.main(["track", "list"]) == 0
     assert "FINISHED, for http://127.0.0.1" in capsys.readouterr().out
-    assert replay(capsys)[0] == 1  # still down
+    assert replay(capsys, server.uri)[0] == 1  # still down
     server.start()
-    status, output = replay(capsys)
+    status, output = replay(capsys, server.uri)
     assert (status, output.count("delivered")) == (0, 1)
     (run,) = runs(server.uri)
     assert_complete(run, server.uri)
-    assert replay(capsys) == (0, "")
+    assert replay(capsys, server.uri) == (0, "")
     assert list((home / "undelivered").iterdir()) == []
     (folder,) = {path.parent for path in Path("outputs").rglob("events.jsonl")}
     assert not (folder / "mlflow").exists()
@@ -101,7 +101,7 @@ def test_a_run_is_delivered_at_its_end_or_later_if_the_server_goes_down_meanwhil
     if not restarted:
         server.start()
         assert runs(server.uri)[0].info.status == "RUNNING"
-        assert replay(capsys)[0] == 0
+        assert replay(capsys, server.uri)[0] == 0
     (run,) = runs(server.uri)
     assert run.info.status == "FINISHED"
     assert run.data.metrics["accuracy_percent"] > 80
@@ -136,7 +136,7 @@ def test_files_are_delivered_later_if_the_servers_disk_was_full(
         assert "`gtdl track replay` delivers it" in done.stderr
         server.kill()
         server.start()
-        assert replay(capsys)[0] == 0
+        assert replay(capsys, server.uri)[0] == 0
         for run in runs(server.uri):
             assert_complete(run, server.uri)
 
@@ -150,7 +150,7 @@ def test_delivery_is_idempotent(gtdl: Command, server: Server, home: Path) -> No
     server.start()
     for _ in range(2):
         path.write_text(text)
-        (done,) = outbox.replay()
+        (done,) = outbox.replay(server.uri)
         assert done.failure == ""
     (run,) = runs(server.uri)
     assert_complete(run, server.uri)
@@ -176,7 +176,7 @@ def test_a_sweep_is_delivered_later_with_its_runs(
     assert done.returncode == 1
     assert done.stdout.count("accuracy") == 2
     server.start()
-    status, output = replay(capsys)
+    status, output = replay(capsys, server.uri)
     assert (status, len(re.findall(": delivered", output))) == (0, 3)
     found = runs(server.uri)
     (parent,) = [run for run in found if "mlflow.parentRunId" not in run.data.tags]
@@ -201,10 +201,10 @@ def test_a_dead_run_is_delivered_as_killed(
     process = start(*arguments)
     wait_until(training_started, "the worker trains", process)
     server.start()
-    assert replay(capsys) == (0, "")  # the driver is alive and delivers the run itself
+    assert replay(capsys, server.uri) == (0, "")  # the driver is alive and delivers the run itself
     process.kill()
     process.communicate(timeout=60)
-    assert replay(capsys)[0] == 0
+    assert replay(capsys, server.uri)[0] == 0
     (run,) = runs(server.uri)
     assert run.info.status == "KILLED"
     assert run.data.tags["gtdl.failure"] == processes.PROCESS_GONE

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,25 @@ from ..config import Config
 from ..metrics import PHASES
 
 
+class _Handler(logging.FileHandler):
+    """A handler that raises its exceptions: ``logging`` prints their tracebacks."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        raise
+
+
 def write(
     path: Path, config: Config, metrics: Sequence[Metric], metadata: Mapping[str, Any], now_ms: int, success: bool
 ) -> None:
     """Write the whole log of a run that has ended, in the order of its times.
 
     ``now_ms`` is the end of the training, in milliseconds since 1970, if the run has no ``training_time_s``.
+
+    Raises:
+        OSError: the file cannot be written.
     """
     last = {metric.key: metric for metric in metrics}
-    handler = logging.FileHandler(path, mode="w", encoding="utf-8")
+    handler = _Handler(path, mode="w", encoding="utf-8", errors="backslashreplace")
     logger = logging.Logger("mlperf", logging.INFO)
     logger.addHandler(handler)
     log = MLLogger(logger)
@@ -52,7 +63,8 @@ def write(
             final = last["accuracy_percent"]
             log.event(constants.EVAL_ACCURACY, final.value / 100, time_ms=final.timestamp)
     finally:
-        handler.close()
+        with suppress(OSError):  # the same failure again: the file's buffer is written
+            handler.close()
 
 
 def _phases_ms(group: str, last: Mapping[str, Metric]) -> int:

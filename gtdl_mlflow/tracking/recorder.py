@@ -6,9 +6,9 @@ It sends nothing to the tracker while a worker's clock runs.
 from __future__ import annotations
 
 import json
-import shutil
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -19,15 +19,15 @@ from mlflow.entities import Metric
 from mlflow.types import Schema, TensorSpec
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
-from .. import __version__, tags
+from .. import __version__, signals, tags
 from ..config import Config, Unavailable
-from ..console import info
+from ..console import info, printable
 from ..datasets import PreparedDataset
 from ..environments import Environment
 from ..hardware import host, interference, peak, roofline
 from ..redaction import redact
 from ..worker.events import ConfusionMatrix, Event, Finished, Metadata, Metrics
-from . import mlperf_log, outbox
+from . import dead_runs, mlperf_log, outbox
 from .artifacts import ARTIFACTS, CONFIG, ENVIRONMENT, MLPERF_LOG, ArtifactWriter, report_failure
 from .identity import InterruptedRun, tracker_hash, worker_code_version
 from .model import save_model, write_yaml
@@ -35,6 +35,9 @@ from .monitor import Monitor
 from .processes import PROCESS_GONE
 from .quality import quality
 from .store import TrackerUnreachable, TrackingFailed, close_run, http_timeouts, open_store
+
+INTERRUPTED = "stopped by the user"
+"""The reason recorded for a run that a signal stopped."""
 
 REASON_LIMIT = 5000
 """Characters of a failure's reason: MLflow limits the length of a tag."""
@@ -57,14 +60,14 @@ class SweepPosition:
 class Recorder:
     """Records one run: entered RUNNING; left FINISHED, FAILED with the reason, or KILLED.
 
-    A run that cannot run on this machine is FAILED too, with the tag ``gtdl.unavailable``. An unreachable tracker stops
-    nothing: ``undelivered`` holds the reason, and the outbox holds what is missing.
+    The tracker receives requests when the run is created and when it ends. A run that cannot run on this machine is
+    FAILED too, with the tag ``gtdl.unavailable``. An unreachable tracker stops nothing: ``undelivered`` holds the
+    reason, and the outbox holds what is missing.
     """
 
-    def __init__(
-        self, config: Config, folder: Path, position: SweepPosition | None = None, waited_s: float = 0.0
-    ) -> None:
-        self._config, self._folder, self._position, self._waited_s = config, folder, position, waited_s
+    def __init__(self, config: Config, folder: Path, position: SweepPosition | None = None) -> None:
+        self._config, self._folder, self._position = config, folder, position
+        self._waited_s = 0.0
         self._metrics: list[Metric] = []
         self._metadata: dict[str, Any] = {}
         self._confusion: list[list[int]] = []
@@ -79,34 +82,75 @@ class Recorder:
         """Why MLflow does not have the whole run; empty if it does."""
 
     def __enter__(self) -> Recorder:
-        """Create the run. Raises TrackingFailed if the tracker refuses it; nothing must run then."""
+        """Create the run, with all that is known of it.
+
+        Raises:
+            TrackingFailed: the tracker or its artifact store refuses the run, or can never work as it is configured;
+                nothing must run then.
+        """
         config, position = self._config, self._position
         tracking, parent = config.tracking, position.parent if position else ""
         self.record = outbox.new_record(tracking.uri, self._folder, _run_name(config), tracking.experiment, parent)
         self.record.tags = _run_tags(config) | (position.tags if position else {})
-        self._folder.mkdir(parents=True, exist_ok=True)
-        try:
-            self._deliver(retries=2, timeout_s=10)
-        except TrackingFailed as error:
-            raise TrackingFailed(f"{error}; nothing was run") from error
-        if self.undelivered:
-            info(f"{self.undelivered}; the run goes on and is delivered later")
-        self.record.params = {key: str(value) for key, value in _params(config).items()}  # sent with the inputs
+        self.record.params = {key: str(value) for key, value in _params(config).items()}
+        self.record.artifacts = [CONFIG]
         plain = config.to_dict()
         plain["tracking"]["uri"] = redact(config.tracking.uri)
-        write_yaml(self._folder / CONFIG, plain)
+        try:
+            with report_failure(f"{CONFIG} could not be written"):
+                self._folder.mkdir(parents=True, exist_ok=True)
+                write_yaml(self._folder / CONFIG, plain)
+            with http_timeouts(retries=2, timeout_s=10):
+                outbox.deliver(self.record, tracking.uri, outbox.START_DEADLINE_S)
+            dead_runs.close_once(tracking.uri)
+        except TrackerUnreachable as error:
+            self.undelivered = str(error)
+            outbox.save(self.record)
+            info(f"{self.undelivered}; the run goes on and is delivered later")
+        except TrackingFailed as error:
+            refusal = f"{error}; nothing was run"
+            self._close_unstarted("FAILED", refusal)
+            raise TrackingFailed(refusal) from error
+        except BaseException:
+            self._close_unstarted("KILLED", INTERRUPTED)
+            raise
         return self
+
+    def _close_unstarted(self, status: str, reason: str) -> None:
+        """End the run, if the tracker has created it. It has no results that have to be saved."""
+        record = self.record
+        if not (record.run_id or record.maybe_created):
+            return
+        record.params, record.artifacts = {}, []
+        record.tags = {tags.FAILURE: reason, MLFLOW_RUN_NOTE: f"{status}: {reason}"}
+        record.finish(status)
+        with signals.deferred(), suppress(TrackingFailed), http_timeouts(retries=2, timeout_s=10):
+            outbox.deliver(record, self._config.tracking.uri, outbox.START_DEADLINE_S)
+
+    @contextmanager
+    def measuring(self, waited_s: float) -> Iterator[None]:
+        """Contain everything that happens while the run holds its device, after ``waited_s`` seconds of waiting.
+
+        At the end, the charts are drawn: they must not disturb the next run on the device.
+        """
+        self._waited_s = waited_s
+        try:
+            yield
+        finally:
+            self._metrics += self._monitor.stop()
+            if self._data is not None:
+                self._artifacts.draw_data(self._data)
+            self._artifacts.wait()
 
     def record_inputs(
         self, environment: Environment, data: PreparedDataset, machine_peak: peak.Peak | None = None
     ) -> None:
         """Record the environment, the data set and the machine's peak."""
         self._environment, self._data, self._peak = environment, data, machine_peak
-        (self._folder / ENVIRONMENT).write_text("\n".join(environment.packages) + "\n")
+        with report_failure(f"{ENVIRONMENT} could not be written"):
+            (self._folder / ENVIRONMENT).write_text("\n".join(environment.packages) + "\n")
         self.record.tags |= {tags.DATA_DIGEST: data.digest, tags.ENVIRONMENT: environment.key}
         self.record.inputs = [_dataset_input(self._config, data)]
-        if not self.undelivered:
-            self._deliver(retries=2, timeout_s=10)
 
     def start_monitoring(self, pid: int) -> None:
         """Monitor the worker with this process ID from now on."""
@@ -115,15 +159,17 @@ class Recorder:
             self._metadata["gpu_driver"] = driver
 
     def resume_from(self, interrupted: InterruptedRun) -> None:
-        """Record that this run resumes another one, and close that one in MLflow."""
+        """Record that this run resumes another one. That one is closed in MLflow after the device is released."""
         self._resumed = interrupted
+
+    def _close_resumed(self, interrupted: InterruptedRun) -> None:
         uri = self._config.tracking.uri
         if interrupted.tracker != tracker_hash(uri) or interrupted.run.startswith(outbox.UNDELIVERED):
             return
         # The other run may have been deleted.
         with suppress(TrackingFailed), open_store(uri) as client:
             run = client.get_run(interrupted.run)
-            if run.info.status == "RUNNING":
+            if run.data.tags.get(tags.FAILURE) == PROCESS_GONE:
                 reason = f"{PROCESS_GONE}; run {self.record.reference} resumes it from its last checkpoint"
                 close_run(client, run, reason)
 
@@ -138,7 +184,7 @@ class Recorder:
         elif isinstance(event, Finished):
             self._add_metrics(self._monitor.interference(event.cpu_s))
             self._add_metrics(self._peak_shares())
-            # The renderer releases Python's lock: it draws while the worker ends and MLflow receives the rest.
+            # The renderer releases Python's lock: it draws while the worker ends.
             self._artifacts.draw_run(self._metrics, self._confusion, self._peak)
 
     def _add_metrics(self, values: dict[str, float], time_ms: int | None = None, step: int = 0) -> None:
@@ -175,36 +221,48 @@ class Recorder:
         """Log the worker's saved model as a pyfunc model that loads in the framework's environment."""
         assert self._environment is not None
         staged = f"{outbox.STAGING}/model"
-        save_model(self._folder / staged, folder, self._config, self._environment, str(self._metadata["numpy"]))
-        self.record.artifacts.append(staged)
+        with report_failure("the model could not be logged"):
+            save_model(self._folder / staged, folder, self._config, self._environment, str(self._metadata["numpy"]))
+            self.record.artifacts.append(staged)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._metrics += self._monitor.stop()
+        with signals.deferred():
+            now_ms = round(time.time() * 1000)
+            self._add_outcome(kind, error, now_ms)
+            self._add_files(now_ms, success=kind is None)
+            self._finish()
+
+    def _add_outcome(self, kind: type[BaseException] | None, error: BaseException | None, now_ms: int) -> None:
+        """Add the status of the run, with its results or the reason why it did not finish."""
         self._add_metadata_tags()
-        now_ms = round(time.time() * 1000)
-        status = "FINISHED"
         if kind is None:
-            self._add_metrics(
-                {"wall_time_s": time.monotonic() - self._started, "device_wait_s": self._waited_s}, now_ms
-            )
-            self.record.tags |= {
-                tags.QUALITY: quality(self._metrics, self._confusion),
-                tags.INTERFERENCE: "; ".join(interference.warnings(self.results)) or "ok",
-                MLFLOW_RUN_NOTE: _note(self._config, self.results),
-            }
+            wall_s = time.monotonic() - self._started - self._waited_s
+            self._add_metrics({"wall_time_s": wall_s, "device_wait_s": self._waited_s}, now_ms)
+            with report_failure("the results could not be judged"):
+                self.record.tags |= {
+                    tags.QUALITY: quality(self._metrics, self._confusion),
+                    tags.INTERFERENCE: "; ".join(interference.warnings(self.results)) or "ok",
+                    MLFLOW_RUN_NOTE: _note(self._config, self.results),
+                }
+            self.record.finish("FINISHED", now_ms)
         else:
             status = "FAILED" if issubclass(kind, Exception) else "KILLED"
-            reason = str(error) if issubclass(kind, Exception) else "stopped by the user"
+            reason = printable(str(error)) if issubclass(kind, Exception) else INTERRUPTED
             tag, label = (tags.UNAVAILABLE, "unavailable") if issubclass(kind, Unavailable) else (tags.FAILURE, status)
             self.record.tags |= {tag: reason[:REASON_LIMIT], MLFLOW_RUN_NOTE: f"{label}: {reason}"[:REASON_LIMIT]}
-        mlperf_log.write(
-            self._folder / MLPERF_LOG, self._config, self._metrics, self._metadata, now_ms, success=kind is None
-        )
+            self.record.finish(status, now_ms)
         self.record.params |= {f"worker.{key}": str(value) for key, value in self._metadata.items()}
         self.record.metrics += [(metric.key, metric.value, metric.timestamp, metric.step) for metric in self._metrics]
-        self._finish(status, now_ms)
+
+    def _add_files(self, now_ms: int, success: bool) -> None:
+        with report_failure(f"{MLPERF_LOG} could not be written"):
+            mlperf_log.write(
+                self._folder / MLPERF_LOG, self._config, self._metrics, self._metadata, now_ms, success=success
+            )
+        missing = self.record.artifacts
+        self.record.artifacts = [*missing, *(name for name in ARTIFACTS if name != CONFIG)]
 
     def _add_metadata_tags(self) -> None:
         for tag in (tags.FRAMEWORK_VERSION, tags.DEVICE, tags.WEIGHTS_SHA256):
@@ -214,40 +272,17 @@ class Recorder:
             iteration = self._metadata["resumed_from_iteration"]
             self.record.tags[tags.RESUMED] = f"after iteration {iteration} of run {self._resumed.run}"
 
-    def _finish(self, status: str, now_ms: int) -> None:
-        """Send the results, then the files, then the status."""
+    def _finish(self) -> None:
+        """Deliver the run."""
         # A tracker that was unreachable at the start may be back; one that was reachable will soon be again.
         retries, timeout_s = (2, 10) if self.undelivered else (4, 30)
-        self._deliver(retries, timeout_s, save_refused=True)
-        if self._data is not None:
-            self._artifacts.draw_data(self._data)
-        self._artifacts.wait()
-        self.record.artifacts += ARTIFACTS
-        self.record.finish(status, now_ms)
+        with http_timeouts(retries, timeout_s):
+            self.undelivered = outbox.conclude(self.record, self._config.tracking.uri)
         if self.undelivered:
-            outbox.save(self.record)
-        else:
-            self._deliver(retries, timeout_s, save_refused=True)
-        if self.undelivered:
-            info(f"{self.undelivered}; the whole run is saved in {self._folder}, `gtdl track replay` delivers it")
-
-    def _deliver(self, retries: int, timeout_s: int, save_refused: bool = False) -> None:
-        """Deliver the record, and save what an unreachable tracker misses.
-
-        What a tracker refuses is saved if ``save_refused``; otherwise TrackingFailed is raised.
-        """
-        try:
-            with http_timeouts(retries, timeout_s):
-                outbox.deliver(self.record, self._config.tracking.uri)
-        except TrackingFailed as error:
-            if not (save_refused or isinstance(error, TrackerUnreachable)):
-                raise
-            self.undelivered = str(error)
-            outbox.save(self.record)
+            info(f"{self.undelivered}; the run is saved, `gtdl track replay` delivers it")
             return
-        self.undelivered = ""
-        outbox.discard(self.record)
-        shutil.rmtree(self._folder / outbox.STAGING, ignore_errors=True)
+        if self._resumed is not None:
+            self._close_resumed(self._resumed)
 
 
 def _dataset_input(config: Config, data: PreparedDataset) -> dict[str, str]:

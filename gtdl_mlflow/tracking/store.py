@@ -209,7 +209,7 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)
-            else:
+            elif name in os.environ:  # not removed meanwhile by the thread that waited for this one
                 os.environ[name] = value
 
 
