@@ -48,6 +48,6 @@ def _gpus() -> list[str]:
         result = subprocess.run(
             ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True, timeout=30
         )
-    except (FileNotFoundError, subprocess.TimeoutExpired):
+    except (OSError, subprocess.TimeoutExpired):  # also a folder of PATH that this user must not read
         return []
     return [line.strip() for line in result.stdout.splitlines()] if result.returncode == 0 else []
