@@ -214,7 +214,7 @@ def test_two_users_share_an_experiment_and_a_third_reads_it(
     assert checked.stderr.count("gtdl: the tag gtdl.check is not set") == checked.stderr.count("\n") == 1
     opened = output(cli("ui", "--experiment", "shared", "--no-browser"), 0)
     assert "the table is not arranged" in opened
-    assert f"\n{server.uri}/#/experiments/" in opened
+    assert opened.startswith(f"{server.uri}/#/experiments/")
     assert output(cli("report", "--experiment", "shared"), 0).startswith("gtdl_report.html: 2 runs")
     assert not any(password in opened for password in users.values())
 

@@ -21,6 +21,7 @@ from .. import __version__
 from ..config import Dataset, Download
 from ..console import info, status_line
 from ..files import datasets_dir, hold_folder_lock
+from ..redaction import redact, reveal
 from .base import REMEDY, DatasetError, FilesNotFound
 from .prepare import read
 
@@ -113,7 +114,7 @@ def _fetch_file(
     temporary = folder / "fetch.partial"  # readers ignore folders with a dot in their name
     try:
         shutil.rmtree(temporary, ignore_errors=True)  # a killed process may have left it
-        path = Path(pooch.retrieve(url, checksum, download.file, temporary, downloader=transfer))
+        path = Path(pooch.retrieve(reveal(url), checksum, download.file, temporary, downloader=transfer))
         if not checksum:
             read(dataset, temporary)
         path.replace(folder / download.file)
@@ -130,7 +131,7 @@ def _fetch_file(
         reason = str(error)  # requests: no such file of certificates
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    failures.append(f"{urlsplit(url).netloc or url}: {reason}")
+    failures.append(f"{urlsplit(url).netloc or url}: {redact(reason)}")
     return False
 
 

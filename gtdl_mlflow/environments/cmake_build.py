@@ -175,4 +175,4 @@ def _cause(output: str) -> str:
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     first = next((number for number, line in enumerate(lines) if CAUSE.search(line)), -2)
     cause = lines[first:][:2] or ["no output"]
-    return redact(" | ".join(textwrap.shorten(line, 300, placeholder=" ...") for line in cause))
+    return " | ".join(textwrap.shorten(redact(line), 300, placeholder=" ...") for line in cause)

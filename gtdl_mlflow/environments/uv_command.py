@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import uv
 
-from ..redaction import redact
+from ..redaction import redact, reveal
 from . import subprocesses
 from .environment import EnvironmentFailed
 
@@ -24,7 +24,7 @@ def run(
         EnvironmentFailed: uv is not installed.
     """
     try:
-        command = [uv.find_uv_bin(), *arguments]
+        command = [uv.find_uv_bin(), *map(reveal, arguments)]
     except FileNotFoundError as error:
         raise EnvironmentFailed(f"uv is required to create environments ({error}); pip install uv") from error
     stderr = None if show_progress else subprocess.PIPE
@@ -35,10 +35,10 @@ def failure_reason(result: subprocess.CompletedProcess[str]) -> str:
     """Return uv's error message as one line: what failed, and the two deepest causes."""
     if result.stderr is None:
         return "see uv's message above"
-    lines = [re.sub(r"^(error|cause): ", "", line.strip()) for line in result.stderr.splitlines()]
+    lines = [re.sub(r"^(error|cause): ", "", line.strip()) for line in redact(result.stderr).splitlines()]
     lines = [line for line in lines if line and not line.startswith(("Using ", "Resolved ", "Prepared ", "hint: "))]
     reason = ": ".join(textwrap.shorten(line, 200, placeholder=" ...") for line in [*lines[:1], *lines[1:][-2:]])
-    return redact(reason).rstrip(".") or f"uv exited with status {result.returncode}"
+    return reason.rstrip(".") or f"uv exited with status {result.returncode}"
 
 
 def short_timeouts() -> dict[str, str]:

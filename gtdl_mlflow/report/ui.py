@@ -114,10 +114,9 @@ def responds(address: str) -> bool:
 
 
 def _open(address: str, browser: bool) -> None:
-    print(
-        f"{printable(address)}\nRuns are grouped by framework (change it in Group by, above the table). "
-        "To compare runs, select some and press Compare.",
-        flush=True,
-    )
+    print(printable(address))
+    if address.endswith(f"={VIEW}"):
+        print("Runs are grouped by framework (change it in Group by, above the table).")
+    print("To compare runs, select some and press Compare.", flush=True)
     if browser:
         webbrowser.open(address)
