@@ -145,7 +145,7 @@ class SweepParent(Callback):
     def _start(self, config: Any) -> None:
         from .. import tags
         from ..tracking import dead_runs, outbox
-        from ..tracking.store import TrackerUnreachable, TrackingFailed, http_timeouts, translate_errors
+        from ..tracking.store import TrackerUnreachable, TrackingFailed, http_timeouts, within
         from . import cells
 
         self._started = time.monotonic()
@@ -166,9 +166,8 @@ class SweepParent(Callback):
         try:
             with http_timeouts(retries=2, timeout_s=10):
                 if config.sweep.rerun is not Rerun.all and not self._record.run_id:
-                    with translate_errors(self._uri):
-                        self._resume_parent()
-                outbox.deliver(self._record, self._uri)
+                    within(outbox.START_DEADLINE_S, self._uri, self._resume_parent)
+                outbox.deliver(self._record, self._uri, outbox.START_DEADLINE_S)
             dead_runs.close_once(self._uri)
         except TrackerUnreachable as error:
             info(f"{error}; the sweep goes on and is delivered later")
@@ -231,44 +230,54 @@ class SweepParent(Callback):
 
         Without ``status``, it is FAILED if any cell failed. A cell that cannot run on this machine has not failed.
         """
-        from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
-
         from ..tracking import dead_runs, outbox
-        from ..tracking.store import TrackingFailed, connect, http_timeouts, search_runs, translate_errors
+        from ..tracking.artifacts import report_failure
+        from ..tracking.store import TrackingFailed, http_timeouts, within
         from . import cells
 
         SweepParent.open = None
+        SweepParent.failures = 1  # until the summary counts them
         record = self._record
-        try:
-            with http_timeouts(retries=4, timeout_s=30):
+        with http_timeouts(retries=4, timeout_s=30):
+            try:
                 outbox.deliver(record, self._uri)
                 outbox.discard(record)
                 undelivered = [each for each in outbox.replay(self._uri) if each.failure]
                 dead_runs.close(self._uri)  # of launchers' jobs that were killed
-                with translate_errors(self._uri):
-                    condition = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{record.run_id}'"
-                    children = search_runs(connect(self._uri), record.experiment_id, condition)
-                    seconds = time.monotonic() - self._started
-                    summary = cells.SweepSummary(cells.cells(children), self._cells, seconds)
-                summary.write(self._folder / cells.SUMMARY)
-                result = self._conclude_study(summary)
-                record.artifacts += [cells.SUMMARY, *result.artifacts]
-                now_ms = round(time.time() * 1000)
-                metrics: dict[str, float] = {f"sweep/{name}": value for name, value in summary.counts.items()}
-                metrics |= {"sweep/time_s": self._before_s + summary.seconds, **result.metrics}
-                record.metrics = [(name, value, now_ms, 0) for name, value in metrics.items()]
-                record.finish(status or ("FAILED" if summary.failures else "FINISHED"))
-                outbox.deliver(record, self._uri)
-            print("\n".join(filter(None, [summary.text(), result.text])))
-            SweepParent.failures = summary.failures
-            for each in undelivered:
-                info(f"{each.failure}; {each.record.name} is saved, `gtdl track replay` delivers it")
-        except TrackingFailed as error:
-            SweepParent.failures = 1
-            if record.status == "RUNNING":
+                summary = within(outbox.END_DEADLINE_S, self._uri, self._summary)
+            except TrackingFailed as error:
                 record.finish(status or "FAILED")
-            outbox.save(record)
-            info(f"{error}; all results are saved, `gtdl track replay` delivers them")
+                outbox.save(record)
+                info(f"{error}; the sweep is saved, `gtdl track replay` delivers it")
+                return
+            with report_failure(f"{cells.SUMMARY} could not be written"):
+                summary.write(self._folder / cells.SUMMARY)
+            result = self._conclude_study(summary)
+            record.artifacts += [cells.SUMMARY, *result.artifacts]
+            now_ms = round(time.time() * 1000)
+            metrics: dict[str, float] = {f"sweep/{name}": value for name, value in summary.counts.items()}
+            metrics |= {"sweep/time_s": self._before_s + summary.seconds, **result.metrics}
+            record.metrics = [(name, value, now_ms, 0) for name, value in metrics.items()]
+            record.finish(status or ("FAILED" if summary.failures else "FINISHED"))
+            failure = outbox.conclude(record, self._uri)
+        print("\n".join(filter(None, [summary.text(), result.text])))
+        for each in undelivered:
+            info(f"{each.record.name}: {each.failure}")
+        if failure:
+            info(f"{failure}; the sweep is saved, `gtdl track replay` delivers it")
+        else:
+            SweepParent.failures = summary.failures
+
+    def _summary(self) -> SweepSummary:
+        """Return the states of the cells in MLflow."""
+        from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
+        from ..tracking.store import connect, search_runs
+        from . import cells
+
+        condition = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{self._record.run_id}'"
+        children = cells.cells(search_runs(connect(self._uri), self._record.experiment_id, condition))
+        return cells.SweepSummary(children, self._cells, time.monotonic() - self._started)
 
     def _conclude_study(self, summary: SweepSummary) -> StudyResult:
         """Return the result of the sweep's study. If it fails, the sweep's results stay."""

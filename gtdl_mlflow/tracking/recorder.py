@@ -34,7 +34,7 @@ from .model import save_model, write_yaml
 from .monitor import Monitor
 from .processes import PROCESS_GONE
 from .quality import quality
-from .store import TrackerUnreachable, TrackingFailed, close_run, http_timeouts, open_store
+from .store import TrackerUnreachable, TrackingFailed, close_run, connect, http_timeouts, within
 
 INTERRUPTED = "stopped by the user"
 """The reason recorded for a run that a signal stopped."""
@@ -121,8 +121,8 @@ class Recorder:
         record = self.record
         if not (record.run_id or record.maybe_created):
             return
-        record.params, record.artifacts = {}, []
-        record.tags = {tags.FAILURE: reason, MLFLOW_RUN_NOTE: f"{status}: {reason}"}
+        record.artifacts = []
+        record.tags = {**record.tags, tags.FAILURE: reason, MLFLOW_RUN_NOTE: f"{status}: {reason}"}
         record.finish(status)
         with signals.deferred(), suppress(TrackingFailed), http_timeouts(retries=2, timeout_s=10):
             outbox.deliver(record, self._config.tracking.uri, outbox.START_DEADLINE_S)
@@ -166,12 +166,16 @@ class Recorder:
         uri = self._config.tracking.uri
         if interrupted.tracker != tracker_hash(uri) or interrupted.run.startswith(outbox.UNDELIVERED):
             return
-        # The other run may have been deleted.
-        with suppress(TrackingFailed), open_store(uri) as client:
+
+        def close() -> None:
+            client = connect(uri)
             run = client.get_run(interrupted.run)
             if run.data.tags.get(tags.FAILURE) == PROCESS_GONE:
                 reason = f"{PROCESS_GONE}; run {self.record.reference} resumes it from its last checkpoint"
                 close_run(client, run, reason)
+
+        with suppress(TrackingFailed), http_timeouts(retries=2, timeout_s=10):  # it may have been deleted
+            within(outbox.START_DEADLINE_S, uri, close)
 
     def add(self, event: Event) -> None:
         """Store an event. Nothing is sent: a worker's clock may be running."""

@@ -10,9 +10,10 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 import mlflow
@@ -29,6 +30,9 @@ from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyErro
 from .. import tags
 from ..files import cache_dir, lock_for
 from ..redaction import redact, reveal
+from .deadline import Deadline, DeadlinePassed
+
+T = TypeVar("T")
 
 logging.getLogger("alembic").setLevel(logging.WARNING)
 # It logs each failure with its traceback before it raises the exception, which is reported in one line.
@@ -175,6 +179,21 @@ def _http_status(error: Exception) -> int | None:
         if isinstance(each, client_error):
             return int(getattr(each, "response", {}).get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
     return None
+
+
+def within(seconds: float, uri: str, work: Callable[[], T]) -> T:
+    """Return the result of ``work``, which sends requests to the tracker at ``uri``.
+
+    Raises:
+        TrackerUnreachable: it took longer than ``seconds``; otherwise as for ``translate_errors``.
+    """
+    results: list[T] = []
+    try:
+        with translate_errors(uri):
+            Deadline(seconds).run(lambda: results.append(work()))
+    except DeadlinePassed as error:
+        raise TrackerUnreachable(f"MLflow at {redact(uri)} failed ({error})") from error
+    return results[0]
 
 
 @contextmanager
