@@ -16,7 +16,7 @@ from gtdl_mlflow import metrics
 from gtdl_mlflow.worker import experiment
 from gtdl_mlflow.worker import training as training_module
 from gtdl_mlflow.worker.clock import Clock
-from gtdl_mlflow.worker.events import Event, Finished, Metadata, Metrics, Phase, Progress
+from gtdl_mlflow.worker.events import Event, Finished, Metadata, Metrics, Phase, Progress, Remark
 from gtdl_mlflow.worker.experiment import weights_sha256
 from gtdl_mlflow.worker.frameworks.base import Adapter, Setup
 from gtdl_mlflow.worker.job import (
@@ -304,6 +304,27 @@ def test_early_stopping_ends_the_training_and_tests_the_best_model(job: Job, run
     assert metric(events, "training_time_s") == [10 * STEP_S]
 
 
+@pytest.mark.parametrize(("batch_size", "steps"), [(4, 3), (1, 10)])
+def test_early_stopping_before_the_first_validation_tests_the_model_of_the_end(
+    job: Job, run: Run, batch_size: int, steps: int
+) -> None:
+    # The first validation would be after an epoch of 4 or 16 steps.
+    hyper = training(
+        batch_size=batch_size,
+        epochs=30,
+        validation=Validation(1, 5, HeldOut.last),
+        early_stopping=EarlyStopping(patience_iterations=steps - 1),
+    )
+    adapter, events = run(replace(job, training=hyper))
+    assert len(adapter.trained) == steps
+    assert metric(events, "train/iterations") == [steps]
+    assert metric(events, "train/best_iteration") == [steps]
+    assert metric(events, "eval/validation_error_percent") == [75]
+    assert metric(events, "train/validation_s") == [4 * IMAGE_S + PREPARE_S]  # with the clock stopped
+    assert metric(events, "training_time_s") == [steps * STEP_S]
+    assert adapter.calls.index("save") < adapter.calls.index("load")
+
+
 class Interrupted(Exception):
     """Stands in for the end of the process."""
 
@@ -360,6 +381,81 @@ def test_checkpoints_follow_the_training_clock_and_are_not_timed_by_it(job: Job,
     assert metric(events, "train/checkpoint_s") == [3 * PREPARE_S]
     assert metric(events, "training_time_s") == [20 * STEP_S]
     assert [path.name for path in (tmp_path / "checkpoints").glob("*-*")] == ["step-18"]
+
+
+def remarks(events: list[Event]) -> list[str]:
+    return [event.text for event in events if isinstance(event, Remark)]
+
+
+def test_checkpoint_that_cannot_be_written_stops_nothing(
+    job: Job, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def checkpoint(self: FakeAdapter, folder: Path) -> None:
+        original(self, folder)
+        if len(self.trained) != 6:
+            raise RuntimeError("the framework's own\nerror for a full disk")
+
+    original = FakeAdapter.checkpoint
+    monkeypatch.setattr(FakeAdapter, "checkpoint", checkpoint)
+    job = replace(job, checkpoints=str(tmp_path / "checkpoints"), training=training(checkpoint_every_s=6 * STEP_S))
+    adapter, events = run(job)
+    assert remarks(events) == [
+        f"no checkpoint after iteration {step}: RuntimeError: the framework's own error for a full disk"
+        for step in (12, 18)
+    ]
+    assert len(adapter.trained) == 20
+    assert metric(events, "training_time_s") == [20 * STEP_S]
+    assert metric(events, "train/checkpoint_s") == [3 * PREPARE_S]
+    assert [path.name for path in (tmp_path / "checkpoints").glob("*-*")] == ["step-6"]
+
+
+def test_checkpoints_without_a_usable_folder_stop_nothing(job: Job, run: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    job = replace(job, checkpoints=str(tmp_path / "file" / "x"), training=training(checkpoint_every_s=6 * STEP_S))
+    adapter, events = run(job)
+    (remark,) = remarks(events)
+    assert remark.startswith("no checkpoints are written: NotADirectoryError:")
+    assert len(adapter.trained) == 20
+
+
+@pytest.mark.parametrize("name", ["state.json", "model/step"])
+def test_training_begins_anew_without_a_damaged_checkpoint(job: Job, run: Run, tmp_path: Path, name: str) -> None:
+    job = replace(job, checkpoints=str(tmp_path / "checkpoints"), training=training(checkpoint_every_s=6 * STEP_S))
+    run(job)
+    (tmp_path / "checkpoints" / "step-18" / name).write_text("")
+    adapter, events = run(job)
+    assert remarks(events) == ["the checkpoint after iteration 18 is damaged and is not used"]
+    assert "restore" not in adapter.calls
+    assert len(adapter.trained) == 20
+    assert not any("resumed_from_iteration" in event.values for event in events if isinstance(event, Metadata))
+
+
+def test_checkpoint_that_the_framework_refuses_fails_one_run_only(
+    job: Job, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: FakeAdapter, folder: Path, step: int) -> None:
+        raise RuntimeError("another version")
+
+    job = replace(job, checkpoints=str(tmp_path / "checkpoints"), training=training(checkpoint_every_s=6 * STEP_S))
+    run(job)
+    monkeypatch.setattr(FakeAdapter, "restore", refuse)
+    with pytest.raises(RuntimeError, match="another version"):
+        run(job)
+    adapter, _ = run(job)
+    assert len(adapter.trained) == 20
+
+
+def test_model_that_cannot_be_saved_leaves_the_results(job: Job, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def save(self: FakeAdapter, folder: Path) -> None:
+        (folder / "half").write_text("")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(FakeAdapter, "save", save)
+    _, events = run(job)
+    assert remarks(events) == ["the trained model could not be saved: OSError: [Errno 28] No space left on device"]
+    assert not Path(job.folder).exists()
+    assert len(metric(events, "accuracy_percent")) == len(metric(events, "save/model_s")) == 1
+    assert isinstance(events[-1], Finished)
 
 
 def test_validation_images_are_not_trained_on(job: Job, run: Run) -> None:

@@ -140,7 +140,7 @@ def test_children_of_a_process_are_sampled() -> None:
         time.sleep(0.5)
         sample = usage.sample()
         assert sample["worker_cpu_user_percent"] > 10  # the child's; this machine may be busy
-        assert sample["worker_memory_mb"] > 10
+        assert sample["worker_memory_mb"] > 5
         assert sample["worker_threads"] == 1  # the parent, which waits, is not part of the worker
         assert usage.cpu_s > 0
     finally:

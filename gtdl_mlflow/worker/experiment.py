@@ -7,6 +7,7 @@ import itertools
 import json
 import platform
 import resource
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from ..metrics import METRICS
 from . import initialization, latency, parity
 from .assembly import build_model, load_adapter
 from .clock import Clock
-from .events import ConfusionMatrix, Finished, Metadata, Metrics, Phase
+from .events import ConfusionMatrix, Finished, Metadata, Metrics, Phase, Remark, one_line
 from .frameworks.base import Adapter
 from .inputs import Preprocessing, test_batches
 from .job import Job
@@ -72,7 +73,11 @@ def run(job: Job, emit: Emit, start_s: float | None = None) -> None:
     emit(Metadata({"weights_sha256": weights_sha256(model.weights())}))
     test(job, model, data, state, emit)
     with _Timed(emit, "save/model_s"):
-        save(job, model, preprocessing, Path(job.folder))
+        try:
+            save(job, model, preprocessing, Path(job.folder))
+        except Exception as error:  # each framework has its own for a full disk; the results do not depend on it
+            shutil.rmtree(job.folder, ignore_errors=True)
+            emit(Remark(f"the trained model could not be saved: {one_line(error)}"))
     if job.latency.repeats:
         with _Timed(emit, "latency/time_s"):
             steps = latency.training_steps(job, model, data, state.step)
