@@ -16,7 +16,16 @@ from hydra import initialize_config_dir
 from omegaconf import OmegaConf
 
 from gtdl_mlflow import metrics
-from gtdl_mlflow.config import CONF, Config, ConfigError, choices, compose, to_checked_config
+from gtdl_mlflow.config import (
+    CONF,
+    Config,
+    ConfigError,
+    choices,
+    compose,
+    compose_part,
+    compose_unchecked,
+    to_checked_config,
+)
 from gtdl_mlflow.config.errors import RENAMED, RENAMED_METRICS, renamed
 
 FRAMEWORKS, SETTINGS, DATASETS, EXPERIMENTS = map(choices, ("framework", "setting", "dataset", "experiment"))
@@ -368,3 +377,18 @@ def test_impossible_preparation_is_refused_in_one_line(override: str, message: s
     with pytest.raises(ConfigError, match=message) as failure:
         changed([f"dataset.{override}"], "setting=caffe_cifar10", "dataset=att_faces")
     assert "\n" not in str(failure.value)
+
+
+@pytest.mark.slow
+def test_part_of_a_configuration_equals_that_of_the_whole() -> None:
+    for group in ("framework", "dataset", "model", "training", "hardware"):
+        for choice in choices(group):
+            part = compose_part(group, choice)
+            whole = getattr(compose_unchecked([f"{group}={choice}"]), group)
+            if group == "training":  # set for every data set by conf/config.yaml
+                part.target_accuracy_percent = whole.target_accuracy_percent
+            if group == "dataset":  # addresses are concealed in a whole configuration
+                part.downloads = whole.downloads
+            assert part == whole, choice
+    old = compose_part("framework", "torch", version="1.0")
+    assert old.devices["gpu"].recipes[0].requirements[0] == "torch==1.0"

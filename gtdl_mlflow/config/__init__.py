@@ -4,7 +4,7 @@ Nothing here imports MLflow or a framework, so a mistake on the command line is 
 """
 
 from .checks import ConfigError, Unavailable, check
-from .composition import compose, compose_unchecked, to_checked_config, to_config
+from .composition import compose, compose_part, compose_unchecked, to_checked_config, to_config
 from .resolvers import CONF, choices, family
 from .schema import (
     Build,
@@ -23,6 +23,7 @@ from .schema import (
     SweepOrder,
     SystemPackage,
     Tuning,
+    hash_values,
 )
 
 __all__ = [
@@ -48,8 +49,10 @@ __all__ = [
     "check",
     "choices",
     "compose",
+    "compose_part",
     "compose_unchecked",
     "family",
+    "hash_values",
     "to_checked_config",
     "to_config",
 ]

@@ -355,13 +355,17 @@ class Config:
 
     def hash(self) -> str:
         """Return a hash of every value that can change a result."""
-        return _hash(self._values_for_hash())
+        return hash_values(self._values_for_hash())
 
     def cell(self) -> str:
         """Return the same hash without the seed. Runs of one cell are repeats of each other."""
+        return hash_values(self.cell_values())
+
+    def cell_values(self) -> dict[str, Any]:
+        """Return the values that ``cell`` is the hash of."""
         values = self._values_for_hash()
         del values["seed"]
-        return _hash(values)
+        return values
 
     def _values_for_hash(self) -> dict[str, Any]:
         """Return the configuration without values that cannot change a result: tracking, limits, names for display,
@@ -376,5 +380,6 @@ class Config:
         return values
 
 
-def _hash(values: dict[str, Any]) -> str:
+def hash_values(values: dict[str, Any]) -> str:
+    """Return the hash of values of a configuration."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]

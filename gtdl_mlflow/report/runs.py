@@ -359,14 +359,19 @@ def _is_unchanged(run: Run, key: CellKey) -> bool:
     known = all(choice in _known(group) for group, choice in zip(CHOICES, choices, strict=True))
     if not known or key.tuning not in list(config.Tuning) or len(version) > LONGEST:
         return False
-    values = choices, version, key.budget, key.tuning
-    if cell == _cell_hash(*values, None, None, False):
+    values = _cell_values(choices, version, key.budget, key.tuning)
+    if cell == config.hash_values(values):
         return True
     cores = params.get("hardware.cores", "None")
-    side_by_side = params.get("hardware.side_by_side") == "True"
-    if not re.fullmatch(r"None|\[[0-9, ]*\]", cores):
+    if not re.fullmatch(r"None|\[([0-9]{1,9}, )*[0-9]{1,9}\]", cores):
         return False
-    return any(cell == _cell_hash(*values, cores, threads, side_by_side) for threads in (None, int(key.threads)))
+    hardware = dict(values["hardware"])
+    if cores != "None":
+        hardware["cores"] = json.loads(cores)
+    if params.get("hardware.side_by_side") == "True":
+        hardware["side_by_side"] = True
+    alternatives = hardware, {**hardware, "threads": int(key.threads)}
+    return any(cell == config.hash_values({**values, "hardware": each}) for each in alternatives)
 
 
 @cache
@@ -375,35 +380,17 @@ def _known(group: str) -> frozenset[str]:
 
 
 @cache
-def _cell_hash(
-    choices: tuple[str, ...],
-    version: str,
-    budget: float,
-    tuning: str,
-    cores: str | None,
-    threads: int | None,
-    side_by_side: bool,
-) -> str:
-    """Return the cell of some choices by today's ``conf/``, with these values set; empty for invalid values."""
+def _cell_values(choices: tuple[str, ...], version: str, budget: float, tuning: str) -> dict[str, Any]:
+    """Return the values that the cell of some choices is the hash of, by today's ``conf/``."""
     parts = {group: _compose(group, choice) for group, choice in zip(CHOICES, choices, strict=True)}
-    hardware: dict[str, Any] = {"side_by_side": True} if side_by_side else {}
-    if threads is not None:
-        hardware["threads"] = threads
-    if cores not in (None, "None"):
-        try:
-            hardware["cores"] = json.loads(cores)
-        except ValueError:
-            return ""
     parts["framework"] = _substitute(parts["framework"], version)
-    parts["hardware"] = dataclasses.replace(parts["hardware"], **hardware)
-    return config.Config(**parts, budget=budget, tuning=config.Tuning(tuning)).cell()
+    return config.Config(**parts, budget=budget, tuning=config.Tuning(tuning)).cell_values()
 
 
 @cache
 def _compose(group: str, choice: str) -> Any:
-    """Return one part of a configuration. ``choice`` must be one of the group's: Hydra takes 0.1 s to compose."""
-    version = [f"framework.version={VERSION}"] if group == "framework" else []
-    return getattr(config.compose_unchecked([f"{group}={choice}", *version]), group)
+    """Return one part of a configuration; ``choice`` must be one of the group's."""
+    return config.compose_part(group, choice, **({"version": VERSION} if group == "framework" else {}))
 
 
 def _substitute(value: Any, version: str) -> Any:

@@ -85,7 +85,7 @@ def target_accuracy(dataset: str) -> float:
     """Return ``dataset.target_accuracy_percent``; infinity for a data set that is not in ``conf/``."""
     if dataset not in config.choices("dataset"):
         return math.inf
-    target: float = config.compose_unchecked([f"dataset={dataset}"]).dataset.target_accuracy_percent
+    target: float = config.compose_part("dataset", dataset).target_accuracy_percent
     return target
 
 
