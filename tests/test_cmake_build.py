@@ -135,7 +135,7 @@ def framework(
     return config.Framework(
         name="tinyc",
         version="1.0",
-        adapter="nowhere:Nothing",
+        adapter="tinyc:answer",
         python=config.Python(DRIVER_PYTHON, ">=3.8"),
         devices={"cpu": config.DeviceSupport(recipes=[recipe])},
     )

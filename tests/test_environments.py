@@ -81,13 +81,17 @@ def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def framework(
-    *recipes: config.Recipe | str, version: str = "1.0", preferred: str = DRIVER_PYTHON, supported: str = ">=3.8"
+    *recipes: config.Recipe | str,
+    version: str = "1.0",
+    preferred: str = DRIVER_PYTHON,
+    supported: str = ">=3.8",
+    adapter: str = "json:loads",
 ) -> config.Framework:
     all_recipes = [recipe if isinstance(recipe, config.Recipe) else config.Recipe([recipe]) for recipe in recipes]
     return config.Framework(
         name="tiny",
         version=version,
-        adapter="nowhere:Nothing",
+        adapter=adapter,
         python=config.Python(preferred, supported),
         devices={"cpu": config.DeviceSupport(recipes=all_recipes or [config.Recipe([f"tiny=={version}"])])},
     )
@@ -96,11 +100,13 @@ def framework(
 def start_driver(
     python: str = sys.executable, *, requirement: str = "slow==1.0", preferred: str = DRIVER_PYTHON
 ) -> subprocess.Popen[str]:
-    recipe = {"requirements": [requirement], "options": [], "note": "", "system": {}, "build": None}
+    recipe = {"requirements": [requirement], "options": [], "lock": "", "note": "", "system": {}, "build": None}
     values = {
         "name": "tiny",
         "version": "1.0",
+        "adapter": "json:loads",
         "python": {"preferred": preferred, "supported": ">=3.8"},
+        "tuning": {},
         "devices": {"cpu": {"unavailable": "", "recipes": [recipe]}},
     }
     return subprocess.Popen(
@@ -429,7 +435,7 @@ def test_env_create_composes_the_configuration(capsys: pytest.CaptureFixture[str
     assert cli.main(["env", "create", "reference"]) == 0
     assert "needs no environment" in capsys.readouterr().out
     recipes = "framework.devices.cpu.recipes=[{requirements:['tiny==2.0']}]"
-    assert cli.main(["env", "create", "reference", recipes]) == 0
+    assert cli.main(["env", "create", "reference", recipes, "framework.adapter=json:loads"]) == 0
     [created] = list_environments()
     assert capsys.readouterr().out.endswith(f": {created.folder}\n")
 

@@ -80,7 +80,6 @@ def test_no_settings_translate_to_none() -> None:
         ("constraint", "UV_CONSTRAINT"),
         ("trusted-host", "UV_INSECURE_HOST"),
         ("timeout", "UV_HTTP_TIMEOUT"),
-        ("cert", "SSL_CERT_FILE"),
         ("proxy", "ALL_PROXY"),
     ],
 )

@@ -36,7 +36,10 @@ def list_environments(arguments: argparse.Namespace) -> None:
     for each in environments.list_environments():
         assert each.folder is not None  # the driver's own interpreter is not listed
         size = f"{_size_bytes(each.folder) / 1e6:.0f} MB"
-        rows.append((each.framework, each.version, each.device, each.python_version, size, each.folder.name))
+        changed = f" (changed after it was created: {changes})" if (changes := each.changes()) else ""
+        rows.append(
+            (each.framework, each.version, each.device, each.python_version, size, f"{each.folder.name}{changed}")
+        )
     print("\n".join(aligned(rows)) if len(rows) > 1 else "no environments yet; a run creates what it needs")
     print(f"folder: {cache_dir() / 'environments'} (GTDL_HOME={cache_dir()})")
 

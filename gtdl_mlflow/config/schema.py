@@ -81,6 +81,8 @@ class Recipe:
     """Requirements as for pip."""
     options: list[str] = field(default_factory=list)
     """Further arguments of ``uv pip install``."""
+    lock: str = ""
+    """Name of a file in ``conf/framework/locks`` with the versions and hashes of all packages."""
     system: dict[str, SystemPackage] = field(default_factory=dict)
     """Packages of the operating system that must already be installed, by their names in Debian."""
     build: Build | None = None
@@ -369,10 +371,13 @@ class Config:
 
     def _values_for_hash(self) -> dict[str, Any]:
         """Return the configuration without values that cannot change a result: tracking, limits, names for display,
-        addresses of downloads, targets and checkpoints."""
+        addresses of downloads, locks, targets and checkpoints."""
         values = self.to_dict()
         del values["tracking"], values["sweep"], values["limits"], values["latency"]
         del values["framework"]["label"], values["framework"]["color"]
+        for device in values["framework"]["devices"].values():
+            for recipe in device["recipes"]:
+                del recipe["lock"]  # the environment's key has what is installed
         del values["dataset"]["downloads"], values["dataset"]["target_accuracy_percent"]
         del values["training"]["checkpoint_every_s"], values["training"]["target_accuracy_percent"]
         if not self.hardware.side_by_side:

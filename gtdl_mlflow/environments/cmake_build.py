@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from ..console import info
-from ..files import cache_dir, hold_folder_lock
+from ..files import cache_dir, hold_folder_lock, read_state, write_atomically
 from ..redaction import redact
 from . import pip_settings, subprocesses
 from .toolchain import Toolchain
@@ -63,7 +63,7 @@ def install(build: config.Build, toolchain: Toolchain, requirements: Sequence[st
     folder = cache_dir() / "builds" / f"{build.source.replace('==', '-')}-{key[:10]}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with hold_folder_lock(folder):
-        if not (folder / FINISHED).exists():
+        if read_state(folder / FINISHED) is None:
             _create(build, toolchain, folder, inputs)
     name = Path(build.package).name
     shutil.copytree(folder / name, toolchain.site_packages / name)
@@ -99,7 +99,8 @@ def _create(build: config.Build, toolchain: Toolchain, folder: Path, inputs: Map
             code = "import sys; sys.path.insert(0, sys.argv[1]); __import__(sys.argv[2])"
             check = [str(toolchain.python), "-I", "-B", "-c", code, str(complete), name]
             _run(check, toolchain.environ, log, f"{build.source} was built, but {name} cannot be imported")
-        (complete / FINISHED).write_text(json.dumps(inputs, indent=1), encoding="utf-8")
+        os.sync()  # a power failure must not leave build.json beside files that are still empty
+        write_atomically(complete / FINISHED, json.dumps(inputs, indent=1))
         complete.replace(folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 from ..console import info
 from ..files import hold_folder_lock
 from ..redaction import redact
-from . import cmake_build, pip_settings, uv_command
+from ..worker_process import worker_environment
+from . import cmake_build, installed, locks, pip_settings, subprocesses, uv_command
 from .environment import (
     Environment,
     EnvironmentFailed,
@@ -24,13 +25,19 @@ from .environment import (
     folder_of,
     is_preferred,
     is_supported,
-    key_of,
     mark_complete,
+    read,
+    request_of,
 )
 from .toolchain import PackagesMissing, Toolchain
 
 if TYPE_CHECKING:  # the schema imports Hydra
     from .. import config
+
+WORKER_MAIN = Path(__file__).parents[1] / "worker" / "__main__.py"
+
+# Like a worker: the module makes this package importable, and nothing else of the driver's.
+_IMPORT = "import importlib, runpy, sys; runpy.run_path(sys.argv[1]); importlib.import_module(sys.argv[2])"
 
 
 def ensure(framework: config.Framework, device: str) -> Environment:
@@ -59,27 +66,39 @@ def ensure(framework: config.Framework, device: str) -> Environment:
 
 def _create(framework: config.Framework, device: str) -> Environment:
     interpreter, python_version = _choose_python(framework)
-    key = key_of(framework.devices[device], python_version)
-    folder = folder_of(framework, device, key)
+    request = request_of(framework.devices[device], python_version)
+    folder = folder_of(framework, device, request)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with hold_folder_lock(folder):
         if created_meanwhile := find(framework, device):
             return created_meanwhile
+        if (existing := read(folder)) and (changes := existing.changes()):
+            raise EnvironmentFailed(
+                f"{framework.name} {framework.version}: packages in {folder} were changed after it was created"
+                f" ({changes}); delete it with `gtdl env remove {framework.name}`, then the next run creates it again"
+            )
         started = time.perf_counter()
         info(f"creating {framework.name} {framework.version} ({device}, Python {python_version}) in {folder}")
         try:
-            recipe, build_log = _install(framework, device, interpreter, folder)
             python = folder / "bin" / "python"
+            recipe, lock, build_log = _install(framework, device, interpreter, folder, python_version)
+            exact_version = _version_of(python)
+            built_packages = [Path(recipe.build.package).name] if recipe.build else []
+            key = installed.content_key(folder, exact_version, build_log, built_packages)
+            _check_import(framework, python)
             environment = Environment(
                 framework=framework.name,
                 version=framework.version,
                 device=device,
                 folder=folder,
                 python=python,
-                python_version=_version_of(python),
+                python_version=exact_version,
                 requirements=[redact(requirement) for requirement in recipe.requirements],
                 packages=[*_freeze(python), *(f"# {line}" for line in build_log)],
                 key=key,
+                locked=lock.locked if lock else locks.NONE,
+                request=request,
+                entries=installed.listing(folder),
             )
             mark_complete(environment, folder)
         except BaseException:
@@ -90,9 +109,9 @@ def _create(framework: config.Framework, device: str) -> Environment:
 
 
 def _install(
-    framework: config.Framework, device: str, interpreter: str, folder: Path
-) -> tuple[config.Recipe, list[str]]:
-    """Fill ``folder`` by the first recipe that works; return the recipe, and a description of what was compiled."""
+    framework: config.Framework, device: str, interpreter: str, folder: Path, python_version: str
+) -> tuple[config.Recipe, locks.Lock | None, list[str]]:
+    """Fill ``folder`` by the first recipe that works; return it, its lock, and a description of what was compiled."""
     settings = pip_settings.for_uv()
     *earlier, last = framework.devices[device].recipes
     failures = []
@@ -106,20 +125,36 @@ def _install(
                 f"{framework.name} {framework.version} requires system packages: {error}"
             ) from error
         install = ["pip", "install", "--python", str(folder / "bin" / "python")]
-        install += [*settings.arguments, *recipe.options, *recipe.requirements]
+        install += [*settings.arguments, *recipe.options]
+        variables = settings.environment
+        if lock := locks.find_lock(recipe, python_version):
+            install += lock.arguments
+            # The lock determines all versions. A constraint could only make the installation fail, and uv refuses
+            # ranges of versions beside hashes.
+            variables = {**variables, "UV_CONSTRAINT": ""}
+        else:
+            install += recipe.requirements
         # Resolution shows quickly whether all packages can be reached, so it fails early if there is another recipe.
         # The download has uv's usual timeouts: one failed request in the middle of a CPU build must not end in the
         # CUDA build, which is several times larger.
         timeouts = {} if recipe is last else uv_command.short_timeouts()
-        result = uv_command.run([*install, "--dry-run"], {**settings.environment, **timeouts})
+        result = uv_command.run([*install, "--dry-run"], {**variables, **timeouts})
         if result.returncode == 0:
             if recipe.note:
                 info(f"{framework.name}: {recipe.note}")
-            result = uv_command.run(install, settings.environment, show_progress=sys.stderr.isatty())
+            result = uv_command.run(install, variables, show_progress=sys.stderr.isatty())
+            if result.returncode and result.stderr is None:
+                result = uv_command.run(install, variables)  # the reason of the failure decides what follows
         if result.returncode == 0:
-            return recipe, _compile(framework, recipe, toolchain)
+            return recipe, lock, _compile(framework, recipe, toolchain)
         requested = redact(" ".join([*recipe.requirements[:1], *recipe.options]))
         failures.append(f"{requested} could not be installed: {uv_command.failure_reason(result)}")
+        if lock and uv_command.is_hash_mismatch(result):
+            raise EnvironmentFailed(
+                f"{framework.name} {framework.version}: {failures[-1]}. The file is not the one that {lock.path} names."
+                f" If your package index offers rebuilt files, set {locks.VERIFY_HASHES}=0: the versions of the lock"
+                " are then installed without a check, and the run records that"
+            )
         if recipe is not last:
             info(textwrap.shorten(f"{failures[-1]}; trying the next recipe", 240, placeholder=" ..."))
     raise EnvironmentFailed(
@@ -136,6 +171,25 @@ def _compile(framework: config.Framework, recipe: config.Recipe, toolchain: Tool
         return cmake_build.install(recipe.build, toolchain, recipe.requirements)
     except cmake_build.BuildFailed as error:
         raise EnvironmentFailed(f"{framework.name} {framework.version} could not be installed: {error}") from error
+
+
+def _check_import(framework: config.Framework, python: Path) -> None:
+    """Import the framework and its adapter as a worker does.
+
+    Raises:
+        EnvironmentFailed: the import failed.
+    """
+    module = framework.adapter.partition(":")[0]
+    tuning = framework.tuning.get("best")
+    environment = worker_environment(1, tuning.environment if tuning else {})
+    result = subprocesses.run([str(python), "-I", "-c", _IMPORT, str(WORKER_MAIN), module], environment)
+    if result.returncode:
+        lines = [line.strip() for line in result.stderr.splitlines() if line.strip()]
+        reason = lines[-1] if lines else f"Python exited with status {result.returncode}"
+        raise EnvironmentFailed(
+            f"{framework.name} {framework.version} was installed, but {module} cannot be imported:"
+            f" {textwrap.shorten(redact(reason), 300, placeholder=' ...')}"
+        )
 
 
 def _create_venv(framework: config.Framework, interpreter: str, folder: Path) -> None:

@@ -1,7 +1,8 @@
 """The environments in the cache directory: find, list and remove them.
 
-An environment is a folder ``NAME-VERSION-DEVICE-KEY``. The key is a hash of what is installed, so a changed pin creates
-another environment beside the old one. ``environment.json`` is written last: a folder without it is incomplete.
+An environment is a folder ``NAME-VERSION-DEVICE-REQUEST``. The last part is a hash of what was requested, so a changed
+pin creates another environment beside the old one. ``environment.json`` is written last: a folder without it is
+incomplete.
 """
 
 from __future__ import annotations
@@ -10,25 +11,28 @@ import functools
 import hashlib
 import importlib.metadata
 import json
+import os
 import platform
 import re
 import shutil
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import filelock
 from packaging.specifiers import SpecifierSet
 
-from ..files import cache_dir, lock_for, write_atomically
+from ..files import cache_dir, lock_for, read_state, set_aside, write_atomically
+from . import installed, locks
 
 if TYPE_CHECKING:  # the schema imports Hydra
     from .. import config
 
 FINISHED = "environment.json"
-FORMAT = 1
-"""Version of the folder and its environment.json. It is part of the key: another version never reads an old folder."""
+FORMAT = 2
+"""Version of the folder and its environment.json; part of the request, so that no version reads another's folder."""
 
 
 class EnvironmentFailed(Exception):
@@ -52,12 +56,24 @@ class Environment:
     packages: list[str]
     """All installed packages as ``pip freeze`` prints them; then comments on what was compiled here, and with what."""
     key: str
+    """Hash of what is installed, not of what was requested: equal on all machines for equal contents."""
+    locked: str = locks.NONE
+    """What the lock determined: ``versions and hashes``, ``versions`` or ``no``."""
+    request: str = ""
+    """Hash of everything that was requested, see ``request_of``; empty for the driver's own interpreter."""
+    entries: Mapping[str, str] = field(default_factory=dict)
+    """Listing of the site-packages when the environment was complete, see ``installed.listing``."""
+
+    def changes(self) -> str:
+        """Return how the installed packages differ from those of the complete environment; empty if they do not."""
+        return installed.changes(self.folder, self.entries) if self.folder else ""
 
 
 def find(framework: config.Framework, device: str) -> Environment | None:
     """Return the environment that ``ensure`` would return without creating one; None if there is no such environment.
 
-    No process is started: to list the Pythons of this machine with uv takes a second.
+    An environment whose packages were changed afterwards does not count. No process is started: to list the Pythons of
+    this machine with uv takes a second.
     """
     support = framework.devices.get(device)
     if support is None or support.unavailable:
@@ -68,15 +84,16 @@ def find(framework: config.Framework, device: str) -> Environment | None:
         environment
         for environment in list_environments()
         if (environment.framework, environment.device) == (framework.name, device)
-        and environment.key == key_of(support, environment.python_version)
+        and environment.request == request_of(support, environment.python_version)
         and is_supported(framework, environment.python_version)
+        and not environment.changes()
     ]
     return max(matches, key=lambda environment: is_preferred(framework, environment.python_version), default=None)
 
 
 def list_environments() -> list[Environment]:
     """Return all complete environments in the cache directory."""
-    environments = (_read(folder) for folder in _folders())
+    environments = (read(folder) for folder in _folders())
     return [environment for environment in environments if environment]
 
 
@@ -108,18 +125,23 @@ def environments_dir() -> Path:
     return cache_dir() / "environments"
 
 
-def folder_of(framework: config.Framework, device: str, key: str) -> Path:
-    """Return the folder of the environment with ``key``, whether it exists or not."""
+def folder_of(framework: config.Framework, device: str, request: str) -> Path:
+    """Return the folder of the environment with this hash of its request, whether it exists or not."""
     parts = (re.sub(r"[^\w.+]", "_", part) for part in (framework.version, device))
-    return environments_dir() / "-".join([framework.name, *parts, key[:10]])
+    return environments_dir() / "-".join([framework.name, *parts, request[:10]])
 
 
-def key_of(support: config.DeviceSupport, python_version: str) -> str:
-    """Return a hash of everything that decides what is installed. The package index is not part of it."""
+def request_of(support: config.DeviceSupport, python_version: str) -> str:
+    """Return a hash of everything that is requested of an environment. The package index is not part of it."""
     decisive = {
         "format": FORMAT,
         "recipes": [
-            [recipe.requirements, recipe.options, *([vars(recipe.build)] if recipe.build else [])]
+            [
+                recipe.requirements,
+                recipe.options,
+                lock.digest if (lock := locks.find_lock(recipe, python_version)) else "",
+                *([vars(recipe.build)] if recipe.build else []),
+            ]
             for recipe in support.recipes
         ],
         "python": ["cpython", *python_version.split(".")[:2]],
@@ -142,6 +164,8 @@ def mark_complete(environment: Environment, folder: Path) -> None:
     """Write ``environment.json``; from now on the environment is listed and used."""
     # Without the paths, which follow from the folder.
     values = {name: value for name, value in vars(environment).items() if not isinstance(value, Path)}
+    # A power failure must not leave this file beside files that are still empty.
+    os.sync()
     write_atomically(folder / FINISHED, json.dumps({"format": FORMAT, **values}, indent=1))
 
 
@@ -149,16 +173,27 @@ def _folders() -> list[Path]:
     return sorted(path for path in environments_dir().glob("*-*-*-*") if path.is_dir())
 
 
-def _read(folder: Path) -> Environment | None:
-    """Return the environment in ``folder``; None if it is incomplete or its base interpreter has been removed."""
+def read(folder: Path) -> Environment | None:
+    """Return the environment in ``folder``; None if it is incomplete, unreadable or of another version of this package,
+    or if its base interpreter has been removed. An unreadable environment.json is set aside with a message."""
     python = folder / "bin" / "python"
-    try:
-        values = json.loads((folder / FINISHED).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    values = read_state(folder / FINISHED)
+    if values is None or values.pop("format", None) != FORMAT or not python.exists():
         return None
-    if values.pop("format") != FORMAT or not python.exists():
+    if invalid := _invalid(values):
+        set_aside(folder / FINISHED, invalid)
         return None
     return Environment(folder=folder, python=python, **values)
+
+
+def _invalid(values: Mapping[str, Any]) -> str:
+    """Return why these are not the values of an environment; empty if they are."""
+    types = {"list[str]": list, "str": str, "Mapping[str, str]": dict}
+    expected = {each.name: types[str(each.type)] for each in fields(Environment) if str(each.type) in types}
+    wrong = sorted({*expected} ^ {*values}) or [
+        name for name, kind in expected.items() if not isinstance(values[name], kind)
+    ]
+    return f"missing, unknown or invalid: {', '.join(wrong)}" if wrong else ""
 
 
 @functools.cache
@@ -178,5 +213,5 @@ def _driver_environment(framework: config.Framework, device: str) -> Environment
         python_version=platform.python_version(),
         requirements=[],
         packages=_driver_packages(),
-        key=key_of(framework.devices[device], platform.python_version()),
+        key=installed.driver_key(platform.python_version(), _driver_packages()),
     )

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import IO
 
 # An orphan would continue to write into a folder that the next process creates again. Linux sends this guard a signal
@@ -30,12 +31,17 @@ def run(
     *,
     stdout: IO[bytes] | int = subprocess.PIPE,
     stderr: IO[bytes] | int | None = subprocess.PIPE,
+    folder: Path | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Run ``command``, whose first word is a path. Its whole process group is killed if this process is interrupted."""
+    """Run ``command``, whose first word is a path, in ``folder`` (default: the working directory).
+
+    Its whole process group is killed if this process is interrupted.
+    """
     guard = [sys.executable, "-I", "-S", "-c", _GUARD, str(os.getpid())] if sys.platform == "linux" else []
     with subprocess.Popen(
         [*guard, *command],
         env=environment,
+        cwd=folder,
         stdin=subprocess.DEVNULL,
         stdout=stdout,
         stderr=stderr,
