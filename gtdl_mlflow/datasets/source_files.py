@@ -21,8 +21,9 @@ from .base import REMEDY, DatasetError, FilesNotFound
 
 JUNK = re.compile(
     r"(?:.*/)?(?:"
-    # Written by operating systems, file servers, notebooks and unpackers.
+    # Written by operating systems, file servers, notebooks, downloads and unpackers.
     r"\.DS_Store|\._[^/]*|(?:eh)?thumbs\.db|desktop\.ini|\.directory|\.nfs[^/]*|\.fuse_hidden[^/]*|\.git(?:keep|ignore)"
+    r"|fetch\.partial/.*|[^/]+\.(?:part|partial|crdownload|aria2)"
     r"|(?:__MACOSX|\.ipynb_checkpoints|\.AppleDouble|\.Spotlight-V100|\.fseventsd|\.Trash[^/]*|@eaDir)/.*|\.?done"
     # Shipped by publishers beside the data.
     r"|(?:readme|licen[cs]e|copying|notice|citation|terms)[\w-]*(?:\.(?:txt|md|rst|html?|pdf|bib|cff))?"
@@ -32,8 +33,8 @@ JUNK = re.compile(
 )
 """Names of files that are not data of any data set. All other unknown files are refused."""
 
-ROOT_DEPTH = 2
-"""Levels of subfolders in which files are found: torchvision's MNIST/raw, or archives unpacked into two folders."""
+ROOT_DEPTH = 3
+"""Levels of subfolders in which files are found: torchvision's MNIST/raw, or an archive in two folders."""
 
 
 def find_files(dataset: Dataset, folder: Path) -> dict[str, Path]:
@@ -87,7 +88,8 @@ def _roots(folder: Path) -> Iterator[Path]:
         yield from level
         if depth < ROOT_DEPTH:
             # Folders with a dot in their name are unfinished downloads.
-            level = [path for parent in level for path in sorted(parent.glob("*/")) if "." not in path.name]
+            folders = (path for parent in level for path in sorted(parent.glob("*/")))
+            level = [path for path in folders if "." not in path.name and not JUNK.fullmatch(f"{path.name}/")]
 
 
 def _has_md5(path: Path, md5: str) -> bool:
@@ -106,14 +108,15 @@ def _has_md5(path: Path, md5: str) -> bool:
 
 
 def find_source(dataset: Dataset, folder: Path) -> Path:
-    """Return the folder into which a data set was unpacked or, if there is no such folder, its archive.
+    """Return ``folder`` if the data set was unpacked into it or a subfolder, otherwise the archive in it.
 
     Raises:
         FilesNotFound: ``folder`` has neither.
     """
+    unpacked = _plain(dataset.unpacked)
     for root in _roots(folder):
-        if any(_plain(path.name) == _plain(dataset.unpacked) for path in (root.iterdir() if root.is_dir() else ())):
-            return root
+        if root.is_dir() and any(_plain(path.name) == unpacked for path in root.iterdir()):
+            return folder
     if archive := _find_archive(dataset, folder):
         return archive
     raise FilesNotFound(
@@ -150,8 +153,9 @@ def find_all(dataset: Dataset, folder: Path) -> dict[str, Path]:
     source = find_source(dataset, folder) if dataset.archives else folder
     if source.is_file():
         return {source.relative_to(folder).as_posix(): source}
-    names = [entry.name for entry in archives.entries(source) if not _is_ignored(dataset, source, entry.name)]
-    return {(source / name).relative_to(folder).as_posix(): source / name for name in names if not name.endswith("/")}
+    if not source.is_dir():  # a reader that needs no files
+        return {}
+    return {entry.name: source / entry.name for entry in _entries(dataset, source) if not entry.name.endswith("/")}
 
 
 def entries(
@@ -169,10 +173,8 @@ def entries(
     source = find_source(dataset, folder)
     seen: set[tuple[str, ...]] = set()
     too_deep = None
-    for entry in archives.entries(source, dataset.archives):
+    for entry in _entries(dataset, source):
         is_folder = entry.name.endswith("/")
-        if _is_ignored(dataset, source, entry.name):
-            continue
         if match := wanted.fullmatch(entry.name):
             key = _key(match)
             if key in seen and not is_folder:
@@ -196,13 +198,14 @@ def _key(match: re.Match[str]) -> tuple[str, ...]:
     return tuple((group or "").casefold() for group in match.groups())
 
 
-def _is_ignored(dataset: Dataset, source: Path, name: str) -> bool:
-    """Return whether an entry of ``source`` is junk, or an archive beside the files that were unpacked from it."""
-    return bool(JUNK.fullmatch(name)) or (source.is_dir() and name.rpartition("/")[2] in _packings(dataset))
-
-
-def _packings(dataset: Dataset) -> set[str]:
-    return {*dataset.archives, *(download.file for download in dataset.downloads.values())}
+def _entries(dataset: Dataset, source: Path) -> Iterator[archives.ArchiveEntry]:
+    """Yield the entries of a folder or archive but junk and archives beside the files that were unpacked from them."""
+    packings: set[str] = set()
+    if source.is_dir():
+        packings = {*dataset.archives, *(download.file for download in dataset.downloads.values())}
+    for entry in archives.entries(source, dataset.archives):
+        if not JUNK.fullmatch(entry.name) and entry.name.rpartition("/")[2] not in packings:
+            yield entry
 
 
 def _check_unpacked(
@@ -211,8 +214,8 @@ def _check_unpacked(
     """Raise DatasetError if ``archive`` has files that were not unpacked. A damaged archive proves nothing."""
     missing: list[str] = []
     try:
-        for entry in archives.entries(archive, dataset.archives):
-            match = None if JUNK.fullmatch(entry.name) else wanted.fullmatch(entry.name)
+        for entry in _entries(dataset, archive):
+            match = wanted.fullmatch(entry.name)
             if match and _key(match) not in unpacked and not entry.name.endswith("/"):
                 missing.append(entry.name)
     except DatasetError:

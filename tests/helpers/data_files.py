@@ -62,11 +62,13 @@ def cifar10(train: int = 10, test: int = 2) -> tuple[Dataset, dict[str, bytes]]:
     """Return CIFAR-10 with few images, and its files."""
     random = np.random.default_rng(3)
     counts = {**{f"data_batch_{number}.bin": train // 5 for number in range(1, 6)}, "test_batch.bin": test}
-    files = {}
+    labels = np.concatenate([balanced_labels(random, train, 10), balanced_labels(random, test, 10)])
+    files, start = {}, 0
     for name, count in counts.items():
         records = random.integers(0, 256, (count, 1 + 3072), np.uint8)
-        records[:, 0] %= 10
+        records[:, 0] = labels[start : start + count]
         files[f"cifar-10-batches-bin/{name}"] = records.tobytes()
+        start += count
     return replace(configured("cifar10"), train_images=train, test_images=test), files
 
 
@@ -76,10 +78,15 @@ def cifar100(train: int = 6, test: int = 4) -> dict[str, bytes]:
     files = {}
     for name, count in {"train": train, "test": test}.items():
         records = random.integers(0, 256, (count, 2 + 3072), np.uint8)
-        records[:, 0] %= 20
-        records[:, 1] %= 100
+        records[:, 0] = balanced_labels(random, count, 20)
+        records[:, 1] = balanced_labels(random, count, 100)
         files[f"cifar-100-binary/{name}.bin"] = records.tobytes()
     return files
+
+
+def balanced_labels(random: np.random.Generator, count: int, classes: int) -> np.ndarray:
+    """Return labels (N,) in random order with the same number of each class, or one less."""
+    return random.permutation(np.arange(count) % classes).astype(np.uint8)
 
 
 def faces() -> dict[str, bytes]:
