@@ -20,28 +20,45 @@ import zlib
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, TYPE_CHECKING, cast
 
 from .base import REMEDY, DatasetError
+from .file_types import describe
 
-UNPACKED_LIMIT = 2**30
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+UNPACKED_LIMIT = 2**29
 """Bytes in all members of an archive; CIFAR-10 has 184 million, Caltech-101 fewer."""
 
 MEMBERS_LIMIT = 30_000
-"""Files and folders in an archive; Caltech-101 has 9,247."""
+"""Files and folders in an archive or a folder; Caltech-101 has 9,247."""
+
+PATH_LIMIT = 2**9
+"""Characters of a member's path."""
 
 DIRECTORY_LIMIT = 8 * 2**20
 """Bytes of a zip's directory; ``zipfile`` needs several times as much memory. Caltech-101's has 0.8 million."""
 
 HEADER_LIMIT = 8 * 2**10
-"""Bytes of the headers before one member of a tar: a name of up to 4,096 bytes, and attributes. ``tarfile`` reads them
-whole. Python before 3.11.10 and 3.12.6 also parses them in quadratic time (CVE-2024-6232): 50 ms for 8 KiB."""
+"""Bytes of the headers before one member of a tar. ``tarfile`` reads them whole."""
+
+EXTENSION_LIMIT = 4 * 2**10
+"""Bytes of one extended header, which has a member's long name and its attributes."""
+
+LONG_NUMBER = re.compile(rb"[0-9]{32}")
+"""Refused in attributes: Python before 3.11.10 and 3.12.6 parses them in quadratic time (CVE-2024-6232)."""
 
 HEADERS_LIMIT = 16 * 2**20
 """Bytes of all headers of a tar; Caltech-101 with three blocks of 512 bytes per member has 14 million."""
 
-DEPTH_LIMIT = 4
+ATTRIBUTES = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
+EXTENSIONS = (*ATTRIBUTES, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+"""Types of extended headers."""
+
+DEPTH_LIMIT = 6
 """Levels of subfolders that are read, so that circular links end."""
 
 
@@ -65,10 +82,10 @@ def entries(source: Path, nested: Collection[str] = ()) -> Iterator[ArchiveEntry
     Raises:
         DatasetError: the archive is damaged, exceeds a limit or holds a link, a device or a path that leads outside.
     """
-    if source.is_dir():
-        yield from _folder(source, "", DEPTH_LIMIT)
-        return
     budget = _Budget(str(source))
+    if source.is_dir():
+        yield from _folder(source, "", DEPTH_LIMIT, budget)
+        return
     with _translate_errors(str(source)), source.open("rb") as file:
         magic = file.peek(4)[:4]
         if magic[:2] == b"PK":
@@ -80,13 +97,14 @@ def entries(source: Path, nested: Collection[str] = ()) -> Iterator[ArchiveEntry
             yield from _tar_or_gzip(file, str(source), budget)
 
 
-def _folder(folder: Path, prefix: str, depth: int) -> Iterator[ArchiveEntry]:
-    for path in sorted(folder.iterdir()):
+def _folder(folder: Path, prefix: str, depth: int, budget: _Budget) -> Iterator[ArchiveEntry]:
+    for path in sorted(islice(folder.iterdir(), MEMBERS_LIMIT + 1)):
+        budget.add_member(0)
         name, where = f"{prefix}{path.name}", _printable(str(path))
         if path.is_dir():
             yield ArchiveEntry(f"{name}/", where, lambda limit: b"")
             if depth > 1:
-                yield from _folder(path, f"{name}/", depth - 1)
+                yield from _folder(path, f"{name}/", depth - 1, budget)
         else:
             yield _entry(name, where, lambda path=path: _open_regular(path))  # type: ignore[misc]
 
@@ -99,7 +117,7 @@ def _open_regular(path: Path) -> IO[bytes]:
 
 
 class _Budget:
-    """What the members of an archive, and of a tar in it, may still take of the limits."""
+    """What the members of an archive or a folder, and of a tar in it, may still take of the limits."""
 
     def __init__(self, archive: str) -> None:
         self._archive, self._bytes, self._members = archive, UNPACKED_LIMIT, MEMBERS_LIMIT
@@ -108,19 +126,21 @@ class _Budget:
         self._bytes -= size
         self._members -= 1
         if self._members < 0:
-            raise DatasetError(f"{self._archive}: more than {MEMBERS_LIMIT:,} members; {REMEDY}")
+            raise DatasetError(f"{self._archive}: more than {MEMBERS_LIMIT:,} files and folders; {REMEDY}")
         if self._bytes < 0:
             raise DatasetError(f"{self._archive}: more than {UNPACKED_LIMIT:,} bytes unpacked; {REMEDY}")
 
 
 class _Metered:
-    """A binary file that raises ValueError when more than ``quota`` bytes are read from it."""
+    """A binary file that raises ValueError when more than ``quota`` bytes, or hostile attributes, are read from it."""
 
     def __init__(self, file: IO[bytes], quota: int) -> None:
         self._file, self.quota = file, quota
         self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
         self.last = b""
         """Result of the last reading."""
+        self.attributes = 0
+        """Bytes of attributes in a tar that follow."""
 
     def read(self, size: int = -1) -> bytes:
         allowed = self.quota + 1
@@ -128,6 +148,10 @@ class _Metered:
         self.quota -= len(self.last)
         if self.quota < 0:
             raise ValueError("a header or directory is too long")
+        if self.attributes > 0:
+            self.attributes -= len(self.last)
+            if LONG_NUMBER.search(self.last):
+                raise ValueError("a header has a number of more than 31 digits")
         return self.last
 
 
@@ -185,13 +209,39 @@ def _uncompress(path: Path) -> Iterator[IO[bytes]]:
             process.kill()
 
 
+def _header_type(metered: _Metered) -> type[tarfile.TarInfo]:
+    """Return the class of the headers of the tar in ``metered``, which limits the work of parsing extended headers."""
+
+    class Header(tarfile.TarInfo):
+        @classmethod
+        def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+            header = super().frombuf(buf, encoding, errors)
+            if header.type in EXTENSIONS and header.size > EXTENSION_LIMIT:
+                raise ValueError("a header or directory is too long")
+            if header.type in ATTRIBUTES:
+                metered.attributes = header.size
+            return header
+
+    return Header
+
+
 def _tar(unpacked: IO[bytes], where: str, budget: _Budget) -> Iterator[ArchiveEntry]:
     # A tar in a zip has the zip around it: the error must name the inner one.
     with _translate_errors(where):
         metered = _Metered(unpacked, HEADER_LIMIT)
         headers = HEADERS_LIMIT
-        # Blocks of the size of a header: nothing is read ahead, and the last block read is the last header.
-        with tarfile.open(fileobj=cast("IO[bytes]", metered), mode="r|", bufsize=tarfile.BLOCKSIZE) as archive:
+        start = cast("io.BufferedReader", unpacked).peek(tarfile.BLOCKSIZE)
+        try:
+            # Blocks of the size of a header: nothing is read ahead, and the last block read is the last header.
+            archive = tarfile.open(  # noqa: SIM115
+                fileobj=cast("IO[bytes]", metered),
+                mode="r|",
+                bufsize=tarfile.BLOCKSIZE,
+                tarinfo=_header_type(metered),
+            )
+        except tarfile.ReadError as error:
+            raise DatasetError(f"{where}: not a tar archive ({error}; {describe(start)}); {REMEDY}") from error
+        with archive:
             while info := archive.next():
                 headers -= HEADER_LIMIT - metered.quota
                 # tarfile skips the size in the member's own header, not a global one.
@@ -247,6 +297,8 @@ def _check_path(where: str, name: str) -> str:
     ``tarfile.data_filter`` would accept absolute paths, does not serve zips, and Debian 12's Python 3.11.2 lacks it.
     """
     inside = f"{where}: {_printable(name)}"
+    if len(name) > PATH_LIMIT:
+        raise DatasetError(f"{inside}: the path has {len(name)} characters, expected at most {PATH_LIMIT}; {REMEDY}")
     if name.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", name) or re.match(r"[A-Za-z]:", name):
         raise DatasetError(f"{inside}: the path leads outside the archive; {REMEDY}")
     return inside

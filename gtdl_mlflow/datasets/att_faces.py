@@ -15,10 +15,11 @@ from .splits import split_by_class
 
 PEOPLE, IMAGES_PER_PERSON, WIDTH, HEIGHT = 40, 10, 92, 112
 
-IMAGE_NAME = re.compile(r"(?:.*/)?s([1-9][0-9]?)/([1-9][0-9]?)\.pgm")
+IMAGE_NAME = re.compile(r"(?:.*/)?s0*([1-9][0-9]?)/0*([1-9][0-9]?)\.pgm", re.ASCII | re.IGNORECASE)
+"""Some tools write capital letters or pad the numbers with zeros."""
 
-SIZE_LIMIT = WIDTH * HEIGHT + 1024
-"""Bytes of an image; the header may contain a comment."""
+SIZE_LIMIT = WIDTH * HEIGHT + 2**16
+"""Bytes of an image; the header may contain comments."""
 
 
 def read(dataset: Dataset, folder: Path) -> Arrays:

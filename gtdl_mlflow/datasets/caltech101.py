@@ -1,32 +1,57 @@
 """Reader of Caltech-101: a folder of JPEG images per category. The folder BACKGROUND_Google is no category.
 
 Copies of different sizes are in use; the publisher's has 31 to 800 images per category. All must have the 101
-categories. Labels follow the order of the category names, capital letters first.
+categories and the names ``image_0001.jpg`` and so on, in capital or small letters. Labels follow the order of the
+publisher's names of the categories, capital letters first, whatever letters a copy has.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from ..config import Dataset
+from .archives import ArchiveEntry
 from .base import REMEDY, Arrays, DatasetError, Split
-from .images import decode_jpeg, resize
+from .images import JpegDecoder, resize
 from .source_files import entries, find_source
 from .splits import split_by_class
 
-ENTRY_NAME = re.compile(r"(?:.*/)?101_ObjectCategories/(?!BACKGROUND_Google/)([\w-]+)/(?:([\w-]+)\.jpg)?", re.ASCII)
+ENTRY_NAME = re.compile(
+    r"(?:.*/)?101_ObjectCategories/(?!BACKGROUND_Google/)([^/]+)/(?:image_0*([1-9][0-9]{0,3})\.(?:jpe?g|jpe|jfif))?",
+    re.ASCII | re.IGNORECASE,
+)
 """Folder of a category, or an image in it."""
+
+OTHER_NAME = re.compile(
+    r"(?:.*/)?(?:101_ObjectCategories/BACKGROUND_Google/.*|Annotations?(?:/.*|\.(?:zip|tar|tar\.gz))|show_annotation\.m)",
+    re.ASCII | re.IGNORECASE,
+)
+"""Other files of the publisher."""
+
+_NAMES = """
+    Faces Faces_easy Leopards Motorbikes accordion airplanes anchor ant barrel bass beaver binocular bonsai brain
+    brontosaurus buddha butterfly camera cannon car_side ceiling_fan cellphone chair chandelier cougar_body
+    cougar_face crab crayfish crocodile crocodile_head cup dalmatian dollar_bill dolphin dragonfly electric_guitar
+    elephant emu euphonium ewer ferry flamingo flamingo_head garfield gerenuk gramophone grand_piano hawksbill
+    headphone hedgehog helicopter ibis inline_skate joshua_tree kangaroo ketch lamp laptop llama lobster lotus
+    mandolin mayfly menorah metronome minaret nautilus octopus okapi pagoda panda pigeon pizza platypus pyramid
+    revolver rhino rooster saxophone schooner scissors scorpion sea_horse snoopy soccer_ball stapler starfish
+    stegosaurus stop_sign strawberry sunflower tick trilobite umbrella watch water_lilly wheelchair wild_cat
+    windsor_chair wrench yin_yang
+"""
+CATEGORIES = _NAMES.split()
+"""The publisher's names, in the order of the labels."""
 
 SIZE_LIMIT = 8 * 2**20
 """Bytes of an image; they have about 15,000."""
 
-ImageName = tuple[str, str]
-"""Category and file name without ``.jpg``."""
+Image = tuple[str, int]
+"""Category and number."""
 
 
 def read(dataset: Dataset, folder: Path) -> Arrays:
@@ -38,45 +63,59 @@ def read(dataset: Dataset, folder: Path) -> Arrays:
     positions = {images[row]: (array, at) for array, rows in enumerate((train, test)) for at, row in enumerate(rows)}
     pixels = tuple(np.empty((len(rows), *dataset.image_shape), np.uint8) for rows in (train, test))
     _decode(dataset, folder, positions, pixels)
-    train_names, test_names = (["/".join(images[row]) + ".jpg" for row in rows] for rows in (train, test))
+    train_names, test_names = (["{}/image_{:04}.jpg".format(*images[row]) for row in rows] for rows in (train, test))
     return Arrays(pixels[0], labels[train], pixels[1], labels[test], Split(train_names, test_names))
 
 
-def _list_images(dataset: Dataset, folder: Path) -> tuple[list[ImageName], npt.NDArray[np.uint8]]:
-    """Return all images sorted by category and name, and their labels (N,)."""
-    categories: dict[str, list[ImageName]] = {}
-    for match, _ in entries(dataset, folder, ENTRY_NAME):
-        names = categories.setdefault(match[1], [])
-        if match[2]:
-            names.append((match[1], match[2]))
+def _entries(dataset: Dataset, folder: Path) -> Iterator[tuple[str, int | None, ArchiveEntry]]:
+    """Return the category, the number and the entry of each image. A category's folder has no number."""
+    published = {category.casefold(): category for category in CATEGORIES}
+    for match, entry in entries(dataset, folder, ENTRY_NAME, OTHER_NAME):
+        category = published.get(match[1].casefold())
+        if category is None:
+            raise DatasetError(f"{entry.where}: {match[1]} is not a category of {dataset.name}; {REMEDY}")
+        yield category, int(match[2]) if match[2] else None, entry
+
+
+def _list_images(dataset: Dataset, folder: Path) -> tuple[list[Image], npt.NDArray[np.uint8]]:
+    """Return all images sorted by category and number, and their labels (N,)."""
+    numbers: dict[str, list[int]] = {}
+    for category, number, _ in _entries(dataset, folder):
+        known = numbers.setdefault(category, [])
+        if number is not None:
+            known.append(number)
     source = find_source(dataset, folder)
-    if len(categories) != dataset.classes:
-        raise DatasetError(f"{source}: {len(categories)} categories, expected {dataset.classes}; {REMEDY}")
-    for category, names in sorted(categories.items()):
-        if len(names) < 2:
+    if len(numbers) != dataset.classes:
+        missing = [category for category in CATEGORIES if category not in numbers]
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        absent = f", {missing[0]}{more} missing" if len(numbers) < dataset.classes else ""
+        raise DatasetError(f"{source}: {len(numbers)} categories, expected {dataset.classes}{absent}; {REMEDY}")
+    for category, known in sorted(numbers.items()):
+        if len(known) < 2:
             raise DatasetError(
-                f"{source}: {len(names)} image(s) in the category {category}, which needs one for training and one for "
+                f"{source}: {len(known)} image(s) in the category {category}, which needs one for training and one for "
                 f"testing; {REMEDY}"
             )
-    images = [image for category in sorted(categories) for image in sorted(categories[category])]
-    labels = [label for label, category in enumerate(sorted(categories)) for _ in categories[category]]
+    images = [(category, number) for category in sorted(numbers) for number in sorted(numbers[category])]
+    labels = [label for label, category in enumerate(sorted(numbers)) for _ in numbers[category]]
     return images, np.array(labels, np.uint8)
 
 
 def _decode(
     dataset: Dataset,
     folder: Path,
-    positions: dict[ImageName, tuple[int, int]],
+    positions: dict[Image, tuple[int, int]],
     pixels: Sequence[npt.NDArray[np.uint8]],
 ) -> None:
     """Decode each image in ``positions``, an index of ``pixels`` and a row of that array, into that row."""
     height, width, _ = dataset.image_shape
-    for match, entry in entries(dataset, folder, ENTRY_NAME):
-        if (match[1], match[2]) in positions:
-            array, row = positions.pop((match[1], match[2]))
+    decoder = JpegDecoder()
+    for category, number, entry in _entries(dataset, folder):
+        if number is not None and (category, number) in positions:
+            array, row = positions.pop((category, number))
             contents = entry.read(SIZE_LIMIT)
             if len(contents) > SIZE_LIMIT:
                 raise DatasetError(f"{entry.where}: more than {SIZE_LIMIT:,} bytes for one image; {REMEDY}")
-            pixels[array][row] = resize(decode_jpeg(contents, entry.where), height, width)
+            pixels[array][row] = resize(decoder.decode(contents, entry.where), height, width)
     if positions:
         raise DatasetError(f"{find_source(dataset, folder)}: changed while it was read; run the command again")

@@ -6,15 +6,25 @@ an error that names the binary version.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from ..config import Dataset, Labels
 from .base import REMEDY, Arrays, DatasetError, FilesNotFound
+from .file_types import describe_length
 from .source_files import check_labels, entries, find_source, image_counts
+
+OTHER_NAME = re.compile(
+    # Class names, backup copies that the publisher shipped by accident, and the python version.
+    r"(?:.*/)?(?:batches\.meta\.txt|(?:coarse|fine)_label_names\.txt|[^/]+~|cifar-10{1,2}-(?:python.*|batches-py/.*))",
+    re.IGNORECASE,
+)
+"""Other files of the publisher."""
 
 SHAPE = (3, 32, 32)
 PIXELS = 3 * 32 * 32
@@ -59,7 +69,20 @@ def _read(dataset: Dataset, folder: Path, train: list[str], test: str, label_col
         rows = slice(start, start + records[name])
         labels[rows] = table[:, column]
         images[rows] = table[:, len(label_columns) :].reshape(-1, *SHAPE).transpose(0, 2, 3, 1)
+    for part, labels in (("training", arrays.train_labels), ("test", arrays.test_labels)):
+        _check_balance(dataset, folder, part, labels)
     return arrays
+
+
+def _check_balance(dataset: Dataset, folder: Path, part: str, labels: npt.NDArray[np.uint8]) -> None:
+    """Raise DatasetError unless all classes have the same number of images: a file of another set was copied."""
+    counts = np.bincount(labels, minlength=dataset.classes)
+    least, most = int(counts.argmin()), int(counts.argmax())
+    if counts[most] - counts[least] > 1:
+        raise DatasetError(
+            f"{find_source(dataset, folder)}: {counts[least]} {part} images with the label {least} and {counts[most]} "
+            f"with the label {most}, but all classes of {dataset.name} have the same number; {REMEDY}"
+        )
 
 
 def _read_files(
@@ -67,18 +90,22 @@ def _read_files(
 ) -> Iterator[tuple[str, bytes, str]]:
     """Return the name without ``.bin``, the contents and the name for error messages of each file in ``records``."""
     missing = set(records)
-    wanted = re.compile(rf"(?:.*/)?({'|'.join(records)})\.bin")
+    wanted = re.compile(rf"(?:.*/)?({'|'.join(records)})\.bin", re.IGNORECASE)
+    known: dict[bytes, str] = {}
     try:
-        for match, entry in entries(dataset, folder, wanted):
-            name = match[1]
+        for match, entry in entries(dataset, folder, wanted, OTHER_NAME):
+            name = match[1].lower()
             size = record_size * records[name]
             contents = entry.read(size)
             if len(contents) != size:
-                length = f"more than {size}" if len(contents) > size else len(contents)
                 raise DatasetError(
-                    f"{entry.where}: {length} bytes, expected {size}: {records[name]} records of {record_size}; "
-                    f"{REMEDY}"
+                    f"{entry.where}: {describe_length(contents, size)}, expected {size}: {records[name]} records of "
+                    f"{record_size}; {REMEDY}"
                 )
+            digest = hashlib.sha256(contents).digest()
+            if digest in known:
+                raise DatasetError(f"{entry.where}: the same contents as {known[digest]}.bin; {REMEDY}")
+            known[digest] = name
             missing.remove(name)
             yield name, contents, entry.where
     except FilesNotFound as error:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from ..config import Dataset
 from .base import REMEDY, Arrays, DatasetError
+from .file_types import describe, describe_length
 from .source_files import check_labels, check_md5, find_files, image_counts, read_file
 
 UNSIGNED_BYTE = 0x08
@@ -49,17 +50,21 @@ def _read_array(path: Path, shape: tuple[int, ...], md5: str) -> npt.NDArray[np.
     header = 4 + 4 * len(shape)
     size = header + math.prod(shape)
     contents = read_file(path, size)
+    expected = UNSIGNED_BYTE << 8 | len(shape)
+    # The MD5 comes last: for a mixed-up file, the error that states its kind and shape helps more.
+    if contents.startswith(expected.to_bytes(4, "little")):
+        raise DatasetError(f"{path}: an IDX file in little-endian byte order, expected big-endian; {REMEDY}")
+    if contents[:2] != bytes(2):
+        raise DatasetError(f"{path}: not an IDX file ({describe(contents)}); {REMEDY}")
     if len(contents) < header:
         raise DatasetError(f"{path}: {len(contents)} bytes unpacked, expected {size}; {REMEDY}")
-    # The MD5 comes last: for a mixed-up file, the error that states its kind and shape helps more.
     magic, *dimensions = struct.unpack_from(f">{1 + len(shape)}I", contents)
-    if magic != UNSIGNED_BYTE << 8 | len(shape):
-        raise DatasetError(f"{path}: magic number {magic}, expected {UNSIGNED_BYTE << 8 | len(shape)}; {REMEDY}")
+    if magic != expected:
+        raise DatasetError(f"{path}: magic number {magic}, expected {expected}; {REMEDY}")
     if tuple(dimensions) != shape:
         raise DatasetError(f"{path}: contains {_product(dimensions)} values, expected {_product(shape)}; {REMEDY}")
     if len(contents) != size:
-        length = f"more than {size}" if len(contents) > size else len(contents)
-        raise DatasetError(f"{path}: {length} bytes unpacked, expected {size}; {REMEDY}")
+        raise DatasetError(f"{path}: {describe_length(contents, size)} unpacked, expected {size}; {REMEDY}")
     check_md5(path, contents, md5)
     return np.frombuffer(contents, np.uint8, offset=header).reshape(shape)
 
