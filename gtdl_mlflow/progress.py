@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from types import TracebackType
 
-from .console import status_line
-from .worker.events import Event, Phase, Progress
+from .console import info, status_line
+from .worker.events import Event, Phase, Progress, Remark
 
 
 class ProgressLine:
@@ -21,11 +21,14 @@ class ProgressLine:
         return self
 
     def show(self, event: Event) -> None:
-        """Update the line if the event changes it."""
+        """Update the line if the event changes it. Print a remark."""
         if isinstance(event, Progress):
             status_line(line(self._label, event))
         elif isinstance(event, Phase):
             status_line(f"{self._label}: {event.name}")
+        elif isinstance(event, Remark):
+            status_line("")
+            info(event.text)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

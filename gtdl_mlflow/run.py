@@ -72,7 +72,7 @@ def run(config: Config, folder: Path, position: SweepPosition | None = None) -> 
                 for event in events:
                     recorder.add(event)
                     progress.show(event)
-        if config.tracking.model:
+        if config.tracking.model and Path(job.folder).is_dir():  # the worker could save it
             recorder.log_model(Path(job.folder))
         shutil.rmtree(job.folder, ignore_errors=True)
     return Outcome(recorder.record.reference, recorder.view_hint, recorder.results, recorder.undelivered)

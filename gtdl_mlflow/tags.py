@@ -29,7 +29,10 @@ TRAIN_LIMIT = _tag("train_limit", "Largest number of training images, if limited
 TEST_LIMIT = _tag("test_limit", "Largest number of test images, if limited.")
 CONFIG_HASH = _tag("config_hash", "Hash of everything in the configuration that can change a result.")
 CELL = _tag("cell", "The same hash without the seed: runs of one cell are repeats.")
-ENVIRONMENT = _tag("environment", "Hash of what the framework's environment was installed from.")
+ENVIRONMENT = _tag("environment", "Hash of what is installed in the framework's environment.")
+ENVIRONMENT_LOCKED = _tag(
+    "environment_locked", "What a lock determined of the environment: `versions and hashes`, `versions` or `no`."
+)
 DATA_DIGEST = _tag("data_digest", "SHA-256 of the prepared arrays and the settings of their preparation.")
 MACHINE = _tag("machine", "Processor, cores, memory and GPUs, with a hash.")
 VERSION = _tag("version", "Version of gtdl_mlflow.")
@@ -38,6 +41,7 @@ WEIGHTS_SHA256 = _tag("weights_sha256", "SHA-256 of the trained weights: equal f
 QUALITY = _tag("quality", "`ok`, or the rule of the quality gate that the run failed.")
 INTERFERENCE = _tag("interference", "`ok`, or what disturbed the run.")
 RESUMED = _tag("resumed", "The iteration and the run from which a killed training was resumed.")
+REMARKS = _tag("remarks", "What failed without stopping the run, such as a checkpoint on a full disk.")
 CHECK = _tag("check", "`ok`, or the rules of `gtdl check` that the run or its cell breaks.")
 FAILURE = _tag("failure", "Why the run did not finish.")
 UNAVAILABLE = _tag("unavailable", "Why the run cannot run on this machine.")

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from helpers.disks import fill, small_disk
+from helpers.project import Command, runs
 
 from gtdl_mlflow.worker.checkpoints import MANIFEST, Checkpoints
 
@@ -115,6 +116,21 @@ def test_full_disk_leaves_the_earlier_checkpoint(tmp_path: Path) -> None:
         checkpoints.save(11, write_model)
         assert checkpoints.newest(pytest.fail) == disk / "step-11"
         assert sorted(path.name for path in disk.iterdir()) == ["step-11", "worker.lock"]
+
+
+@pytest.mark.slow
+def test_run_goes_on_without_checkpoints_on_a_full_disk(
+    cache_folders: None, gtdl: Command, store: str, tmp_path: Path
+) -> None:
+    with small_disk(tmp_path / "home" / "checkpoints", size_kib=24):  # too small for a checkpoint
+        done = gtdl("framework=reference", "training.epochs=100", "training.checkpoint_every_s=0.2")
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    (run,) = runs(store)
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["gtdl.quality"] == "ok"
+    assert "No space left on device" in run.data.tags["gtdl.remarks"]
+    assert "No space left on device" in done.stderr
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from gtdl_mlflow.progress import ProgressLine, line
-from gtdl_mlflow.worker.events import Event, Metrics, Phase, Progress
+from gtdl_mlflow.worker.events import Event, Metrics, Phase, Progress, Remark
 
 EVENTS: list[Event] = [
     Phase("import"), Metrics({"setup/import_s": 1.5}), Phase("data"), Phase("training"),
@@ -48,6 +48,12 @@ def test_terminal_shows_phases_and_progress_on_one_line(monkeypatch: pytest.Monk
         "torch on mnist: testing",
         "",  # erased at the end
     ]
+
+
+def test_remark_is_printed_on_a_line_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    with ProgressLine("torch on mnist") as progress:
+        progress.show(Remark("no checkpoint after iteration 30\x1b[2J"))
+    assert capsys.readouterr().err == "gtdl: no checkpoint after iteration 30\N{REPLACEMENT CHARACTER}[2J\n"
 
 
 def test_nothing_is_written_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

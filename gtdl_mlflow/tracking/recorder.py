@@ -26,7 +26,7 @@ from ..datasets import PreparedDataset
 from ..environments import Environment
 from ..hardware import host, interference, peak, roofline
 from ..redaction import redact
-from ..worker.events import ConfusionMatrix, Event, Finished, Metadata, Metrics
+from ..worker.events import ConfusionMatrix, Event, Finished, Metadata, Metrics, Remark
 from . import dead_runs, mlperf_log, outbox
 from .artifacts import ARTIFACTS, CONFIG, ENVIRONMENT, MLPERF_LOG, ArtifactWriter, report_failure
 from .identity import InterruptedRun, tracker_hash, worker_code_version
@@ -150,6 +150,7 @@ class Recorder:
         with report_failure(f"{ENVIRONMENT} could not be written"):
             (self._folder / ENVIRONMENT).write_text("\n".join(environment.packages) + "\n")
         self.record.tags |= {tags.DATA_DIGEST: data.digest, tags.ENVIRONMENT: environment.key}
+        self.record.tags[tags.ENVIRONMENT_LOCKED] = environment.locked
         self.record.inputs = [_dataset_input(self._config, data)]
 
     def start_monitoring(self, pid: int) -> None:
@@ -185,6 +186,9 @@ class Recorder:
             self._metadata |= event.values
         elif isinstance(event, ConfusionMatrix):
             self._confusion = event.counts
+        elif isinstance(event, Remark):
+            before = self.record.tags.get(tags.REMARKS)
+            self.record.tags[tags.REMARKS] = "; ".join(filter(None, [before, printable(event.text)]))[:REASON_LIMIT]
         elif isinstance(event, Finished):
             self._add_metrics(self._monitor.interference(event.cpu_s))
             self._add_metrics(self._peak_shares())

@@ -216,9 +216,8 @@ class Trainer:
 
     def _evaluate(self, step: int, elapsed_s: float) -> None:
         """Run the validation and the evaluation, whichever is due after ``step`` steps."""
-        state, data, values = self.state, self._data, {}
-        if step in self._validations:
-            values |= self._validate(step)
+        state, data = self.state, self._data
+        values = self._validate(step) if step in self._validations else {}
         if step in self._evaluations:
             state.evaluation.start()
             correct = classify(self._model, data.test_images) == data.test_labels
