@@ -159,6 +159,7 @@ def test_tag_is_never_composed_or_opened(tag: str, value: str, monkeypatch: pyte
 
     monkeypatch.setattr(config, "compose_part", record)
     runs._compose.cache_clear()
+    runs._cell_values.cache_clear()
     run = make_finished_run("framework=torch", *PARITY, **{f"gtdl.{tag}": value})
     if tag == "framework_version":
         run.data.params["framework.version"] = value
@@ -350,4 +351,4 @@ def test_time_outside_of_the_calendar_is_empty() -> None:
 def test_infinity_of_a_database_is_infinity() -> None:
     run = make_finished_run("framework=torch", metrics={"training_time_s": 1.7976931348623157e308})
     assert to_benchmark_run(run).metrics["training_time_s"] == math.inf
-    assert runs.LONGEST > len(run.data.tags["gtdl.machine"])
+    assert len(run.data.tags["gtdl.machine"]) < runs.LONGEST
