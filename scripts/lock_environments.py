@@ -23,7 +23,7 @@ from gtdl_mlflow import config
 from gtdl_mlflow.environments import locks, pip_settings, uv_command
 
 UV_PLATFORM, PLATFORM = "x86_64-manylinux_2_28", "linux x86_64"
-PYTHONS = [f"3.{minor}" for minor in range(9, 20)]
+PYTHONS = [f"3.{minor}" for minor in range(9, 15)]
 
 Pins = dict[str, set[str]]
 """``NAME==VERSION`` to the hashes of its files."""
@@ -35,13 +35,13 @@ class NotResolved(Exception):
 
 def main(names: list[str]) -> int:
     """Write the locks and return the exit status."""
-    recipes: dict[str, list[tuple[config.Framework, config.Recipe]]] = defaultdict(list)
+    recipes: dict[str, list[tuple[str, config.Recipe]]] = defaultdict(list)
     for choice in config.choices("framework"):
         framework = config.compose([f"framework={choice}"]).framework
         for device in framework.devices.values():
             for recipe in device.recipes:
                 if recipe.lock:
-                    recipes[recipe.lock].append((framework, recipe))
+                    recipes[recipe.lock].append((framework.python.supported, recipe))
     if unknown := set(names) - set(recipes):
         print(f"unknown: {', '.join(sorted(unknown))}; locks: {', '.join(sorted(recipes))}", file=sys.stderr)
         return 2
@@ -49,20 +49,22 @@ def main(names: list[str]) -> int:
     return 1 if failed else 0
 
 
-def write(name: str, recipes: list[tuple[config.Framework, config.Recipe]]) -> bool:
-    """Write one lock by the first of its recipes that can be resolved; return whether there is one."""
+def write(name: str, recipes: list[tuple[str, config.Recipe]]) -> bool:
+    """Write one lock by the first of its recipes that can be resolved; return whether there is one.
+
+    ``recipes`` has the supported versions of Python and the requirements.
+    """
     path = locks.locks_dir() / f"{name}.txt"
     reasons = []
-    for framework, recipe in recipes:
-        supported = SpecifierSet(framework.python.supported)
-        pythons = [python for python in PYTHONS if supported.contains(f"{python}.99")]
+    for supported, recipe in recipes:
+        pythons = [python for python in PYTHONS if SpecifierSet(supported).contains(f"{python}.99")]
         try:
             resolved = {python: resolve(recipe, python) for python in pythons}
         except NotResolved as error:
             reasons.append(str(error))
             continue
         path.parent.mkdir(exist_ok=True)
-        path.write_text(lock(name, resolved, path.read_text() if path.exists() else ""), encoding="utf-8")
+        path.write_text(lock(resolved, path.read_text() if path.exists() else ""), encoding="utf-8")
         print(f"{path}: {len({pin for pins in resolved.values() for pin in pins})} versions")
         return True
     print(f"{path}: not resolved, left as it is: {'; '.join(reasons)}", file=sys.stderr)
@@ -96,7 +98,7 @@ def read(text: str) -> Pins:
     return pins
 
 
-def lock(name: str, resolved: dict[str, Pins], earlier: str) -> str:
+def lock(resolved: dict[str, Pins], earlier: str) -> str:
     """Return the contents of the lock: ``resolved`` for each Python, and the hashes that ``earlier`` has."""
     known = read(earlier)
     lines = [

@@ -35,6 +35,9 @@ FINISHED = "build.json"
 FORMAT = 1
 """Version of a build's folder; part of the key."""
 
+BUILD_TOOLS = ("setuptools==75.8.0", "wheel==0.45.1")
+"""Tools that pip installs to read the name of a source package. pip accepts no hashes for them."""
+
 CAUSE = re.compile(r"\berror: |^CMake Error|undefined reference|cannot find -l|^ERROR: |^\w+Error: ")
 """Matches the line of a log that names the cause: a compiler's, CMake's, the linker's, pip's or Python's."""
 
@@ -115,7 +118,10 @@ def _download(build: config.Build, work: Path, log: IO[bytes]) -> Path:
     requirements.write_text(f"{build.source} --hash=sha256:{build.sha256}\n", encoding="utf-8")
     download = [sys.executable, "-m", "pip", "download", "--no-input", "--no-deps", "--dest", str(downloads)]
     download += ["--no-binary", build.source.partition("==")[0], "--requirement", str(requirements)]
-    environment = {**os.environ, **pip_settings.for_pip(os.environ)}
+    constraints = work / "constraints.txt"
+    constraints.write_text("\n".join(BUILD_TOOLS), encoding="utf-8")
+    locked = dict.fromkeys(("PIP_CONSTRAINT", "PIP_BUILD_CONSTRAINT"), str(constraints))
+    environment = {**os.environ, **pip_settings.for_pip(os.environ), **locked}
     _run(download, environment, log, f"{build.source} could not be downloaded (the settings of pip and uv are used)")
     [archive] = downloads.iterdir()
     with tarfile.open(archive) as sources:
