@@ -146,8 +146,8 @@ def test_changed_files_are_prepared_again(
     assert after.digest != before.digest
     line = capsys.readouterr().err
     assert line.count("\n") == 1
-    assert f"cifar10: files in {folder} have changed since (" in line
-    assert "preparing the data again" in line
+    assert "cifar10: published files have changed (" in line
+    assert line.endswith("); preparing the data again\n")
     assert locate(SMALL) == "downloaded, prepared"
     assert "intact" in verify(SMALL)
     assert prepare(SMALL) == after
@@ -247,7 +247,7 @@ def test_two_copies_are_prepared_side_by_side(
     monkeypatch.setenv("GTDL_DATA", str(tmp_path / "other"))
     assert locate(SMALL) == "downloaded, not prepared"
     second = prepare(SMALL)
-    assert f"{tmp_path / 'other' / 'cifar10'} is not the copy that was prepared from {folder} (" in (
+    assert f"cifar10: {tmp_path / 'other' / 'cifar10'} differs from {folder} ({BATCH}); preparing it too" in (
         capsys.readouterr().err
     )
     assert (first_pixel(first), first_pixel(second)) == (FIRST_PIXEL, OTHER_PIXEL)

@@ -65,7 +65,7 @@ def verify(dataset: Dataset) -> str:
     if found := _find(published, everything):
         _verify_arrays(dataset, found.prepared, digest(dataset, arrays))
         return f"{report}, prepared files intact (SHA-256 {found.prepared.digest})"
-    if folder.exists():
+    if folder in prepared_folders.folders(dataset):
         raise DatasetError(f"{folder}: damaged; the next run creates it again")
     if _changed(dataset, everything):
         return f"{report}, changed since they were prepared; the next run prepares them again"
@@ -160,7 +160,7 @@ def _create(dataset: Dataset) -> PreparedDataset:
             record = published.record()
             folder = prepared_folders.folder(dataset, record)
             if reason := _reason(dataset, everything, contents(record), folder):
-                info(f"{dataset.name}: {reason}; preparing the data again")
+                info(f"{dataset.name}: {reason}")
             prepared_folders.save(dataset, arrays, published, record, folder)
             result = prepared_folders.load(dataset, folder)
     except OSError as error:
@@ -171,19 +171,19 @@ def _create(dataset: Dataset) -> PreparedDataset:
 
 
 def _reason(dataset: Dataset, everything: list[Stored], files: dict[str, str], folder: Path) -> str:
-    """Return why the data are prepared again; empty if they never were."""
-    if folder.exists():
-        return f"{folder} is damaged"
+    """Return why data are prepared although others are in the cache directory; empty if there are none."""
+    if folder in prepared_folders.folders(dataset):
+        return f"{folder} is damaged; preparing the data again"
     if everything:
         own = [each for each in everything if each.prepared.source == source(dataset)]
         before = (own or everything)[0]
         changed = sorted({name for name, _ in contents(before.published).items() ^ files.items()})
         more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
         if own:
-            return f"files in {source(dataset)} have changed since ({changed[0]}{more})"
-        return f"{source(dataset)} is not the copy that was prepared from {before.prepared.source} ({changed[0]}{more})"
+            return f"published files have changed ({changed[0]}{more}); preparing the data again"
+        return f"{source(dataset)} differs from {before.prepared.source} ({changed[0]}{more}); preparing it too"
     if unusable := prepared_folders.folders(dataset):
-        return f"{unusable[0]} is damaged or of an older version of this project"
+        return f"{unusable[0]} is damaged or of an older version of this project; preparing the data again"
     return ""
 
 
