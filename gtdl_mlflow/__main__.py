@@ -22,6 +22,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf.errors import OmegaConfBaseException
 
+from . import files
 from .config import CONF, Config, ConfigError, Unavailable, to_config
 from .config.errors import explain, explain_null_section
 from .console import conceal_arguments, info, output
@@ -53,6 +54,7 @@ def main() -> None:
     # The files of conf/hydra/launcher/ have the names under which the plugins register their schemas.
     warnings.filterwarnings("ignore", message=r"(?s).*is validated against ConfigStore schema")
     try:
+        files.name_user()
         sys.argv[1:] = to_overrides(sys.argv[1:])
         application()
     except ConfigError as error:
@@ -65,7 +67,7 @@ def main() -> None:
         sys.exit(signals.INTERRUPTED)
     except OSError as error:
         _close_sweep("FAILED")
-        info(_explain_file_error(error))
+        info(files.explain(error))
         sys.exit(1)
     except Exception as error:  # of OmegaConf or of a launcher; application() handles the failures of runs
         if message := explain_null_section(error, sys.argv[1:]):
@@ -107,14 +109,6 @@ def _refuse(message: str) -> NoReturn:
     sys.exit(2)
 
 
-def _explain_file_error(error: OSError) -> str:
-    """Return one line. Hydra creates the folders of runs below the working directory."""
-    reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-    if error.filename and Path.cwd() in Path(error.filename).absolute().parents:
-        return f"{reason}; change to a folder that you can write to, or set hydra.run.dir or hydra.sweep.dir to one"
-    return reason
-
-
 def _close_sweep(status: str) -> None:
     signals.ignore()
     if SweepParent.open is not None:
@@ -142,10 +136,11 @@ def application(composed: Any) -> float | None:
         return objective(config, done.data.metrics) if done.info.status == "FINISHED" else None
     try:
         outcome = run(config, Path(hydra_config.runtime.output_dir), position)
-    except RUN_ERRORS as error:
+    except (*RUN_ERRORS, OSError) as error:
+        reason = files.explain(error) if isinstance(error, OSError) else str(error)
         if not isinstance(error, Unavailable):
-            failures.append(str(error))
-        info(str(error))
+            failures.append(reason)
+        info(reason)
         return None
     output(summary(config, outcome.metrics))
     if outcome.undelivered:

@@ -6,6 +6,7 @@ import csv
 import errno
 import json
 import os
+import pwd
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -46,19 +47,26 @@ def _absolute(folder: Callable[[], Path], variable: str) -> Path:
         raise FileNotFoundError(errno.ENOENT, reason, variable) from error
 
 
-def create_folder(folder: Path) -> None:
-    """Create a folder and its parents, unless it exists.
+def name_user() -> None:
+    """Set HOME and LOGNAME for a user without an entry in passwd, as in a container: MLflow requires both.
 
     Raises:
-        OSError: it cannot be created; for a folder in the cache directory, the reason names GTDL_HOME.
+        OSError: the user has no home directory, and GTDL_HOME is not set.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        if cache_dir() not in (folder, *folder.parents):
-            raise
-        reason = f"{error.strerror}; set GTDL_HOME to a folder that you can write to"
-        raise OSError(error.errno, reason, error.filename) from error
+        pwd.getpwuid(os.getuid())
+    except KeyError:
+        os.environ.setdefault("LOGNAME", str(os.getuid()))
+        if "HOME" not in os.environ:
+            os.environ["HOME"] = str(cache_dir())
+
+
+def explain(error: OSError) -> str:
+    """Return an error of a file or folder as one line."""
+    reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    if error.errno in (errno.EACCES, errno.EROFS) and not os.access(".", os.W_OK):
+        return f"{reason}; the working folder cannot be written: change to another one"
+    return reason
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -67,7 +75,7 @@ def write_atomically(path: Path, text: str) -> None:
     Raises:
         OSError: the file cannot be written; ``path`` is unchanged.
     """
-    create_folder(path.parent)
+    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with part.open("w", encoding="utf-8") as file:
@@ -133,7 +141,7 @@ def _inert(cell: Any) -> Any:
 
 def lock_for(path: Path) -> filelock.FileLock:
     """Return the lock of a file or folder: a file beside it. The lock is released when its process ends."""
-    create_folder(path.parent)
+    path.parent.mkdir(parents=True, exist_ok=True)
     return filelock.FileLock(path.with_name(f"{path.name}.lock"))
 
 

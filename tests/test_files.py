@@ -161,17 +161,6 @@ def test_user_without_a_home_directory_is_told_to_set_one(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_folder_that_cannot_be_created_in_the_cache_directory_names_its_variable(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("GTDL_HOME", "/dev/null/home")
-    for write in (lambda path: files.write_atomically(path, ""), files.lock_for):
-        with pytest.raises(OSError, match="Not a directory; set GTDL_HOME to a folder that you can write to"):
-            write(files.cache_dir() / "peaks" / "file")
-        with pytest.raises(OSError, match=r"Not a directory'?: "):
-            write(Path("/dev/null/other/file"))
-
-
 def test_csv_is_read_as_it_was_written(tmp_path: Path) -> None:
     rows = [["a, b", 'say "c"'], ["two\nlines", "ü"]]
     files.write_csv(tmp_path / "table.csv", ["one", "other"], rows)

@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from .. import signals
+from .. import files, signals
 from ..console import conceal_arguments, fail
 from . import answer, data, env, machine, reports, track
 from .common import CommandFailed
@@ -42,9 +42,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Set before MLflow is imported, which sets up its loggers.
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     try:
+        files.name_user()
         return arguments.verb(arguments) or 0
     except CommandFailed as error:
         return fail(str(error), status=error.status)
+    except OSError as error:
+        return fail(files.explain(error))
     except KeyboardInterrupt:
         return fail("interrupted", status=signals.INTERRUPTED)
 

@@ -18,7 +18,7 @@ from hydra.core.override_parser.types import Override
 from hydra.experimental.callback import Callback
 from omegaconf import open_dict, read_write
 
-from .. import signals
+from .. import files, signals
 from ..config import ConfigError, Rerun, SweepOrder, Unavailable, compose, to_checked_config
 from ..console import info
 from ..files import write_atomically
@@ -140,7 +140,8 @@ class SweepParent(Callback):
             with signals.deferred():
                 self._start(config)
         except (store.TrackingFailed, OSError) as error:
-            exit_with(f"{error}; nothing was run", status=1)
+            reason = files.explain(error) if isinstance(error, OSError) else error
+            exit_with(f"{reason}; nothing was run", status=1)
 
     def _start(self, config: Any) -> None:
         from .. import tags
