@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import math
+import re
+import warnings
+from html import unescape
+from pathlib import Path
+
 import mlflow
 import pytest
 from helpers.planted_runs import make_finished_run, make_run, plant
 from mlflow.entities import Run
 
 from gtdl_mlflow.cli import __main__ as cli
-from gtdl_mlflow.report import ranking
+from gtdl_mlflow.config import display
+from gtdl_mlflow.report import check, comparison, ranking
+from gtdl_mlflow.report.formats import format_p
 from gtdl_mlflow.report.runs import to_benchmark_run
+from gtdl_mlflow.report.verdicts import QUESTIONS, sample
 
 PARITY = ("dataset=mnist_5k", "setting=caffe_mnist")
 
@@ -234,3 +243,183 @@ def test_compare_warns_of_unpublishable_runs(store: str, capsys: pytest.CaptureF
     _, out, _ = compare(capsys, "torch", "tensorflow")
     assert "! PyTorch: only 3 seeds; publish with at least 5." in out
     assert "! PyTorch failed the quality gate, so its times are meaningless: the loss does not fall" in out
+
+
+# One verdict, whichever command prints it.
+
+
+def five_frameworks() -> list[list[Run]]:
+    """Return repeats of frameworks of which some differ clearly, and some hardly."""
+    return [
+        repeats("torch", 10, 98),
+        repeats("tensorflow", 10.08, 98.01),
+        repeats("mxnet", 10.02, 97),
+        repeats("theano", 15, 96),
+        repeats("caffe", 10.05, 98, seeds=4),
+    ]
+
+
+@pytest.mark.slow
+def test_report_compare_and_answer_give_the_same_p_value_and_verdict(
+    store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    every = five_frameworks()
+    plant_all(*every)
+    runs = [to_benchmark_run(run) for some in every for run in some]
+    frameworks = max(ranking.group_by_conditions(runs).values(), key=len)
+    answers = {each.question.name: each for each in ranking.answers(frameworks)}
+    assert cli.main(["report", "--output", str(tmp_path / "report.html")]) == 0
+    html = unescape((tmp_path / "report.html").read_text())
+    answered = ranking.text(runs)  # what `gtdl answer` prints
+    for answer in answers.values():
+        assert answer.sentence in html
+        assert answer.sentence in answered
+    names = {display.label(each.framework): each.framework for each in frameworks}
+    titles = {question.metric.title: question.name for question in QUESTIONS}
+    compared = 0
+    for answer in answers.values():
+        best = answer.ranking[0].label.split()[0]
+        for other in answer.ranking[1:]:
+            _, out, _ = compare(capsys, names[other.label.split()[0]], names[best])
+            (line,) = [line for line in out.splitlines() if titles.get(line[2:18].rstrip()) == answer.question.name]
+            assert other.against_best is not None
+            p = format_p(other.against_best.p).removeprefix("= ")
+            assert f"  {p}  " in line, (answer.question.name, other.label)
+            assert line.endswith("not significant") != other.against_best.significant
+            compared += 1
+    assert compared == 12
+
+
+@pytest.mark.slow
+def test_verdict_on_a_pair_does_not_depend_on_its_order(store: str, capsys: pytest.CaptureFixture[str]) -> None:
+    plant_all(*five_frameworks())
+    first, second = (compare(capsys, *pair)[1].splitlines() for pair in (("mxnet", "theano"), ("theano", "mxnet")))
+    p = [[re.findall(r"\]  +([<0-9.]+) ", line) for line in lines[2:5]] for lines in (first, second)]
+    assert p[0] == p[1]
+    assert all(p[0])
+    # The better one, MXNet, is compared with four frameworks. The smallest p of 5 + 5 runs is 2 / 252.
+    assert p[0][0] == [f"{4 * 2 / 252:.3f}"]
+
+
+def test_framework_that_failed_the_quality_gate_gets_no_verdict_on_its_times(
+    store: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plant_all(repeats("torch", 1, 98, **{"gtdl.quality": "the loss does not fall"}), repeats("mxnet", 10, 97))
+    _, out, _ = compare(capsys, "torch", "mxnet")
+    verdicts = [line for line in out.splitlines() if ", " in line[:20]][1:4]
+    assert [line.endswith("no verdict: failed the quality gate") for line in verdicts] == [True, True, False]
+
+
+# Repeats of one seed.
+
+
+def repeats_of_one_seed(framework: str, accuracy: float, **tags: str) -> list[Run]:
+    """Return four runs with one seed: they are alike but for their times, unless ``tags`` differ."""
+    return [
+        make_finished_run(
+            f"framework={framework}",
+            *PARITY,
+            seed=7,
+            training_s=10 + number / 10 + len(framework),
+            accuracy=accuracy + number / 1000,
+            **tags,
+        )
+        for number in range(4)
+    ]
+
+
+@pytest.mark.parametrize("tags", [{}, {"gtdl.weights_sha256": "w"}])
+def test_repeats_of_one_seed_are_one_accuracy_and_several_times(tags: dict[str, str]) -> None:
+    runs = [*repeats_of_one_seed("torch", 98, **tags), *repeats_of_one_seed("tensorflow", 90, **tags)]
+    sentences, remarks = rank(runs)
+    assert sentences[0] == (
+        "PyTorch 2.13.0 trained fastest: median 15.15 s over 4 runs. TensorFlow 2.21.0 took 1.33x as long. "
+        "The difference is significant (p = 0.029)."
+    )
+    assert sentences[2] == (
+        "PyTorch 2.13.0 was most accurate: 98.00 % with 1 seed. Behind it: TensorFlow 2.21.0 by 8.00 percentage "
+        "points. 1 seed cannot confirm this order."
+    )
+    assert "PyTorch 2.13.0: 3 repeats of a seed; each seed has one accuracy, the median." in remarks
+    assert "Only 1 seed; publish with at least 5." in remarks
+
+
+def test_a_seed_with_many_repeats_weighs_as_much_as_any_other() -> None:
+    once = [make_finished_run("framework=torch", *PARITY, seed=seed, accuracy=90 + seed) for seed in range(3)]
+    often = [
+        make_finished_run("framework=torch", *PARITY, seed=2, accuracy=value) for value in (70.0, 92.0, 99.0, 99.0)
+    ]
+    measured = sample([to_benchmark_run(run) for run in [*once, *often]], "accuracy_percent")
+    assert sorted(measured.values) == [90, 91, 92]  # 92 is the median of 92, 70, 92, 99 and 99
+    assert measured.size == "3 seeds"
+
+
+@pytest.mark.slow
+def test_compare_and_check_count_seeds_for_the_accuracy(store: str, capsys: pytest.CaptureFixture[str]) -> None:
+    plant_all(repeats_of_one_seed("torch", 98), repeats_of_one_seed("tensorflow", 90))
+    _, out, _ = compare(capsys, "torch", "tensorflow")
+    training, _, accuracy = out.splitlines()[2:5]
+    assert "], 4  " in training
+    assert training.endswith("x as fast")
+    assert "98.00, 1  " in accuracy
+    assert accuracy.endswith("one seed is no comparison")
+    assert "! PyTorch: only 1 seed; publish with at least 5." in out
+    assert cli.main(["check"]) == 1
+    text = capsys.readouterr().out
+    assert "seed 7 finished 4 times" in text
+    assert "1 seed finished; publish with at least 5" in text
+
+
+# Values that are no measurement.
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(math.nan, "1 not finite"), (math.inf, "1 not finite"), (0.0, "1 not above 0"), (-1.0, "1 not above 0")],
+)
+def test_time_that_is_no_measurement_is_shown_and_gives_no_verdict(value: float, text: str) -> None:
+    broken = repeats("torch", 10, 98)
+    broken[2].data.metrics["training_time_s"] = value
+    runs = [to_benchmark_run(run) for run in [*broken, *repeats("tensorflow", 20, 98)]]
+    (frameworks,) = ranking.group_by_conditions(runs).values()
+    answers = ranking.answers(frameworks)
+    assert answers[0].sentence.startswith("TensorFlow 2.21.0: median 20.00 s over 5 runs. There is no other framework")
+    assert "PyTorch 2.13.0 tested fastest" in answers[1].sentence
+    assert ranking.remarks(frameworks)[0] == f"PyTorch 2.13.0 is not ranked by training time: {text} of 5."
+    measured = sample(runs[:5], "training_time_s")
+    assert measured.text.endswith(f"], 4, {text}")
+    assert len(measured.values) == 4
+    found = comparison.rows(runs, lambda search: [], "torch", "tensorflow")
+    printed = comparison.text(found, "torch", "tensorflow")
+    assert f"no verdict: {text}" in printed.splitlines()[2]
+    assert found[0].result is None
+    assert {"finite_results", "device_synchronised"} & {each.rule for each in check.check(runs).findings}
+
+
+def test_framework_without_any_finite_value_crashes_nothing() -> None:
+    broken = repeats("torch", 10, 98)
+    for run in broken:
+        run.data.metrics.update(training_time_s=math.nan, testing_time_s=math.inf, accuracy_percent=math.nan)
+    sentences, remarks = rank(broken, repeats("tensorflow", 20, 98))
+    assert all(sentence.startswith("TensorFlow") for sentence in sentences)
+    assert remarks[:3] == [
+        "PyTorch 2.13.0 is not ranked by training time: 5 not finite of 5.",
+        "PyTorch 2.13.0 is not ranked by testing time: 5 not finite of 5.",
+        "PyTorch 2.13.0 is not ranked by test accuracy: 5 not finite of 5.",
+    ]
+    assert sample([to_benchmark_run(run) for run in broken], "training_time_s").text == "5 not finite"
+
+
+@pytest.mark.parametrize("values", [(1e308, 1e-320), (1e308, 1e308), (5e-324, 5e-324), (1e-320, 1.0)])
+def test_extreme_times_give_no_warning_and_no_crash(values: tuple[float, float]) -> None:
+    runs = [
+        make_finished_run(
+            f"framework={name}", *PARITY, seed=seed, metrics={"training_time_s": value * (1 - seed / 100)}
+        )
+        for name, value in zip(("torch", "tensorflow"), values, strict=True)
+        for seed in range(5)
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sentences, _ = rank(runs)
+    assert "trained fastest" in sentences[0]
