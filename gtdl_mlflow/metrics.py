@@ -171,6 +171,10 @@ _ALL = (
              requires="a machine that reports it") for when in ("before", "after")),
     Metric("interference/cpu_throttle_count", "", "Times that the processor was throttled.", LOWER,
            requires="a machine that reports it"),
+    Metric("interference/quota_throttle_count", "", "Times that the limit on CPU time of a control group stopped the "
+           "run.", LOWER, requires="a limit on CPU time"),
+    Metric("interference/quota_throttled_s", "s", "Time for which that limit stopped the run, summed over the CPUs.",
+           LOWER, requires="a limit on CPU time"),
     Metric("interference/gpu_other_processes", "", "Other processes that computed on the GPU.", LOWER,
            requires="`hardware=gpu`"),
     *(Metric(f"interference/gpu_mhz_{when}", "MHz", f"Clock frequency of the GPU, {when} the worker ran.",

@@ -171,9 +171,11 @@ def test_energy_is_left_out_where_the_machine_does_not_count_it(tmp_path: Path) 
 
 def test_gpu_that_cannot_be_sampled_is_reported_once(capfd: pytest.CaptureFixture[str]) -> None:
     sampler = Sampler(0.05, "gpu")
-    sampler.start(os.getpid())
-    time.sleep(0.3)
-    metrics = sampler.stop()
+    with subprocess.Popen(["sleep", "60"]) as worker:
+        sampler.start(os.getpid())
+        time.sleep(0.3)
+        metrics = sampler.stop()
+        worker.kill()
     assert any(metric.key == "system/worker_memory_mb" for metric in metrics)
     if not any("gpu" in metric.key for metric in metrics):
         assert capfd.readouterr().err.count("the GPU's use is not sampled") == 1

@@ -6,8 +6,10 @@ import itertools
 import os
 import shutil
 import subprocess
+from urllib.parse import urlsplit
 
 from .. import metrics
+from ..redaction import redact
 from ..worker import preprocessing
 from ..worker.job import LearningRateSchedule, Schedule, Training
 from ..worker.layers import NetworkError
@@ -43,6 +45,7 @@ def check(config: Config) -> None:
     except (NetworkError, preprocessing.PreprocessingError) as error:
         raise ConfigError(f"model={config.model.name} on dataset={config.dataset.name}: {error}") from error
     _check_batch_size(config.training, config.dataset)
+    _check_tracker(config.tracking.uri)
     _check_device(config)
 
 
@@ -71,6 +74,19 @@ def _check_dataset(dataset: Dataset) -> None:
     if dataset.split_seed is not None and not 0 <= dataset.split_seed < 2**32:
         raise ConfigError(f"dataset.split_seed={dataset.split_seed}: must be at least 0 and below 2**32")
     _check_image_size(dataset)
+
+
+def _check_tracker(uri: str) -> None:
+    """Refuse an address that no tracker can ever have: its runs would be saved for a delivery that never succeeds."""
+    try:
+        parts = urlsplit(uri)
+        complete = parts.scheme not in ("http", "https") or (parts.hostname and parts.port != 0)
+    except ValueError:  # a port that is no number, an incomplete IPv6 address
+        complete = False
+    if not complete:
+        raise ConfigError(f"tracking.uri={redact(uri)}: expected http://HOST:PORT, or a database such as sqlite:///mlflow.db")
+    if uri.startswith("sqlite:") and uri.partition("?")[0].rstrip("/").endswith((":memory:", "sqlite:")):
+        raise ConfigError(f"tracking.uri={uri}: a database in memory is lost with its process; use sqlite:///mlflow.db")
 
 
 def _check_image_size(dataset: Dataset) -> None:
@@ -211,6 +227,8 @@ def _check_device(config: Config) -> None:
     cores = sorted(os.sched_getaffinity(0))
     if hardware.cores is not None and not (hardware.cores and set(hardware.cores) <= set(cores)):
         raise ConfigError(f"hardware.cores={hardware.cores}: expected some of {cores}, the cores this process may use")
+    if hardware.cores is not None and len(set(hardware.cores)) < len(hardware.cores):
+        raise ConfigError(f"hardware.cores={hardware.cores}: each core may be listed once")
     if hardware.side_by_side and hardware.cores is None:
         raise ConfigError(
             f"hardware.side_by_side=true: requires hardware.cores, some of {cores}, different in each run"

@@ -9,6 +9,7 @@ from typing import Any
 
 from omegaconf import ListConfig, OmegaConf
 
+from .. import cgroups
 from ..redaction import VARIABLE, redact
 from ..worker.job import WARM_UP_STEPS
 
@@ -83,8 +84,8 @@ def is_residual_depth(depth: Any) -> bool:
 
 
 def _thread_counts() -> str:
-    """Return 1, 2, 4, ... and the number of cores that this process may use, as a sweep takes them."""
-    cores = len(os.sched_getaffinity(0))
+    """Return 1, 2, 4, ... and the number of threads that can run all the time, as a sweep takes them."""
+    cores = cgroups.threads_for(len(os.sched_getaffinity(0)))
     return ",".join(map(str, sorted({cores, *(2**power for power in range(cores.bit_length()))})))
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from .. import cgroups
 from ..worker import inputs, network
 from ..worker.job import Latency, Training
 
@@ -231,7 +232,7 @@ class Hardware:
     device: str = MISSING
     """``cpu`` or ``gpu``."""
     threads: int | None = None
-    """Threads that the framework may use; None: one per core of ``cores``."""
+    """Threads that the framework may use; None: one per core of ``cores``, or fewer if the CPU time is limited."""
     cores: list[int] | None = None
     """CPU cores to which the worker is pinned; None: those that this process may use."""
     side_by_side: bool = False
@@ -348,7 +349,7 @@ class Config:
     @property
     def threads(self) -> int:
         """Number of threads that the framework may use."""
-        return self.hardware.threads or len(self.hardware.usable_cores())
+        return self.hardware.threads or cgroups.threads_for(len(self.hardware.usable_cores()))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the configuration as plain types that JSON can represent."""

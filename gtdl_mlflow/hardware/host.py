@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 import subprocess
 from functools import cache
@@ -12,26 +13,43 @@ from typing import Any
 
 import psutil
 
+from .. import cgroups
+
 
 @cache
 def describe() -> dict[str, Any]:
-    """Return the processor, cores, memory, GPUs and operating system. Results with equal ones may be compared."""
-    return {
+    """Return the processor, cores, memory, GPUs and operating system, and the limits of this process on its cores.
+
+    Results with equal ones may be compared. Without limits, the description has no entries for them.
+    """
+    usable_cores, quota = len(os.sched_getaffinity(0)), cgroups.cpu_quota()
+    logical_cores = psutil.cpu_count() or usable_cores
+    description: dict[str, Any] = {
         "cpu": _cpu(),
-        "cores": psutil.cpu_count(logical=False) or psutil.cpu_count(),
-        "logical_cores": psutil.cpu_count(),
+        "cores": psutil.cpu_count(logical=False) or logical_cores,
+        "logical_cores": logical_cores,
         "memory_gib": round(psutil.virtual_memory().total / 2**30),
         "gpus": _gpus(),
         "system": f"{platform.system()} {platform.machine()}",
     }
+    if usable_cores < logical_cores:
+        description["usable_cores"] = usable_cores
+    if quota is not None and quota < usable_cores:
+        description["cpu_quota"] = round(quota, 2)
+    return description
 
 
 def fingerprint() -> str:
     """Return the description as one readable line that ends with its hash."""
     description = describe()
     digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:8]
-    cores, memory = f"{description['logical_cores']} cores", f"{description['memory_gib']} GiB"
-    return f"{', '.join([description['cpu'], cores, memory, *description['gpus']])} ({digest})"
+    parts = [description["cpu"], f"{description['logical_cores']} cores"]
+    if usable_cores := description.get("usable_cores"):
+        parts.append(f"{usable_cores} of them usable")
+    if quota := description.get("cpu_quota"):
+        parts.append(f"limited to {quota:g} CPUs")
+    parts += [f"{description['memory_gib']} GiB", *description["gpus"]]
+    return f"{', '.join(parts)} ({digest})"
 
 
 def _cpu() -> str:

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 import psutil
 
+from .. import cgroups
+
 if TYPE_CHECKING:
     from .gpu import Gpu
 
@@ -49,6 +51,8 @@ class Snapshot:
     mhz: float | None
     """Clock frequency of the processor."""
     throttle_count: int | None
+    quota: cgroups.Throttling | None = None
+    """Throttling by a limit on the CPU time of this process and its worker; None without a limit."""
     gpu: GpuSnapshot | None = None
 
     @classmethod
@@ -70,6 +74,7 @@ class Snapshot:
             load=os.getloadavg()[0],
             mhz=frequency.current if frequency and frequency.current else None,
             throttle_count=sum(counts) if counts else None,
+            quota=cgroups.throttling(),
             gpu=gpu,
         )
 
@@ -106,6 +111,9 @@ def metrics_between(before: Snapshot, after: Snapshot, worker_s: float) -> dict[
         metrics |= {"interference/cpu_mhz_before": before.mhz, "interference/cpu_mhz_after": after.mhz}
     if before.throttle_count is not None and after.throttle_count is not None:
         metrics["interference/cpu_throttle_count"] = after.throttle_count - before.throttle_count
+    if before.quota is not None and after.quota is not None:
+        metrics["interference/quota_throttle_count"] = after.quota.count - before.quota.count
+        metrics["interference/quota_throttled_s"] = after.quota.seconds - before.quota.seconds
     if before.gpu is not None and after.gpu is not None:
         metrics |= _gpu_metrics(before.gpu, after.gpu)
     return metrics
@@ -133,6 +141,9 @@ def warnings(metrics: Mapping[str, float]) -> list[str]:
         texts.append(f"the host withheld {stolen:.0f} % of this virtual machine's CPU time")
     if count := metrics.get("interference/cpu_throttle_count", 0.0):
         texts.append(f"the processor was throttled {count:.0f} times")
+    if count := metrics.get("interference/quota_throttle_count", 0.0):
+        seconds = metrics.get("interference/quota_throttled_s", 0.0)
+        texts.append(f"the limit on CPU time stopped the run {count:.0f} times, for {seconds:.2g} s")
     if processes := metrics.get("interference/gpu_other_processes", 0.0):
         texts.append(f"other processes computed on the GPU: {processes:.0f}")
     if seconds := metrics.get("interference/gpu_throttled_s", 0.0):

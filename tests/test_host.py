@@ -1,0 +1,87 @@
+"""The description of the machine: limits of this process change it, and nothing else does."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+
+import psutil
+import pytest
+
+from gtdl_mlflow import cgroups, config
+from gtdl_mlflow.hardware import host
+
+DESCRIBE = (
+    "import json; from gtdl_mlflow.hardware import host; print(json.dumps(host.describe())); print(host.fingerprint())"
+)
+
+
+@pytest.fixture(autouse=True)
+def _uncached() -> None:
+    host.describe.cache_clear()
+
+
+def free(monkeypatch: pytest.MonkeyPatch, cores: int) -> None:
+    """Make a machine with ``cores`` cores and no limits."""
+    monkeypatch.setattr(psutil, "cpu_count", lambda logical=True: cores)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)))
+    monkeypatch.setattr(cgroups, "cpu_quota", lambda: None)
+
+
+def test_fingerprint_of_a_machine_without_limits_has_no_entries_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    free(monkeypatch, 4)
+    description = host.describe()
+    assert list(description) == ["cpu", "cores", "logical_cores", "memory_gib", "gpus", "system"]
+    digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:8]
+    parts = [description["cpu"], "4 cores", f"{description['memory_gib']} GiB", *description["gpus"]]
+    assert host.fingerprint() == f"{', '.join(parts)} ({digest})"
+
+
+@pytest.mark.parametrize(("quota", "text"), [(0.1, "0.1"), (1.5, "1.5"), (1 / 3, "0.33"), (3, "3")])
+def test_quota_is_part_of_the_fingerprint(monkeypatch: pytest.MonkeyPatch, quota: float, text: str) -> None:
+    free(monkeypatch, 4)
+    before = host.fingerprint()
+    host.describe.cache_clear()
+    monkeypatch.setattr(cgroups, "cpu_quota", lambda: quota)
+    assert f", 4 cores, limited to {text} CPUs, " in host.fingerprint()
+    assert host.fingerprint()[-9:] != before[-9:]
+
+
+@pytest.mark.parametrize("quota", [4, 8.0])
+def test_quota_above_the_cores_limits_nothing(monkeypatch: pytest.MonkeyPatch, quota: float) -> None:
+    free(monkeypatch, 4)
+    before = host.fingerprint()
+    host.describe.cache_clear()
+    monkeypatch.setattr(cgroups, "cpu_quota", lambda: quota)
+    assert host.fingerprint() == before
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core")
+def test_affinity_is_part_of_the_fingerprint_and_of_the_default_threads() -> None:
+    core = str(min(os.sched_getaffinity(0)))
+    script = f"{DESCRIBE}; from gtdl_mlflow import config; print(config.compose([]).threads)"
+    command = ["taskset", "-c", core, sys.executable, "-c", script]
+    pinned, machine, threads = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, check=True
+    ).stdout.splitlines()
+    assert json.loads(pinned) == {**host.describe(), "usable_cores": 1}
+    assert f"{os.cpu_count()} cores, 1 of them usable, " in machine
+    assert threads == "1"
+
+
+@pytest.mark.parametrize(
+    ("cores", "text"),
+    [
+        ("[0,0]", "each core may be listed once"),
+        ("[-1]", "expected some of"),
+        ("[0,-1]", "expected some of"),
+        ("[9999]", "expected some of"),
+        ("[]", "expected some of"),
+    ],
+)
+def test_cores_that_cannot_be_used_are_refused(cores: str, text: str) -> None:
+    with pytest.raises(config.ConfigError, match=text):
+        config.check(config.compose([f"hardware.cores={cores}"]))
