@@ -458,11 +458,11 @@ class _Delivery:
 
 
 def _clean(text: str, limit: int) -> str:
-    """Return ``text`` as databases can store it: at most ``limit`` characters, without NUL and unpaired surrogates."""
+    """Return ``text`` as databases can store it: without NUL and unpaired surrogates, at most ``limit`` characters."""
     text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").replace("\0", "\N{REPLACEMENT CHARACTER}")
     if len(text) <= limit:
         return text
-    note = f" ... ({len(text)} characters)"
+    note = "" if limit == NAME_LIMIT else f" ... ({len(text)} characters)"  # names must not contain brackets
     return text[: limit - len(note)] + note
 
 

@@ -15,6 +15,7 @@ import pytest
 from mlflow.entities import Run
 
 from gtdl_mlflow import config, environments
+from gtdl_mlflow.files import cache_dir
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,6 +37,13 @@ def sweep_runs(experiment: str = "gtdl") -> tuple[Run, list[Run]]:
     children = [run for run in found if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
     assert len(children) == len(found) - 1
     return parent, children
+
+
+def own_cache_directory(folder: Path) -> None:
+    """Create a cache directory that has the environments and the measured peaks of the current one, and no records."""
+    folder.mkdir()
+    for name in ("environments", "builds", "peaks"):
+        (folder / name).symlink_to(cache_dir() / name)
 
 
 def need_torch() -> None:
