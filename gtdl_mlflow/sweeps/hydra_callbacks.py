@@ -6,6 +6,7 @@ import copy
 import importlib
 import math
 import os
+import signal
 import sys
 import time
 from contextlib import suppress
@@ -80,6 +81,14 @@ def check_launcher(hydra: Any) -> None:
         ) from error
 
 
+def protect_joblib() -> None:
+    """Start joblib's helper process, which survives SIGINT and SIGTERM, in such a way that it survives SIGHUP too."""
+    tracker = importlib.import_module("joblib.externals.loky.backend.resource_tracker")
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    tracker.ensure_running()
+    signal.signal(signal.SIGHUP, previous)
+
+
 def requested_overrides(hydra: Any) -> list[str]:
     """Return the overrides of a sweep: those typed, and those of ``hydra.sweeper.params`` that were not typed."""
     typed = list(hydra.overrides.task)
@@ -135,6 +144,8 @@ class SweepParent(Callback):
     def on_multirun_start(self, config: Any, **_: Any) -> None:
         from ..tracking import store
 
+        if config.hydra.launcher._target_.endswith(".JoblibLauncher"):
+            protect_joblib()
         signals.interrupt_on_first()  # from now on there is a run to close
         try:
             with signals.deferred():
