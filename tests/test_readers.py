@@ -173,8 +173,8 @@ def test_cifar_is_read_whatever_letters_its_names_have(data: Path) -> None:
 
 
 MNIST = {
-    "train-images-idx3-ubyte": idx(np.arange(120, dtype=np.uint8).reshape(10, 4, 3)),
-    "train-labels-idx1-ubyte": idx(np.arange(10, dtype=np.uint8)),
+    "train-images-idx3-ubyte": idx(np.arange(144, dtype=np.uint8).reshape(12, 4, 3)),
+    "train-labels-idx1-ubyte": idx(np.arange(12, dtype=np.uint8) % 10),
     "t10k-images-idx3-ubyte": idx(np.arange(24, dtype=np.uint8).reshape(2, 4, 3)),
     "t10k-labels-idx1-ubyte": idx(np.arange(2, dtype=np.uint8)),
 }
@@ -195,15 +195,15 @@ MNIST = {
         ),
         (b"\x03\x08\0\0" + MNIST["train-images-idx3-ubyte"][4:], "an IDX file in little-endian byte order"),
         (b"\0\0\x0d" + MNIST["train-images-idx3-ubyte"][3:], "magic number 3331, expected 2051"),
-        (MNIST["t10k-images-idx3-ubyte"], "contains 2 x 4 x 3 values, expected 10 x 4 x 3"),
+        (MNIST["t10k-images-idx3-ubyte"], "contains 2 x 4 x 3 values, expected 12 x 4 x 3"),
         (MNIST["train-labels-idx1-ubyte"], "magic number 2049, expected 2051"),
-        (MNIST["train-images-idx3-ubyte"][:-1], "135 bytes unpacked, expected 136"),
-        (MNIST["train-images-idx3-ubyte"] + b"\0", "more than 136 bytes unpacked, expected 136"),
+        (MNIST["train-images-idx3-ubyte"][:-1], "159 bytes unpacked, expected 160"),
+        (MNIST["train-images-idx3-ubyte"] + b"\0", "more than 160 bytes unpacked, expected 160"),
     ],
 )
 def test_wrong_file_of_mnist_is_refused_for_the_right_reason(data: Path, content: bytes, words: str) -> None:
     files = {name: hashlib.md5(whole).hexdigest() for name, whole in MNIST.items()}
-    small = replace(configured("mnist"), image_shape=[4, 3, 1], train_images=10, test_images=2, files=files)
+    small = replace(configured("mnist"), image_shape=[4, 3, 1], train_images=12, test_images=2, files=files)
     folder = data / "mnist"
     write_files({f"{name}.gz": gzip.compress(MNIST[name]) + bytes(512) for name in MNIST}, folder)
     published = read_bytes(small)
@@ -301,7 +301,7 @@ def read_bytes(dataset: Dataset) -> bytes:
 )
 def test_invalid_face_is_named(data: Path, people: dict[str, bytes], name: str, content: bytes, words: str) -> None:
     write_files({"att_faces.zip": zipped({**people, name: content})}, data / "att_faces")
-    assert_refused(configured("att_faces"), f"att_faces.zip: {name}: {words}")
+    assert_refused(configured("att_faces"), f"att_faces.zip: {name}: ", words)
 
 
 @pytest.mark.parametrize(
@@ -436,9 +436,8 @@ def test_all_packings_of_the_categories_result_in_the_same_arrays(data: Path, ca
 SPELLINGS: dict[str, Callable[[str], str]] = {
     "JPG": lambda name: re.sub(r"([3579])\.jpg$", r"\1.JPG", name),
     "jpeg": lambda name: re.sub(r"([3579])\.jpg$", r"\1.jpeg", name),
-    "JPEG, jpe, JFIF": lambda name: (
-        name.replace("1.jpg", "1.JPEG").replace("2.jpg", "2.jpe").replace("3.jpg", "3.JFIF")
-    ),
+    "JPEG": lambda name: name.replace("1.jpg", "1.JPEG").replace("3.jpg", "3.Jpeg"),
+    "jpe, JFIF": lambda name: name.replace("2.jpg", "2.jpe").replace("3.jpg", "3.JFIF"),
     "capital letters": str.upper,
     "small letters": str.lower,  # as in TensorFlow's copy
     "numbers without zeros": lambda name: re.sub(r"_0*(\d+)\.", r"_\1.", name),
@@ -482,7 +481,6 @@ def test_images_are_read_whatever_spelling_their_names_have(
         ("ant/image_1.jpg", "occurs twice"),
         ("ANT/image_0001.jpeg", "occurs twice"),
         ("ants/image_0001.jpg", "ants is not a category of caltech101"),
-        ("annotations/image_0001.mat", "not a file of caltech101"),
     ],
 )
 @pytest.mark.parametrize("packed", [False, True])
@@ -503,7 +501,7 @@ def test_files_that_are_no_images_of_a_category_are_ignored(data: Path) -> None:
             for name in (".DS_Store", "Thumbs.db", "ant/Thumbs.db", "ant/._image_0001.jpg")
         ),
         *(f"101_ObjectCategories/{name}" for name in ("BACKGROUND_Google/image_0001.jpg", "BACKGROUND_Google/tmp")),
-        *("101_ObjectCategories/background_google/x", "101_ObjectCategories/.ipynb_checkpoints/image_0001.jpg"),
+        *(f"101_ObjectCategories/{name}" for name in ("background_google/x", ".ipynb_checkpoints/image_0001.jpg")),
         *("__MACOSX/101_ObjectCategories/ant/._image_0001.jpg", "Annotations/ant/annotation_0001.mat"),
         *("Annotations.tar", "show_annotation.m", "README.txt"),
     ]
@@ -622,7 +620,7 @@ def progressive(scans: int) -> bytes:
         (progressive(100), "4096 x 4096 pixels in 100 scan(s): decoding the images up to this one takes too long"),
         (progressive(10), "4096 x 4096 pixels in 10 scan(s): decoding"),
         (jpeg(np.zeros((1024, 4096, 3), np.uint8)), "4096 x 1024 pixels in 1 scan(s): decoding"),
-        (JPEG[:2] + b"\xff\xfe\0\2" * 2**20 + JPEG[2:], " bytes: decoding"),
+        (JPEG[:2] + b"\xff\xfe\0\2" * 2**18 + JPEG[2:], " bytes: decoding"),
     ],
     ids=["100 scans", "10 scans", "1 scan", "many segments"],
 )
@@ -635,14 +633,12 @@ def test_work_of_decoding_is_limited(data: Path, content: bytes, words: str) -> 
 
 
 def test_work_of_ordinary_images_is_not_limited() -> None:
-    # The largest of Caltech-101 in one of a thousand images, progressive ones otherwise, as many as a copy may have.
-    decoder, work = images.JpegDecoder(), images.WORK_RESERVE
-    ordinary, large = (
-        jpeg(photograph(1, *size, 3), progressive=True, quality=q) for size, q in (((200, 300), 75), ((1000, 1600), 90))
-    )
-    for number in range(1000):
-        decoder.decode(large if number == 500 else ordinary, "ant/image_0001.jpg")
-    assert decoder._work > work - 2**28
+    # As large as those of Caltech-101, a few as its largest one, and all progressive.
+    ordinary = jpeg(photograph(1, 200, 300, 3), progressive=True)
+    large = jpeg(photograph(1, 1000, 1600, 3), progressive=True)
+    decoder = images.JpegDecoder()
+    for number in range(2000):
+        decoder.decode(large if number % 100 == 0 else ordinary, "ant/image_0001.jpg")
 
 
 # Limits

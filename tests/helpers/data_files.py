@@ -187,10 +187,12 @@ def _files(folder: Path) -> list[Path]:
 
 PREPARE = r"""
 import json, re, sys
-from gtdl_mlflow.config import Dataset
+from gtdl_mlflow.config import Dataset, Download
 from gtdl_mlflow.datasets import DatasetError, prepare
+fields = json.loads(sys.argv[1])
+fields["downloads"] = {name: Download(**each) for name, each in fields["downloads"].items()}
 try:
-    print(prepare(Dataset(**json.loads(sys.argv[1]))).folder)
+    print(prepare(Dataset(**fields)).folder)
 except DatasetError as error:
     print(error)
 # Not getrusage: its maximum includes the memory of the parent process.
