@@ -30,7 +30,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 from .. import tags
 from ..console import info
 from ..files import cache_dir, lock_for, read_state, set_aside, write_atomically
-from ..redaction import redact
+from ..redaction import has_secrets, redact
 from .deadline import Deadline, DeadlinePassed
 from .processes import PROCESS_GONE, is_alive, this_process
 from .store import (
@@ -217,9 +217,12 @@ class _Delivery:
         if record.run_id and record.experiment_id:
             return
         if record.run_id:  # created by `mlflow run`, in an experiment of its choice
-            record.experiment_id = str(client.get_run(record.run_id).info.experiment_id)
+            run = client.get_run(record.run_id)
+            record.experiment_id = str(run.info.experiment_id)
             client.update_run(record.run_id, "RUNNING", _clean(record.name, NAME_LIMIT))
-            record.tags = {tags.RECORD: record.key, tags.PROCESS: record.process, **record.tags}
+            # MLflow stores the project's address as it was typed. The tags can be replaced, the params cannot.
+            redacted = {key: redact(value) for key, value in run.data.tags.items() if has_secrets(value)}
+            record.tags = {**redacted, tags.RECORD: record.key, tags.PROCESS: record.process, **record.tags}
             return
         record.experiment_id = record.experiment_id or self._experiment_id()
         essential = {tags.RECORD: record.key, tags.PROCESS: record.process}

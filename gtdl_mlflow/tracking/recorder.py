@@ -257,7 +257,7 @@ class Recorder:
             self.record.finish("FINISHED", now_ms)
         else:
             status = "FAILED" if issubclass(kind, Exception) else "KILLED"
-            reason = printable(str(error)) if issubclass(kind, Exception) else INTERRUPTED
+            reason = printable(redact(str(error))) if issubclass(kind, Exception) else INTERRUPTED
             tag, label = (tags.UNAVAILABLE, "unavailable") if issubclass(kind, Unavailable) else (tags.FAILURE, status)
             self.record.tags |= {tag: reason[:REASON_LIMIT], MLFLOW_RUN_NOTE: f"{label}: {reason}"[:REASON_LIMIT]}
             self.record.finish(status, now_ms)
