@@ -60,13 +60,6 @@ def page(runs: list[BenchmarkRun], client: MlflowClient, experiment: str, remark
     """
     if not runs:
         raise NothingFound(f"experiment {experiment}: no run yet")
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader(__package__, "."),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
     compared = _compared(group_by_conditions(runs))
     sections = [section(conditions, frameworks, client) for conditions, frameworks in compared[:SECTIONS]]
     transfers = transfer(runs)
@@ -74,7 +67,7 @@ def page(runs: list[BenchmarkRun], client: MlflowClient, experiment: str, remark
     numbers = {id(chart): index for index, chart in enumerate(drawn)}
     original = published_figures.load()
     ordered = sorted(runs, key=lambda run: (run.key.dataset, run.key.framework, run.seed))
-    return environment.get_template("page.html").render(
+    return _template().render(
         experiment=experiment,
         remarks=remarks,
         version=__version__,
@@ -111,6 +104,18 @@ def _compared(
     if not chosen:
         chosen = [conditions for conditions, number in finished.items() if number and conditions.setting != OWN]
     return [(conditions, groups[conditions]) for conditions in chosen]
+
+
+@cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader(__package__, "."),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    return environment.get_template("page.html")
 
 
 @cache

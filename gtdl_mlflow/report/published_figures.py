@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ class PublishedFigures:
         return None if row is None or device not in row else PublishedResult(row["version"], **row[device])
 
 
+@cache
 def load() -> PublishedFigures:
     """Read the published results."""
     path = Path(__file__).with_name("gtdlbench.yaml")
