@@ -120,6 +120,52 @@ def test_plain_gzip_and_dotted_names_result_in_the_same_arrays(
     assert plain.digest == packed.digest == dotted.digest
 
 
+SIDE_BY_SIDE: dict[str, Callable[[Path, bytes], object]] = {
+    "half plain, whole gzip": lambda path, content: (
+        path.write_bytes(content[: len(content) // 2]),
+        path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(content)),
+    ),
+    "whole plain, half gzip": lambda path, content: (
+        path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(content)[:50]),
+    ),
+    "whole plain, web page as gzip": lambda path, content: (
+        path.with_name(f"{path.name}.gz").write_bytes(b"<html>Not found</html>"),
+    ),
+    "damaged plain, whole dotted": lambda path, content: (
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1])),
+        path.with_name(path.name.replace("-idx", ".idx")).write_bytes(content),
+    ),
+    "damaged plain, whole in a subfolder": lambda path, content: (
+        path.write_bytes(b""),
+        (path.parent / "MNIST" / "raw").mkdir(parents=True, exist_ok=True),
+        (path.parent / "MNIST" / "raw" / path.name).write_bytes(content),
+    ),
+    "subfolder of its name": lambda path, content: (
+        path.unlink(),
+        path.mkdir(),
+        (path / path.name).write_bytes(content),
+    ),
+}
+
+
+@pytest.mark.parametrize("write", SIDE_BY_SIDE.values(), ids=SIDE_BY_SIDE)
+def test_the_intact_one_of_several_copies_of_a_file_is_read(
+    small: Dataset, folder: Path, write: Callable[[Path, bytes], object]
+) -> None:
+    digest = prepare(small).digest
+    for name in NAMES:
+        write(folder / name, (folder / name).read_bytes())
+    assert prepare(small).digest == digest
+    assert verify(small).startswith("small: 4 file(s) as published, prepared files intact")
+
+
+def test_the_first_one_of_several_damaged_copies_is_named(small: Dataset, folder: Path) -> None:
+    packed = gzip.compress((folder / NAMES[0]).read_bytes())
+    (folder / NAMES[0]).write_bytes(b"\0")
+    (folder / f"{NAMES[0]}.gz").write_bytes(packed[:50])
+    assert_refused(small, f"{folder / NAMES[0]}: ", "replace it with the publisher's file")
+
+
 def test_digest_depends_on_contents_and_shapes(small: Dataset, folder: Path) -> None:
     first = prepare(small)
 

@@ -556,6 +556,13 @@ def test_half_unpacked_folder_beside_its_archive_is_named(data: Path) -> None:
     assert prepare(dataset).digest == from_archive.digest
 
 
+def test_decompressed_archive_is_found(data: Path) -> None:
+    write_files({"cifar-10-binary.tar": tar(FILES, "w")}, data / "cifar10")
+    assert first_pixel(prepare(SMALL)) == FIRST_PIXEL
+    write_files(CHANGED, data / "cifar10")  # what is unpacked beside it is preferred
+    assert first_pixel(prepare(SMALL)) == OTHER_PIXEL
+
+
 @pytest.mark.parametrize("root", ["", "cifar10", "cifar-10/cifar-10", "a/b"])
 def test_files_in_nested_folders_are_found(data: Path, root: str) -> None:
     write_files({f"{root}/{name}" if root else name: content for name, content in FILES.items()}, data / "cifar10")

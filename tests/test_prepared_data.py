@@ -146,7 +146,7 @@ def test_worker_by_hand_checks_the_data(job: Job, tmp_path: Path) -> None:
 
 
 def test_worker_by_hand_accepts_a_job_without_hashes(job: Job, tmp_path: Path) -> None:
-    flip(tmp_path / "data" / "train_labels.npy")
+    flip(tmp_path / "data" / "train_images.npy")
     done = run_by_hand(replace(job, data_sha256={}), tmp_path)
     assert done.returncode == 0, done.stderr
     assert '"training_time_s"' in done.stdout

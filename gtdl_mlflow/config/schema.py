@@ -190,7 +190,8 @@ class Dataset:
     files: dict[str, str] = field(default_factory=dict)
     """The publisher's files: name without compression, to the MD5 of the uncompressed content."""
     archives: list[str] = field(default_factory=list)
-    """Possible names of the publisher's archive. The first that exists is read if nothing is unpacked."""
+    """Possible names of the publisher's archive. The first that exists is read if nothing is unpacked. If it is a
+    compressed tar, it may have been decompressed."""
     unpacked: str = ""
     """File or folder of the archive whose presence shows that it has been unpacked."""
     downloads: dict[str, Download] = field(default_factory=dict)

@@ -132,8 +132,14 @@ def _plain(name: str) -> str:
 
 
 def _find_archive(dataset: Dataset, folder: Path) -> Path | None:
-    paths = (root / name for root in _roots(folder) for name in dataset.archives)
+    paths = (root / name for root in _roots(folder) for name in _archive_names(dataset))
     return next((path for path in paths if path.is_file()), None)
+
+
+def _archive_names(dataset: Dataset) -> list[str]:
+    # Some browsers decompress a download and drop the ending.
+    names = [each for name in dataset.archives for each in (name, re.sub(r"\.(gz|Z)$", "", name))]
+    return list(dict.fromkeys(names))
 
 
 def find_all(dataset: Dataset, folder: Path) -> dict[str, Path]:
@@ -202,7 +208,7 @@ def _entries(dataset: Dataset, source: Path) -> Iterator[archives.ArchiveEntry]:
     """Yield the entries of a folder or archive but junk and archives beside the files that were unpacked from them."""
     packings: set[str] = set()
     if source.is_dir():
-        packings = {*dataset.archives, *(download.file for download in dataset.downloads.values())}
+        packings = {*_archive_names(dataset), *(download.file for download in dataset.downloads.values())}
     for entry in archives.entries(source, dataset.archives):
         if not JUNK.fullmatch(entry.name) and entry.name.rpartition("/")[2] not in packings:
             yield entry
