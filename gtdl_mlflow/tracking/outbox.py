@@ -443,7 +443,9 @@ class _Delivery:
     def _log_file(self, path: Path) -> None:
         try:
             for each in (path, *path.rglob("*")):
-                if not each.is_dir():
+                if not (each.is_dir() or each.is_file()):  # reading a device or a pipe may never end
+                    raise RequestRefused(f"{each}: not a regular file")
+                if each.is_file():
                     each.open("rb").close()
         except OSError as error:
             raise RequestRefused(f"{error.filename}: {error.strerror}") from error
