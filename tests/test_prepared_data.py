@@ -16,6 +16,7 @@ import pytest
 from helpers.networks import ZERO
 from helpers.project import ROOT, Command
 
+from gtdl_mlflow.worker.experiment import FileAccess
 from gtdl_mlflow.worker.job import BatchOrder, Job, Latency, Optimizer, Training
 from gtdl_mlflow.worker.prepared_data import ARRAYS, DataChanged, open_arrays
 
@@ -150,6 +151,30 @@ def test_worker_by_hand_accepts_a_job_without_hashes(job: Job, tmp_path: Path) -
     done = run_by_hand(replace(job, data_sha256={}), tmp_path)
     assert done.returncode == 0, done.stderr
     assert '"training_time_s"' in done.stdout
+
+
+def drop_from_memory(folder: Path) -> None:
+    os.sync()
+    for path in folder.glob("*.npy"):
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def test_data_that_are_read_from_the_disk_are_cold(job: Job) -> None:
+    images = Path(job.data) / "train_images.npy"
+    np.save(images, np.zeros((20_000, 4, 3, 10), np.uint8))
+    drop_from_memory(images.parent)
+    with FileAccess() as plain:
+        images.read_bytes()
+    if plain.state == "warm":
+        pytest.skip("this file system has its files in memory")
+    hashes = {name: hashlib.sha256((images.parent / f"{name}.npy").read_bytes()).hexdigest() for name in ARRAYS}
+    drop_from_memory(images.parent)
+    with FileAccess() as first:
+        open_arrays(replace(job, data_sha256=hashes))
+    with FileAccess() as second:
+        open_arrays(replace(job, data_sha256=hashes))
+    assert (first.state, second.state) == ("cold", "warm")
 
 
 @pytest.mark.slow
