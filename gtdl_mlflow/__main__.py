@@ -27,6 +27,7 @@ from .config import CONF, Config, ConfigError, Unavailable, to_config
 from .config.errors import explain, explain_null_section
 from .console import conceal_arguments, info, output
 from .sweeps.hydra_callbacks import SweepParent
+from .tracking.deadline import leave
 
 HYDRA_FLAGS = {
     *("--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun", "--info"),
@@ -64,7 +65,7 @@ def main() -> None:
     except KeyboardInterrupt:
         _close_sweep("KILLED")
         info("stopped")
-        sys.exit(signals.INTERRUPTED)
+        leave(signals.INTERRUPTED)
     except OSError as error:
         _close_sweep("FAILED")
         info(files.explain(error))
@@ -79,7 +80,7 @@ def main() -> None:
         sys.exit(1)
     signals.ignore()  # everything is delivered
     # For a sweep, the states in MLflow count: an earlier start or a later delivery may have added runs.
-    sys.exit(1 if (failures if SweepParent.failures is None else SweepParent.failures) else 0)
+    leave(1 if (failures if SweepParent.failures is None else SweepParent.failures) else 0)
 
 
 def to_overrides(arguments: list[str]) -> list[str]:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from .. import files, signals
 from ..console import conceal_arguments, fail
+from ..tracking.deadline import leave
 from . import answer, data, env, machine, reports, track
 from .common import CommandFailed
 
@@ -37,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command ``gtdl`` and return its exit status."""
     if argv is None:
         signals.interrupt_on_first()
-    arguments = parser().parse_args(conceal_arguments(sys.argv[1:] if argv is None else argv))
+        leave(main(sys.argv[1:]))  # a request that never ends must not hold this process
+    arguments = parser().parse_args(conceal_arguments(argv))
     gc.set_threshold(100_000)  # with the default, 700, collections take 0.9 s of the 1.4 s to read 300 runs
     # Set before MLflow is imported, which sets up its loggers.
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
@@ -53,4 +55,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
