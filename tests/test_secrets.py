@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -82,11 +83,11 @@ def test_a_password_is_sent_to_its_own_tracker_only(
         monkeypatch.setenv("MLFLOW_TRACKING_URI", with_password)
         assert run("report").returncode == 1
         assert run("report", "--tracking-uri", ours).returncode == 1  # the same tracker, without its password
-        assert set(at_ours) == {"alice:p@ss"}
+        assert set(at_ours) == {f"Basic {b64encode(b'alice:p@ss').decode()}"}
         at_ours.clear()
         monkeypatch.setenv("MLFLOW_TRACKING_URI", other)
         assert run("report", "--tracking-uri", with_password).returncode == 1
-        assert set(at_ours) == {"alice:p@ss"}
+        assert set(at_ours) == {f"Basic {b64encode(b'alice:p@ss').decode()}"}
     assert set(at_other) == {""}
 
 
@@ -165,7 +166,7 @@ def test_nothing_that_ten_commands_leave_has_one_of_the_planted_secrets(
     contents = {"output": output.encode(), "runs": stored.encode()}
     for top in (tmp_path, tracker.folder):
         for parent, _, names in os.walk(top):  # symbolic links, to the frameworks, are not followed
-            contents |= {path: Path(path).read_bytes() for path in (os.path.join(parent, name) for name in names)}
+            contents |= {str(path): path.read_bytes() for path in (Path(parent) / name for name in names)}
     found = [
         (secret, where) for where, text in contents.items() for secret in PLANTED.values() if secret.encode() in text
     ]
