@@ -214,14 +214,20 @@ def test_gzip_file_sent_with_an_encoding_stays_packed(server: Server, folder: Pa
     ("answer", "reason"),
     [
         (Answer(body=CONTENTS[:-1] + b"\1"), "does not match the known hash: expected sha256:"),
-        (Answer(body=b"<html>Please log in</html>"), "offers 26 bytes, expected"),
-        (Answer(body=b"<html>Please log in</html>", length=-1), "does not match the known hash: expected sha256:"),
+        (Answer(body=b"Please log in"), "offers 13 bytes, expected"),
+        (Answer(body=b"Please log in", length=-1), "sends 13 bytes, expected"),
+        (Answer(body=b"", length=-1), "sends 0 bytes, expected"),
+        (Answer(body=b"", length=-1, headers={"Content-Length": "-5"}), "sends 0 bytes, expected"),
+        (Answer(body=b"", length=-1, headers={"Content-Length": "many"}), "sends 0 bytes, expected"),
+        (Answer(headers={"Content-Encoding": "gzip"}, body=gzip.compress(bytes(2**28))), "offers 260,"),
+        (Answer(status=302, headers={"Location": "file:///etc/passwd"}), "(redirected to file:///etc/passwd)"),
+        (Answer(status=302, headers={"Location": "http://[/"}), "invalid answer (Invalid IPv6 URL)"),
         (Answer(body=CONTENTS + b"\0", length=-1), "sends more than the"),
         (Answer(body=CONTENTS + bytes(10**7), length=-1), "sends more than the"),
         (Answer(length=len(CONTENTS) + 1), "offers"),
         (Answer(length=1000), "offers 1,000 bytes"),
         (Answer(cut=HALF), "failed (IncompleteRead"),
-        (Answer(cut=HALF, length=-1), "does not match the known hash: expected sha256:"),
+        (Answer(cut=HALF, length=-1), "sends 200,"),
         (Answer(status=403), "HTTP status 403 Forbidden"),
         (Answer(status=404, body=b"no such file"), "HTTP status 404 Not Found"),
         (Answer(status=503, body=b"busy"), "HTTP status 503 Service Unavailable"),
@@ -238,6 +244,94 @@ def test_other_answer_is_discarded_and_the_mirror_is_used(
     assert server.sent < 2**23
     assert_fetched(dataset(server, mirror), folder)
     assert [len(server.paths), len(mirror.paths)] == [2, 1]
+
+
+PAGES = {
+    "html": b"<!DOCTYPE html><html><title>Virus scan warning</title></html>",
+    "small": b"\xef\xbb\xbf\n <HTML>Log in</HTML>",
+    "comment": b"<!-- portal --><html>" + bytes(10**6),
+    "xml": b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>",
+    "utf-16": "<html>".encode("utf-16"),
+    "as long as the file": b"<html>".ljust(len(CONTENTS)),
+}
+
+
+@pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)
+@pytest.mark.parametrize("length", [None, -1], ids=["with its length", "without a length"])
+@pytest.mark.parametrize("exact", [True, False], ids=["checksum", "no checksum"])
+def test_web_page_is_recognized_and_the_mirror_is_used(
+    server: Server, mirror: Server, folder: Path, page: bytes, length: int | None, exact: bool
+) -> None:
+    make = dataset if exact else without_checksum
+    server.answer = Answer(body=page, length=length, headers={"Accept-Ranges": "bytes"})
+    assert_fails(make(server), f"downloaded: {server.host}: sends a web page instead of the file; put {FILE}")
+    assert_fetched(make(server, mirror), folder)
+    # One request each, and none for a part of a file.
+    assert [len(server.paths), len(mirror.paths)] == [2, 1]
+    assert not any("Range" in headers for headers in server.headers + mirror.headers)
+
+
+def test_redirection_to_a_login_page_is_named(server: Server, mirror: Server) -> None:
+    server.answer = Answer(status=302, headers={"Location": mirror.url})
+    mirror.answer = Answer(body=PAGES["html"])
+    assert_fails(
+        dataset(server), f"{server.host}: sends a web page instead of the file (redirected to {mirror.url}); put"
+    )
+
+
+def test_circular_redirection_ends(server: Server) -> None:
+    server.answer = Answer(status=302, headers={"Location": "/again"})
+    assert_fails(dataset(server), f"{server.host}: failed (Exceeded 30 redirects.) (redirected to http://{server.host}")
+
+
+def test_contents_of_a_redirection_are_not_read(server: Server, mirror: Server, folder: Path) -> None:
+    server.answer = Answer(status=302, headers={"Location": mirror.url}, body=bytes(2**27))
+    assert_fetched(dataset(server), folder)
+    assert server.sent < 2**23
+
+
+def test_password_of_a_mirror_is_neither_sent_to_another_host_nor_printed(
+    server: Server, mirror: Server, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = mirror.url.replace("127.0.0.1", "localhost")
+    server.answer = Answer(status=302, headers={"Location": other})
+    mirror.answer = Answer(status=404)
+    data = dataset(urls=[server.url.replace("http://", "http://someone:pa55word@"), other])
+    message = assert_fails(data, f"{server.host}: HTTP status 404 Not Found (redirected to {other}); localhost")
+    assert "Authorization" in server.headers[0]
+    assert len(mirror.headers) == 2
+    assert not any("Authorization" in headers for headers in mirror.headers)
+    mirror.answer = Answer()
+    assert_fetched(data, folder)
+    output, errors = capsys.readouterr()
+    assert "pa55word" not in message + output + errors
+
+
+@pytest.mark.parametrize("start", [b"", b"HTTP/1.1 200 OK\r\nX: ", b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n"])
+def test_server_that_sends_single_bytes_is_abandoned(start: bytes, folder: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=drip, args=(listener, start.replace(b"%d", b"%d" % len(CONTENTS))))
+        thread.start()
+        host = f"127.0.0.1:{listener.getsockname()[1]}"
+        begin = time.monotonic()
+        assert_fails(dataset(urls=[f"http://{host}/"]), f"{host}: sends less than 10 kB/s for 0.6 s")
+        assert time.monotonic() - begin < 5
+    thread.join(30)
+    assert names(folder) == []
+
+
+def drip(listener: socket.socket, start: bytes) -> None:
+    """Answer one request with ``start``, then with a byte every 0.05 s for at most 10 s."""
+    connection, _ = listener.accept()
+    with connection:
+        connection.recv(2**16)
+        connection.sendall(start)
+        try:
+            for _ in range(200):
+                connection.sendall(b"x")
+                time.sleep(0.05)
+        except OSError:
+            pass
 
 
 def test_alternative_packing_is_used_if_the_first_one_fails(server: Server, mirror: Server, folder: Path) -> None:

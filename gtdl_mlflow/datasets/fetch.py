@@ -1,18 +1,23 @@
 """Download data sets from their publishers or mirrors with pooch.
 
 pooch verifies checksums and gives a file its name only when it is complete. This module adds mirrors, alternative
-packings, a limit on the size, and files without a published checksum. Existing files are never replaced.
+packings, limits on size and time, and files without a published checksum. Existing files are never replaced, and no
+request resumes an earlier one.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
+import re
 import shutil
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import pooch
 import requests
@@ -23,10 +28,14 @@ from ..console import info, status_line
 from ..files import datasets_dir, hold_folder_lock
 from ..redaction import redact, reveal
 from .base import REMEDY, DatasetError, FilesNotFound
+from .file_types import is_web_page
 from .prepare import read
 
 # Its messages would repeat ours.
 pooch.get_logger().setLevel(logging.WARNING)
+
+SLOWEST = 10_000
+"""Bytes per second that a server must send on average over twice the timeout."""
 
 
 def fetch(dataset: Dataset, timeout_s: float) -> str:
@@ -109,7 +118,7 @@ def _fetch_file(
 ) -> bool:
     """Return whether ``url`` sent the file. Otherwise append the reason to ``failures``."""
     earlier = f" ({'; '.join(failures)})" if failures else ""
-    transfer = _Transfer(download, timeout_s, f"{dataset.name}: fetching {download.file} from {url}{earlier}")
+    transfer = _Transfer(download, timeout_s, f"{dataset.name}: fetching {download.file} from {redact(url)}{earlier}")
     checksum = _checksum(download)
     temporary = folder / "fetch.partial"  # readers ignore folders with a dot in their name
     try:
@@ -131,7 +140,9 @@ def _fetch_file(
         reason = str(error)  # requests: no such file of certificates
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    failures.append(f"{urlsplit(url).netloc or url}: {redact(reason)}")
+    target = f" (redirected to {transfer.redirected_to})" if transfer.redirected_to else ""
+    address = redact(url)
+    failures.append(f"{urlsplit(address).netloc or address}: {redact(reason + target)}")
     return False
 
 
@@ -148,55 +159,95 @@ def _reason(error: requests.RequestException, timeout_s: float) -> str:
 
 
 class _Transfer:
-    """Downloader for ``pooch.retrieve`` and its progress bar: limits the size, draws one line on a terminal."""
+    """Downloader for ``pooch.retrieve``: limits the size and the time, draws one line on a terminal.
+
+    A thread receives the file. requests limits only the silence between two bytes, so that a server can occupy it for
+    ever; the calling thread then abandons it.
+    """
 
     PERIOD_S = 0.1
 
     def __init__(self, download: Download, timeout_s: float, message: str) -> None:
         self._download, self._timeout_s, self._message = download, timeout_s, message
-        self._start_s = self._drawn_s = time.monotonic()
+        self._received, self._abandoned = 0, False
+        self._error: Exception | None = None
+        self.redirected_to = ""
+        """Address to which the server redirected the request."""
 
-    def __call__(self, url: str, output_file: str, manager: None) -> None:
-        self._path = Path(output_file)
-        download = pooch.HTTPDownloader(
-            progressbar=self,
-            chunk_size=2**16,
+    def __call__(self, url: str, output_file: str, _: object) -> None:
+        thread = threading.Thread(target=self._run, args=(url, Path(output_file)), daemon=True)
+        thread.start()
+        try:
+            self._watch(thread)
+        finally:
+            self._abandoned = True
+            status_line("")
+        if self._error:
+            raise self._error
+
+    def _watch(self, thread: threading.Thread) -> None:
+        """Return when ``thread`` has ended. Raise DatasetError if the server is too slow."""
+        expected = self._download.size_bytes
+        # Connecting may take the silence allowed for each of a host's addresses.
+        period_s = 2 * self._timeout_s
+        start_s = mark_s = time.monotonic()
+        mark = 0
+        while thread.is_alive():
+            thread.join(self.PERIOD_S)
+            now, received = time.monotonic(), self._received
+            if now - mark_s >= period_s:
+                if received - mark < SLOWEST * period_s:
+                    raise DatasetError(f"sends less than {SLOWEST / 1000:g} kB/s for {period_s:g} s")
+                mark_s, mark = now, received
+            if received:
+                speed = received / (now - start_s) / 1e6
+                progress = f"{received / expected:.0%} of {expected / 1e6:.1f} MB, {speed:.1f} MB/s"
+                status_line(f"{self._download.file}: {progress}")
+
+    def _run(self, url: str, path: Path) -> None:
+        try:
+            with path.open("wb") as file:
+                for block in self._blocks(url):
+                    if self._abandoned:
+                        return
+                    file.write(block)
+        except (DatasetError, OSError) as error:  # the errors of requests are of OSError
+            self._error = error
+        except Exception as error:  # http.client and urllib3 raise others for malformed answers
+            self._error = DatasetError(f"invalid answer ({' '.join(str(error).split()) or type(error).__name__})")
+
+    def _blocks(self, url: str) -> Iterator[bytes]:
+        with requests.get(
+            url,
+            stream=True,
             timeout=self._timeout_s,
             headers={"Accept-Encoding": "identity", "User-Agent": f"gtdl-mlflow/{__version__}"},
             verify=os.environ.get("SSL_CERT_FILE") or True,  # requests ignores this variable
-            hooks={"response": _keep_packed},
-        )
-        try:
-            download(url, output_file, manager)
-        finally:
-            self.close()
+            hooks={"response": self._on_response},
+        ) as response:
+            response.raise_for_status()
+            exact, expected = _checksum(self._download) is not None, self._download.size_bytes
+            length = response.headers.get("Content-Length", "")
+            offered = int(length) if re.fullmatch("[0-9]{1,18}", length) else None
+            wrong = offered is not None and (offered > expected or (exact and offered != expected))
+            blocks = response.iter_content(2**12 if wrong else 2**16)
+            first = next(blocks, b"")
+            if is_web_page(first):
+                raise DatasetError("sends a web page instead of the file")
+            if wrong:
+                raise DatasetError(f"offers {offered:,} bytes, expected {'' if exact else 'at most '}{expected:,}")
+            info(self._message)
+            for block in itertools.chain([first], blocks):
+                self._received += len(block)
+                if self._received > expected:
+                    raise DatasetError(f"sends more than the {expected:,} bytes expected")
+                yield block
+        if exact and self._received < expected:
+            raise DatasetError(f"sends {self._received:,} bytes, expected {expected:,}")
 
-    def _start(self, size: int) -> None:
-        exact, expected = _checksum(self._download) is not None, self._download.size_bytes
-        if size > expected or (exact and 0 < size != expected):
-            raise DatasetError(f"offers {size:,} bytes, expected {'' if exact else 'at most '}{expected:,}")
-        info(self._message)
-
-    total = property(fset=_start, doc="Bytes that the server states, or 0; pooch sets it before the first byte.")
-
-    def update(self, _: int) -> None:
-        """Draw the bar. Raise DatasetError if the server sends too much."""
-        size, expected, now = self._path.stat().st_size, self._download.size_bytes, time.monotonic()
-        if size > expected:
-            raise DatasetError(f"sends more than the {expected:,} bytes expected")
-        if now - self._drawn_s >= self.PERIOD_S:
-            self._drawn_s = now
-            speed = size / (now - self._start_s) / 1e6
-            status_line(f"{self._download.file}: {size / expected:.0%} of {expected / 1e6:.1f} MB, {speed:.1f} MB/s")
-
-    def reset(self) -> None:
-        """Do nothing: ``update`` measures the size of the file."""
-
-    def close(self) -> None:
-        """Erase the bar."""
-        status_line("")
-
-
-def _keep_packed(response: requests.Response, **_: Any) -> None:
-    # Some servers call .gz an encoding of the transfer, which requests would undo.
-    response.raw.headers.pop("Content-Encoding", None)
+    def _on_response(self, response: requests.Response, **_: Any) -> None:
+        # Some servers call .gz an encoding of the transfer, which requests would undo.
+        response.raw.headers.pop("Content-Encoding", None)
+        if response.is_redirect:
+            self.redirected_to = urljoin(response.url, response.headers["Location"])
+            response.close()  # requests would read its contents, of any length
