@@ -16,6 +16,8 @@ import pytest
 from helpers.project import ROOT, Command, runs, start, wait_for_worker
 
 from gtdl_mlflow.__main__ import to_overrides
+from gtdl_mlflow.config import compose
+from gtdl_mlflow.run import describe
 
 slow = pytest.mark.slow
 
@@ -50,6 +52,11 @@ def test_help_shows_commands_options_and_values(gtdl: Command) -> None:
         ["-m", "training.early_stopping={patience_iterations: 3}", "seed=1,2"],
         ["-m", "setting=caffe_mnist,caffe"],
         ["sweep.objective=noise/throttles"],
+        ["tracking.uri=http://"],
+        ["tracking.uri=http://127.0.0.1:notaport"],
+        ["tracking.uri='https://[::1'"],
+        ["tracking.uri=sqlite://"],
+        ["-m", "tracking.uri='sqlite:///:memory:'"],
     ],
 )
 def test_wrong_request_is_one_line_within_two_seconds_and_writes_nothing(
@@ -152,7 +159,7 @@ def test_unusable_tracking_store_is_one_line_without_credentials(
 
 
 @slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signal_ends_the_run_as_killed_and_leaves_no_process(store: str, number: int) -> None:
     driver = start("framework=reference", "training.epochs=1000000", "training.checkpoint_every_s=0")
     worker = wait_for_worker(driver)
@@ -164,6 +171,83 @@ def test_signal_ends_the_run_as_killed_and_leaves_no_process(store: str, number:
     (run,) = mlflow.search_runs(experiment_names=["gtdl"], output_format="list")
     assert run.info.status == "KILLED"
     assert run.data.params["worker.device"] == "cpu"
+
+
+@slow
+@pytest.mark.parametrize("sweep", [[], ["-m", "seed=1"]])
+def test_working_folder_of_a_job_moves_nothing(
+    gtdl: Command, sweep: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GTDL_LOCKS", "locks")
+    done = gtdl(*sweep, "framework=reference", "training.epochs=1", "hydra.job.chdir=true")
+    assert done.returncode == 0, done.stderr
+    (database,) = tmp_path.rglob("mlflow.db")
+    assert database.parent == tmp_path
+    assert {path.name for path in tmp_path.iterdir()} <= {"mlflow.db", "mlruns", "outputs", "multirun", "locks"}
+    assert (tmp_path / "locks" / "cpu").exists()
+    assert "FINISHED" in {run.info.status for run in runs(f"sqlite:///{database}")}
+    report = subprocess.run(
+        [sys.executable, "-m", "gtdl_mlflow.cli", "report"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert report.returncode == 0, report.stderr
+
+
+def test_budget_is_shown_as_it_was_requested() -> None:
+    for budget, text in (("0.001", "(budget 0.001)"), ("1e-5", "(budget 1e-05)"), ("0.3", "(budget 0.3)")):
+        assert text in describe(compose([f"budget={budget}"]))
+    assert "budget" not in describe(compose(["budget=1"]))
+
+
+@slow
+@pytest.mark.parametrize("kind", [[], ["-m", "seed=1"]])
+def test_working_folder_that_cannot_be_written_is_named(gtdl: Command, kind: list[str], store: str) -> None:
+    folder = Path("/proc/self")  # not even root can write here
+    done = subprocess.run(
+        [sys.executable, "-m", "gtdl_mlflow", *kind, "framework=reference"],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("gtdl: ")
+    assert "multirun" in line if kind else "outputs" in line
+    assert runs(store) == []
+
+
+@slow
+def test_user_without_a_home_directory_is_told_to_set_gtdl_home(tmp_path: Path) -> None:
+    script = "import os, pwd, runpy, sys; pwd.getpwuid = lambda user: {}[user]; os.environ.pop('HOME')\n"
+    script += (
+        "sys.argv = ['gtdl', 'framework=reference', 'training.epochs=1']; sys.path.insert(0, os.environ['ROOT'])\n"
+    )
+    script += "runpy.run_module('gtdl_mlflow', run_name='__main__', alter_sys=True)"
+    kept = {key: value for key, value in os.environ.items() if key not in ("GTDL_HOME", "LOGNAME", "USER")}
+
+    def run(**variables: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", script],
+            cwd=tmp_path,
+            env=kept | {"ROOT": str(ROOT), "HOME": "x"} | variables,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+    done = run()
+    assert done.returncode == 1
+    assert "has no home directory; set GTDL_HOME to a folder with its full path" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+    done = run(GTDL_HOME=str(tmp_path / "home"))
+    assert done.returncode == 0, done.stderr
+    assert "WARNING" not in done.stderr
 
 
 @slow

@@ -142,7 +142,9 @@ def test_peak_of_a_busy_machine_is_used_after_five_measurements(script: Path, mo
 def test_unreadable_peak_is_measured_again(script: Path) -> None:
     peak.get_or_measure(CPU, 1)
     (record,) = (cache_dir() / "peaks").glob("*.json")
-    for damaged in ("{", '{"machine": "of another version"}'):
+    stored = json.loads(record.read_text())
+    other_types = [stored | change for change in ({"gflops": None}, {"gflops": {"a": "b"}}, {"gb_per_s": -1.0})]
+    for damaged in ("", "{", "[]", '{"machine": "of another version"}', *map(json.dumps, other_types)):
         record.write_text(damaged)
         assert peak.load("cpu", 1) is None
         assert peak.get_or_measure(CPU, 1) is not None
