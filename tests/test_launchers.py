@@ -9,6 +9,7 @@ from pathlib import Path
 import mlflow
 import pytest
 from helpers.project import Command, mlflow_run, sweep_runs
+from helpers.servers import login_server
 
 pytestmark = pytest.mark.slow
 
@@ -66,6 +67,26 @@ def test_a_parallel_launcher_under_mlflow_run_creates_one_run_per_cell(store: st
     assert {run.data.params["framework"] for run in children} == {"reference", "torch"}
     assert [run.data.metrics["accuracy_percent"] > 20 for run in children] == [True, True]
     assert "training_time_s" not in parent.data.metrics
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local", "ray"])
+def test_jobs_get_a_password_that_was_typed_and_no_file_has_it(
+    gtdl: Command, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, launcher: str
+) -> None:
+    need(launcher)
+    password = "planted-password-0123456789"
+    with login_server(tmp_path_factory.mktemp("tracker"), {"alice": password}) as server:
+        address = server.uri.replace("http://", f"http://alice:{password}@")
+        done = gtdl(*SWEEP, f"hydra/launcher={launcher}", f"tracking.uri={address}", timeout=600)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "sweep: 2 finished of 2 cells" in done.stdout
+        with (server.folder / "server.db").open("rb") as stored:
+            assert password.encode() not in stored.read()
+    assert password not in done.stdout + done.stderr
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) > 20
+    assert [path for path in files if password.encode() in path.read_bytes()] == []
 
 
 def test_jobs_of_a_parallel_launcher_run_one_after_the_other_unless_side_by_side(gtdl: Command, store: str) -> None:

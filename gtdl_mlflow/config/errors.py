@@ -12,6 +12,8 @@ from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from ..redaction import redact
+
 RENAMED = {
     "dataset.downloads.*.bytes": "dataset.downloads.*.size_bytes",
     "dataset.target_accuracy": "dataset.target_accuracy_percent",
@@ -62,7 +64,11 @@ def similar(name: str, choices: Iterable[str]) -> str:
 
 
 def explain(error: Exception, schema: type) -> str:
-    """Return an error of Hydra or OmegaConf in one line. ``schema`` is the dataclass of the configuration."""
+    """Return an error of Hydra or OmegaConf in one line, redacted. ``schema`` is the dataclass of the configuration."""
+    return redact(_explain(error, schema))
+
+
+def _explain(error: Exception, schema: type) -> str:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
         options = error.options or []
