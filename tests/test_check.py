@@ -9,6 +9,7 @@ from typing import Any
 import mlflow
 import pytest
 from helpers.planted_runs import make_finished_run, make_run, plant
+from helpers.project import Command
 from mlflow.entities import Run
 
 from gtdl_mlflow import tags
@@ -45,6 +46,8 @@ def broken_rules(runs: list[Run]) -> set[str]:
         ("device_as_requested", {"reported": {"worker.device": "gpu"}}),
         ("device_as_requested", {"reported": {"worker.precision": "float64"}}),
         ("device_as_requested", {"reported": {"worker.threads": "7"}}),
+        ("finite_results", {"metrics": {"accuracy_percent": math.nan}}),
+        ("device_synchronised", {"metrics": {"worker/wall_s": math.nan}}),
         ("device_synchronised", {"metrics": {"worker/wall_s": 5.0}}),
         ("device_synchronised", {"metrics": {"testing_time_s": 0.0}}),
         ("first_step_included", {"metrics": {"train/first_step_s": 11.0}}),
@@ -78,6 +81,28 @@ def test_failed_seed_is_reported_unless_it_finished_later() -> None:
     assert "seed 9: FAILED: the worker was killed by SIGKILL" in text
     assert "a failed run is a result that the report must show" in text
     assert text.endswith("not passed: 6 runs in 1 cell, 1 error, 0 warnings")
+
+
+def test_time_that_is_not_finite_is_reported() -> None:
+    runs = publishable_runs(metrics={"training_time_s": math.nan})
+    text = check.check([to_benchmark_run(run) for run in runs]).text()
+    assert "error    finite_results        torch torch_mnist on mnist_5k, cpu, " in text
+    assert "seed 4: training time nan" in text
+    assert "not passed: " in text
+
+
+def test_nothing_finished_does_not_pass() -> None:
+    unavailable = make_run("framework=caffe", "dataset=mnist_5k", **{"gtdl.unavailable": "no GPU"})
+    assert broken_rules([unavailable]) == {"any_finished"}
+    assert broken_rules([make_run(*CELL, status="RUNNING")]) == {"any_finished", "enough_seeds", "none_running"}
+
+
+def test_message_from_the_store_is_one_line() -> None:
+    runs = publishable_runs(**{"gtdl.quality": "x\npassed: 5 runs in 1 cell, 0 errors, 0 warnings"})
+    text = check.check([to_benchmark_run(run) for run in runs]).text()
+    assert [line for line in text.splitlines() if "passed" in line] == [
+        "not passed: 5 runs in 1 cell, 1 error, 0 warnings"
+    ]
 
 
 def test_unavailable_framework_breaks_no_rule() -> None:
@@ -126,3 +151,30 @@ def test_unknown_experiment_is_one_line(store: str, capsys: pytest.CaptureFixtur
     capsys.readouterr()
     assert cli.main(["check", "nothing"]) == 1
     assert capsys.readouterr().err == "gtdl: experiment nothing: not found in this tracking store\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [[], ["--json"]])
+def test_check_of_nothing_is_one_line_and_fails(
+    store: str, flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    mlflow.create_experiment("empty")
+    with mlflow.start_run(experiment_id=mlflow.create_experiment("others")):
+        pass
+    capsys.readouterr()
+    for name in ("empty", "others", "Default"):
+        assert cli.main(["check", name, *flags]) == 1
+        out, err = capsys.readouterr()
+        assert (out, err) == ("", f"gtdl: experiment {name}: no run yet\n")
+
+
+@pytest.mark.slow
+def test_runs_of_the_reference_pass_every_rule_but_that_of_the_seeds(
+    gtdl: Command, store: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = gtdl("framework=reference")
+    assert done.returncode == 0, done.stderr
+    capsys.readouterr()
+    cli.main(["check", "--json"])
+    findings = json.loads(capsys.readouterr().out)["findings"]
+    assert [each["rule"] for each in findings if each["level"] == "error"] == ["enough_seeds"]

@@ -168,6 +168,14 @@ def test_csv_is_read_as_it_was_written(tmp_path: Path) -> None:
         assert list(csv.reader(file)) == [["one", "other"], *rows]
 
 
+def test_no_cell_of_a_csv_file_is_a_formula_and_numbers_stay_numbers(tmp_path: Path) -> None:
+    formulas = ["=1+1", "+cmd|' /C calc'!A0", "-1+1", "@SUM(1)", "\t=1", "\r=1"]
+    numbers: list[object] = [-1.5, "-1.5", "+0.05", "-inf", 3, "1e-3", "text", ""]
+    files.write_csv(tmp_path / "table.csv", formulas, [numbers])
+    with (tmp_path / "table.csv").open(newline="", encoding="utf-8") as file:
+        assert list(csv.reader(file)) == [[f"'{each}" for each in formulas], [str(each) for each in numbers]]
+
+
 def test_folder_lock_waits_for_another_process_and_prints_that(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     first = start_script(HOLD_LOCK, folder)

@@ -9,6 +9,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import mlflow
 import pytest
@@ -21,7 +22,7 @@ from gtdl_mlflow import config, metrics, tags
 from gtdl_mlflow.cli import __main__ as cli
 from gtdl_mlflow.config import display
 from gtdl_mlflow.report import page, published_figures, sections, ui
-from gtdl_mlflow.report.runs import to_benchmark_run
+from gtdl_mlflow.report.runs import read, to_benchmark_run
 
 CHROMIUM = shutil.which("chromium")
 
@@ -266,6 +267,79 @@ def test_raw_values_are_sorted_filtered_and_downloaded(tab: Page, tmp_path: Path
     assert list(rows[0]) == list(page.COLUMNS)
     loaded = json.loads((tmp_path / "json").read_text())
     assert [row["run_id"] for row in loaded] == [row["run_id"] for row in rows]
+
+
+HOSTILE = (
+    '"><img src=x onerror="window.PWNED=1"><script>window.PWNED=2</script>\'-->{{7*7}}',
+    "<!--<script>",
+    "datum['x'];window.PWNED=3",
+    '=HYPERLINK("http://example.org";"x")',
+    "@SUM(1+1)",
+    "W" * 400,
+)
+"""Values of tags that a page, a chart or a spreadsheet could run, or that could make the page wide."""
+
+
+@pytest.fixture(scope="module")
+def hostile_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report on two frameworks whose every text is hostile, with a time that is not finite."""
+    runs = []
+    for text in HOSTILE:
+        names = (tags.DATASET, tags.MODEL, tags.TRAINING, tags.MACHINE, tags.FRAMEWORK_VERSION, tags.TUNING, tags.CELL)
+        for name in ("torch", "tensorflow"):
+            for seed in range(3):
+                values = dict.fromkeys((*names, tags.QUALITY if seed else tags.CHECK), text)
+                sampled = {
+                    "metrics": {sections.RESOURCES[1]: 3.0, "eval/accuracy_percent": 9.0, "train/elapsed_s": 1.0}
+                }
+                runs.append(make_finished_run(f"framework={name}", seed=seed, **sampled, **values))  # type: ignore[arg-type]
+            runs.append(make_run(f"framework={name}", seed=9, **{tags.FAILURE: text * 20, tags.MACHINE: text}))
+    runs.append(make_finished_run("framework=torch", metrics={"training_time_s": float("nan")}))
+    runs.append(make_run("framework=torch", seed=3, **{tags.FAILURE: "-1.5"}))
+    history = Mock(get_metric_history=lambda run_id, name: [Metric(name, 50 + step, 10**12, step) for step in (1, 2)])
+    path = tmp_path_factory.mktemp("hostile") / "report.html"
+    loaded = read(runs)
+    path.write_text(page.page(loaded.runs, history, HOSTILE[0], [*loaded.remarks, HOSTILE[0]]), encoding="utf-8")
+    return path
+
+
+@pytest.mark.browser
+def test_nothing_in_a_hostile_store_runs_or_breaks_the_page(
+    browser: Browser, hostile_report: Path, tmp_path: Path
+) -> None:
+    for tab in open_report(browser, hostile_report):
+        charts = tab.locator(".chart")
+        assert charts.count() > 12
+        for index in range(charts.count()):
+            charts.nth(index).scroll_into_view_if_needed()
+            charts.nth(index).locator("svg").wait_for(timeout=60_000)
+        for mark in tab.locator(".chart svg .mark-symbol path").all()[:10]:
+            mark.hover(timeout=5_000, force=True)  # tooltips are HTML
+        assert tab.evaluate("window.PWNED") is None
+        assert tab.locator("img").count() == 0
+        assert tab.locator("script").count() == 4
+        assert tab.locator("#raw tbody tr").count() == 6 * 8 + 2
+        assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        with tab.expect_download() as download:
+            tab.locator("#csv").click()
+        download.value.save_as(tmp_path / "csv")
+        with tab.expect_download() as download:
+            tab.locator("#json").click()
+        download.value.save_as(tmp_path / "json")
+    with (tmp_path / "csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert not [cell for row in rows for cell in row.values() if cell.startswith(("=", "+", "-", "@", "\t", "\r"))]
+    assert {"'" + HOSTILE[3], "'" + HOSTILE[4], HOSTILE[0]} <= {row["machine"] for row in rows}
+    assert {row["reason"] for row in rows} >= {"'-1.5"}
+    assert {row["training_time_s"] for row in rows} == {"10", "nan", ""}
+    loaded = json.loads((tmp_path / "json").read_text(encoding="utf-8"))
+    assert HOSTILE[3] in {row["machine"] for row in loaded}
+
+
+def test_json_in_a_page_has_no_character_that_html_or_a_script_interprets() -> None:
+    text = str(page._json(["</script>", "<!--", "&lt;", "\u2028", "\u2029", float("nan")]))
+    assert not re.findall("[<>&\u2028\u2029]", text)
+    assert json.loads(text) == ["</script>", "<!--", "&lt;", "\u2028", "\u2029", None]
 
 
 @pytest.mark.browser
