@@ -208,7 +208,7 @@ class WorkerProcess:
         self._kill(self._process)  # no process can write any more
         self._log.close()
         lines = [printable(line.expandtabs().strip()) for line in self._log.end.splitlines()]
-        last = [line[:LINE_LIMIT] for line in lines if line][-LOG_LINES:]
+        last = [line[:LINE_LIMIT] for line in lines if line.strip("~^ ")][-LOG_LINES:]  # not a traceback's marks
         path = self._folder / LOG
         return f"last lines of {path}: {' | '.join(last)}" if last else f"{path} is empty"
 

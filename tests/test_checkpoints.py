@@ -12,6 +12,7 @@ import pytest
 from helpers.disks import fill, small_disk
 from helpers.project import Command, runs
 
+from gtdl_mlflow.files import cache_dir
 from gtdl_mlflow.worker.checkpoints import MANIFEST, Checkpoints
 
 
@@ -131,6 +132,36 @@ def test_run_goes_on_without_checkpoints_on_a_full_disk(
     assert run.data.tags["gtdl.quality"] == "ok"
     assert "No space left on device" in run.data.tags["gtdl.remarks"]
     assert "No space left on device" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.frameworks
+@pytest.mark.parametrize("framework", ["caffe", "mxnet", "tensorflow", "theano", "torch"])
+def test_full_disks_cost_a_framework_only_its_checkpoints_and_its_model(
+    framework: str, gtdl: Command, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    for name in ("environments", "builds", "peaks"):
+        (home / name).symlink_to(cache_dir() / name)
+    monkeypatch.setenv("GTDL_HOME", str(home))
+    options = (
+        "setting=caffe_mnist",
+        "hardware.threads=1",
+        "training.iterations=40",
+        "training.checkpoint_every_s=0.01",
+        "latency.repeats=0",
+    )
+    # The model has 1.7 MB.
+    with small_disk(home / "checkpoints", size_kib=600), small_disk(tmp_path / "run", size_kib=600) as folder:
+        done = gtdl(f"framework={framework}", *options, f"hydra.run.dir={folder}")
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    (run,) = runs(store)
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["train/iterations"] == 40
+    assert "no checkpoint after iteration " in run.data.tags["gtdl.remarks"]
+    assert "the trained model could not be saved: " in run.data.tags["gtdl.remarks"]
 
 
 @pytest.mark.slow

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import itertools
 import math
+import os
 import shutil
 import tempfile
 import weakref
@@ -142,6 +144,7 @@ class Caffe(Adapter):
     def save(self, folder: Path) -> None:
         self._update_test_state()
         self._write_prototxts(folder, Path("net.prototxt"))
+        self._require_space(folder)
         self._test_net.save(str(folder / "model.caffemodel"))
 
     def load(self, folder: Path) -> None:
@@ -152,9 +155,13 @@ class Caffe(Adapter):
         self._prototxt.copy_state(self._test_net, self._train_net)
 
     def checkpoint(self, folder: Path) -> None:
+        snapshots = Path(self._snapshots.name)
+        for left in snapshots.iterdir():  # by an earlier checkpoint that failed
+            left.unlink()
+        self._require_space(folder, snapshots)
         self._solver.snapshot()
-        [model] = Path(self._snapshots.name).glob("*.caffemodel")
-        [snapshot] = Path(self._snapshots.name).glob("*.solverstate")
+        [model] = snapshots.glob("*.caffemodel")
+        [snapshot] = snapshots.glob("*.solverstate")
         state = caffe_pb2.SolverState.FromString(snapshot.read_bytes())
         state.ClearField("learned_net")  # the model's path, which is only valid until the file is moved
         snapshot.unlink()
@@ -162,6 +169,13 @@ class Caffe(Adapter):
         shutil.move(model, folder / f"{SNAPSHOT}.caffemodel")
         if self._training.ema_decay is not None:
             self._test_net.save(str(folder / "average.caffemodel"))
+
+    def _require_space(self, *folders: Path) -> None:
+        """Raise OSError unless each folder has space for all parameters and moments: Caffe would end the process."""
+        size = 4 * sum(blob.data.nbytes for blobs in self._train_net.params.values() for blob in blobs)
+        for folder in folders:
+            if shutil.disk_usage(folder).free < size:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
 
     def restore(self, folder: Path, step: int) -> None:
         self._train_net.copy_from(str(folder / f"{SNAPSHOT}.caffemodel"))
