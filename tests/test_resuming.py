@@ -11,7 +11,11 @@ import mlflow
 import pytest
 from helpers.project import Command, child_of, runs, start, wait_until
 
-pytestmark = pytest.mark.slow
+from gtdl_mlflow.tracking.identity import Identity, InterruptedRun, checkpoint_folder, tracker_hash
+
+slow = pytest.mark.slow
+
+IDENTITY = Identity("config", "environment", "data", "code")
 
 LONG = (
     "framework=reference",
@@ -35,6 +39,7 @@ def home(cache_folders: None, tmp_path: Path) -> Path:
     return tmp_path / "home"
 
 
+@slow
 @pytest.mark.parametrize("victims", ["driver", "worker", "both"])
 def test_the_same_command_resumes_a_killed_training(gtdl: Command, store: str, home: Path, victims: str) -> None:
     assert gtdl(*LONG, "training.checkpoint_every_s=0").returncode == 0
@@ -73,6 +78,7 @@ def test_the_same_command_resumes_a_killed_training(gtdl: Command, store: str, h
     assert checkpoint_folders(home) == []
 
 
+@slow
 def test_two_runs_at_once_do_not_share_checkpoints(
     gtdl: Command, store: str, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -91,3 +97,47 @@ def test_two_runs_at_once_do_not_share_checkpoints(
         driver.send_signal(signal.SIGINT)
         driver.communicate(timeout=60)
     assert driver.returncode == 130
+
+
+def leave_checkpoints(run: str) -> Path:
+    """Leave a checkpoint folder as an interrupted run does."""
+    with pytest.raises(KeyboardInterrupt), checkpoint_folder(IDENTITY, "torch", run, "sqlite://") as (folder, _):
+        assert folder is not None
+        (folder / "step-3").mkdir()
+        raise KeyboardInterrupt
+    return folder
+
+
+def test_next_run_of_the_identity_gets_the_checkpoints_and_their_owner(home: Path) -> None:
+    assert leave_checkpoints("first").name == f"torch-{IDENTITY.hash()}"
+    with checkpoint_folder(IDENTITY, "torch", "second", "sqlite://") as (folder, interrupted):
+        assert interrupted == InterruptedRun("first", tracker_hash("sqlite://"))
+        assert folder is not None
+        assert (folder / "step-3").is_dir()
+    assert checkpoint_folders(home) == []
+
+
+@pytest.mark.parametrize("content", ["", '{"run": "fi', "[]", '{"run": 1, "tracker": null}', '{"other": "version"}'])
+def test_torn_owner_of_checkpoints_stops_nothing(content: str, home: Path) -> None:
+    owner = leave_checkpoints("first") / "run.json"
+    owner.write_text(content)
+    with checkpoint_folder(IDENTITY, "torch", "second", "sqlite://") as (folder, interrupted):
+        assert interrupted is None
+        assert folder is not None
+    assert checkpoint_folders(home) == []
+
+
+def test_checkpoint_folder_that_cannot_be_written_is_done_without(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (home / "checkpoints").mkdir(parents=True)
+    (home / "checkpoints" / f"torch-{IDENTITY.hash()}").write_text("a file")
+    with checkpoint_folder(IDENTITY, "torch", "run", "sqlite://") as found:
+        assert found == (None, None)
+    (home / "checkpoints").rename(home / "aside")
+    (home / "checkpoints").write_text("a file")
+    with checkpoint_folder(IDENTITY, "torch", "run", "sqlite://") as found:
+        assert found == (None, None)
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.endswith(": File exists: this run writes no checkpoints")
+    assert second.endswith(": this run writes no checkpoints")

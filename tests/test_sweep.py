@@ -6,6 +6,7 @@ import csv
 import os
 import re
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from omegaconf import OmegaConf
 
 from gtdl_mlflow import environments
 from gtdl_mlflow.config import CONF, SweepOrder, compose
+from gtdl_mlflow.sweeps import cells
 from gtdl_mlflow.sweeps.hydra_callbacks import check_lines, count_cells, order_overrides, requested_overrides
-from gtdl_mlflow.tracking.processes import PROCESS_GONE
+from gtdl_mlflow.tracking.processes import PROCESS_GONE, this_process
+from gtdl_mlflow.tracking.recorder import SweepPosition
 
 
 @pytest.mark.slow
@@ -184,11 +187,11 @@ def test_runs_of_a_dead_driver_are_closed_and_run_again(gtdl: Command, store: st
     sweep = ("-m", "framework=reference", "training.epochs=200", "seed=1,2,3")
     process = start(*sweep)
 
-    def cells(status: str) -> list[Run]:
+    def cells_of(status: str) -> list[Run]:
         return [run for run in runs(store) if run.info.status == status and "gtdl.sweep_position" in run.data.tags]
 
-    wait_until(lambda: cells("FINISHED") and cells("RUNNING"), "the second cell runs", process)
-    first = cells("FINISHED")[0].info.run_id
+    wait_until(lambda: cells_of("FINISHED") and cells_of("RUNNING"), "the second cell runs", process)
+    first = cells_of("FINISHED")[0].info.run_id
     process.kill()
     process.communicate(timeout=60)
     done = gtdl(*sweep)
@@ -202,6 +205,57 @@ def test_runs_of_a_dead_driver_are_closed_and_run_again(gtdl: Command, store: st
     killed = [run for run in children if run.info.status != "FINISHED"]
     assert killed
     assert all(run.info.status == "KILLED" and PROCESS_GONE in run.data.tags["gtdl.failure"] for run in killed)
+
+
+UNKNOWN_PROCESS = "another 1 1 1/1 another-boot another-machine"
+
+
+@pytest.mark.slow
+def test_sweep_that_may_be_running_elsewhere_is_neither_closed_nor_taken_over(gtdl: Command, store: str) -> None:
+    assert gtdl(*SWEEP, "seed=1").returncode == 0
+    parent, _ = sweep_runs()
+    client = mlflow.MlflowClient()
+    client.set_tag(parent.info.run_id, "gtdl.process", UNKNOWN_PROCESS)
+    client.update_run(parent.info.run_id, "RUNNING")
+    done = gtdl(*SWEEP, "seed=1", "limits.run_timeout_s=0.01")  # it is older than any of its runs may be
+    assert done.returncode == 0, done.stderr
+    assert f"may be running elsewhere (MLflow run {parent.info.run_id}); a new one starts here" in done.stderr
+    assert "of this sweep is FINISHED already" in done.stdout
+    assert client.get_run(parent.info.run_id).info.status == "RUNNING"
+
+
+@pytest.mark.slow
+def test_cell_is_left_to_a_process_that_exists_or_may_exist(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = mlflow.MlflowClient()
+    experiment = client.create_experiment("gtdl")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", experiment)
+    config = compose(["framework=reference", f"tracking.uri='{store}'", "limits.run_timeout_s=1000"])
+    tags = {"gtdl.sweep_id": "id", "gtdl.config_hash": config.hash()}
+
+    def is_left(process: str, age_s: float) -> bool:
+        started_ms = round(1000 * (time.time() - age_s))
+        run = client.create_run(experiment, start_time=started_ms, tags=tags | {"gtdl.process": process})
+        found = cells.previous_attempts(config, SweepPosition("parent", "id", 0))
+        client.delete_run(run.info.run_id)
+        return [each.info.run_id for each in found] == [run.info.run_id]
+
+    own = this_process().split(" ")
+    dead = " ".join([own[0], str(2**22 + 1), *own[2:]])
+    assert is_left(this_process(), 5000)
+    assert is_left(UNKNOWN_PROCESS, 10)
+    assert not is_left(UNKNOWN_PROCESS, 5000)
+    assert not is_left(dead, 10)
+
+
+@pytest.mark.slow
+def test_sweep_that_cannot_be_closed_ends_with_status_1(gtdl: Command, store: str, tmp_path: Path) -> None:
+    folder = tmp_path / "sweep"
+    (folder / "summary.csv").mkdir(parents=True)
+    done = gtdl(*SWEEP, "seed=1", f"hydra.sweep.dir={folder}")
+    assert "summary.csv" in done.stderr
+    assert "Traceback" not in done.stderr
+    _, (cell,) = sweep_runs()
+    assert cell.info.status == "FINISHED"
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ from omegaconf import open_dict, read_write
 
 from .. import files, signals
 from ..config import ConfigError, Rerun, SweepOrder, Unavailable, compose, to_checked_config
-from ..console import info
+from ..console import info, output
 from ..files import write_atomically
 from ..redaction import conceal, has_secrets, redact
 
@@ -255,7 +255,8 @@ class SweepParent(Callback):
                 outbox.deliver(record, self._uri)
                 outbox.discard(record)
                 undelivered = [each for each in outbox.replay(self._uri) if each.failure]
-                dead_runs.close(self._uri)  # of launchers' jobs that were killed
+                # Of launchers' jobs that were killed.
+                within(outbox.START_DEADLINE_S, self._uri, lambda: dead_runs.close(self._uri))
                 summary = within(outbox.END_DEADLINE_S, self._uri, self._summary)
             except TrackingFailed as error:
                 record.finish(status or "FAILED")
@@ -272,7 +273,7 @@ class SweepParent(Callback):
             record.metrics = [(name, value, now_ms, 0) for name, value in metrics.items()]
             record.finish(status or ("FAILED" if summary.failures else "FINISHED"))
             failure = outbox.conclude(record, self._uri)
-        print("\n".join(filter(None, [summary.text(), result.text])))
+        output("\n".join(filter(None, [summary.text(), result.text])))
         for each in undelivered:
             info(f"{each.record.name}: {each.failure}")
         if failure:

@@ -11,9 +11,8 @@ from mlflow.tracking import MlflowClient
 from .. import tags
 from ..console import info
 from . import outbox
-from .deadline import Deadline, DeadlinePassed
 from .processes import PROCESS_GONE, is_alive
-from .store import PAGE_SIZE, TrackingFailed, close_run, open_store, translate_errors
+from .store import PAGE_SIZE, TrackingFailed, close_run, open_store, translate_errors, within
 
 DEADLINE_S = 60.0
 """Longest search for dead runs at the start of a run."""
@@ -30,8 +29,8 @@ def close_once(uri: str) -> None:
         delivered = [each for each in outbox.replay(uri) if not each.failure]
         if delivered:
             info(f"delivered {_count(len(delivered))} saved for this tracker")
-        Deadline(DEADLINE_S).run(lambda: close(uri))
-    except (TrackingFailed, DeadlinePassed, OSError) as error:
+        within(DEADLINE_S, uri, lambda: close(uri))
+    except (TrackingFailed, OSError) as error:
         info(f"dead runs could not be closed: {error}")
 
 
