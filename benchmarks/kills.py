@@ -40,10 +40,12 @@ from gtdl_mlflow.files import cache_dir
 
 ROOT = Path(__file__).parents[1]
 
+SHORT = ["latency.repeats=0", "training.evaluate_every_epochs=0", "training.checkpoint_every_s=0.2"]
+
 COMMANDS = {
-    "reference": ["framework=reference", "training.epochs=40", "training.checkpoint_every_s=0.2"],
-    "torch": ["framework=torch", "budget=0.03", "training.evaluate_every_epochs=0", "training.checkpoint_every_s=0.2"],
-    "sweep": ["-m", "framework=reference", "training.epochs=20", "training.checkpoint_every_s=0.2"],
+    "reference": ["framework=reference", "training.epochs=40", *SHORT],
+    "torch": ["framework=torch", "budget=0.02", *SHORT],
+    "sweep": ["-m", "framework=reference", "training.epochs=20", *SHORT],
 }
 """Overrides of the commands, without their seeds."""
 
@@ -116,16 +118,20 @@ class Lane:
                 start_new_session=True,
             )
 
-    def measure(self) -> None:
-        """Run each command once, and note how long it takes."""
-        for index, kind in enumerate(COMMANDS):
-            seeds = [10 * SWEEP_SEED + 2 * index + offset for offset in range(2 if kind == "sweep" else 1)]
-            for _ in range(2 if index == 0 else 1):  # the first run creates the store and prepares the data
-                started = time.monotonic()
-                log = self.folder / f"{kind}.log"
-                if self.start(kind, seeds, self.folder / "tmp" / kind, log).wait(TIMEOUT_S):
-                    sys.exit(f"{kind} fails undisturbed:\n{log.read_text(errors='replace')}")
-                self.durations[kind] = time.monotonic() - started
+    def duration(self, kind: str) -> float:
+        """Return how long an undisturbed command takes."""
+        if not self.durations:  # the first run creates the store and prepares the data
+            self.durations[""] = self._measure("reference", 10 * SWEEP_SEED)
+        if kind not in self.durations:
+            self.durations[kind] = self._measure(kind, 20 * SWEEP_SEED)
+        return self.durations[kind]
+
+    def _measure(self, kind: str, seed: int) -> float:
+        started = time.monotonic()
+        log = self.folder / f"{kind}.log"
+        if self.start(kind, [seed], self.folder / "tmp" / kind, log).wait(2 * TIMEOUT_S):
+            sys.exit(f"{kind} fails undisturbed:\n{log.read_text(errors='replace')}")
+        return (time.monotonic() - started) * (2 if kind == "sweep" else 1)
 
     def query(self, text: str, *values: object) -> list[tuple[str, ...]]:
         if not self.database.exists():
@@ -160,7 +166,6 @@ def perform(trial: Trial, lane: Lane) -> None:
     marker, random_pause = lane.folder / "tmp" / str(trial.number), random.Random(trial.number)
     logs = [lane.folder / f"{trial.number}-{attempt}.log" for attempt in (1, 2)]
     process = lane.start(trial.kind, trial.seeds, marker, logs[0])
-    trial.seconds = trial.moment * lane.durations[trial.kind]
     with suppress(subprocess.TimeoutExpired):
         process.wait(trial.seconds)
     if process.poll() is None:
@@ -270,8 +275,7 @@ def main() -> None:
     def run(trial: Trial) -> None:
         lane = lanes.get()
         try:
-            if not lane.durations:
-                lane.measure()
+            trial.seconds = trial.moment * lane.duration(trial.kind)
             perform(trial, lane)
         finally:
             lanes.put(lane)
