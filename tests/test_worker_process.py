@@ -101,6 +101,20 @@ def test_failure_has_the_way_the_worker_ended_and_its_last_output(
     assert no_children()
 
 
+def test_kill_for_lack_of_memory_is_named(start: Any) -> None:
+    group = Path(f"/sys/fs/cgroup/memory/gtdl-test-{os.getpid()}")
+    try:
+        group.mkdir()
+        (group / "memory.limit_in_bytes").write_text(str(2**26))
+    except OSError as error:
+        pytest.skip(f"no control group can be created: {error}")
+    try:
+        with pytest.raises(WorkerFailed, match=r"the worker was killed by SIGKILL \(out of memory\); "):
+            list(start(f"use much memory: {group}"))
+    finally:
+        group.rmdir()
+
+
 @pytest.mark.slow
 def test_worker_is_killed_with_its_children_at_the_timeout(start: Any) -> None:
     child = 0

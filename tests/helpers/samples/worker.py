@@ -28,6 +28,11 @@ if behaviour == "segfault":
     os.kill(os.getpid(), signal.SIGSEGV)
 if behaviour == "be killed":
     os.kill(os.getpid(), signal.SIGKILL)
+if behaviour.startswith("use much memory"):
+    group = behaviour.partition(": ")[2]  # a control group with a limit
+    with open(f"{group}/cgroup.procs", "w") as processes:  # noqa: PTH123
+        processes.write(str(os.getpid()))
+    memory = b"x" * 2**28
 if behaviour == "exit early":
     sys.exit(0)
 if behaviour == "send text":
