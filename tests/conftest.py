@@ -19,7 +19,7 @@ from gtdl_mlflow.files import cache_dir
 # A process that a shell starts in the background ignores SIGINT, and so do its children: tests send SIGINT to theirs.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-KEPT = ("GTDL_HOME", "GTDL_DATA", "GTDL_LOCKS", "GTDL_REQUIRE_FRAMEWORKS")
+KEPT = ("GTDL_HOME", "GTDL_DATA", "GTDL_LOCKS", "GTDL_VERIFY_HASHES", "GTDL_REQUIRE_FRAMEWORKS")
 """Variables of this project that the tests do not remove."""
 
 

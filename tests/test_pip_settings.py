@@ -117,6 +117,79 @@ def test_pips_configuration_files_are_read(tmp_path: Path, monkeypatch: pytest.M
     assert environment["UV_DEFAULT_INDEX"] == "https://index"
 
 
+def test_sources_in_uvs_own_files_are_read(tmp_path: Path) -> None:
+    user, system = tmp_path / "user" / "uv", tmp_path / "system" / "uv"
+    for folder in (user, system):
+        folder.mkdir(parents=True)
+    (user / "uv.toml").write_text("""
+        required-version = "<0.5"
+        override-dependencies = ["numpy==1"]
+        cache-dir = "cache"
+        native-tls = true
+        [[index]]
+        name = "company"
+        url = "https://company/simple"
+        [[index]]
+        url = "https://default/simple"
+        default = true
+        [[index]]
+        url = "wheels"
+        format = "flat"
+        [[index]]
+        name = "torch"
+        url = "https://torch/simple"
+        explicit = true
+        [pip]
+        target = "vendored"
+        allow-insecure-host = ["company"]
+    """)
+    (system / "uv.toml").write_text('extra-index-url = ["https://mirror/simple"]\nnative-tls = false\n')
+    environ = {"XDG_CONFIG_HOME": str(tmp_path / "user"), "XDG_CONFIG_DIRS": str(tmp_path / "system")}
+    assert pip_settings.read_uv_files(environ) == (
+        {
+            "UV_DEFAULT_INDEX": "https://default/simple",
+            "UV_INDEX": "company=https://company/simple https://mirror/simple",
+            "UV_FIND_LINKS": str(user / "wheels"),
+            "UV_CACHE_DIR": str(user / "cache"),
+            "UV_NATIVE_TLS": "true",
+            "UV_INSECURE_HOST": "company",
+        },
+        False,
+    )
+    own = {"UV_INDEX_URL": "https://mine", "UV_INDEX": "https://mine", "UV_CACHE_DIR": "/mine"}
+    assert set(pip_settings.read_uv_files({**environ, **own})[0]) == {
+        "UV_FIND_LINKS",
+        "UV_NATIVE_TLS",
+        "UV_INSECURE_HOST",
+    }
+    assert pip_settings.read_uv_files({**environ, "UV_NO_CONFIG": "1"}) == ({}, False)
+    (tmp_path / "own.toml").write_text("no-index = true\n")
+    assert pip_settings.read_uv_files({**environ, "UV_CONFIG_FILE": str(tmp_path / "own.toml")}) == ({}, True)
+    (tmp_path / "own.toml").write_text("no table\n")
+    with pytest.raises(pip_settings.SettingsUnreadable, match=r"own\.toml"):
+        pip_settings.read_uv_files({"UV_CONFIG_FILE": str(tmp_path / "own.toml")})
+
+
+@pytest.mark.parametrize(
+    ("settings", "environ", "expected"),
+    [
+        (
+            {"cert": "/pip.pem"},
+            {"REQUESTS_CA_BUNDLE": "/r.pem", "SSL_CERT_FILE": "/s.pem"},
+            {"SSL_CERT_FILE": "/pip.pem"},
+        ),
+        ({}, {"REQUESTS_CA_BUNDLE": "/r.pem", "CURL_CA_BUNDLE": "/c.pem"}, {"SSL_CERT_FILE": "/r.pem"}),
+        ({}, {"CURL_CA_BUNDLE": "/c.pem", "SSL_CERT_FILE": "/s.pem"}, {"SSL_CERT_FILE": "/c.pem"}),
+        ({}, {"REQUESTS_CA_BUNDLE": "/"}, {"SSL_CERT_DIR": "/"}),
+        ({}, {"SSL_CERT_FILE": "/s.pem", "SSL_CERT_DIR": "/"}, {}),  # inherited by uv
+    ],
+)
+def test_certificates_are_those_that_pip_uses(
+    settings: dict[str, str], environ: dict[str, str], expected: dict[str, str]
+) -> None:
+    assert translate(settings, environ).environment == expected
+
+
 def test_invalid_configuration_of_pip_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "pip.conf").write_text("no section\n")
     monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "pip.conf"))

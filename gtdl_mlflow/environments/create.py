@@ -149,11 +149,11 @@ def _install(
             return recipe, lock, _compile(framework, recipe, toolchain)
         requested = redact(" ".join([*recipe.requirements[:1], *recipe.options]))
         failures.append(f"{requested} could not be installed: {uv_command.failure_reason(result)}")
-        if lock and uv_command.is_hash_mismatch(result):
+        if lock and (package := uv_command.hash_mismatch(result)):
             raise EnvironmentFailed(
-                f"{framework.name} {framework.version}: {failures[-1]}. The file is not the one that {lock.path} names."
-                f" If your package index offers rebuilt files, set {locks.VERIFY_HASHES}=0: the versions of the lock"
-                " are then installed without a check, and the run records that"
+                f"{framework.name} {framework.version} could not be installed: the file of {package} has another hash"
+                f" than {lock.path} names. If your package index offers rebuilt files, set {locks.VERIFY_HASHES}=0:"
+                " the versions of the lock are then installed without a check, and the run records that"
             )
         if recipe is not last:
             info(textwrap.shorten(f"{failures[-1]}; trying the next recipe", 240, placeholder=" ..."))
@@ -185,7 +185,8 @@ def _check_import(framework: config.Framework, python: Path) -> None:
     result = subprocesses.run([str(python), "-I", "-c", _IMPORT, str(WORKER_MAIN), module], environment)
     if result.returncode:
         lines = [line.strip() for line in result.stderr.splitlines() if line.strip()]
-        reason = lines[-1] if lines else f"Python exited with status {result.returncode}"
+        known = lines and not subprocesses.is_killed(result.returncode)
+        reason = lines[-1] if known else f"Python {subprocesses.ending(result.returncode)}"
         raise EnvironmentFailed(
             f"{framework.name} {framework.version} was installed, but {module} cannot be imported:"
             f" {textwrap.shorten(redact(reason), 300, placeholder=' ...')}"

@@ -191,9 +191,14 @@ def _invalid(values: Mapping[str, Any]) -> str:
     types = {"list[str]": list, "str": str, "Mapping[str, str]": dict}
     expected = {each.name: types[str(each.type)] for each in fields(Environment) if str(each.type) in types}
     wrong = sorted({*expected} ^ {*values}) or [
-        name for name, kind in expected.items() if not isinstance(values[name], kind)
+        name for name, kind in expected.items() if not (isinstance(values[name], kind) and _all_texts(values[name]))
     ]
     return f"missing, unknown or invalid: {', '.join(wrong)}" if wrong else ""
+
+
+def _all_texts(value: str | list[Any] | dict[str, Any]) -> bool:
+    """Return whether the elements of a list, or the values of an object, are strings."""
+    return all(isinstance(each, str) for each in (value.values() if isinstance(value, dict) else value))
 
 
 @functools.cache

@@ -14,13 +14,15 @@ from typing import IO
 # An orphan would continue to write into a folder that the next process creates again. Linux sends this guard a signal
 # when its parent dies (PR_SET_PDEATHSIG), for whatever reason. The guard then kills its whole process group, including
 # the compilers that `make` started. It is a process of its own because code between fork and exec is not safe with
-# threads.
+# threads. It also ends what the program leaves behind, such as a build whose uv was killed.
 _GUARD = """
 import ctypes, os, signal, sys
 signal.signal(signal.SIGTERM, lambda *_: os.killpg(0, signal.SIGKILL))
 ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 if os.getppid() == int(sys.argv[1]):
     status = os.spawnv(os.P_WAIT, sys.argv[2], sys.argv[2:])
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.killpg(0, signal.SIGTERM)
     sys.exit(status if status >= 0 else 128 - status)
 """
 
@@ -35,7 +37,7 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     """Run ``command``, whose first word is a path, in ``folder`` (default: the working directory).
 
-    Its whole process group is killed if this process is interrupted.
+    Its whole process group is killed at the end, and if this process is interrupted.
     """
     guard = [sys.executable, "-I", "-S", "-c", _GUARD, str(os.getpid())] if sys.platform == "linux" else []
     with subprocess.Popen(
@@ -50,8 +52,23 @@ def run(
     ) as process:
         try:
             out, err = process.communicate()
-        except BaseException:
+        finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            raise
     return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+def ending(status: int) -> str:
+    """Return how a process with this exit status ended."""
+    number = _signal(status)
+    return f"was killed by {signal.Signals(number).name}" if number else f"exited with status {status}"
+
+
+def is_killed(status: int) -> bool:
+    """Return whether a process with this exit status was killed by a signal."""
+    return _signal(status) is not None
+
+
+def _signal(status: int) -> int | None:
+    number = status - 128 if status > 128 else -status  # the guard adds 128 to the number of a signal
+    return number if number in {each.value for each in signal.Signals} else None

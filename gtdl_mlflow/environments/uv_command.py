@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -92,19 +91,32 @@ def _absolute_path(word: str) -> str:
     return word if not path.strip() or re.match(r"\w+:", path) else f"{name}{Path(path).absolute()}"
 
 
+def _shorten(line: str) -> str:
+    """Shorten a long line in its middle: the cause of a failure is often at its end, after two paths."""
+    return line if len(line) <= 200 else f"{line[:100]} ... {line[-95:]}"
+
+
+NOT_REASONS = ("Using ", "Resolved ", "Prepared ", "hint: ")
+"""Beginnings of lines in uv's output that do not say why it failed."""
+
+
 def failure_reason(result: subprocess.CompletedProcess[str]) -> str:
     """Return uv's error message as one line: what failed, and the two deepest causes."""
+    if subprocesses.is_killed(result.returncode):
+        return f"uv {subprocesses.ending(result.returncode)}"
     if result.stderr is None:
         return "see uv's message above"
-    lines = [re.sub(r"^(error|cause): ", "", line.strip()) for line in redact(result.stderr).splitlines()]
-    lines = [line for line in lines if line and not line.startswith(("Using ", "Resolved ", "Prepared ", "hint: "))]
-    reason = ": ".join(textwrap.shorten(line, 200, placeholder=" ...") for line in [*lines[:1], *lines[1:][-2:]])
-    return reason.rstrip(".") or f"uv exited with status {result.returncode}"
+    output = re.sub(r"\A.*?^(?=error: )", "", redact(result.stderr), flags=re.MULTILINE | re.DOTALL)
+    lines = [re.sub(r"^(error|cause): ", "", line.strip()) for line in output.splitlines()]
+    lines = [line for line in lines if line and not line.startswith(NOT_REASONS)]
+    reason = ": ".join(_shorten(line) for line in [*lines[:1], *lines[1:][-2:]])
+    return reason.rstrip(".") or f"uv {subprocesses.ending(result.returncode)}"
 
 
-def is_hash_mismatch(result: subprocess.CompletedProcess[str]) -> bool:
-    """Return whether uv failed because a file has another hash than the lock names."""
-    return result.stderr is not None and "Hash mismatch" in result.stderr
+def hash_mismatch(result: subprocess.CompletedProcess[str]) -> str:
+    """Return the package whose file has another hash than its lock names; empty if uv failed for another reason."""
+    found = re.search(r"Hash mismatch for `([^`]+)`", result.stderr or "")
+    return found[1] if found else ""
 
 
 def short_timeouts() -> dict[str, str]:
