@@ -73,7 +73,7 @@ def _entries(dataset: Dataset, folder: Path) -> Iterator[tuple[str, int | None, 
     for match, entry in entries(dataset, folder, ENTRY_NAME, OTHER_NAME):
         category = published.get(match[1].casefold())
         if category is None:
-            raise DatasetError(f"{entry.where}: {match[1]} is not a category of {dataset.name}; {REMEDY}")
+            raise DatasetError(f"{entry.where}: not a category of {dataset.name}; {REMEDY}")
         yield category, int(match[2]) if match[2] else None, entry
 
 

@@ -24,7 +24,7 @@ import requests
 
 from .. import __version__
 from ..config import Dataset, Download
-from ..console import info, status_line
+from ..console import info, printable, status_line
 from ..files import datasets_dir, hold_folder_lock
 from ..redaction import redact, reveal
 from .base import REMEDY, DatasetError, FilesNotFound
@@ -142,7 +142,7 @@ def _fetch_file(
         shutil.rmtree(temporary, ignore_errors=True)
     target = f" (redirected to {transfer.redirected_to})" if transfer.redirected_to else ""
     address = redact(url)
-    failures.append(f"{urlsplit(address).netloc or address}: {redact(reason + target)}")
+    failures.append(f"{urlsplit(address).netloc or address}: {printable(redact(' '.join((reason + target).split())))}")
     return False
 
 

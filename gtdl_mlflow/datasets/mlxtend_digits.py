@@ -31,7 +31,12 @@ def read(dataset: Dataset, folder: Path) -> Arrays:
     pixels = math.prod(dataset.image_shape)
     contents = read_file(path, LIMIT)
     check_md5(path, contents, dataset.files[name], REMEDY)
-    table = np.loadtxt(contents.decode("ascii").splitlines(), dtype=np.uint8, delimiter=",")
+    try:
+        if not contents.strip():
+            raise ValueError("empty")
+        table = np.loadtxt(contents.decode("ascii").splitlines(), np.uint8, comments=None, delimiter=",", ndmin=2)
+    except ValueError as error:
+        raise DatasetError(f"{path}: not a table of numbers ({' '.join(str(error).split())}); {REMEDY}") from error
     train_count, test_count = image_counts(dataset)
     rows = train_count + test_count
     if table.shape != (rows, pixels + 1):
