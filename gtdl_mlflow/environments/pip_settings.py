@@ -137,23 +137,29 @@ def _sources(table: Mapping[str, Any], folder: Path) -> Iterator[tuple[str, list
     def location(value: object) -> str:
         return str(value) if re.match(r"\w+:", str(value)) else str(folder / str(value))
 
-    indexes = [each for each in table.get("index", []) if isinstance(each, dict) and "url" in each]
+    def words(setting: str) -> list[str]:
+        value = table.get(setting, [])
+        return [str(word).lower() if isinstance(word, bool) else str(word) for word in _as_list(value)]
+
+    indexes = [each for each in _as_list(table.get("index", [])) if isinstance(each, dict) and "url" in each]
     flat = [location(each["url"]) for each in indexes if each.get("format") == "flat"]
     others = [each for each in indexes if each.get("format") != "flat" and not each.get("explicit")]
-    named = [f"{each['name']}=" * ("name" in each) + location(each["url"]) for each in others]
+    named = [(f"{each['name']}=" if "name" in each else "") + location(each["url"]) for each in others]
     if default := [name for name, each in zip(named, others, strict=True) if each.get("default")]:
         yield "UV_DEFAULT_INDEX", default[:1]
     extra = [name for name, each in zip(named, others, strict=True) if not each.get("default")]
     if extra:
-        yield "UV_INDEX", [*extra, *map(location, table.get("extra-index-url", []))]
+        yield "UV_INDEX", [*extra, *map(location, words("extra-index-url"))]
     if flat:
-        yield "UV_FIND_LINKS", [*flat, *map(location, table.get("find-links", []))]
+        yield "UV_FIND_LINKS", [*flat, *map(location, words("find-links"))]
     for setting, variable in UV_SETTINGS.items():
-        if (value := table.get(setting)) is None:
-            continue
-        words = value if isinstance(value, list) else [str(value).lower() if isinstance(value, bool) else value]
-        is_location = setting in ("index-url", "extra-index-url", "find-links", "cache-dir")
-        yield variable, [location(word) if is_location else str(word) for word in words]
+        if values := words(setting):
+            is_location = setting in ("index-url", "extra-index-url", "find-links", "cache-dir")
+            yield variable, [location(word) for word in values] if is_location else values
+
+
+def _as_list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def parse(listing: str) -> dict[str, str]:
