@@ -111,6 +111,9 @@ class Recorder:
             refusal = f"{error}; nothing was run"
             self._close_unstarted("FAILED", refusal)
             raise TrackingFailed(refusal) from error
+        except Exception as error:
+            self._close_unstarted("FAILED", printable(str(error)))
+            raise
         except BaseException:
             self._close_unstarted("KILLED", INTERRUPTED)
             raise
