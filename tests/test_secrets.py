@@ -193,11 +193,11 @@ def test_gtdl_ui_shows_no_password_and_leaves_no_server(
         command = [sys.executable, "-m", "gtdl_mlflow.cli", "ui", "--no-browser", "--port", str(port)]
         log = tmp_path / "log"
         with log.open("w") as file:
-            environment = {**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "true"}
+            environment = {**os.environ, "PYTHONPATH": str(ROOT)}
             process = subprocess.Popen(command, stdout=file, stderr=file, env=environment)
         try:
             # The last line that is printed, once the server responds.
-            wait_until(lambda: "To compare runs" in log.read_text(), "the server responds", process)  # type: ignore[arg-type]
+            wait_until(lambda: "To compare runs" in log.read_text(), "the server responds", process, 300)  # type: ignore[arg-type]
             with urllib.request.urlopen(f"http://127.0.0.1:{port}", timeout=30) as page:
                 assert page.status == 200
             family = descendants(process.pid)
@@ -212,8 +212,8 @@ def test_gtdl_ui_shows_no_password_and_leaves_no_server(
                 time.sleep(0.1)
             assert PASSWORD not in log.read_text()
         finally:
-            process.kill()
-            process.wait()
+            process.terminate()
+            process.wait(timeout=60)
 
 
 def descendants(pid: int) -> list[int]:

@@ -76,9 +76,9 @@ def serve(uri: str, path: str, port: int, browser: bool) -> int:
         return 0
     signals.interrupt_on_first()  # SIGTERM must stop the server too
     server = subprocess.Popen(
-        [sys.executable, "-m", "mlflow", "ui", "--port", str(port)],
-        # Any user of the machine can read a command line.
-        env={**os.environ, "MLFLOW_BACKEND_STORE_URI": reveal(uri)},
+        [sys.executable, "-m", "mlflow", "ui", "--port", str(port), "--workers", "1"],
+        # Any user of the machine can read a command line. The server's job queue would start eight more processes.
+        env={**os.environ, "MLFLOW_BACKEND_STORE_URI": reveal(uri), "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
         start_new_session=True,  # one process group to stop
     )
     try:
