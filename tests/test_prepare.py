@@ -261,10 +261,12 @@ def test_two_copies_are_prepared_side_by_side(
 
 def test_equal_copies_share_the_prepared_data(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = prepare(SMALL)
+    written = (first.folder / "train_images.npy").stat().st_mtime_ns
     write_files(FILES, tmp_path / "other" / "cifar10")
     monkeypatch.setenv("GTDL_DATA", str(tmp_path / "other"))
     second = prepare(SMALL)
     assert second == replace(first, source=str(tmp_path / "other" / "cifar10"))
+    assert (first.folder / "train_images.npy").stat().st_mtime_ns == written
 
 
 PREPARE = """
@@ -421,6 +423,38 @@ def test_cache_directory_that_is_not_writable_is_named(
         prepare(SMALL)
     assert f"{tmp_path / 'file'}" in str(refused.value)
     assert str(refused.value).endswith("set GTDL_HOME to another folder")
+
+
+FULL_DISK = """
+import json, resource, sys
+from gtdl_mlflow.config import Dataset
+from gtdl_mlflow.datasets import DatasetError, prepare
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+try:
+    prepare(Dataset(**json.loads(sys.argv[1])))
+except DatasetError as error:
+    print(error)
+"""
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(folder: Path) -> None:
+    output, errors = start(SMALL, FULL_DISK, folder.parent).communicate(timeout=60)
+    assert "could not be written (File too large); set GTDL_HOME to another folder" in output, errors
+    assert output.count("\n") == 1
+    assert folders() == []
+    assert first_pixel(prepare(SMALL)) == FIRST_PIXEL
+
+
+def test_unreadable_published_files_are_listed_as_such(folder: Path) -> None:
+    (folder / BATCH).unlink()
+    os.mkfifo(folder / BATCH)
+    assert locate(SMALL) == f"not readable: {folder / BATCH}: not a regular file; replace it with the publisher's file"
+    (folder / BATCH).unlink()
+    (folder / BATCH).symlink_to("nowhere")
+    assert locate(SMALL).startswith("not readable: cifar10: could not be read")
+    with pytest.raises(DatasetError, match="No such file or directory") as refused:
+        verify(SMALL)
+    assert str(folder / BATCH) in str(refused.value)
 
 
 def test_every_change_of_the_metadata_is_noticed(folder: Path) -> None:

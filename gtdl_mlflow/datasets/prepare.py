@@ -164,7 +164,8 @@ def _create(dataset: Dataset) -> PreparedDataset:
             prepared_folders.save(dataset, arrays, published, record, folder)
             result = prepared_folders.load(dataset, folder)
     except OSError as error:
-        raise DatasetError(f"{parent}: could not be written ({error}); set GTDL_HOME to another folder") from error
+        cause = f"{error.strerror}: {error.filename}" if error.filename else error.strerror or str(error)
+        raise DatasetError(f"{parent}: could not be written ({cause}); set GTDL_HOME to another folder") from error
     if result is None:
         raise DatasetError(f"{folder}: changed while it was written; set GTDL_HOME to another folder")
     return result.prepared

@@ -187,7 +187,9 @@ def _write(dataset: Dataset, arrays: Arrays, record: Record, path: Path) -> None
     path.mkdir()
     for name, array in _named_arrays(arrays):
         with array_file(path, name).open("wb") as file:
-            np.save(file, array)
+            # Not np.save, which does not report a full disk as one.
+            np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+            file.write(array.data)
             file.flush()
             os.fsync(file.fileno())
     if arrays.split:
