@@ -116,6 +116,7 @@ def test_job_is_read_as_it_was_written(tmp_path: Path) -> None:
         image_shape=[3, 2, 1],
         classes=6,
         data="data",
+        data_sha256={"train_images": "0" * 64},
         training=hyper,
         budget=1.0,
         seed=0,
@@ -130,6 +131,12 @@ def test_job_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert Job.read(tmp_path / "job.json") == job
     replace(job, cores=None, training=replace(hyper, early_stopping=None)).write(tmp_path / "job.json")
     assert Job.read(tmp_path / "job.json").training.early_stopping is None
+
+
+def test_job_has_the_hashes_of_the_prepared_files(tmp_path: Path) -> None:
+    composed = config.compose(["framework=reference"])
+    assert create_job(composed, tmp_path, tmp_path, {"test_labels": "1" * 64}).data_sha256 == {"test_labels": "1" * 64}
+    assert create_job(composed, tmp_path, tmp_path).data_sha256 == {}
 
 
 @pytest.mark.parametrize(("dataset", "mean_per_class"), [("caltech101", True), ("mnist", False)])
