@@ -155,6 +155,19 @@ def test_live_process_is_never_dead_for_another_container(
 
 
 @needs_namespaces
+def test_process_beside_a_foreign_proc_has_no_namespace() -> None:
+    script = "from gtdl_mlflow.tracking.processes import this_process; print(this_process())"
+    done = subprocess.run(
+        ["unshare", "-m", "-p", "-f", sys.executable, "-c", script],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert parse(done.stdout.strip()).namespaces == processes.UNKNOWN
+
+
+@needs_namespaces
 def test_process_of_a_hidden_user_is_never_dead(other: tuple[subprocess.Popen[str], str], tmp_path: Path) -> None:
     _, identity = other
     # Not by setpriv: this interpreter may be in a home that is closed to other users.
