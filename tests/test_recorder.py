@@ -16,14 +16,16 @@ import mlflow
 import numpy as np
 import pytest
 import yaml
-from helpers.project import Command, runs, start
+from helpers.project import Command, runs, start, wait_until
 from helpers.servers import mlflow_server
 from mlflow.entities import Run
 
 from gtdl_mlflow import charts, config, datasets
 from gtdl_mlflow.environments import Environment
-from gtdl_mlflow.tracking import recorder
+from gtdl_mlflow.hardware import device_lock
+from gtdl_mlflow.tracking import outbox, recorder
 from gtdl_mlflow.worker.events import Finished, Metadata, Metrics
+from gtdl_mlflow.worker_process import WorkerFailed
 
 
 @pytest.fixture(scope="module")
@@ -242,7 +244,7 @@ def test_the_tracker_receives_no_request_while_a_worker_runs(
 
     monkeypatch.setattr("gtdl_mlflow.tracking.store.MlflowClient", lambda uri: Watched())
     run = recorder.Recorder(composed, tmp_path)
-    with run:
+    with run, run.measuring(0.0):
         environment = Environment("reference", "1", "cpu", None, Path("python"), "3.11.7", [], [], "key")
         run.record_inputs(environment, datasets.prepare(composed.dataset))
         run.start_monitoring(os.getpid())
@@ -271,6 +273,68 @@ def test_a_run_connects_to_nothing_but_its_tracker(store: str, gtdl: Command, mo
         assert gtdl("framework=reference", "training.epochs=1").returncode == 0
         with pytest.raises(BlockingIOError):  # no connection is waiting
             proxy.accept()
+
+
+@pytest.mark.slow
+def test_a_run_is_complete_in_mlflow_before_it_takes_its_device(store: str, tmp_path: Path) -> None:
+    composed = config.compose(["framework=reference"])
+    client = mlflow.MlflowClient(store)
+    with device_lock.hold(composed.hardware):
+        process = start("framework=reference", "training.epochs=1", "seed=5")
+        wait_until(lambda: runs(store) and client.list_artifacts(runs(store)[0].info.run_id), "the run exists", process)
+        (waiting,) = runs(store)
+        assert waiting.info.status == "RUNNING"
+        assert [item.path for item in client.list_artifacts(waiting.info.run_id)] == ["config.yaml"]
+        assert process.stderr is not None
+        assert "waiting: another gtdl run" in process.stderr.readline()
+        time.sleep(1.5)
+        assert process.poll() is None
+        assert not list(tmp_path.rglob("job.json"))
+    process.communicate(timeout=120)
+    assert process.returncode == 0
+    (run,) = runs(store)
+    reported = {key for key in run.data.params if key.startswith("worker.")}
+    assert waiting.data.params.keys() == run.data.params.keys() - reported
+    assert any(key.startswith("machine.") for key in waiting.data.params)
+    assert {"gtdl.seed", "gtdl.cell", "gtdl.config_hash", "gtdl.process", "mlflow.user"} <= waiting.data.tags.keys()
+    assert run.data.metrics["device_wait_s"] >= 1
+
+
+def test_an_interrupted_run_is_killed(store: str, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), recorder.Recorder(config.compose(["framework=reference"]), tmp_path):
+        raise KeyboardInterrupt
+    (run,) = runs(store)
+    assert run.info.status == "KILLED"
+    assert run.data.tags["gtdl.failure"] == recorder.INTERRUPTED
+
+
+def test_a_run_that_is_interrupted_while_it_is_created_is_killed(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deliver, calls = outbox.deliver, []
+
+    def interrupted(*arguments: Any) -> None:
+        deliver(*arguments)
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(outbox, "deliver", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        recorder.Recorder(config.compose(["framework=reference"]), tmp_path).__enter__()
+    (run,) = runs(store)
+    assert run.info.status == "KILLED"
+
+
+def test_the_reason_of_a_failure_is_printable(store: str, tmp_path: Path) -> None:
+    with pytest.raises(WorkerFailed), recorder.Recorder(config.compose(["framework=reference"]), tmp_path) as run:
+        run.add(Metadata({"device": "c\0pu\ud800"}))
+        raise WorkerFailed("killed; last lines: \0 \x1b[2J \ud800 | end")
+    (recorded,) = runs(store)
+    assert recorded.info.status == "FAILED"
+    assert recorded.data.tags["gtdl.failure"].endswith("| end")
+    assert recorded.data.tags["gtdl.failure"].isprintable()
+    assert recorded.data.params["worker.device"] == "c\N{REPLACEMENT CHARACTER}pu\N{REPLACEMENT CHARACTER}"
 
 
 def test_a_chart_that_fails_does_not_fail_the_run(
