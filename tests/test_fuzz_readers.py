@@ -1,7 +1,8 @@
 """For any input, a reader returns or raises its own exception with one printable line, and does not hang.
 
-The ordinary test run tries a few fixed inputs per reader. `GTDL_FUZZ_EXAMPLES=100000 pytest tests/test_fuzz_readers.py`
-tries 100,000 random ones per reader, in five minutes each. A failure states the GTDL_FUZZ_SEED that repeats it.
+The ordinary test run tries a few fixed inputs per reader. `GTDL_FUZZ_EXAMPLES=100000 pytest tests/test_fuzz_readers.py
+--basetemp=/dev/shm/fuzz` tries 100,000 random ones per reader, with files in memory, in about five minutes each. A
+failure states the GTDL_FUZZ_SEED that repeats it.
 """
 
 from __future__ import annotations
