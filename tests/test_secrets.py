@@ -98,6 +98,7 @@ def tracker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield server
 
 
+@pytest.mark.timeout(3600)
 def test_nothing_that_ten_commands_leave_has_one_of_the_planted_secrets(
     tracker: Server, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
