@@ -166,13 +166,18 @@ def test_no_password_reaches_mlflows_own_variables_or_the_configuration(monkeypa
     assert composed.tracking.uri == "http://host:5000"
     assert composed.dataset.downloads["test_labels"].urls == ["http://mirror/x.gz?token=REDACTED"]
     assert "-secret" not in str(composed)
-    assert reveal(composed.dataset.downloads["test_labels"].urls[0]) == "http://m:two-secret@mirror/x.gz?token=three-secret"
+    assert (
+        reveal(composed.dataset.downloads["test_labels"].urls[0])
+        == "http://m:two-secret@mirror/x.gz?token=three-secret"
+    )
     assert os.environ[VARIABLE] == "http://ann:one-secret@host:5000"
     assert "MLFLOW_TRACKING_USERNAME" not in os.environ
     assert "MLFLOW_TRACKING_PASSWORD" not in os.environ
 
 
-@pytest.mark.parametrize("override", ["seed=http://m:one-secret@h/x", "framework=http://m:one-secret@h/x?sig=two-secret"])
+@pytest.mark.parametrize(
+    "override", ["seed=http://m:one-secret@h/x", "framework=http://m:one-secret@h/x?sig=two-secret"]
+)
 def test_errors_about_the_configuration_have_no_secrets(override: str) -> None:
     with pytest.raises(config.ConfigError) as caught:
         config.compose_unchecked([override])

@@ -172,7 +172,7 @@ def test_a_run_reaches_the_server_by_name(server: Server, log_in: Any, gtdl: Com
     log_in("alice")
     hosts = tmp_path / "hosts"
     hosts.write_text(f"127.0.0.1 localhost {NAME}\n")
-    enter = ["unshare", "--mount", "sh", "-c", f"mount --bind {hosts} /etc/hosts && exec \"$@\"", "sh"]
+    enter = ["unshare", "--mount", "sh", "-c", f'mount --bind {hosts} /etc/hosts && exec "$@"', "sh"]
     if subprocess.run([*enter, "true"], capture_output=True).returncode:
         pytest.skip("this machine does not permit a mount namespace")
     address = os.environ["MLFLOW_TRACKING_URI"].replace("127.0.0.1", NAME)
