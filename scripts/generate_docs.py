@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from gtdl_mlflow import config
 from gtdl_mlflow.config import CONF, Config, Recipe
 from gtdl_mlflow.metrics import GROUPS, HEADLINE, METRICS
-from gtdl_mlflow.report.reproduction import table
+from gtdl_mlflow.report.formats import markdown_table as table
 from gtdl_mlflow.tags import TAGS
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import math
 import re
+from collections.abc import Iterable, Sequence
 
 from ..console import printable
 from .stats import Summary
@@ -64,3 +65,8 @@ def markdown(text: str) -> str:
     """Return text from the store as text of Markdown, in one line, without markup, HTML, links or table cells."""
     line = html.escape(printable(" ".join(text.split())), quote=False)
     return re.sub(r"([\\`*|\[\]~])", r"\\\1", line)
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table whose cells are Markdown."""
+    return "\n".join(f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *rows))

@@ -256,6 +256,5 @@ def _matrix(cells: list[ReproductionCell], text: Callable[[ReproductionCell], st
 
 def table(header: list[str], rows: Iterable[list[str]]) -> str:
     """Return a table in Markdown. Cells are text: markup in them is escaped."""
-    escaped = [[formats.markdown(cell) for cell in line] for line in (header, *rows)]
-    lines = [escaped[0], ["---"] * len(header), *escaped[1:]]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    first, *others = ([formats.markdown(cell) for cell in line] for line in (header, *rows))
+    return formats.markdown_table(first, others)
