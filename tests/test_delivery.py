@@ -237,8 +237,18 @@ def test_a_failing_server_delays_a_delivery(tmp_path: Path, answer: str) -> None
     assert time.monotonic() - started < 60
     assert isinstance(caught.value, TrackerUnreachable) == (answer not in ("404", "401"))
     assert str(caught.value).startswith(f"MLflow at {uri} failed (")
+    # A Retry-After of an hour is ignored: the retries end before the deadline.
+    assert ("no complete response" in str(caught.value)) == (answer == "drip")
     for name in ("params", "metrics", "artifacts"):
         assert vars(record)[name] == complete[name]
+
+
+def test_empty_responses_acknowledge_nothing(tmp_path: Path) -> None:
+    record = finished_record("http://server", tmp_path)
+    record.run_id, record.experiment_id, record.artifacts = "f" * 32, "1", []
+    with failing_server("empty") as uri, pytest.raises(TrackerUnreachable, match="empty responses"):
+        outbox.deliver(record, uri)
+    assert (record.params, record.metrics) == ({"lr": "0.1"}, [("loss", 0.5, 1, 0)])
 
 
 @pytest.mark.slow
