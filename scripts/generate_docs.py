@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from gtdl_mlflow import config
 from gtdl_mlflow.config import CONF, Config, Recipe
 from gtdl_mlflow.metrics import GROUPS, HEADLINE, METRICS
+from gtdl_mlflow.redaction import reveal
 from gtdl_mlflow.report.formats import markdown_table as table
 from gtdl_mlflow.tags import TAGS
 
@@ -245,7 +246,7 @@ def downloads(chosen: config.Dataset) -> list[str]:
     for each in chosen.downloads.values():
         digest = f"SHA-256 `{each.sha256}`" if each.sha256 else f"MD5 `{each.md5}`" if each.md5 else "none published"
         size = f"{each.size_bytes:,}" if each.sha256 or each.md5 else f"at most {each.size_bytes:,}"
-        rows.append([f"`{each.file}`", size, digest, "<br>".join(f"<{url}>" for url in each.urls)])
+        rows.append([f"`{each.file}`", size, digest, "<br>".join(f"<{reveal(url)}>" for url in each.urls)])
     return [
         "The publisher's files are downloaded, verified and read as they are. Without a network, put them into the "
         f"folder `{chosen.name}/` of `GTDL_DATA`.",
