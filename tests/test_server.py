@@ -53,7 +53,7 @@ def compose_file(settings: dict[str, str]) -> Any:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The server of ``compose.yaml``: its command, settings and environment, on a database and a folder of this test."""
+    """The server of ``compose.yaml``: its command and environment, on a database and a folder of this test."""
     if postgresql_programs() is None:
         assert os.environ.get("GTDL_REQUIRE_FRAMEWORKS") != "1", "apt-get install postgresql"
         pytest.skip("apt-get install postgresql")
