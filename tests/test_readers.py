@@ -200,6 +200,7 @@ MNIST = {
         (MNIST["train-images-idx3-ubyte"][:-1], "159 bytes unpacked, expected 160"),
         (MNIST["train-images-idx3-ubyte"] + b"\0", "more than 160 bytes unpacked, expected 160"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",  # compressed bytes contain the time
 )
 def test_wrong_file_of_mnist_is_refused_for_the_right_reason(data: Path, content: bytes, words: str) -> None:
     files = {name: hashlib.md5(whole).hexdigest() for name, whole in MNIST.items()}
