@@ -209,11 +209,3 @@ def test_a_dead_run_is_delivered_as_killed(
     (run,) = runs(server.uri)
     assert run.info.status == "KILLED"
     assert run.data.tags["gtdl.failure"] == processes.PROCESS_GONE
-
-
-def test_a_process_is_identified_by_its_start_time_too() -> None:
-    process = processes.this_process()
-    assert processes.is_alive(process) is True
-    host, number, _ = process.split(" ")
-    assert processes.is_alive(f"{host} {number} 1.00") is False
-    assert processes.is_alive(f"elsewhere {number} 1.00") is None
