@@ -27,6 +27,7 @@ GROUPS = {
     "system": "Use of the machine over time",
     "sweep": "Parent run of a sweep",
     "stability": "Parent run of a stability study",
+    "paired": "Parent run of a paired measurement",
 }
 """Title of every group of metrics, in the order of the documentation."""
 
@@ -226,6 +227,13 @@ _ALL = (
            LOWER, requires="`experiment=stability`"),
     Metric("stability/{framework}/{metric}/repeats_needed", "runs", "Repeats of each of two frameworks that show a "
            "difference of 2 %.", LOWER, requires="`experiment=stability`"),
+    Metric("paired/{clock}/{activity}/{framework}/ratio", "", "Time relative to that of the best framework, by CPU "
+           "time (`cpu`) or wall clock (`wall`), in training, testing or the latency of single images.", LOWER,
+           requires="`experiment=paired`"),
+    Metric("paired/{clock}/{activity}/{framework}/ratio_low", "", "Lower end of the interval of that ratio.",
+           requires="`experiment=paired`"),
+    Metric("paired/{clock}/{activity}/{framework}/ratio_high", "", "Upper end of the interval of that ratio.",
+           requires="`experiment=paired`"),
 )  # fmt: skip
 
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _ALL}

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import secrets
 import signal
 import subprocess
 import threading
 import time
-from collections.abc import Generator
-from contextlib import closing, suppress
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import IO
+
+import psutil
 
 from .console import info, printable
 from .metrics import HEADLINE
 from .worker import events
 from .worker.job import Job
+from .worker.turns import Activity
 
 WORKER_MAIN = Path(__file__).parent / "worker" / "__main__.py"
 
@@ -64,6 +68,7 @@ class WorkerProcess:
         self._process: subprocess.Popen[bytes] | None = None
         self._events: IO[bytes] | None = None
         self._log: _Log | None = None
+        self._turn_limit_s = math.inf
         self._kills_before = _out_of_memory_kills()
 
     def __enter__(self) -> WorkerProcess:
@@ -107,18 +112,11 @@ class WorkerProcess:
         process, stream = self._process, self._events
         assert process is not None
         assert stream is not None
-        timed_out = threading.Event()
-
-        def time_out() -> None:
-            timed_out.set()
-            self._kill(process)
-
-        timer = threading.Timer(min(timeout_s, threading.TIMEOUT_MAX), time_out)
-        timer.daemon = True
-        timer.start()
         reported: set[str] = set()
         finished = False
-        try:
+        with ExitStack() as stack:
+            stack.callback(self._end)
+            timed_out = stack.enter_context(self._time_limit(timeout_s))
             self._send(job)
             with closing(_Record(self._folder / EVENTS)) as record:
                 while line := stream.readline(events.LONGEST_LINE):
@@ -145,21 +143,94 @@ class WorkerProcess:
                 )
             if status or not finished:
                 raise WorkerFailed(f"the worker {self._exit_reason(status)}; {self._log_tail()}")
-        finally:
-            timer.cancel()
-            self._end()
+
+    def begin_turns(self, job: Job, timeout_s: float) -> None:
+        """Let the worker build the job's model for a paired measurement.
+
+        ``next_event`` then returns its ``Metadata``, and ``turn`` requests its turns. A build or a turn that takes
+        longer than ``timeout_s`` seconds ends the worker.
+        """
+        self._turn_limit_s = timeout_s
+        self._send(dataclasses.replace(job, takes_turns=True))
+
+    def turn(self, activity: Activity, seconds: float) -> events.Turn:
+        """Let the worker do a turn of about ``seconds`` and return its measurement.
+
+        Raises:
+            WorkerFailed: as for ``next_event``.
+        """
+        self._write(json.dumps({"activity": activity.value, "seconds": seconds}))
+        event = self.next_event()
+        if not isinstance(event, events.Turn):
+            raise WorkerFailed(f"the worker sent {type(event).__name__} instead of a turn; {self._log_tail()}")
+        return event
+
+    def next_event(self) -> events.Event:
+        """Wait for the next event of a paired measurement and return it.
+
+        Raises:
+            WorkerFailed: the worker ended, took too long or sent an invalid event.
+        """
+        process, stream = self._process, self._events
+        assert process is not None
+        assert stream is not None
+        with self._time_limit(self._turn_limit_s) as timed_out:
+            line = stream.readline(events.LONGEST_LINE)
+        if timed_out.is_set():
+            raise WorkerFailed(f"the worker was killed after {self._turn_limit_s:g} seconds; {self._log_tail()}")
+        if not line.endswith(b"\n"):
+            raise WorkerFailed(f"the worker {self._exit_reason(process.wait())}; {self._log_tail()}")
+        try:
+            return events.parse(line)
+        except ValueError as error:
+            raise WorkerFailed(f"the worker sent an {error}; {self._log_tail()}") from error
+
+    def pause(self) -> None:
+        """Stop all threads of the worker: the pools of some frameworks use the CPU while they wait."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let a paused worker run again."""
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: int) -> None:
+        """Send a signal to the worker, but not to the process that ends its descendants."""
+        assert self._process is not None
+        with suppress(psutil.NoSuchProcess):  # next_event reports why it has ended
+            first = psutil.Process(self._process.pid)
+            for each in first.children(recursive=True) or [first]:
+                each.send_signal(number)
 
     def _send(self, job: Job) -> None:
-        """Send the job to the waiting interpreter, which begins when its input ends."""
-        text = json.dumps(dataclasses.asdict(job), indent=1).encode()
+        """Send the job to the waiting interpreter, which begins when it has it."""
         with closing(_Record(self._folder / JOB)) as record:
-            record.write(text)
+            record.write(json.dumps(dataclasses.asdict(job), indent=1).encode())
+        self._write(json.dumps(dataclasses.asdict(job)))
+
+    def _write(self, line: str) -> None:
         assert self._process is not None
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):  # the process has ended: its status is the better reason
-            self._process.stdin.write(text)
-        with suppress(BrokenPipeError):
-            self._process.stdin.close()
+            self._process.stdin.write(f"{line}\n".encode())
+            self._process.stdin.flush()
+
+    @contextmanager
+    def _time_limit(self, seconds: float) -> Iterator[threading.Event]:
+        """Kill the worker if the block takes longer than ``seconds``; the event is then set."""
+        process, timed_out = self._process, threading.Event()
+        assert process is not None
+
+        def time_out() -> None:
+            timed_out.set()
+            self._kill(process)
+
+        timer = threading.Timer(min(seconds, threading.TIMEOUT_MAX), time_out)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield timed_out
+        finally:
+            timer.cancel()
 
     def _popen(self, python: Path, write_end: int) -> subprocess.Popen[bytes]:
         # A virtual environment's python is a symlink: resolving it would leave the environment. -I excludes PYTHONPATH

@@ -84,7 +84,9 @@ def _check_tracker(uri: str) -> None:
     except ValueError:  # a port that is no number, an incomplete IPv6 address
         complete = False
     if not complete:
-        raise ConfigError(f"tracking.uri={redact(uri)}: expected http://HOST:PORT, or a database such as sqlite:///mlflow.db")
+        raise ConfigError(
+            f"tracking.uri={redact(uri)}: expected http://HOST:PORT, or a database such as sqlite:///mlflow.db"
+        )
     if uri.startswith("sqlite:") and uri.partition("?")[0].rstrip("/").endswith((":memory:", "sqlite:")):
         raise ConfigError(f"tracking.uri={uri}: a database in memory is lost with its process; use sqlite:///mlflow.db")
 
@@ -131,6 +133,7 @@ def _check_ranges(config: Config) -> None:
         "latency.limit_s": latency.limit_s,
         "limits.run_timeout_s": limits.run_timeout_s,
         "limits.fetch_timeout_s": limits.fetch_timeout_s,
+        "sweep.paired_minutes": config.sweep.paired_minutes,
     }
     for key, value in positive.items():
         if value is not None and not value > 0:

@@ -281,11 +281,13 @@ class Rerun(str, Enum):
 class Study(str, Enum):
     """Evaluation at the end of a sweep.
 
-    ``stability``: spread and drift of repeats; ``scaling``: speed by threads and batch size.
+    ``stability``: spread and drift of repeats; ``scaling``: speed by threads and batch size; ``paired``: a paired
+    measurement of the sweep's frameworks, after its runs.
     """
 
     stability = "stability"
     scaling = "scaling"
+    paired = "paired"
 
 
 @dataclass
@@ -301,6 +303,8 @@ class Sweep:
     """Metric returned to optimizing sweepers such as Optuna."""
     study: Study | None = None
     """Evaluation at the end of the sweep; None: none."""
+    paired_minutes: float = 5.0
+    """Time limit of a paired measurement. It ends before if all ratios are resolved."""
 
 
 @dataclass

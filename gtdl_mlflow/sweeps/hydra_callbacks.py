@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -20,13 +21,14 @@ from hydra.experimental.callback import Callback
 from omegaconf import open_dict, read_write
 
 from .. import files, signals
-from ..config import ConfigError, Rerun, SweepOrder, Unavailable, compose, to_checked_config
+from ..config import ConfigError, Rerun, Study, SweepOrder, Unavailable, compose, compose_unchecked, to_checked_config
 from ..console import info, output
 from ..files import write_atomically
 from ..redaction import conceal, has_secrets, redact
 
 if TYPE_CHECKING:
     from .cells import SweepSummary
+    from .paired_study import PairedStudy
     from .studies import StudyResult
 
 # MLflow takes two seconds to import, and a mistake on the command line must be reported sooner: SweepParent imports it
@@ -141,6 +143,9 @@ class SweepParent(Callback):
     failures: int | None = None
     """Failed cells of the last sweep; None if there was no sweep."""
 
+    def __init__(self) -> None:
+        self._paired: PairedStudy | None = None
+
     def on_multirun_start(self, config: Any, **_: Any) -> None:
         from ..tracking import store
 
@@ -168,6 +173,13 @@ class SweepParent(Callback):
         overrides = order_overrides(requested_overrides(config.hydra), config.sweep.order)
         self._cells = count_cells(overrides)
         self._study = config.sweep.study
+        if self._study is Study.paired:
+            from .paired_study import PairedStudy
+
+            lines = check_lines(overrides)
+            frameworks = {_framework(line): line for line in reversed(lines)}
+            configs = [compose_unchecked(line) for line in frameworks.values()]
+            self._paired = PairedStudy(configs, config.sweep.paired_minutes, self._folder)
         self._sweep_id = cells.sweep_id(overrides)
         self._record = outbox.new_record(self._uri, self._folder, "sweep", config.tracking.experiment)
         self._record.tags = {
@@ -231,6 +243,8 @@ class SweepParent(Callback):
             return
 
     def on_multirun_end(self, config: Any, **_: Any) -> None:
+        if self._paired is not None:
+            self._paired.run()  # Ctrl-C ends it, and close() prints what has been measured
         try:
             with signals.deferred():
                 self.close()
@@ -299,10 +313,18 @@ class SweepParent(Callback):
         if self._study is None:
             return studies.StudyResult("")
         try:
+            if self._paired is not None:
+                return self._paired.conclude()
             result = studies.conclude(self._study, (cell.run for cell in summary.cells), self._folder)
         except Exception as error:  # a renderer in another language may raise anything
             return studies.StudyResult(f"the study {self._study.value} could not be concluded: {error}")
         return result or studies.StudyResult(f"too few runs finished for the study {self._study.value}")
+
+
+def _framework(overrides: Iterable[str]) -> str:
+    """Return the framework that a command line selects; empty for the default."""
+    chosen = [each.partition("=")[2] for each in overrides if each.partition("=")[0] == "framework"]
+    return chosen[-1] if chosen else ""
 
 
 def order_overrides(overrides: list[str], order: SweepOrder) -> list[str]:

@@ -1,8 +1,8 @@
 """``python -m gtdl_mlflow.worker JOB.json [EVENTS_FD DRIVER STARTED]``: run one job in its framework's interpreter.
 
 Events go to the file descriptor EVENTS_FD, or to standard output without one. Everything that a framework prints goes
-to standard error. DRIVER is the process ID of the driver. With a driver, the job comes on standard input and begins
-when that ends; JOB.json is not read. STARTED is the time at which the driver started this process, by
+to standard error. DRIVER is the process ID of the driver. With a driver, the job comes as the first line of
+standard input; JOB.json is not read. STARTED is the time at which the driver started this process, by
 ``time.perf_counter_ns``.
 """
 
@@ -44,19 +44,22 @@ def main(arguments: list[str]) -> int:
     # A process that a framework starts must not hold the stream open after this process has ended.
     os.set_inheritable(descriptor, False)
 
-    from . import events, experiment
+    from . import events, experiment, turns
     from .job import Job
     from .prepared_data import DataChanged
 
     start_s = None
     if has_driver:
         start_s = (time.perf_counter_ns() - int(arguments[3])) / 1e9
-    job = Job.read(Path("/dev/stdin" if has_driver else arguments[0]))
+    job = Job.parse(sys.stdin.readline()) if has_driver else Job.read(Path(arguments[0]))
     if job.cores is not None:
         os.sched_setaffinity(0, job.cores)
     with os.fdopen(descriptor, "w") as stream:
         try:
-            experiment.run(job, lambda event: events.write(stream, event), start_s)
+            if job.takes_turns:
+                turns.serve(job, sys.stdin, lambda event: events.write(stream, event))
+            else:
+                experiment.run(job, lambda event: events.write(stream, event), start_s)
         except DataChanged as error:
             print(error, file=sys.stderr)
             return 1

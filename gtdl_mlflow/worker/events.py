@@ -63,6 +63,19 @@ class Remark:
 
 
 @dataclass(frozen=True)
+class Turn:
+    """One turn of a paired measurement."""
+
+    units: int
+    """Training steps, test batches or images that the turn did."""
+    wall_s: float
+    cpu_s: float
+    """CPU time of all threads."""
+    waiting_cpu_s: float
+    """CPU time since the end of the previous turn."""
+
+
+@dataclass(frozen=True)
 class Finished:
     """The end of the job; no event follows."""
 
@@ -70,10 +83,8 @@ class Finished:
     """CPU time of the worker and its children, user and system, in seconds."""
 
 
-Event = Metadata | Phase | Progress | Metrics | ConfusionMatrix | Remark | Finished
-_TYPES: dict[str, type] = {
-    kind.__name__.lower(): kind for kind in (Metadata, Phase, Progress, Metrics, ConfusionMatrix, Remark, Finished)
-}
+Event = Metadata | Phase | Progress | Metrics | ConfusionMatrix | Remark | Turn | Finished
+_TYPES: dict[str, type] = {kind.__name__.lower(): kind for kind in Event.__args__}
 
 LONGEST_LINE = 2**24
 """Most bytes of an event: a confusion matrix of 1000 classes fits."""
@@ -119,6 +130,8 @@ def _check(event: Event) -> None:
         valid = 0 <= event.time < 1e11
     elif valid and isinstance(event, Finished):
         valid = math.isfinite(event.cpu_s)
+    elif valid and isinstance(event, Turn):
+        valid = event.units > 0 and 0 < event.wall_s < math.inf and 0 <= event.cpu_s < math.inf
     if not valid:
         raise ValueError("a value is out of range")
 

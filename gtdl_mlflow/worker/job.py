@@ -218,13 +218,19 @@ class Job:
     parity: bool = False
     """Whether to check first that the framework computes the network."""
     latency: Latency = field(default_factory=Latency)
+    takes_turns: bool = False
+    """Whether the worker does turns of a paired measurement on request (``turns.py``) instead of one run."""
 
     def write(self, path: Path) -> None:
         path.write_text(json.dumps(dataclasses.asdict(self), indent=1))
 
     @classmethod
     def read(cls, path: Path) -> Job:
-        values = json.loads(path.read_text())
+        return cls.parse(path.read_text())
+
+    @classmethod
+    def parse(cls, text: str) -> Job:
+        values = json.loads(text)
         training, latency = training_from_json(values["training"]), Latency(**values.get("latency", {}))
         return cls(**{**values, "training": training, "latency": latency})
 

@@ -1,0 +1,85 @@
+"""Coverage of the intervals of paired measurements, on simulated data with a known ratio.
+
+    python benchmarks/coverage.py [--datasets 1000] [--rounds 6]
+
+Each data set has restart effects (normal, heavy-tailed or skewed), drift within a restart, heavy-tailed noise of the
+turns, and one turn in twenty that another process disturbs. Prints how often the nominal interval of 95 % contains the
+true ratio, its median half-width, and the same for a percentile bootstrap over restarts and rounds. Exits with 1 if a
+coverage of the project's interval is below 93 % over all data sets of one kind of restart effect.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Callable
+
+import numpy as np
+
+from gtdl_mlflow.report import ratios
+
+TRUE_RATIO = 1.03
+RESTARTS = (4, 5, 8, 12)
+RESAMPLES = 500
+LEAST = 0.93
+
+Effects = Callable[[np.random.Generator, int], np.ndarray]
+KINDS: dict[str, Effects] = {
+    "normal": lambda generator, count: generator.normal(0, 0.01, count),
+    "heavy tails": lambda generator, count: 0.008 * generator.standard_t(3, count),
+    "skewed": lambda generator, count: 0.01 * (generator.exponential(1, count) - 1),
+}
+
+
+def log_ratios(generator: np.random.Generator, restarts: int, rounds: int, effects: Effects) -> np.ndarray:
+    """Return the logarithm of the ratio of each round (restarts, rounds)."""
+    shape = (restarts, rounds)
+    # Neighbouring turns see the same drift but for their distance; the order of the two is random.
+    order = np.where(generator.random(shape) < 0.5, 1, -1)
+    drift = generator.normal(0, 0.2) / rounds / 2 * order
+    noise = 0.015 * generator.standard_t(2.5, shape)
+    hit = np.where(generator.random(shape) < 0.05, generator.exponential(0.5, shape), 0)
+    disturbed = hit * np.where(generator.random(shape) < 0.5, 1, -1)
+    return math.log(TRUE_RATIO) + effects(generator, restarts)[:, None] + drift + noise + disturbed
+
+
+def bootstrap(generator: np.random.Generator, values: np.ndarray) -> tuple[float, float]:
+    """Return the percentile interval over restarts, then rounds."""
+    restarts, rounds = values.shape
+    rows = generator.integers(0, restarts, (RESAMPLES, restarts))
+    columns = generator.integers(0, rounds, (RESAMPLES, restarts, rounds))
+    means = np.median(values[rows[:, :, None], columns], axis=2).mean(axis=1)
+    low, high = np.quantile(means, [(1 - ratios.LEVEL) / 2, (1 + ratios.LEVEL) / 2])
+    return math.exp(low), math.exp(high)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--datasets", type=int, default=1000, help="data sets per kind of restart effect")
+    parser.add_argument("--rounds", type=int, default=6)
+    options = parser.parse_args()
+    generator, missed = np.random.default_rng(0), False
+    print("restart effects  restarts  coverage  half-width  bootstrap: coverage  half-width")
+    for kind, effects in KINDS.items():
+        total = 0
+        per_count = math.ceil(options.datasets / len(RESTARTS))
+        for restarts in RESTARTS:
+            covered, widths = np.zeros(2), np.zeros((per_count, 2))
+            for number in range(per_count):
+                values = log_ratios(generator, restarts, options.rounds, effects)
+                ours = ratios.ratio(np.median(values, axis=1))
+                low, high = bootstrap(generator, values)
+                covered += [ours.low <= TRUE_RATIO <= ours.high, low <= TRUE_RATIO <= high]
+                widths[number] = [ours.half_width, math.sqrt(high / low) - 1]
+            total += covered[0]
+            share, width = covered / per_count, 100 * np.median(widths, axis=0)
+            print(f"{kind:15}  {restarts:8}  {share[0]:8.1%}  {width[0]:9.2f}%  {share[1]:19.1%}  {width[1]:9.2f}%")
+        coverage = total / per_count / len(RESTARTS)
+        print(f"{kind:15}       all  {coverage:8.1%}  (goal: at least {LEAST:.0%})", flush=True)
+        missed |= coverage < LEAST
+    sys.exit(1 if missed else 0)
+
+
+if __name__ == "__main__":
+    main()

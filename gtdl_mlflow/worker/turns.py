@@ -1,0 +1,113 @@
+"""Paired measurement, the worker's side: do a short turn of training or inference on request, and wait in between.
+
+The driver lets the workers of several frameworks take turns, so that all are measured under the same conditions. A turn
+is a fixed number of training steps or test batches, which the first request for that activity chooses.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import time
+from collections.abc import Iterator
+from enum import Enum
+from typing import IO, Any
+
+import numpy as np
+
+from .assembly import build_model, load_adapter
+from .clock import Clock
+from .events import Metadata, Turn
+from .job import Job
+from .prepared_data import open_arrays
+from .training import Data, Emit
+
+WARM_UP_S = 0.5
+"""Seconds of an activity before its turns are timed: compilation, choice of kernels, first use of memory."""
+
+WARM_UP_STEPS = 10
+"""Least number of units before the timed turns (``measurement.md``, rule 4)."""
+
+
+class Activity(str, Enum):
+    """What a turn does, and its unit."""
+
+    training = "training"
+    """Training steps, each on the next batch."""
+    testing = "testing"
+    """Batches of the test set, classified."""
+    latency = "latency"
+    """Single images, classified one after the other."""
+
+
+class Turns:
+    """The turns of one model."""
+
+    def __init__(self, job: Job) -> None:
+        """Build the job's model and load its data."""
+        self._job = job
+        preprocessing, self.model, self.network = build_model(job, load_adapter(job.adapter))
+        self.model.compile()
+        self._data = Data(job, preprocessing, self.model, open_arrays(job))
+        self._batches = self._data.training_batches(0)
+        self._test_images = self.model.to_native(self._data.test_images)
+        self._image = self.model.to_native(np.ascontiguousarray(self._data.test_images[:1]))
+        self._step = 0
+        self._units: dict[Activity, int] = {}
+        self._waiting_since = time.process_time()
+
+    def turn(self, activity: Activity, seconds: float) -> Turn:
+        """Do one turn of about ``seconds``. The first one of an activity warms it up before."""
+        waiting_cpu_s = time.process_time() - self._waiting_since
+        units = self._units.get(activity) or self._calibrate(activity, seconds)
+        clock = Clock()
+        clock.start()
+        self._do(activity, units)
+        clock.stop()
+        self._waiting_since = time.process_time()
+        return Turn(units, clock.seconds, clock.cpu_seconds, waiting_cpu_s)
+
+    def _calibrate(self, activity: Activity, seconds: float) -> int:
+        """Warm up, and choose the number of units that take about ``seconds``."""
+        units, done, unit_s, started = 1, 0, math.inf, time.perf_counter()
+        while done < WARM_UP_STEPS or time.perf_counter() - started < WARM_UP_S:
+            before = time.perf_counter()
+            self._do(activity, units)
+            unit_s = min(unit_s, (time.perf_counter() - before) / units)  # the least disturbed one
+            done += units
+            units = max(1, round(seconds / unit_s / 4))
+        self._units[activity] = max(1, round(seconds / unit_s))
+        return self._units[activity]
+
+    def _do(self, activity: Activity, units: int) -> None:
+        if activity is Activity.training:
+            rates = self._job.training.rates(self._step, self._step + units, self._job.budget)
+            self.model.train(self._batches, rates)
+            self._step += units
+        elif activity is Activity.testing:
+            self.model.predict(itertools.islice(self._test_batches(), units))
+        else:
+            for _ in range(units):
+                self.model.predict([self._image])
+
+    def _test_batches(self) -> Iterator[Any]:
+        """Yield whole batches of the test set, again and again."""
+        size = min(self._job.training.test_batch_size, len(self._data.test_images))
+        starts = range(0, len(self._data.test_images) - size + 1, size)
+        yield from (self._test_images[start : start + size] for start in itertools.cycle(starts))
+
+
+def serve(job: Job, requests: IO[str], emit: Emit) -> None:
+    """Build the model, and do a turn for each line of ``requests`` until its end.
+
+    A line is a JSON object with ``activity`` and ``seconds``. Each turn is reported as an event ``Turn``.
+    """
+    turns = Turns(job)
+    description = {
+        f"framework_{key}" if key == "version" else key: value for key, value in turns.model.describe().items()
+    }
+    emit(Metadata(description))
+    for line in requests:
+        request = json.loads(line)
+        emit(turns.turn(Activity(request["activity"]), request["seconds"]))
