@@ -22,8 +22,8 @@ from pathlib import Path
 from gtdl_mlflow import config, datasets, environments
 from gtdl_mlflow.config.job import create_job
 from gtdl_mlflow.report import ratios
-from gtdl_mlflow.report.ratios import Ratio, Verdict
-from gtdl_mlflow.sweeps.paired import Contestant, PairedMeasurement, Schedule
+from gtdl_mlflow.report.ratios import Ratio, RatioVerdict
+from gtdl_mlflow.sweeps.paired import Contestant, MeasurementPlan, PairedMeasurement
 from gtdl_mlflow.worker.turns import Activity
 
 PLANTED = Path(__file__).parent / "planted"
@@ -69,9 +69,9 @@ def trial(setting: str, true_ratio: float, seconds: float, seed: int) -> Trial:
     """Measure once."""
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
-        schedule = Schedule(seconds, activities=(Activity.training,))
+        plan = MeasurementPlan(seconds, activities=(Activity.training,))
         both = contestants(setting, Path(name), true_ratio)
-        measurement = PairedMeasurement(both, 1, schedule, Path(name))
+        measurement = PairedMeasurement(both, 1, plan, Path(name))
         for _ in measurement.run(seed):
             pass
     if measurement.failures:
@@ -119,10 +119,10 @@ def main() -> None:
 def goal(true_ratio: float, trials: list[Trial]) -> bool:
     """Print the goals for one planted ratio with what was reached; return whether all are reached."""
     count, covered = len(trials), sum(each.is_covered for each in trials)
-    slower = sum(each.ratio.verdict is Verdict.slower for each in trials)
-    wrong = sum(each.ratio.verdict is Verdict.faster for each in trials) + (slower if true_ratio == 1 else 0)
+    slower = sum(each.ratio.verdict is RatioVerdict.slower for each in trials)
+    wrong = sum(each.ratio.verdict is RatioVerdict.faster for each in trials) + (slower if true_ratio == 1 else 0)
     if true_ratio == 1:
-        same = sum(each.ratio.verdict is Verdict.same for each in trials)
+        same = sum(each.ratio.verdict is RatioVerdict.same for each in trials)
         print(f"against itself: {wrong} false differences in {count} (at most {0.05 * count:g}); {same} 'same'")
         reached = wrong <= 0.05 * count
     else:

@@ -22,9 +22,9 @@ from gtdl_mlflow.sweeps.paired import (
     COLUMNS,
     Contestant,
     MeasuredTurn,
+    MeasurementPlan,
     PairedMeasurement,
     Restart,
-    Schedule,
     balanced_orders,
     write_turns,
 )
@@ -78,7 +78,7 @@ def test_frameworks_take_turns(contestants: list[Contestant], tmp_path: Path) ->
 @pytest.mark.slow
 def test_framework_that_fails_is_left_out_and_the_others_go_on(contestants: list[Contestant], tmp_path: Path) -> None:
     broken = replace(contestants[0], name="broken", job=replace(contestants[0].job, adapter="no_such_module:Adapter"))
-    measurement = PairedMeasurement([*contestants, broken], 1, Schedule(0, rounds=1), tmp_path / "workers")
+    measurement = PairedMeasurement([*contestants, broken], 1, MeasurementPlan(0, rounds=1), tmp_path / "workers")
     turns = list(measurement.run())
     assert "no_such_module" in measurement.failures["broken"]
     assert {each.framework for each in turns} == {"first", "second"}
@@ -100,7 +100,7 @@ def test_worker_that_is_killed_between_turns_is_left_out(contestants: list[Conte
 
 @pytest.mark.slow
 def test_measurement_ends_when_all_is_resolved(contestants: list[Contestant], tmp_path: Path) -> None:
-    measurement = PairedMeasurement(contestants, 1, Schedule(1e9, rounds=1, fewest=3), tmp_path / "workers")
+    measurement = PairedMeasurement(contestants, 1, MeasurementPlan(1e9, rounds=1, fewest=3), tmp_path / "workers")
     made = iter(measurement.run())
     # Turns of a known length replace the measured ones: the second framework takes twice as long.
     for turn in made:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from gtdl_mlflow.report import ratios
-from gtdl_mlflow.report.ratios import CPU, WALL, Ranked, Ranking, Ratio, Verdict
+from gtdl_mlflow.report.ratios import CPU, WALL, Ranked, Ranking, Ratio, RatioVerdict
 
 
 @dataclass(frozen=True)
@@ -44,22 +44,22 @@ def test_intervals_of_one_table_hold_together() -> None:
 
 def test_two_restarts_give_no_interval_and_no_verdict() -> None:
     result = ratios.ratio([0.5, 0.5])
-    assert (result.low, result.high, result.verdict) == (0.0, math.inf, Verdict.unresolved)
+    assert (result.low, result.high, result.verdict) == (0.0, math.inf, RatioVerdict.unresolved)
     assert ratios.factor(result) == "1.65x"
 
 
 @pytest.mark.parametrize(
     ("low", "high", "verdict"),
     [
-        (1.03, 1.05, Verdict.slower),
-        (0.95, 0.97, Verdict.faster),
-        (0.99, 1.01, Verdict.same),
-        (1.001, 1.015, Verdict.same),  # a difference that decides no choice
-        (0.99, 1.05, Verdict.unresolved),
-        (1.001, 1.05, Verdict.slower),
+        (1.03, 1.05, RatioVerdict.slower),
+        (0.95, 0.97, RatioVerdict.faster),
+        (0.99, 1.01, RatioVerdict.same),
+        (1.001, 1.015, RatioVerdict.same),  # a difference that decides no choice
+        (0.99, 1.05, RatioVerdict.unresolved),
+        (1.001, 1.05, RatioVerdict.slower),
     ],
 )
-def test_verdict_follows_the_interval(low: float, high: float, verdict: Verdict) -> None:
+def test_verdict_follows_the_interval(low: float, high: float, verdict: RatioVerdict) -> None:
     assert Ratio(math.sqrt(low * high), low, high, 5).verdict is verdict
 
 
@@ -79,11 +79,11 @@ def turns(factor: float, restarts: int = 8, disturbed: float = 0.0) -> list[Fake
 def test_drift_of_the_machine_does_not_change_the_ratio(factor: float) -> None:
     ranking = ratios.rank(turns(factor), "training", CPU)
     if factor == 1.0:
-        assert ranking.frameworks[1].ratio.verdict is Verdict.same
+        assert ranking.frameworks[1].ratio.verdict is RatioVerdict.same
     else:
         assert [each.framework for each in ranking.frameworks] == ["a", "b"]
         assert ranking.frameworks[1].ratio.low < factor < ranking.frameworks[1].ratio.high
-        assert ranking.frameworks[1].ratio.verdict is Verdict.slower
+        assert ranking.frameworks[1].ratio.verdict is RatioVerdict.slower
     assert ranking.is_resolved
 
 

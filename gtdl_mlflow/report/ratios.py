@@ -33,7 +33,7 @@ FEWEST_RESTARTS = 3
 """With fewer there is no interval."""
 
 
-class Verdict(str, Enum):
+class RatioVerdict(str, Enum):
     """What a ratio's interval shows."""
 
     slower = "slower"
@@ -61,17 +61,17 @@ class Ratio:
         return math.sqrt(self.high / self.low) - 1 if self.low > 0 else math.inf
 
     @property
-    def verdict(self) -> Verdict:
+    def verdict(self) -> RatioVerdict:
         if self.low > 1 / (1 + EQUAL_WITHIN) and self.high < 1 + EQUAL_WITHIN:
-            return Verdict.same
+            return RatioVerdict.same
         if self.low > 1:
-            return Verdict.slower
-        return Verdict.faster if self.high < 1 else Verdict.unresolved
+            return RatioVerdict.slower
+        return RatioVerdict.faster if self.high < 1 else RatioVerdict.unresolved
 
     @property
     def is_resolved(self) -> bool:
         """Whether the verdict is final: there is one, and the interval is narrow enough to state the ratio."""
-        return self.verdict is not Verdict.unresolved and self.half_width <= EQUAL_WITHIN
+        return self.verdict is not RatioVerdict.unresolved and self.half_width <= EQUAL_WITHIN
 
 
 def ratio(log_ratios: Sequence[float], comparisons: int = 1) -> Ratio:
@@ -230,8 +230,8 @@ def sentence(ranking: Ranking, labels: Mapping[str, str]) -> str:
     verb = VERBS[ranking.activity]
     if not others:
         return f"{labels[best.framework]} {verb}; there is no other framework to compare it with."
-    tied = [each for each in others if each.ratio.verdict is Verdict.same]
-    slower = [each for each in others if each.ratio.verdict is Verdict.slower]
+    tied = [each for each in others if each.ratio.verdict is RatioVerdict.same]
+    slower = [each for each in others if each.ratio.verdict is RatioVerdict.slower]
     unresolved = [each for each in others if each not in tied and each not in slower]
     names = _joined([labels[each.framework] for each in (best, *tied)])
     if tied:

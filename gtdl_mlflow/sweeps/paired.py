@@ -165,7 +165,7 @@ def balanced_orders(names: Sequence[str], generator: random.Random) -> Iterator[
 
 
 @dataclass(frozen=True)
-class Schedule:
+class MeasurementPlan:
     """How long a paired measurement lasts."""
 
     seconds: float
@@ -183,8 +183,8 @@ class PairedMeasurement:
     ``turns`` holds everything measured so far: after an interruption, that is the result.
     """
 
-    def __init__(self, contestants: Sequence[Contestant], threads: int, schedule: Schedule, folder: Path) -> None:
-        self._contestants, self._schedule, self._folder = list(contestants), schedule, folder
+    def __init__(self, contestants: Sequence[Contestant], threads: int, plan: MeasurementPlan, folder: Path) -> None:
+        self._contestants, self._plan, self._folder = list(contestants), plan, folder
         self._thread_counts = list(dict.fromkeys((1, threads)))
         self.turns: list[MeasuredTurn] = []
         self.failures: dict[str, str] = {}
@@ -199,7 +199,7 @@ class PairedMeasurement:
             yield from self._restart(generator)
             self.restarts += 1
             now = time.monotonic()
-            over = now + (now - before) - started > self._schedule.seconds
+            over = now + (now - before) - started > self._plan.seconds
             if (over and self.restarts >= ratios.FEWEST_RESTARTS) or self.is_resolved:
                 return
 
@@ -209,7 +209,7 @@ class PairedMeasurement:
             with Restart(
                 self._contestants, threads, self._folder / f"{self.restarts}-{threads}", self.restarts
             ) as restart:
-                for turn in restart.turns(self._schedule.activities, self._schedule.rounds, generator):
+                for turn in restart.turns(self._plan.activities, self._plan.rounds, generator):
                     self.turns.append(turn)
                     yield turn
             self.failures |= restart.failures
@@ -228,9 +228,9 @@ class PairedMeasurement:
     @property
     def is_resolved(self) -> bool:
         """Whether every ratio to the best is resolved, by CPU time."""
-        if self.restarts < self._schedule.fewest:
+        if self.restarts < self._plan.fewest:
             return False
-        return all(ratios.rank(self.turns, each.value, ratios.CPU).is_resolved for each in self._schedule.activities)
+        return all(ratios.rank(self.turns, each.value, ratios.CPU).is_resolved for each in self._plan.activities)
 
 
 def write_turns(path: Path, turns: Iterable[MeasuredTurn]) -> None:

@@ -14,7 +14,7 @@ from ..console import aligned, info, status_line
 from ..hardware import device_lock
 from ..report import ratios
 from ..report.ratios import CPU, WALL, Ranking
-from .paired import Contestant, PairedMeasurement, Schedule, write_turns
+from .paired import Contestant, MeasurementPlan, PairedMeasurement, write_turns
 from .studies import StudyResult
 
 TURNS, RATIOS = "turns.csv", "ratios.csv"
@@ -47,8 +47,8 @@ class PairedStudy:
             return
         config = next(iter(self._configs.values()))
         info(f"paired measurement of {', '.join(each.name for each in some)}: at most {self._minutes:g} min")
-        schedule = Schedule(60 * self._minutes)
-        self._measurement = PairedMeasurement(some, config.threads, schedule, self._folder / "paired")
+        plan = MeasurementPlan(60 * self._minutes)
+        self._measurement = PairedMeasurement(some, config.threads, plan, self._folder / "paired")
         with device_lock.hold(config.hardware):
             started = time.monotonic()
             for turn in self._measurement.run():
