@@ -36,6 +36,13 @@ def ignore() -> None:
     _install(_ignore)
 
 
+def ignore_at_exit() -> None:
+    """Ignore stopping signals while the interpreter ends, which would give them their default effect again."""
+    if threading.current_thread() is threading.main_thread():
+        for number in STOPPING:
+            signal.signal(number, signal.SIG_IGN)
+
+
 def _install(handler: Callable[[int, FrameType | None], None]) -> None:
     """Install a handler for the stopping signals.
 

@@ -22,6 +22,8 @@ POWERCAP = Path("/sys/class/powercap")
 GAUGES = ("memory", "threads")
 """Values of ``ProcessUsage`` that are states; all others are counters."""
 
+VALUES = (*GAUGES, "user_s", "system_s", "switches", "read", "written")
+
 
 class Sampler:
     """Thread that samples MLflow's own system metrics and the worker's, and holds the samples until ``stop``.
@@ -85,12 +87,13 @@ class ProcessUsage:
 
     def __init__(self, worker: int) -> None:
         self._worker = worker
-        self._last_s, self._last = time.monotonic(), self._counters()
+        # A worker that has not started yet has used nothing.
+        self._last_s, self._last = time.monotonic(), self._counters() or dict.fromkeys(VALUES, 0.0)
 
     def sample(self) -> dict[str, float]:
         """Return the metrics since the last sample; an empty dict if the processes have ended."""
         now_s, now = time.monotonic(), self._counters()
-        if now is None or self._last is None:
+        if now is None:
             return {}
         passed_s = max(now_s - self._last_s, 1e-9)
         # The counters of a child that has ended are missing from the sum.
@@ -109,11 +112,11 @@ class ProcessUsage:
     @property
     def cpu_s(self) -> float:
         """CPU time in seconds at the last sample."""
-        return self._last["user_s"] + self._last["system_s"] if self._last else 0.0
+        return self._last["user_s"] + self._last["system_s"]
 
     def _counters(self) -> dict[str, float] | None:
         """Return the sums over the worker and its children; None if none of them is running."""
-        total = dict.fromkeys((*GAUGES, "user_s", "system_s", "switches", "read", "written"), 0.0)
+        total = dict.fromkeys(VALUES, 0.0)
         running = False
         with suppress(psutil.NoSuchProcess):
             for process in psutil.Process(self._worker).children(recursive=True):

@@ -11,6 +11,8 @@ import threading
 from collections.abc import Callable
 from typing import NoReturn
 
+from .. import signals
+
 INTERRUPT_GRACE_S = 10
 """Longest wait for the request in progress after an interruption."""
 
@@ -89,6 +91,7 @@ def leave(status: int) -> NoReturn:
     The interpreter joins the threads of every executor at its exit, and clients of artifact stores upload with
     executors.
     """
+    signals.ignore_at_exit()
     if not any(thread.is_alive() for thread in _threads):
         sys.exit(status)
     sys.stdout.flush()

@@ -117,8 +117,11 @@ def parse(line: bytes) -> Event:
 
 
 def one_line(error: Exception) -> str:
-    """Return an exception as one line of at most 300 characters."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    """Return an exception as one line of at most 300 characters: of a traceback in its text, the last line."""
+    text = str(error)
+    if "Traceback (most recent call last)" in text:
+        text = text.strip().splitlines()[-1]
+    return " ".join(f"{type(error).__name__}: {text}".split())[:300]
 
 
 def _check(event: Event) -> None:
