@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -278,7 +279,7 @@ def test_worker_stops_when_its_driver_has_ended(tmp_path: Path) -> None:
     # The real worker. The reading end of its events is closed, as it is when a driver is killed.
     composed = config.compose(["framework=reference", "training.epochs=100000"])
     job = create_job(composed, datasets.prepare(composed.dataset).folder, tmp_path)
-    job.write(tmp_path / "job.json")
+    (tmp_path / "job.json").write_text(f"{json.dumps(asdict(job))}\n")
     read_end, write_end = os.pipe()
     arguments = [tmp_path / "job.json", str(write_end), str(os.getpid()), "0"]
     with (tmp_path / "job.json").open() as file:

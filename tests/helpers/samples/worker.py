@@ -10,7 +10,7 @@ import time
 from gtdl_mlflow.worker.__main__ import continue_in_child
 
 continue_in_child(int(sys.argv[3]), int(sys.argv[2]))
-job = json.load(sys.stdin)
+job = json.loads(sys.stdin.readline())
 events = os.fdopen(int(sys.argv[2]), "w")
 behaviour = job["options"]["behaviour"]
 
