@@ -113,6 +113,7 @@ def test_full_disk_leaves_the_earlier_checkpoint(tmp_path: Path) -> None:
         with pytest.raises(OSError, match="No space left"):
             checkpoints.save(10, write_model)
         assert checkpoints.newest(pytest.fail) == disk / "step-9"
+        assert sorted(path.name for path in disk.iterdir()) == [filler.name, "step-9", "worker.lock"]
         filler.unlink()
         checkpoints.save(11, write_model)
         assert checkpoints.newest(pytest.fail) == disk / "step-11"

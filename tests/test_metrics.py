@@ -114,6 +114,11 @@ def test_runs_have_registered_tags_only(run: Run, parent: Run) -> None:
 
 
 @pytest.mark.slow
+def test_a_run_in_the_drivers_interpreter_has_no_locked_environment(run: Run) -> None:
+    assert run.data.tags["gtdl.environment_locked"] == "no"
+
+
+@pytest.mark.slow
 def test_a_run_has_every_metric_without_a_condition(run: Run) -> None:
     unconditional = {name for name, metric in metrics.METRICS.items() if not metric.requires}
     assert unconditional - run.data.metrics.keys() == set()
