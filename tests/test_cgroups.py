@@ -125,6 +125,7 @@ def enter(group: Path) -> None:
     (group / "cgroup.procs").write_text(str(os.getpid()))
 
 
+@pytest.mark.slow
 def test_real_group_limits_and_throttles(limited_group: Path) -> None:
     script = (
         "import os, sys; from gtdl_mlflow import cgroups, config\n"

@@ -196,6 +196,7 @@ def test_working_folder_of_a_job_moves_nothing(
     assert report.returncode == 0, report.stderr
 
 
+@pytest.mark.slow
 def test_budget_is_shown_as_it_was_requested() -> None:
     for budget, text in (("0.001", "(budget 0.001)"), ("1e-5", "(budget 1e-05)"), ("0.3", "(budget 0.3)")):
         assert text in describe(compose([f"budget={budget}"]))

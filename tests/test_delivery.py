@@ -223,6 +223,7 @@ def test_the_reason_is_that_of_the_driver(tmp_path: Path, uri: str, reason: str)
     assert time.monotonic() - started < 30
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("answer", ["html", "empty", "object", "list", "later", "drip", "502", "404", "401"])
 def test_a_failing_server_delays_a_delivery(tmp_path: Path, answer: str) -> None:
     record = finished_record("http://server", tmp_path)

@@ -307,6 +307,7 @@ def test_password_of_a_mirror_is_neither_sent_to_another_host_nor_printed(
     assert "pa55word" not in message + output + errors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", [b"", b"HTTP/1.1 200 OK\r\nX: ", b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n"])
 def test_server_that_sends_single_bytes_is_abandoned(start: bytes, folder: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:

@@ -203,6 +203,7 @@ def test_setting_of_an_unchanged_run_is_recognised_whatever_its_version_and_core
     assert changed.key.setting.startswith("torch_mnist (changed, ")
 
 
+@pytest.mark.slow
 def test_many_different_cores_take_little_time() -> None:
     many = [make_finished_run("framework=torch", "dataset=mnist", seed=seed) for seed in range(2000)]
     for number, run in enumerate(many):
