@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import Any
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Ctrl-C, a scheduler's request, and a closed terminal."""
@@ -29,6 +31,16 @@ def interrupt_on_first() -> None:
     The time after the first signal belongs to the delivery of what has been measured.
     """
     _install(_interrupt)
+    sys.unraisablehook = _repeat_lost_interrupt
+
+
+def _repeat_lost_interrupt(lost: Any) -> None:
+    """Repeat an interrupt that a destructor or a callback, such as that of a weak reference, has swallowed."""
+    if lost.exc_type is KeyboardInterrupt:
+        _install(_interrupt)
+        _repeat(signal.SIGINT)
+    else:
+        sys.__unraisablehook__(lost)
 
 
 def ignore() -> None:
@@ -64,22 +76,27 @@ def _exit(number: int, frame: FrameType | None) -> None:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    if _must_not_be_interrupted(frame):
-        signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(number))
-        signal.setitimer(signal.ITIMER_REAL, RETRY_S)
+    if _is_importing(frame):
+        _repeat(number)
         return
     ignore()
     raise KeyboardInterrupt
+
+
+def _repeat(number: int) -> None:
+    """Raise a signal again in ``RETRY_S`` seconds."""
+    signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(number))
+    signal.setitimer(signal.ITIMER_REAL, RETRY_S)
 
 
 def _ignore(number: int, frame: FrameType | None) -> None:
     """Do nothing. Unlike SIG_IGN, a handler is not inherited by the programs that this process starts."""
 
 
-def _must_not_be_interrupted(frame: FrameType | None) -> bool:
-    """Return whether an exception would be lost (in ``__del__``), or would leave a module half imported."""
+def _is_importing(frame: FrameType | None) -> bool:
+    """Return whether an exception would leave a module half imported."""
     while frame is not None:
-        if frame.f_code.co_name == "__del__" or frame.f_code.co_filename.startswith("<frozen importlib"):
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
             return True
         frame = frame.f_back
     return False

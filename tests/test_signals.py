@@ -120,6 +120,30 @@ def test_interrupt_is_not_lost_in_a_destructor() -> None:
     assert stop(start_script(DELETING), signal.SIGTERM) == (0, "interrupted\n", "")
 
 
+def test_interrupt_is_not_lost_in_a_callback_of_a_weak_reference() -> None:
+    script = """
+import time, weakref
+from gtdl_mlflow import signals
+
+class Deleted:
+    pass
+
+def callback(reference):
+    print("ready", flush=True)
+    time.sleep(60)
+
+signals.interrupt_on_first()
+deleted = Deleted()
+reference = weakref.ref(deleted, callback)
+try:
+    del deleted
+    time.sleep(60)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    assert stop(start_script(script), signal.SIGTERM) == (0, "interrupted\n", "")
+
+
 def test_signal_that_the_parent_process_ignores_stays_ignored() -> None:
     script = INTERRUPTED.replace("import time", "import signal, time; signal.signal(signal.SIGHUP, signal.SIG_IGN)")
     process = start_script(script.replace("sleep(60)", "sleep(1)"))
