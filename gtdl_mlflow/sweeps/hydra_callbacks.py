@@ -243,8 +243,11 @@ class SweepParent(Callback):
             return
 
     def on_multirun_end(self, config: Any, **_: Any) -> None:
+        from ..tracking.artifacts import report_failure
+
         if self._paired is not None:
-            self._paired.run()  # Ctrl-C ends it, and close() prints what has been measured
+            with report_failure("the paired measurement ended early"):  # the sweep is closed in any case
+                self._paired.run()  # Ctrl-C ends it, and close() prints what has been measured
         try:
             with signals.deferred():
                 self.close()
