@@ -15,10 +15,11 @@ import numpy as np
 from ..config import Dataset
 from ..console import info
 from ..files import hold_folder_lock
+from ..worker.checksums import sha256
 from . import prepared as prepared_folders
 from .base import Arrays, DatasetError, FilesNotFound
 from .prepared import ARRAYS, PreparedDataset, Stored, array_file, digest, shapes, source, source_folder, stored
-from .published import PublishedFiles, contents, sha256
+from .published import PublishedFiles, contents
 from .splits import limit_images
 
 

@@ -22,8 +22,9 @@ import numpy.typing as npt
 
 from ..config import Dataset
 from ..files import cache_dir, datasets_dir, write_atomically
+from ..worker.checksums import sha256
 from .base import Arrays, Split
-from .published import PublishedFiles, Record, contents, sha256
+from .published import PublishedFiles, Record, contents
 
 FORMAT = 1
 """Version of the contents. Increment it when the same published files result in other arrays."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import stat
 import time
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import Dataset
+from ..worker.checksums import sha256
 from . import source_files
 from .base import REMEDY, DatasetError
 
@@ -91,15 +91,6 @@ class PublishedFiles:
 def contents(record: Record) -> dict[str, str]:
     """Return name and SHA-256 of each recorded file."""
     return {name: each["sha256"] for name, each in record.items()}
-
-
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's contents."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _state(path: Path) -> State:

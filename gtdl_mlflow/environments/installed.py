@@ -10,6 +10,8 @@ import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from ..worker.checksums import sha256
+
 # Not part of what is installed: scripts and settings that contain the environment's path, files of virtual environments
 # and installers, and compiled Python files, which contain times.
 _OUTSIDE = {"bin", "lib64", "pyvenv.cfg"}
@@ -92,11 +94,7 @@ def _files(folder: Path, built_packages: Collection[str]) -> Iterator[Path]:
 def _file_digest(path: Path) -> str:
     if path.is_symlink():
         return f"-> {path.readlink()}"
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
+    return sha256(path)
 
 
 def _hash(values: dict[str, object]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
 import re
@@ -11,6 +10,8 @@ import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+
+from .checksums import sha256
 
 MANIFEST = "files.json"
 """SHA-256 of every other file of a checkpoint, by its path in it."""
@@ -94,15 +95,7 @@ def _is_intact(checkpoint: Path) -> bool:
 
 def _digests(folder: Path) -> dict[str, str]:
     files = [path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST]
-    return {path.relative_to(folder).as_posix(): _sha256(path) for path in files}
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while part := file.read(2**20):
-            digest.update(part)
-    return digest.hexdigest()
+    return {path.relative_to(folder).as_posix(): sha256(path) for path in files}
 
 
 def _sync(path: Path) -> None:
