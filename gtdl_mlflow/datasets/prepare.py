@@ -16,9 +16,10 @@ from ..config import Dataset
 from ..console import info
 from ..files import hold_folder_lock
 from ..worker.checksums import sha256
+from ..worker.prepared_data import ARRAYS
 from . import prepared as prepared_folders
 from .base import Arrays, DatasetError, FilesNotFound
-from .prepared import ARRAYS, PreparedDataset, Stored, array_file, digest, shapes, source, source_folder, stored
+from .prepared import PreparedDataset, Stored, array_file, digest, shapes, source, source_folder, stored
 from .published import PublishedFiles, contents
 from .splits import limit_images
 

@@ -23,6 +23,7 @@ import numpy.typing as npt
 from ..config import Dataset
 from ..files import cache_dir, datasets_dir, write_atomically
 from ..worker.checksums import sha256
+from ..worker.prepared_data import ARRAYS
 from .base import Arrays, Split
 from .published import PublishedFiles, Record, contents
 
@@ -33,8 +34,6 @@ METADATA = "dataset.json"
 
 SPLIT = "split.csv"
 """Names of the publisher's images, as ``set,row,label,image``. Exists if this project defines the split."""
-
-ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 
 SETTINGS = {
     "labels": "labels",

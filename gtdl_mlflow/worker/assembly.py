@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from typing import Any
 
 from . import initialization
 from .frameworks.base import Adapter, Setup
@@ -34,3 +35,8 @@ def build_model(job: Job, adapter_class: type[Adapter]) -> tuple[Preprocessing, 
         options=job.options,
     )
     return preprocessing, adapter_class(setup), network
+
+
+def description(model: Adapter) -> dict[str, Any]:
+    """Return what a framework reports of itself, as metadata of a run."""
+    return {f"framework_{key}" if key == "version" else key: value for key, value in model.describe().items()}

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..metrics import METRICS
 from . import initialization, latency, parity
-from .assembly import build_model, load_adapter
+from .assembly import build_model, description, load_adapter
 from .clock import Clock
 from .events import ConfusionMatrix, Finished, Metadata, Metrics, Phase, Remark, one_line
 from .frameworks.base import Adapter
@@ -57,9 +57,8 @@ def run(job: Job, emit: Emit, start_s: float | None = None) -> None:
             arrays = open_arrays(job)
         with _Timed(emit, "setup/data_s"):
             data = Data(job, preprocessing, model, arrays)
-    description = {f"framework_{key}" if key == "version" else key: value for key, value in model.describe().items()}
     metadata = {
-        **description,
+        **description(model),
         "python": platform.python_version(),
         "numpy": np.__version__,
         "parameters": network.parameter_count,

@@ -16,7 +16,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from .assembly import build_model, load_adapter
+from .assembly import build_model, description, load_adapter
 from .clock import Clock
 from .events import Metadata, Turn
 from .job import Job
@@ -27,7 +27,7 @@ WARM_UP_S = 0.5
 """Seconds of an activity before its turns are timed: compilation, choice of kernels, first use of memory."""
 
 WARM_UP_STEPS = 10
-"""Least number of units before the timed turns (``measurement.md``, rule 4)."""
+"""Least number of units before the timed turns."""
 
 
 class Activity(str, Enum):
@@ -47,7 +47,7 @@ class Turns:
     def __init__(self, job: Job) -> None:
         """Build the job's model and load its data."""
         self._job = job
-        preprocessing, self.model, self.network = build_model(job, load_adapter(job.adapter))
+        preprocessing, self.model, _ = build_model(job, load_adapter(job.adapter))
         self.model.compile()
         self._data = Data(job, preprocessing, self.model, open_arrays(job))
         self._batches = self._data.training_batches(0)
@@ -104,10 +104,7 @@ def serve(job: Job, requests: IO[str], emit: Emit) -> None:
     A line is a JSON object with ``activity`` and ``seconds``. Each turn is reported as an event ``Turn``.
     """
     turns = Turns(job)
-    description = {
-        f"framework_{key}" if key == "version" else key: value for key, value in turns.model.describe().items()
-    }
-    emit(Metadata(description))
+    emit(Metadata(description(turns.model)))
     for line in requests:
         request = json.loads(line)
         emit(turns.turn(Activity(request["activity"]), request["seconds"]))
