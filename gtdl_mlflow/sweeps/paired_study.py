@@ -34,6 +34,7 @@ class PairedStudy:
         self._configs = {f"{each.framework.name} {each.framework.version}": each for each in reversed([*configs])}
         self._minutes, self._folder = minutes, folder
         self._measurement: PairedMeasurement | None = None
+        self._threads = 1
         self.remarks: list[str] = []
 
     def run(self) -> None:
@@ -46,9 +47,10 @@ class PairedStudy:
             self.remarks.append(f"paired measurement: at least two frameworks are required, {len(some)} can run here")
             return
         config = next(iter(self._configs.values()))
+        self._threads = config.threads
         info(f"paired measurement of {', '.join(each.name for each in some)}: at most {self._minutes:g} min")
         plan = MeasurementPlan(60 * self._minutes)
-        self._measurement = PairedMeasurement(some, config.threads, plan, self._folder / "paired")
+        self._measurement = PairedMeasurement(some, self._threads, plan, self._folder / "paired")
         with device_lock.hold(config.hardware):
             started = time.monotonic()
             for turn in self._measurement.run():
@@ -75,7 +77,8 @@ class PairedStudy:
             return StudyResult("\n".join(self.remarks))
         turns = measurement.turns
         write_turns(self._folder / TURNS, turns)
-        calm = ratios.undisturbed(turns)
+        all_threads = measurement.turns_with(self._threads)
+        calm = ratios.undisturbed(all_threads)
         rankings = [ratios.rank(turns, each, CPU) for each in ratios.VERBS]
         rankings += [ratios.rank(calm, each, WALL) for each in ratios.VERBS]
         rankings = [each for each in rankings if each.frameworks]
@@ -86,9 +89,10 @@ class PairedStudy:
         lines = [*aligned([header, *rows]), ""]
         for ranking in rankings:
             lines.append(f"{CLOCKS[ranking.clock]}: {ratios.sentence(ranking, labels)}")
-        if disturbed := ratios.interference_of([*set(turns).difference(calm)]):
-            share = 1 - len(calm) / len(turns)
-            lines.append(f"! {share:.0%} of the turns do not count for the wall clock: {disturbed}")
+        if disturbed := [turn for turn in all_threads if turn not in set(calm)]:
+            share = len(disturbed) / len(all_threads)
+            reason = ratios.interference_of(disturbed)
+            lines.append(f"! {share:.0%} of the turns do not count for the wall clock: {reason}")
         lines += [f"! {name} is left out: {reason}" for name, reason in measurement.failures.items()]
         lines += [f"! {remark}" for remark in self.remarks]
         metrics: dict[str, float] = {}
