@@ -11,6 +11,7 @@ import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import psutil
 import pytest
@@ -18,17 +19,13 @@ from helpers.project import Command, need_torch, start, sweep_runs, wait_until
 
 from gtdl_mlflow import config, datasets
 from gtdl_mlflow.config.job import create_job
-from gtdl_mlflow.sweeps.paired import (
-    COLUMNS,
-    Contestant,
-    MeasuredTurn,
-    MeasurementPlan,
-    PairedMeasurement,
-    Restart,
-    balanced_orders,
-    write_turns,
-)
+from gtdl_mlflow.report.ratios import MeasuredTurn
+from gtdl_mlflow.sweeps.hydra_callbacks import SweepParent
+from gtdl_mlflow.sweeps.paired import Contestant, MeasurementPlan, PairedMeasurement, Restart, balanced_orders
+from gtdl_mlflow.sweeps.paired_study import PairedStudy, conclude
+from gtdl_mlflow.worker.events import Turn
 from gtdl_mlflow.worker.turns import Activity
+from gtdl_mlflow.worker_process import WorkerProcess
 
 
 def test_each_framework_has_every_position_once_in_a_block() -> None:
@@ -58,7 +55,6 @@ def test_frameworks_take_turns(contestants: list[Contestant], tmp_path: Path) ->
     with Restart(contestants, 1, tmp_path / "workers", 7) as restart:
         turns = list(restart.turns(list(Activity), 2, random.Random(0)))
         assert {each.framework for each in turns} == {"first", "second"}
-        assert restart.metadata["first"]["device"] == "cpu"
         assert restart.failures == {}
         wait_until(lambda: len(stopped_workers()) == 2, "workers that wait are stopped", timeout_s=10)
     assert not psutil.Process().children(recursive=True)
@@ -69,10 +65,64 @@ def test_frameworks_take_turns(contestants: list[Contestant], tmp_path: Path) ->
     units = {(each.activity, each.framework): each.units for each in turns}
     assert all(each.units == units[each.activity, each.framework] > 0 for each in turns), "all turns are equal"
     assert all(each.wall_s > 0 and each.cpu_s > 0 for each in turns)
-    write_turns(tmp_path / "turns.csv", turns)
+
+
+@pytest.mark.slow
+def test_worker_warms_up_before_the_turns_that_count(
+    contestants: list[Contestant], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The warm-up belongs to no turn, and would look like other load on the machine."""
+    requests: list[str] = []
+    original = WorkerProcess.turn
+
+    def counted(worker: WorkerProcess, activity: Activity, seconds: float) -> Turn:
+        requests.append(activity.value)
+        return original(worker, activity, seconds)
+
+    monkeypatch.setattr(WorkerProcess, "turn", counted)
+    with Restart(contestants, 1, tmp_path / "workers", 0) as restart:
+        turns = list(restart.turns([Activity.latency], 3, random.Random(0)))
+    assert (len(turns), len(requests)) == (6, 8)
+
+
+def planted(threads: int, foreign_percent: float) -> list[MeasuredTurn]:
+    """Return turns of three restarts, in which the second framework takes twice as long."""
+    return [
+        MeasuredTurn(restart, threads, activity.value, 0, 0, name, 1, seconds, seconds, 0.0, foreign_percent, 0.0)
+        for restart in range(3)
+        for activity in Activity
+        for name, seconds in (("A 1", 1.0), ("B 2", 2.0))
+    ]
+
+
+def test_wall_clock_is_that_of_all_threads(tmp_path: Path) -> None:
+    result = conclude([*planted(1, 0.0), *planted(2, 61.0)], 2, ["a remark"], tmp_path)
+    assert "\nwall clock:" not in result.text
+    assert "! 100% of the turns do not count for the wall clock: other processes used 61 %" in result.text
+    assert "CPU time, 1 thread: A 1 trained fastest. B 2 took 2.00x [2.00, 2.00] as long." in result.text
+    assert "! a remark" in result.text
+    assert result.metrics["paired/cpu/training/B-2/ratio"] == 2.0
     with (tmp_path / "turns.csv").open() as file:
         header, *rows = csv.reader(file)
-    assert (tuple(header), len(rows)) == (COLUMNS, 12)
+    assert (header[:4], len(rows)) == (["restart", "threads", "activity", "round"], 36)
+    assert "wall clock: A 1 trained fastest." in conclude(planted(2, 0.0), 2, [], tmp_path).text
+
+
+def test_measurement_that_fails_does_not_keep_its_sweep_open(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    closed = []
+
+    class Failing:
+        def run(self) -> None:
+            raise OSError("the disk is full")
+
+    parent = SweepParent()
+    parent._paired = cast("PairedStudy", Failing())
+    monkeypatch.setattr(parent, "close", lambda: closed.append(True))
+    parent.on_multirun_end(None)
+    assert closed
+    assert "the paired measurement ended early: the disk is full" in capfd.readouterr().err
 
 
 @pytest.mark.slow

@@ -5,27 +5,32 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from gtdl_mlflow.report import ratios
-from gtdl_mlflow.report.ratios import CPU, WALL, Ranked, Ranking, Ratio, RatioVerdict
+from gtdl_mlflow.report.ratios import CPU, WALL, MeasuredTurn, Ranked, Ranking, Ratio, RatioVerdict
 
 
-@dataclass(frozen=True)
-class FakeTurn:
-    restart: int
-    round: int
-    framework: str
-    cpu_s: float
-    wall_s: float = 1.0
-    threads: int = 1
-    activity: str = "training"
-    units: int = 10
-    foreign_percent: float = 0.0
-    stolen_percent: float = 0.0
+def turn(restart: int, number: int, framework: str, cpu_s: float, wall_s: float = 1.0, **others: float) -> MeasuredTurn:
+    """Return a training turn of ten steps."""
+    values: dict[str, Any] = {"threads": 1, "foreign_percent": 0.0, **others}
+    return MeasuredTurn(
+        restart=restart,
+        activity="training",
+        round=number,
+        position=0,
+        framework=framework,
+        units=10,
+        wall_s=wall_s,
+        cpu_s=cpu_s,
+        waiting_cpu_s=0.0,
+        stolen_percent=0.0,
+        **values,
+    )
 
 
 def test_interval_is_students_t_over_the_restarts() -> None:
@@ -63,7 +68,7 @@ def test_verdict_follows_the_interval(low: float, high: float, verdict: RatioVer
     assert Ratio(math.sqrt(low * high), low, high, 5).verdict is verdict
 
 
-def turns(factor: float, restarts: int = 8, disturbed: float = 0.0) -> list[FakeTurn]:
+def turns(factor: float, restarts: int = 8, disturbed: float = 0.0) -> list[MeasuredTurn]:
     """Return turns of ``a`` and of ``b``, which takes ``factor`` times as long, on a machine that drifts."""
     generator = np.random.default_rng(0)
     made = []
@@ -71,7 +76,7 @@ def turns(factor: float, restarts: int = 8, disturbed: float = 0.0) -> list[Fake
         speed = 1 + 0.5 * number + restart  # the same for neighbouring turns
         for name, times in (("a", 1.0), ("b", factor)):
             noise = math.exp(0.005 * generator.normal())
-            made.append(FakeTurn(restart, number, name, speed * times * noise, foreign_percent=disturbed))
+            made.append(turn(restart, number, name, speed * times * noise, foreign_percent=disturbed))
     return made
 
 
@@ -89,13 +94,13 @@ def test_drift_of_the_machine_does_not_change_the_ratio(factor: float) -> None:
 
 def test_one_disturbed_turn_does_not_move_the_ratio() -> None:
     some = turns(1.1)
-    some[3] = FakeTurn(some[3].restart, some[3].round, some[3].framework, 100 * some[3].cpu_s)
+    some[3] = replace(some[3], cpu_s=100 * some[3].cpu_s)
     assert ratios.rank(some, "training", CPU).frameworks[1].ratio.value == pytest.approx(1.1, rel=0.01)
 
 
 def test_cpu_time_uses_one_thread_and_the_wall_clock_all_threads() -> None:
-    one = [FakeTurn(r, 0, name, cpu_s, 9.0) for r in range(3) for name, cpu_s in (("a", 1.0), ("b", 2.0))]
-    two = [FakeTurn(r, 0, name, 9.0, wall_s, threads=2) for r in range(3) for name, wall_s in (("a", 3.0), ("b", 1.0))]
+    one = [turn(r, 0, name, cpu_s, 9.0) for r in range(3) for name, cpu_s in (("a", 1.0), ("b", 2.0))]
+    two = [turn(r, 0, name, 9.0, wall_s, threads=2) for r in range(3) for name, wall_s in (("a", 3.0), ("b", 1.0))]
     assert ratios.rank([*one, *two], "training", CPU).frameworks[1].ratio.value == pytest.approx(2)
     assert [each.framework for each in ratios.rank([*one, *two], "training", WALL).frameworks] == ["b", "a"]
 
@@ -107,7 +112,7 @@ def test_turns_with_interference_do_not_count_for_the_wall_clock() -> None:
     assert ratios.interference_of(busy) == "other processes used 61 % of the machine's CPU time"
 
 
-LABELS = {"a": "A 1.0", "b": "B 2.0", "c": "C 3.0", "d": "D 4.0"}
+LABELS = ["A 1.0", "B 2.0", "C 3.0", "D 4.0"]
 SHAPES = {
     "same": Ratio(1.005, 0.995, 1.015, 6),
     "slower": Ratio(1.5, 1.4, 1.6, 6),
@@ -118,15 +123,15 @@ SHAPES = {
 
 @pytest.mark.parametrize("shapes", [each for n in range(4) for each in itertools.product(SHAPES, repeat=n)])
 def test_every_clause_of_a_sentence_is_true(shapes: tuple[str, ...]) -> None:
-    names = "abcd"
-    others = [Ranked(name, 1.0, SHAPES[shape]) for name, shape in zip(names[1:], shapes, strict=False)]
-    text = ratios.sentence(Ranking("training", CPU, (Ranked("a", 1.0, Ratio(1, 1, 1, 6)), *others)), LABELS)
+    best, *names = LABELS
+    others = [Ranked(name, 1.0, SHAPES[shape]) for name, shape in zip(names, shapes, strict=False)]
+    text = ratios.sentence(Ranking("training", CPU, (Ranked(best, 1.0, Ratio(1, 1, 1, 6)), *others)))
     clauses = dict.fromkeys(LABELS, "")
     for clause in re.split(r"(?<=[a-z\]x%])\. ?", text):
-        for name, label in LABELS.items():
+        for label in LABELS:
             if label in clause:
-                clauses[name] += f"{clause}."
-    for name, shape in zip(names[1:], shapes, strict=False):
+                clauses[label] += f"{clause}."
+    for name, shape in zip(names, shapes, strict=False):
         expected = {
             "same": "in the same time, within 2 %.",
             "slower": f"{ratios.factor(SHAPES[shape])}",

@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
 
 import numpy as np
 from scipy import stats
@@ -88,36 +87,28 @@ def ratio(log_ratios: Sequence[float], comparisons: int = 1) -> Ratio:
     return Ratio(math.exp(value), math.exp(value - half), math.exp(value + half), count)
 
 
-def restarts_needed(current: Ratio) -> int:
-    """Return the number of restarts after which the half-width is about ``EQUAL_WITHIN``, if the spread stays."""
-    if not math.isfinite(current.half_width):
-        return FEWEST_RESTARTS
-    return max(current.restarts, math.ceil(current.restarts * (current.half_width / EQUAL_WITHIN) ** 2))
+@dataclass(frozen=True)
+class MeasuredTurn:
+    """One turn of one framework."""
 
-
-class TimedTurn(Protocol):
-    """A turn of a paired measurement, as ``sweeps.paired`` records it."""
-
-    @property
-    def restart(self) -> int: ...
-    @property
-    def threads(self) -> int: ...
-    @property
-    def activity(self) -> str: ...
-    @property
-    def round(self) -> int: ...
-    @property
-    def framework(self) -> str: ...
-    @property
-    def units(self) -> int: ...
-    @property
-    def wall_s(self) -> float: ...
-    @property
-    def cpu_s(self) -> float: ...
-    @property
-    def foreign_percent(self) -> float: ...
-    @property
-    def stolen_percent(self) -> float: ...
+    restart: int
+    threads: int
+    activity: str
+    round: int
+    position: int
+    """Place in the random order of the round, from 0."""
+    framework: str
+    units: int
+    """Training steps, test batches or images."""
+    wall_s: float
+    cpu_s: float
+    """CPU time of all threads of the worker."""
+    waiting_cpu_s: float
+    """CPU time that the worker used since its last turn, while it waited."""
+    foreign_percent: float
+    """Share of the machine's CPU time that other processes used during the turn."""
+    stolen_percent: float
+    """Share of the CPU time that the host of a virtual machine withheld during the turn."""
 
 
 CPU, WALL = "cpu", "wall"
@@ -148,7 +139,7 @@ class Ranking:
         return all(each.ratio.is_resolved for each in self.frameworks[1:])
 
 
-def rank(turns: Iterable[TimedTurn], activity: str, clock: str) -> Ranking:
+def rank(turns: Iterable[MeasuredTurn], activity: str, clock: str) -> Ranking:
     """Return the ranking of the frameworks in one activity by one clock."""
     times = _unit_times(turns, activity, clock)
     logs = {name: [float(np.median(list(rounds.values()))) for rounds in some.values()] for name, some in times.items()}
@@ -162,18 +153,18 @@ def rank(turns: Iterable[TimedTurn], activity: str, clock: str) -> Ranking:
     return Ranking(activity, clock, tuple(ranked))
 
 
-def undisturbed(turns: Iterable[TimedTurn]) -> list[TimedTurn]:
+def undisturbed(turns: Iterable[MeasuredTurn]) -> list[MeasuredTurn]:
     """Return the turns of those restarts and thread counts during which nothing else used the machine.
 
     The evidence is the mean over all turns: one turn has few ticks of the system's clock.
     """
-    groups: dict[tuple[int, int], list[TimedTurn]] = defaultdict(list)
+    groups: dict[tuple[int, int], list[MeasuredTurn]] = defaultdict(list)
     for turn in turns:
         groups[turn.restart, turn.threads].append(turn)
     return [turn for some in groups.values() if not interference_of(some) for turn in some]
 
 
-def interference_of(turns: Sequence[TimedTurn]) -> str:
+def interference_of(turns: Sequence[MeasuredTurn]) -> str:
     """Return what disturbed these turns in words; empty if nothing did."""
     return "; ".join(
         interference.warnings(
@@ -185,7 +176,7 @@ def interference_of(turns: Sequence[TimedTurn]) -> str:
     )
 
 
-def compare(turns: Iterable[TimedTurn], activity: str, clock: str, first: str, second: str) -> Ratio:
+def compare(turns: Iterable[MeasuredTurn], activity: str, clock: str, first: str, second: str) -> Ratio:
     """Return the time of framework ``first`` divided by that of ``second``."""
     times = _unit_times(turns, activity, clock)
     return ratio(log_ratios(times[first], times[second]))
@@ -205,7 +196,7 @@ def log_ratios(first: Rounds, second: Rounds) -> list[float]:
     return values
 
 
-def _unit_times(turns: Iterable[TimedTurn], activity: str, clock: str) -> dict[str, Rounds]:
+def _unit_times(turns: Iterable[MeasuredTurn], activity: str, clock: str) -> dict[str, Rounds]:
     some = [turn for turn in turns if turn.activity == activity]
     threads = (min if clock == CPU else max)((turn.threads for turn in some), default=1)
     times: dict[str, Rounds] = defaultdict(lambda: defaultdict(dict))
@@ -220,20 +211,19 @@ VERBS = {"training": "trained", "testing": "classified the test set", "latency":
 """Predicate of a sentence, by activity."""
 
 
-def sentence(ranking: Ranking, labels: Mapping[str, str]) -> str:
+def sentence(ranking: Ranking) -> str:
     """Return the ranking in words: the best, and every other framework's factor with its interval.
 
-    Frameworks that take the same time as the best within ``EQUAL_WITHIN`` are named with it. ``labels`` has the display
-    names.
+    Frameworks that take the same time as the best within ``EQUAL_WITHIN`` are named with it.
     """
     best, *others = ranking.frameworks
     verb = VERBS[ranking.activity]
     if not others:
-        return f"{labels[best.framework]} {verb}; there is no other framework to compare it with."
+        return f"{best.framework} {verb}; there is no other framework to compare it with."
     tied = [each for each in others if each.ratio.verdict is RatioVerdict.same]
     slower = [each for each in others if each.ratio.verdict is RatioVerdict.slower]
     unresolved = [each for each in others if each not in tied and each not in slower]
-    names = _joined([labels[each.framework] for each in (best, *tied)])
+    names = _joined([each.framework for each in (best, *tied)])
     if tied:
         parts = [f"{names} {verb} in the same time, within {100 * EQUAL_WITHIN:g} %."]
     elif unresolved:
@@ -241,11 +231,11 @@ def sentence(ranking: Ranking, labels: Mapping[str, str]) -> str:
     else:
         parts = [f"{names} {verb} fastest."]
     if slower:
-        factors = [f"{labels[each.framework]} {factor(each.ratio)}" for each in slower]
-        factors[0] = f"{labels[slower[0].framework]} took {factor(slower[0].ratio)} as long"
+        factors = [f"{each.framework} {factor(each.ratio)}" for each in slower]
+        factors[0] = f"{slower[0].framework} took {factor(slower[0].ratio)} as long"
         parts.append(f"{', '.join(factors)}.")
     if unresolved:
-        factors = [f"{labels[each.framework]} {factor(each.ratio)}" for each in unresolved]
+        factors = [f"{each.framework} {factor(each.ratio)}" for each in unresolved]
         parts.append(f"Not resolved: {', '.join(factors)}.")
     return " ".join(parts)
 

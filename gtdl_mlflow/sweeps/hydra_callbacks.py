@@ -9,7 +9,6 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -176,9 +175,7 @@ class SweepParent(Callback):
         if self._study is Study.paired:
             from .paired_study import PairedStudy
 
-            lines = check_lines(overrides)
-            frameworks = {_framework(line): line for line in reversed(lines)}
-            configs = [compose_unchecked(line) for line in frameworks.values()]
+            configs = map(compose_unchecked, check_lines(overrides))
             self._paired = PairedStudy(configs, config.sweep.paired_minutes, self._folder)
         self._sweep_id = cells.sweep_id(overrides)
         self._record = outbox.new_record(self._uri, self._folder, "sweep", config.tracking.experiment)
@@ -322,12 +319,6 @@ class SweepParent(Callback):
         except Exception as error:  # a renderer in another language may raise anything
             return studies.StudyResult(f"the study {self._study.value} could not be concluded: {error}")
         return result or studies.StudyResult(f"too few runs finished for the study {self._study.value}")
-
-
-def _framework(overrides: Iterable[str]) -> str:
-    """Return the framework that a command line selects; empty for the default."""
-    chosen = [each.partition("=")[2] for each in overrides if each.partition("=")[0] == "framework"]
-    return chosen[-1] if chosen else ""
 
 
 def order_overrides(overrides: list[str], order: SweepOrder) -> list[str]:

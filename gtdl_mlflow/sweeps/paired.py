@@ -10,16 +10,14 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from ..files import write_csv
 from ..hardware.interference import Snapshot, metrics_between
 from ..report import ratios
-from ..worker.events import Metadata
+from ..report.ratios import MeasuredTurn
 from ..worker.job import Job
 from ..worker.turns import Activity
 from ..worker_process import WorkerFailed, WorkerProcess
@@ -49,33 +47,6 @@ class Contestant:
     job: Job
 
 
-@dataclass(frozen=True)
-class MeasuredTurn:
-    """One turn of one framework."""
-
-    restart: int
-    threads: int
-    activity: str
-    round: int
-    position: int
-    """Place in the random order of the round, from 0."""
-    framework: str
-    units: int
-    """Training steps, test batches or images."""
-    wall_s: float
-    cpu_s: float
-    """CPU time of all threads of the worker."""
-    waiting_cpu_s: float
-    """CPU time that the worker used since its last turn, while it waited."""
-    foreign_percent: float
-    """Share of the machine's CPU time that other processes used during the turn."""
-    stolen_percent: float
-    """Share of the CPU time that the host of a virtual machine withheld during the turn."""
-
-
-COLUMNS = tuple(each.name for each in fields(MeasuredTurn))
-
-
 class Restart:
     """The processes of one restart: all frameworks, built and warmed up, of which one runs at a time.
 
@@ -89,8 +60,6 @@ class Restart:
         self._stack = ExitStack()
         self.failures: dict[str, str] = {}
         """Reason for each framework that was left out."""
-        self.metadata: dict[str, dict[str, Any]] = {}
-        """What each framework reports of itself."""
 
     def __enter__(self) -> Restart:
         with self._stack as stack:  # ends the workers if a step is interrupted
@@ -102,9 +71,7 @@ class Restart:
                     worker.begin_turns(replace(each.job, threads=self._threads), TURN_LIMIT_S)
             for name in list(self._workers):  # they build at the same time, which no clock measures
                 with self._leave_out_if_it_fails(name):
-                    event = self._workers[name].next_event()
-                    assert isinstance(event, Metadata)
-                    self.metadata[name] = event.values
+                    self._workers[name].next_event()  # what the framework reports of itself: the model is built
                     self._workers[name].pause()
             self._stack = stack.pop_all()
         return self
@@ -238,8 +205,3 @@ class PairedMeasurement:
         if self.restarts < self._plan.fewest:
             return False
         return all(ratios.rank(self.turns, each.value, ratios.CPU).is_resolved for each in self._plan.activities)
-
-
-def write_turns(path: Path, turns: Iterable[MeasuredTurn]) -> None:
-    """Write a CSV file with one line per turn."""
-    write_csv(path, COLUMNS, ([getattr(turn, name) for name in COLUMNS] for turn in turns))
