@@ -12,8 +12,9 @@ import pytest
 from helpers.processes import kill, read_line, start_script
 from helpers.project import Command, runs, start, wait_for_worker
 
-from gtdl_mlflow.tracking import dead_runs, outbox
+from gtdl_mlflow.tracking import dead_runs, delivery, outbox
 from gtdl_mlflow.tracking.processes import PROCESS_GONE, Process, this_process
+from gtdl_mlflow.tracking.record import new_record
 
 pytestmark = pytest.mark.slow
 
@@ -74,9 +75,9 @@ def test_only_runs_of_certainly_dead_processes_are_closed(
 def test_saved_results_of_a_dead_process_are_delivered_instead(
     store: str, dead: str, tmp_path: Path, cache_folders: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    record = outbox.new_record(store, tmp_path, "finished", "gtdl")
+    record = new_record(store, tmp_path, "finished", "gtdl")
     record.process = dead
-    outbox.deliver(record, store)
+    delivery.deliver(record, store)
     record.metrics = [("accuracy_percent", 90.0, 1, 0)]
     record.finish("FINISHED")
     outbox.save(record)

@@ -25,7 +25,8 @@ from helpers.servers import (
 from mlflow.entities import Run
 
 from gtdl_mlflow.cli import __main__ as cli
-from gtdl_mlflow.tracking import outbox
+from gtdl_mlflow.tracking import delivery, outbox
+from gtdl_mlflow.tracking.record import Record, new_record
 from gtdl_mlflow.tracking.store import TrackerUnreachable, TrackingFailed, http_timeouts
 
 QUICK = ("framework=reference", "training.epochs=1", "latency.repeats=0")
@@ -41,10 +42,10 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "home"
 
 
-def finished_record(uri: str, folder: Path) -> outbox.Record:
+def finished_record(uri: str, folder: Path) -> Record:
     """Return the record of a finished run with one param, one tag, one metric and one file."""
     folder.mkdir(parents=True, exist_ok=True)
-    record = outbox.new_record(uri, folder, "a run", "gtdl")
+    record = new_record(uri, folder, "a run", "gtdl")
     record.params, record.tags, record.metrics = {"lr": "0.1"}, {"gtdl.seed": "1"}, [("loss", 0.5, 1, 0)]
     (folder / "a.txt").write_text("a")
     record.artifacts = ["a.txt"]
@@ -66,7 +67,7 @@ def test_refused_items_do_not_hold_back_the_rest(
 ) -> None:
     record = finished_record(store, tmp_path / "run")
     record.status = "RUNNING"
-    outbox.deliver(record, store)
+    delivery.deliver(record, store)
     record.finish("FINISHED")
     record.params["not a name!?"] = "value of it"
     record.tags["not/../a/name"] = "value"
@@ -196,7 +197,7 @@ def test_the_results_arrive_although_the_artifact_store_is_away(
     (saved,) = outbox.pending()
     assert (saved.artifacts, saved.metrics) == (["a.txt"], [])
     with pytest.raises(TrackerUnreachable):  # a run at its start goes on
-        outbox.deliver(saved, s3)
+        delivery.deliver(saved, s3)
 
 
 # Trackers.
@@ -216,7 +217,7 @@ def test_the_reason_is_that_of_the_driver(tmp_path: Path, uri: str, reason: str)
         pytest.importorskip("psycopg")
     started = time.monotonic()
     with pytest.raises(TrackingFailed) as caught:
-        outbox.deliver(finished_record(uri, tmp_path), uri)
+        delivery.deliver(finished_record(uri, tmp_path), uri)
     assert str(caught.value).endswith(f"({reason})") or reason in str(caught.value)
     assert "secret" not in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -234,7 +235,7 @@ def test_a_failing_server_delays_a_delivery(tmp_path: Path, answer: str) -> None
         http_timeouts(retries=2, timeout_s=5),
         pytest.raises(TrackingFailed) as caught,
     ):
-        outbox.deliver(record, uri, deadline_s=5)
+        delivery.deliver(record, uri, deadline_s=5)
     assert time.monotonic() - started < 60
     assert isinstance(caught.value, TrackerUnreachable) == (answer not in ("404", "401"))
     assert str(caught.value).startswith(f"MLflow at {uri} failed (")
@@ -248,7 +249,7 @@ def test_empty_responses_acknowledge_nothing(tmp_path: Path) -> None:
     record = finished_record("http://server", tmp_path)
     record.run_id, record.experiment_id, record.artifacts = "f" * 32, "1", []
     with failing_server("empty") as uri, pytest.raises(TrackerUnreachable, match="empty responses"):
-        outbox.deliver(record, uri)
+        delivery.deliver(record, uri)
     assert (record.params, record.metrics) == ({"lr": "0.1"}, [("loss", 0.5, 1, 0)])
 
 
@@ -300,7 +301,7 @@ def test_a_password_reaches_its_own_server_only(
         monkeypatch.setenv("MLFLOW_TRACKING_URI", ours.replace("http://", "http://alice:password@"))
         for uri in (ours, *([] if redirected else [other])):
             with pytest.raises(TrackingFailed):
-                outbox.deliver(finished_record(uri, tmp_path), uri)
+                delivery.deliver(finished_record(uri, tmp_path), uri)
     assert sent
     assert all(each.startswith("Basic ") for each in sent)
     assert received
@@ -394,7 +395,7 @@ def test_a_record_is_saved_beside_its_files_if_the_cache_directory_cannot_be_wri
 def test_a_record_is_on_disk_while_it_is_delivered(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """If the process is killed then, a later command completes the run."""
     seen: list[int] = []
-    monkeypatch.setattr(outbox, "deliver", lambda record, uri: seen.append(len(outbox.pending())))
+    monkeypatch.setattr(delivery, "deliver", lambda record, uri: seen.append(len(outbox.pending())))
     outbox.conclude(finished_record(store, tmp_path), store)
     assert (seen, outbox.pending()) == ([1], [])
 

@@ -23,7 +23,7 @@ from mlflow.entities import Run
 from gtdl_mlflow import charts, config, datasets
 from gtdl_mlflow.environments import Environment
 from gtdl_mlflow.hardware import device_lock
-from gtdl_mlflow.tracking import outbox, recorder
+from gtdl_mlflow.tracking import delivery, recorder
 from gtdl_mlflow.worker.events import Finished, Metadata, Metrics
 from gtdl_mlflow.worker_process import WorkerFailed
 
@@ -311,7 +311,7 @@ def test_an_interrupted_run_is_killed(store: str, tmp_path: Path) -> None:
 def test_a_run_that_is_interrupted_while_it_is_created_is_killed(
     store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    deliver, calls = outbox.deliver, []
+    deliver, calls = delivery.deliver, []
 
     def interrupted(*arguments: Any) -> None:
         deliver(*arguments)
@@ -319,7 +319,7 @@ def test_a_run_that_is_interrupted_while_it_is_created_is_killed(
         if len(calls) == 1:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(outbox, "deliver", interrupted)
+    monkeypatch.setattr(delivery, "deliver", interrupted)
     with pytest.raises(KeyboardInterrupt):
         recorder.Recorder(config.compose(["framework=reference"]), tmp_path).__enter__()
     (run,) = runs(store)

@@ -160,7 +160,8 @@ class SweepParent(Callback):
 
     def _start(self, config: Any) -> None:
         from .. import tags
-        from ..tracking import dead_runs, outbox
+        from ..tracking import dead_runs, delivery, outbox
+        from ..tracking.record import new_record
         from ..tracking.store import TrackerUnreachable, TrackingFailed, http_timeouts, within
         from . import cells
 
@@ -178,7 +179,7 @@ class SweepParent(Callback):
             configs = map(compose_unchecked, check_lines(overrides))
             self._paired = PairedStudy(configs, config.sweep.paired_minutes, self._folder)
         self._sweep_id = cells.sweep_id(overrides)
-        self._record = outbox.new_record(self._uri, self._folder, "sweep", config.tracking.experiment)
+        self._record = new_record(self._uri, self._folder, "sweep", config.tracking.experiment)
         self._record.tags = {
             tags.SWEEP: " ".join(overrides),
             tags.SWEEP_ID: self._sweep_id,
@@ -187,8 +188,8 @@ class SweepParent(Callback):
         try:
             with http_timeouts(retries=2, timeout_s=10):
                 if config.sweep.rerun is not Rerun.all and not self._record.run_id:
-                    within(outbox.START_DEADLINE_S, self._uri, self._resume_parent)
-                outbox.deliver(self._record, self._uri, outbox.START_DEADLINE_S)
+                    within(delivery.START_DEADLINE_S, self._uri, self._resume_parent)
+                delivery.deliver(self._record, self._uri, delivery.START_DEADLINE_S)
             dead_runs.close_once(self._uri)
         except TrackerUnreachable as error:
             info(f"{error}; the sweep goes on and is delivered later")
@@ -256,7 +257,7 @@ class SweepParent(Callback):
 
         Without ``status``, it is FAILED if any cell failed. A cell that cannot run on this machine has not failed.
         """
-        from ..tracking import dead_runs, outbox
+        from ..tracking import dead_runs, delivery, outbox
         from ..tracking.artifacts import report_failure
         from ..tracking.store import TrackingFailed, http_timeouts, within
         from . import cells
@@ -266,12 +267,12 @@ class SweepParent(Callback):
         record = self._record
         with http_timeouts(retries=4, timeout_s=30):
             try:
-                outbox.deliver(record, self._uri)
+                delivery.deliver(record, self._uri)
                 outbox.discard(record)
                 undelivered = [each for each in outbox.replay(self._uri) if each.failure]
                 # Of launchers' jobs that were killed.
-                within(outbox.START_DEADLINE_S, self._uri, lambda: dead_runs.close(self._uri))
-                summary = within(outbox.END_DEADLINE_S, self._uri, self._summary)
+                within(delivery.START_DEADLINE_S, self._uri, lambda: dead_runs.close(self._uri))
+                summary = within(delivery.END_DEADLINE_S, self._uri, self._summary)
             except TrackingFailed as error:
                 record.finish(status or "FAILED")
                 outbox.save(record)

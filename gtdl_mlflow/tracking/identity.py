@@ -70,7 +70,7 @@ class InterruptedRun:
     """The dead run whose checkpoints a new run resumes from."""
 
     run: str
-    """As in ``outbox.Record.reference``."""
+    """As in ``record.Record.reference``."""
     tracker: str
     """Hash of the tracker's address, which may hold a password."""
 

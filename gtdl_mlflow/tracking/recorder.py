@@ -27,13 +27,14 @@ from ..environments import Environment
 from ..hardware import host, interference, peak, roofline
 from ..redaction import redact
 from ..worker.events import ConfusionMatrix, Event, Finished, Metadata, Metrics, Remark
-from . import dead_runs, mlperf_log, outbox
+from . import dead_runs, delivery, mlperf_log, outbox
 from .artifacts import ARTIFACTS, CONFIG, ENVIRONMENT, MLPERF_LOG, ArtifactWriter, report_failure
 from .identity import InterruptedRun, tracker_hash, worker_code_version
 from .model import save_model, write_yaml
 from .monitor import Monitor
 from .processes import PROCESS_GONE
 from .quality import quality
+from .record import STAGING, UNDELIVERED, new_record
 from .store import TrackerUnreachable, TrackingFailed, close_run, connect, http_timeouts, within
 
 INTERRUPTED = "stopped by the user"
@@ -48,7 +49,7 @@ class SweepPosition:
     """The position of a run in its sweep."""
 
     parent: str
-    """The sweep's run, as in ``outbox.Record.reference``."""
+    """The sweep's run, as in ``record.Record.reference``."""
     sweep_id: str
     number: int
 
@@ -90,7 +91,7 @@ class Recorder:
         """
         config, position = self._config, self._position
         tracking, parent = config.tracking, position.parent if position else ""
-        self.record = outbox.new_record(tracking.uri, self._folder, _run_name(config), tracking.experiment, parent)
+        self.record = new_record(tracking.uri, self._folder, _run_name(config), tracking.experiment, parent)
         self.record.tags = _run_tags(config) | (position.tags if position else {})
         self.record.params = {key: str(value) for key, value in _params(config).items()}
         self.record.artifacts = [CONFIG]
@@ -101,7 +102,7 @@ class Recorder:
                 self._folder.mkdir(parents=True, exist_ok=True)
                 write_yaml(self._folder / CONFIG, plain)
             with http_timeouts(retries=2, timeout_s=10):
-                outbox.deliver(self.record, tracking.uri, outbox.START_DEADLINE_S)
+                delivery.deliver(self.record, tracking.uri, delivery.START_DEADLINE_S)
             dead_runs.close_once(tracking.uri)
         except TrackerUnreachable as error:
             self.undelivered = str(error)
@@ -128,7 +129,7 @@ class Recorder:
         record.tags = {**record.tags, tags.FAILURE: reason, MLFLOW_RUN_NOTE: f"{status}: {reason}"}
         record.finish(status)
         with signals.deferred(), suppress(TrackingFailed), http_timeouts(retries=2, timeout_s=10):
-            outbox.deliver(record, self._config.tracking.uri, outbox.START_DEADLINE_S)
+            delivery.deliver(record, self._config.tracking.uri, delivery.START_DEADLINE_S)
 
     @contextmanager
     def measuring(self, waited_s: float) -> Iterator[None]:
@@ -168,7 +169,7 @@ class Recorder:
 
     def _close_resumed(self, interrupted: InterruptedRun) -> None:
         uri = self._config.tracking.uri
-        if interrupted.tracker != tracker_hash(uri) or interrupted.run.startswith(outbox.UNDELIVERED):
+        if interrupted.tracker != tracker_hash(uri) or interrupted.run.startswith(UNDELIVERED):
             return
 
         def close() -> None:
@@ -179,7 +180,7 @@ class Recorder:
                 close_run(client, run, reason)
 
         with suppress(TrackingFailed), http_timeouts(retries=2, timeout_s=10):  # it may have been deleted
-            within(outbox.START_DEADLINE_S, uri, close)
+            within(delivery.START_DEADLINE_S, uri, close)
 
     def add(self, event: Event) -> None:
         """Store an event. Nothing is sent: a worker's clock may be running."""
@@ -231,7 +232,7 @@ class Recorder:
     def log_model(self, folder: Path) -> None:
         """Log the worker's saved model as a pyfunc model that loads in the framework's environment."""
         assert self._environment is not None
-        staged = f"{outbox.STAGING}/model"
+        staged = f"{STAGING}/model"
         with report_failure("the model could not be logged"):
             save_model(self._folder / staged, folder, self._config, self._environment, str(self._metadata["numpy"]))
             self.record.artifacts.append(staged)
