@@ -12,7 +12,7 @@ from pathlib import Path
 
 import mlflow
 import pytest
-from helpers.project import ROOT, Command
+from helpers.project import ROOT, Command, own_cache_directory
 
 from gtdl_mlflow.files import cache_dir
 
@@ -60,6 +60,18 @@ def cache_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Empty folders for GTDL_HOME and GTDL_DATA, for one test."""
     monkeypatch.setenv("GTDL_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("GTDL_DATA", str(tmp_path / "data"))
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache directory with the environments of the session and an outbox of its own. MLflow's retries do not wait:
+    a retry fails in the same way after any wait.
+    """
+    own_cache_directory(tmp_path / "home")
+    monkeypatch.setenv("GTDL_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_JITTER", "0")
+    return tmp_path / "home"
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import mlflow
 import pytest
-from helpers.project import ROOT, Command, own_cache_directory, runs
+from helpers.project import ROOT, Command, runs
 from helpers.servers import (
     failing_server,
     losing_proxy,
@@ -29,17 +29,9 @@ from gtdl_mlflow.tracking import delivery, outbox
 from gtdl_mlflow.tracking.record import Record, new_record
 from gtdl_mlflow.tracking.store import TrackerUnreachable, TrackingFailed, http_timeouts
 
+pytestmark = pytest.mark.usefixtures("home")
+
 QUICK = ("framework=reference", "training.epochs=1", "latency.repeats=0")
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return the cache directory of one test, with its own outbox. MLflow's retries do not wait."""
-    own_cache_directory(tmp_path / "home")
-    monkeypatch.setenv("GTDL_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_JITTER", "0")
-    return tmp_path / "home"
 
 
 def finished_record(uri: str, folder: Path) -> Record:

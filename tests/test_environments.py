@@ -626,13 +626,19 @@ def write_certificates(folder: Path) -> tuple[Path, Path]:
 # Interruptions
 
 
-def test_two_drivers_create_an_environment_once(wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def slow_build(wheels: Path, log: Path, monkeypatch: pytest.MonkeyPatch, seconds: int = 20) -> subprocess.Popen[str]:
+    """Start to create an environment whose build takes ``seconds`` and writes to ``log``; return when it has begun."""
     write_slow_source(wheels)
-    log = tmp_path / "log"
     monkeypatch.setenv("SLOW_LOG", str(log))
-    monkeypatch.setenv("SLOW_S", "2")
-    first = start_driver()
-    wait_until(log.exists, "the build starts", first)
+    monkeypatch.setenv("SLOW_S", str(seconds))
+    driver = start_driver()
+    wait_until(log.exists, "the build starts", driver)
+    return driver
+
+
+def test_two_drivers_create_an_environment_once(wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = tmp_path / "log"
+    first = slow_build(wheels, log, monkeypatch, seconds=2)
     second = start_driver()
     (out, err), (other_out, other_err) = first.communicate(timeout=60), second.communicate(timeout=60)
     assert (first.returncode, second.returncode) == (0, 0), err + other_err
@@ -646,12 +652,7 @@ def test_two_drivers_create_an_environment_once(wheels: Path, tmp_path: Path, mo
 def test_killed_driver_leaves_no_process_and_no_complete_environment(
     wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_slow_source(wheels)
-    log = tmp_path / "log"
-    monkeypatch.setenv("SLOW_LOG", str(log))
-    monkeypatch.setenv("SLOW_S", "20")
-    driver = start_driver()
-    wait_until(log.exists, "the build starts", driver)
+    driver = slow_build(wheels, tmp_path / "log", monkeypatch)
     descendants = psutil.Process(driver.pid).children(recursive=True)
     assert any(process.name() == "uv" for process in descendants)
     driver.kill()
@@ -675,12 +676,7 @@ def test_killed_driver_leaves_no_process_and_no_complete_environment(
 def test_stopped_creation_leaves_no_process_and_no_complete_environment(
     wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, victim: str
 ) -> None:
-    write_slow_source(wheels)
-    log = tmp_path / "log"
-    monkeypatch.setenv("SLOW_LOG", str(log))
-    monkeypatch.setenv("SLOW_S", "20")
-    driver = start_driver()
-    wait_until(log.exists, "the build starts", driver)
+    driver = slow_build(wheels, tmp_path / "log", monkeypatch)
     descendants = psutil.Process(driver.pid).children(recursive=True)
     [uv_process] = [process for process in descendants if process.name() == "uv"]
     (driver if victim.startswith("driver") else uv_process).send_signal(signal.Signals[victim.split()[-1]])

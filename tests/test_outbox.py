@@ -10,27 +10,16 @@ from pathlib import Path
 
 import mlflow
 import pytest
-from helpers.project import Command, own_cache_directory, runs, start, training_started, wait_until
+from helpers.project import Command, runs, start, training_started, wait_until
 from helpers.servers import Server, failing_server, mlflow_server
 from mlflow.entities import Run
 
 from gtdl_mlflow.cli import __main__ as cli
 from gtdl_mlflow.tracking import outbox, processes
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("home")]
 
 QUICK = ("framework=reference", "training.epochs=1")
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The cache directory of one test, with its own outbox."""
-    own_cache_directory(tmp_path / "home")
-    monkeypatch.setenv("GTDL_HOME", str(tmp_path / "home"))
-    # MLflow retries as often as usual, without waiting: a retry fails in the same way after any wait.
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_JITTER", "0")
-    return tmp_path / "home"
 
 
 @pytest.fixture
