@@ -24,7 +24,7 @@ from gtdl_mlflow.config.job import create_job
 from gtdl_mlflow.report import ratios
 from gtdl_mlflow.report.ratios import Ratio, RatioVerdict
 from gtdl_mlflow.sweeps.paired import Contestant, MeasurementPlan, PairedMeasurement
-from gtdl_mlflow.worker.turns import Activity
+from gtdl_mlflow.worker.job import Activity
 
 PLANTED = Path(__file__).parent / "planted"
 

@@ -21,8 +21,7 @@ import psutil
 from .console import info, printable
 from .metrics import HEADLINE
 from .worker import events
-from .worker.job import Job
-from .worker.turns import Activity
+from .worker.job import Activity, Job
 
 WORKER_MAIN = Path(__file__).parent / "worker" / "__main__.py"
 

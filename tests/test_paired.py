@@ -24,7 +24,7 @@ from gtdl_mlflow.sweeps.hydra_callbacks import SweepParent
 from gtdl_mlflow.sweeps.paired import Contestant, MeasurementPlan, PairedMeasurement, Restart, balanced_orders
 from gtdl_mlflow.sweeps.paired_study import PairedStudy, conclude
 from gtdl_mlflow.worker.events import Turn
-from gtdl_mlflow.worker.turns import Activity
+from gtdl_mlflow.worker.job import Activity
 from gtdl_mlflow.worker_process import WorkerProcess
 
 

@@ -18,8 +18,7 @@ from pathlib import Path
 from ..hardware.interference import Snapshot, metrics_between
 from ..report import ratios
 from ..report.ratios import MeasuredTurn
-from ..worker.job import Job
-from ..worker.turns import Activity
+from ..worker.job import Activity, Job
 from ..worker_process import WorkerFailed, WorkerProcess
 
 TURN_S = {Activity.training: 0.25, Activity.testing: 0.15, Activity.latency: 0.1}

@@ -186,6 +186,17 @@ class Latency:
     """Largest total time of the training steps, and of the batches of each size."""
 
 
+class Activity(str, Enum):
+    """What a turn does, and its unit."""
+
+    training = "training"
+    """Training steps, each on the next batch."""
+    testing = "testing"
+    """Batches of the test set, classified."""
+    latency = "latency"
+    """Single images, classified one after the other."""
+
+
 @dataclass
 class Job:
     """One run of one framework."""

@@ -11,7 +11,6 @@ import json
 import math
 import time
 from collections.abc import Iterator
-from enum import Enum
 from typing import IO, Any
 
 import numpy as np
@@ -19,7 +18,7 @@ import numpy as np
 from .assembly import build_model, description, load_adapter
 from .clock import Clock
 from .events import Metadata, Turn
-from .job import Job
+from .job import Activity, Job
 from .prepared_data import open_arrays
 from .training import Data, Emit
 
@@ -28,17 +27,6 @@ WARM_UP_S = 0.5
 
 WARM_UP_STEPS = 10
 """Least number of units before the timed turns."""
-
-
-class Activity(str, Enum):
-    """What a turn does, and its unit."""
-
-    training = "training"
-    """Training steps, each on the next batch."""
-    testing = "testing"
-    """Batches of the test set, classified."""
-    latency = "latency"
-    """Single images, classified one after the other."""
 
 
 class Turns:
