@@ -21,7 +21,8 @@ import yaml
 from helpers.project import ROOT, Command, runs, start
 from helpers.servers import PASSWORD, Server, mlflow_server, postgresql, postgresql_programs
 
-from gtdl_mlflow.tracking.outbox import deliver, new_record
+from gtdl_mlflow.tracking.delivery import deliver
+from gtdl_mlflow.tracking.record import new_record
 
 pytestmark = [pytest.mark.slow, pytest.mark.server]
 

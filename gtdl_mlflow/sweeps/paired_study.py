@@ -99,7 +99,8 @@ def conclude(turns: Sequence[MeasuredTurn], threads: int, remarks: Iterable[str]
     write_csv(folder / RATIOS, HEADER, rows)
     lines = [*aligned([HEADER, *rows]), ""]
     lines += [f"{CLOCKS[each.clock]}: {ratios.sentence(each)}" for each in rankings]
-    if disturbed := [turn for turn in all_threads if turn not in set(undisturbed)]:
+    counted = set(undisturbed)
+    if disturbed := [turn for turn in all_threads if turn not in counted]:
         share, reason = len(disturbed) / len(all_threads), ratios.interference_of(disturbed)
         remarks = [f"{share:.0%} of the turns do not count for the wall clock: {reason}", *remarks]
     lines += [f"! {remark}" for remark in remarks]
