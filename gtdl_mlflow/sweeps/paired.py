@@ -21,7 +21,7 @@ from ..report.ratios import MeasuredTurn
 from ..worker.job import Activity, Job
 from ..worker_process import WorkerFailed, WorkerProcess
 
-TURN_S = {Activity.training: 0.25, Activity.testing: 0.15, Activity.latency: 0.1}
+TURN_S = 0.1
 """Seconds of a turn: long beside the cost of a switch, short beside the time in which a machine changes its speed."""
 
 DISTURBED_RESTARTS = 2
@@ -102,7 +102,7 @@ class Restart:
         worker = self._workers[name]
         before = Snapshot.now()
         worker.resume()
-        turn = worker.turn(activity, TURN_S[activity])
+        turn = worker.turn(activity, TURN_S)
         worker.pause()
         evidence = metrics_between(before, Snapshot.now(), turn.cpu_s)
         return MeasuredTurn(
@@ -143,8 +143,8 @@ class MeasurementPlan:
 
     seconds: float
     """Time limit. No restart begins that would probably exceed it, except the first ones up to ``FEWEST_RESTARTS``."""
-    rounds: int = 6
-    """Rounds per restart."""
+    rounds: int = 12
+    """Rounds per restart. Their noise is larger than that of restarts, and a restart takes as long as ten rounds."""
     fewest: int = 5
     """Restarts before the measurement may end because all ratios are resolved."""
     activities: tuple[Activity, ...] = tuple(Activity)
