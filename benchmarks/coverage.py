@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from gtdl_mlflow.report import ratios
+from gtdl_mlflow.report.statistics import LEVEL, paired_ratio
 
 TRUE_RATIO = 1.03
 RESTARTS = (4, 5, 8, 12)
@@ -50,7 +50,7 @@ def bootstrap(generator: np.random.Generator, values: np.ndarray) -> tuple[float
     rows = generator.integers(0, restarts, (RESAMPLES, restarts))
     columns = generator.integers(0, rounds, (RESAMPLES, restarts, rounds))
     means = np.median(values[rows[:, :, None], columns], axis=2).mean(axis=1)
-    low, high = np.quantile(means, [(1 - ratios.LEVEL) / 2, (1 + ratios.LEVEL) / 2])
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return math.exp(low), math.exp(high)
 
 
@@ -68,7 +68,7 @@ def main() -> None:
             covered, widths = np.zeros(2), np.zeros((per_count, 2))
             for number in range(per_count):
                 values = log_ratios(generator, restarts, options.rounds, effects)
-                ours = ratios.ratio(np.median(values, axis=1))
+                ours = paired_ratio(np.median(values, axis=1))
                 low, high = bootstrap(generator, values)
                 covered += [ours.low <= TRUE_RATIO <= ours.high, low <= TRUE_RATIO <= high]
                 widths[number] = [ours.half_width, math.sqrt(high / low) - 1]

@@ -9,7 +9,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from gtdl_mlflow.report.stats import SEEDS_TO_PUBLISH as SEEDS
+from gtdl_mlflow.report.statistics import SEEDS_TO_PUBLISH as SEEDS
 from gtdl_mlflow.sweeps import planner
 from gtdl_mlflow.sweeps.planner import (
     CELL_S,

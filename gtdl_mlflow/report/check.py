@@ -19,7 +19,7 @@ from ..metrics import PHASES
 from ..tracking.store import TrackingFailed, translate_errors
 from .formats import count, one_line
 from .runs import BenchmarkRun, SkippedRun
-from .stats import SEEDS_TO_PUBLISH
+from .statistics import SEEDS_TO_PUBLISH
 from .verdicts import QUESTIONS, TIMES, sample
 
 REQUIRED_TAGS = (tags.FRAMEWORK_VERSION, tags.ENVIRONMENT, tags.MACHINE, tags.DATA_DIGEST, tags.CODE)

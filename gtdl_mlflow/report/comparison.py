@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -10,11 +9,11 @@ from dataclasses import dataclass
 from .. import config
 from ..config import display
 from ..console import aligned
-from .formats import count, format_p, format_ratio, one_line
+from .formats import count, one_line
 from .ranking import Conditions, FrameworkResults, group_by_conditions, samples
 from .runs import BenchmarkRun, NothingFound
-from .stats import SEEDS_TO_PUBLISH, Comparison
-from .verdicts import QUESTIONS, Question, Sample, failed_quality, pair, sample, verdict
+from .statistics import LEVEL, SEEDS_TO_PUBLISH, Difference, Ratio
+from .verdicts import QUESTIONS, Question, Sample, compare, failed_quality, sample, verdict
 
 Search = Callable[[str], Iterable[BenchmarkRun]]
 """Returns the runs that meet an MLflow search condition."""
@@ -28,7 +27,7 @@ class ComparisonRow:
     question: Question
     first: Sample
     second: Sample
-    result: Comparison | None
+    result: Ratio | Difference | None
     """None if nothing can be concluded."""
     warnings: tuple[str, ...]
 
@@ -61,9 +60,9 @@ def rows(
         for question in QUESTIONS:
             one, other = (sample(some, question.name) for some in (ours, theirs))
             if labels[0] and labels[1] and labels[0] != labels[1]:
-                result = pair(question, labels[0], labels[1], samples(frameworks, question))
+                result = compare(question, labels[0], labels[1], samples(frameworks, question))
             else:  # other sets of runs: one comparison, planned by the user
-                result = pair(question, "first", "second", {"first": one, "second": other})
+                result = compare(question, "first", "second", {"first": one, "second": other})
             found.append(ComparisonRow(_text(conditions), question, one, other, result, warnings))
     if not found:
         hint = "" if across_machines else "; --across-machines compares runs of different machines"
@@ -134,13 +133,12 @@ def text(compared: list[ComparisonRow], first: str, second: str) -> str:
     lines = []
     for conditions in dict.fromkeys(row.conditions for row in compared):
         some = [row for row in compared if row.conditions == conditions]
-        table = [["", *sides, "ratio", "p (Holm)", ""]]
+        table = [["", *sides, "ratio or difference", ""]]
         noise = []
         for row in some:
-            p = format_p(row.result.p).removeprefix("= ") if row.result else ""
-            ratio = _ratio(row.result) if row.result else ""
+            distance = row.result.text if row.result else ""
             decision = verdict(row.question, row.first, row.second, row.result)
-            table.append([row.question.metric.title, row.first.text, row.second.text, ratio, p, decision])
+            table.append([row.question.metric.title, row.first.text, row.second.text, distance, decision])
             for side, values in zip(sides, (row.first, row.second), strict=True):
                 flags = values.summary.noise if values.values else ()
                 noise += [f"{row.question.metric.label} of {side}: {flag}" for flag in flags]
@@ -149,13 +147,8 @@ def text(compared: list[ComparisonRow], first: str, second: str) -> str:
         lines += [f"  ! {warning}" for warning in [*some[0].warnings, *noise]]
         lines.append("")
     lines += [
-        "Columns: median [95 % interval of the mean], number of runs (accuracy: of seeds). Ratio: of the medians, with",
-        "the 95 % interval of the geometric means' ratio. p: Mann-Whitney's test, corrected by Holm for the number of",
-        "frameworks that are compared with the better one of the two under these conditions.",
+        f"Columns: median [{LEVEL:.0%} interval], number of runs (accuracy: of seeds). Ratio: median time of the first",
+        "divided by that of the second. Difference: of the median accuracies in percentage points. The intervals of all",
+        "frameworks under the same conditions hold together.",
     ]
     return "\n".join(lines)
-
-
-def _ratio(result: Comparison) -> str:
-    interval = "" if math.isnan(result.low) else f" [{format_ratio(result.low)}, {format_ratio(result.high)}]"
-    return "" if math.isnan(result.ratio) else f"{format_ratio(result.ratio)}{interval}"

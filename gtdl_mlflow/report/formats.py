@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import html
-import math
 import re
 from collections.abc import Iterable, Sequence
 
 from ..console import printable
-from .stats import Summary
+from .statistics import FEWEST_RUNS, summarize
 
 REASON = 300
 """Characters of a reason in one line of text."""
@@ -21,10 +20,16 @@ def format_number(value: float) -> str:
     return f"{value:.2f}" if abs(value) >= 1 else f"{value:#.3g}"
 
 
-def format_summary(summary: Summary) -> str:
-    """Return median, interval of the mean and number of runs: ``12.30 [11.90, 12.80], 5``."""
-    interval = f" [{format_number(summary.low)}, {format_number(summary.high)}]" if summary.n > 1 else ""
-    return f"{format_number(summary.median)}{interval}, {summary.n}"
+def format_values(values: Sequence[float]) -> str:
+    """Return the median with its interval and the number of values: ``12.30 [11.90, 12.80], 5``.
+
+    Fewer than ``FEWEST_RUNS`` have no interval, and are returned themselves: ``12.30; 12.41``.
+    """
+    if len(values) < FEWEST_RUNS:
+        return "; ".join(map(format_number, values))
+    summary = summarize(values)
+    interval = f"[{format_number(summary.low)}, {format_number(summary.high)}]"
+    return f"{format_number(summary.median)} {interval}, {summary.n}"
 
 
 def format_published(value: float) -> str:
@@ -35,13 +40,6 @@ def format_published(value: float) -> str:
 def format_ratio(ratio: float) -> str:
     """Return a ratio with three digits: ``0.502``, ``1.15``, ``12.3``, ``1,234``."""
     return f"{ratio:,.0f}" if ratio >= 99.95 else f"{ratio:#.3g}"
-
-
-def format_p(p: float) -> str:
-    """Return a p-value with its relation: ``= 0.016`` or ``< 0.001``; empty for nan, where no test is possible."""
-    if math.isnan(p):
-        return ""
-    return "< 0.001" if p < 0.001 else f"= {p:.3f}"
 
 
 def count(number: int, noun: str) -> str:

@@ -1,4 +1,4 @@
-"""The answer in words: which framework trained fastest, tested fastest and was most accurate, and how sure that is."""
+"""The answer in words: which framework trained fastest, tested fastest and was most accurate, and how surely."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ..config import display
-from .formats import count, format_number, format_p, format_ratio, one_line
+from .formats import count, one_line
 from .runs import OWN, BenchmarkRun, CellKey
-from .stats import LEAST_FOR_SIGNIFICANCE, SEEDS_TO_PUBLISH, Comparison
-from .verdicts import QUESTIONS, TIMES, Question, Sample, Samples, against, failed_quality, ranked, sample
+from .sentences import ranking_sentence
+from .statistics import SEEDS_TO_PUBLISH, Difference, Ratio, Verdict
+from .verdicts import QUESTIONS, TIMES, Question, Sample, Samples, compare, failed_quality, ranked, sample
+
+REFERENCE = "reference"
+"""Name of the NumPy implementation that frameworks are checked against."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ class Conditions:
     def text(self) -> str:
         share = "" if self.budget == 1 else f", {self.budget:.3g} of the iterations"
         tuning = "" if self.tuning == "best" else f", tuning {self.tuning}"
-        setting = OWN if self.setting == OWN else f"all under {self.setting}"
+        setting = f"{OWN} (networks differ)" if self.setting == OWN else f"all under {self.setting}"
         return f"{self.dataset}, {setting}, {self.hardware}{share}{tuning}"
 
 
@@ -72,8 +76,8 @@ class RankedFramework:
 
     label: str
     sample: Sample
-    against_best: Comparison | None
-    """None for the best itself."""
+    behind: Ratio | Difference
+    """Distance from the best: its time relative to the best's, or the percentage points that it is less accurate."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ class Answer:
 
     question: Question
     ranking: tuple[RankedFramework, ...]
-    """The best first. Frameworks whose times do not count are in no ranking of times."""
+    """The best first. Frameworks whose times do not count are in no ranking of times; ``reference`` is in none."""
     sentence: str
 
 
@@ -134,59 +138,31 @@ def answers(frameworks: list[FrameworkResults]) -> list[Answer]:
 
 
 def samples(frameworks: Iterable[FrameworkResults], question: Question) -> Samples:
-    """Return the values of each framework by its label."""
-    return {each.label: each.sample(question.name) for each in frameworks}
+    """Return the values of each framework by its label. The NumPy reference is no framework to choose."""
+    every = list(frameworks)
+    chosen = [each for each in every if each.framework != REFERENCE] or every
+    return {each.label: each.sample(question.name) for each in chosen}
 
 
 def _ranking(question: Question, frameworks: list[FrameworkResults]) -> tuple[RankedFramework, ...]:
     """Compare every framework with the best."""
     measured = samples(frameworks, question)
-    best = ranked(question, measured)[:1]
-    tests = against(question, best[0], measured) if best else {}
-    return tuple(RankedFramework(label, measured[label], tests.get(label)) for label in (*best, *tests))
+    order = ranked(question, measured)
+    found = []
+    for label in order:
+        pair = (order[0], label) if question.largest else (label, order[0])
+        behind = compare(question, *pair, measured)
+        assert behind is not None
+        found.append(RankedFramework(label, measured[label], behind))
+    return tuple(found)
 
 
 def sentence(question: Question, ranking: tuple[RankedFramework, ...]) -> str:
-    """Return the answer in words: the best, the distance of every other framework, and whether it is significant."""
+    """Return the answer in words: the best, and the distance of every other framework with its interval."""
     best, *others = ranking
-    value = f"{format_number(best.sample.summary.median)} {question.metric.unit}"
-    value = f"median {value} over {best.sample.size}" if _size(best) > 1 else f"{value} with {best.sample.size}"
-    if not others:
-        return f"{best.label}: {value}. There is no other framework to compare it with."
-    return f"{best.label} {question.verb}: {value}. {_distances(question, others)} {_significance(best, others)}"
-
-
-def _distances(question: Question, others: list[RankedFramework]) -> str:
-    tests = [(each.label, each.against_best) for each in others if each.against_best is not None]
-    if question.largest:
-        distances = ", ".join(f"{label} by {-test.difference:.2f}" for label, test in tests)
-        return f"Behind it: {distances} percentage points."
-    return ", ".join(f"{label} took {format_ratio(test.ratio)}x" for label, test in tests) + " as long."
-
-
-def _significance(best: RankedFramework, others: list[RankedFramework]) -> str:
-    tests = [(each, each.against_best) for each in others if each.against_best is not None]
-    unconfirmed = [(each, test) for each, test in tests if not test.significant]
-    if not unconfirmed:
-        p = format_p(max(test.p for _, test in tests))
-        if len(tests) == 1:
-            return f"The difference is significant (p {p})."
-        return f"All differences are significant (largest p {p})."
-    few = [each for each, _ in unconfirmed if min(map(_size, (each, best))) < LEAST_FOR_SIGNIFICANCE]
-    if len(few) == len(others):
-        return f"{min((best, *few), key=_size).sample.size} cannot confirm this order."
-    doubtful = [f"{each.label} (p {format_p(test.p)})" for each, test in unconfirmed if each not in few]
-    parts = [f"Not significant: {', '.join(doubtful)}."] if doubtful else []
-    if few:
-        counts = ", ".join(f"{each.label} ({each.sample.size})" for each in few)
-        parts.append(f"Too few {best.sample.noun}s to confirm a difference: {counts}.")
-    if len(unconfirmed) < len(others):
-        parts.append("The other differences are significant.")
-    return " ".join(parts)
-
-
-def _size(framework: RankedFramework) -> int:
-    return len(framework.sample.values)
+    distances = [(each.label, each.behind) for each in others]
+    values = {each.label: each.sample.summary.median for each in ranking}
+    return ranking_sentence(question.phrases, best.label, distances, best.sample.noun, values, question.metric.unit)
 
 
 def remarks(frameworks: list[FrameworkResults]) -> list[str]:
@@ -215,6 +191,7 @@ def remarks(frameworks: list[FrameworkResults]) -> list[str]:
         if resumed := sum(run.resumed for run in each.finished):
             lines.append(f"{each.label}: {count(resumed, 'run')} resumed after a kill.")
     lines += [remark for question in TIMES if (remark := _noise(question, frameworks))]
+    lines += [remark for question in TIMES if (remark := _unresolved(question, frameworks))]
     if 0 < most < SEEDS_TO_PUBLISH:
         lines.append(f"Only {count(most, 'seed')}; publish with at least {SEEDS_TO_PUBLISH}.")
     return lines
@@ -240,6 +217,16 @@ def _noise(question: Question, frameworks: list[FrameworkResults]) -> str:
     first, *others = sorted(noisy, key=lambda label: -noisy[label][0])
     text = f"Noisy {question.metric.label}: {first} ({noisy[first][1]})"
     return f"{text}; less noisy: {', '.join(others)}" if others else text
+
+
+def _unresolved(question: Question, frameworks: list[FrameworkResults]) -> str:
+    """Return one line with the number of runs that would resolve a ranking of times; empty if it is resolved."""
+    distances = [each.behind for each in _ranking(question, frameworks)[1:] if isinstance(each.behind, Ratio)]
+    unresolved = [each for each in distances if each.has_interval and each.verdict is Verdict.unresolved]
+    needed = [number for each in unresolved if (number := each.repeats_needed)]
+    if not needed:
+        return ""
+    return f"About {max(needed):,} runs of each framework would resolve the ranking by {question.metric.label}."
 
 
 def text(runs: Iterable[BenchmarkRun]) -> str:

@@ -1,10 +1,7 @@
-"""Ratios of times with intervals and verdicts, from repeats that are restarts of the processes.
+"""Rankings from the turns of a paired measurement.
 
-A restart has one value: the median over its rounds of the logarithm of the ratio of two neighbouring turns. The
-interval is Student's t on these values, because restarts are the independent repeats (Kalibera and Jones 2013). In a
-simulation with heavy tails, skewed restart effects and drift (``benchmarks/coverage.py``), the interval covers the true
-ratio in 94 to 95 % of the data sets. A percentile bootstrap over restarts and rounds covers it in 97 to 100 %, because
-its intervals are 1.4 to 3.6 times as wide.
+A restart has one value: the median over its rounds of the logarithm of the ratio of two neighbouring turns.
+``statistics`` has the interval of their mean.
 """
 
 from __future__ import annotations
@@ -13,78 +10,12 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from enum import Enum
 
 import numpy as np
-from scipy import stats
 
 from ..hardware import interference
-
-LEVEL = 0.95
-"""Confidence level of all intervals of one comparison together."""
-
-EQUAL_WITHIN = 0.02
-"""Two times are the same if the interval of their ratio lies within this distance of 1: the smallest difference that
-decides a choice.
-"""
-
-FEWEST_RESTARTS = 3
-"""With fewer there is no interval."""
-
-
-class RatioVerdict(str, Enum):
-    """What a ratio's interval shows."""
-
-    slower = "slower"
-    """The first takes longer than the second."""
-    faster = "faster"
-    same = "same"
-    """The same within ``EQUAL_WITHIN``: two one-sided tests (Schuirmann 1987)."""
-    unresolved = "unresolved"
-
-
-@dataclass(frozen=True)
-class Ratio:
-    """The time of one side divided by the time of another, with its interval."""
-
-    value: float
-    low: float
-    """Lower end of the interval; 0 if there are too few restarts."""
-    high: float
-    """Upper end; infinite if there are too few restarts."""
-    restarts: int
-
-    @property
-    def half_width(self) -> float:
-        """Half of the interval's width, relative to the ratio: 0.02 is 2 %."""
-        return math.sqrt(self.high / self.low) - 1 if self.low > 0 else math.inf
-
-    @property
-    def verdict(self) -> RatioVerdict:
-        if self.low > 1 / (1 + EQUAL_WITHIN) and self.high < 1 + EQUAL_WITHIN:
-            return RatioVerdict.same
-        if self.low > 1:
-            return RatioVerdict.slower
-        return RatioVerdict.faster if self.high < 1 else RatioVerdict.unresolved
-
-    @property
-    def is_resolved(self) -> bool:
-        """Whether the verdict is final: there is one, and the interval is narrow enough to state the ratio."""
-        return self.verdict is not RatioVerdict.unresolved and self.half_width <= EQUAL_WITHIN
-
-
-def ratio(log_ratios: Sequence[float], comparisons: int = 1) -> Ratio:
-    """Return the ratio from one mean log ratio per restart.
-
-    With ``comparisons`` ratios of one table, each interval has Bonferroni's level, so that all hold together.
-    """
-    values = np.asarray(log_ratios, float)
-    value, count = float(values.mean()), len(values)
-    if count < FEWEST_RESTARTS:
-        return Ratio(math.exp(value), 0.0, math.inf, count)
-    quantile = float(stats.t.ppf(1 - (1 - LEVEL) / (2 * comparisons), count - 1))
-    half = quantile * float(values.std(ddof=1)) / math.sqrt(count)
-    return Ratio(math.exp(value), math.exp(value - half), math.exp(value + half), count)
+from .sentences import of_times, ranking_sentence
+from .statistics import Ratio, Verdict, paired_ratio
 
 
 @dataclass(frozen=True)
@@ -146,9 +77,9 @@ def rank(turns: Iterable[MeasuredTurn], activity: str, clock: str) -> Ranking:
     names = sorted(logs, key=lambda name: float(np.mean(logs[name])))
     ranked = []
     for name in names:
-        value = ratio(log_ratios(times[name], times[names[0]]), max(1, len(names) - 1))
+        value = paired_ratio(log_ratios(times[name], times[names[0]]), max(1, len(names) - 1))
         if name == names[0]:
-            value = Ratio(1.0, 1.0, 1.0, value.restarts)
+            value = Ratio(1.0, 1.0, 1.0, value.n)
         ranked.append(Ranked(name, math.exp(float(np.median(logs[name]))), value))
     return Ranking(activity, clock, tuple(ranked))
 
@@ -179,7 +110,7 @@ def interference_of(turns: Sequence[MeasuredTurn]) -> str:
 def compare(turns: Iterable[MeasuredTurn], activity: str, clock: str, first: str, second: str) -> Ratio:
     """Return the time of framework ``first`` divided by that of ``second``."""
     times = _unit_times(turns, activity, clock)
-    return ratio(log_ratios(times[first], times[second]))
+    return paired_ratio(log_ratios(times[first], times[second]))
 
 
 Rounds = dict[int, dict[int, float]]
@@ -207,45 +138,24 @@ def _unit_times(turns: Iterable[MeasuredTurn], activity: str, clock: str) -> dic
     return times
 
 
-VERBS = {"training": "trained", "testing": "classified the test set", "latency": "classified single images"}
-"""Predicate of a sentence, by activity."""
+PHRASES = {
+    "training": of_times("trained"),
+    "testing": of_times("classified the test set"),
+    "latency": of_times("classified single images"),
+}
+"""Words of a sentence, by activity."""
+
+VERDICTS = {
+    Verdict.larger: "slower",
+    Verdict.smaller: "faster",
+    Verdict.same: "same",
+    Verdict.unresolved: "not resolved",
+}
+"""Words for the verdict on a ratio."""
 
 
 def sentence(ranking: Ranking) -> str:
-    """Return the ranking in words: the best, and every other framework's factor with its interval.
-
-    Frameworks that take the same time as the best within ``EQUAL_WITHIN`` are named with it.
-    """
+    """Return the ranking in words: the best, and every other framework's factor with its interval."""
     best, *others = ranking.frameworks
-    verb = VERBS[ranking.activity]
-    if not others:
-        return f"{best.framework} {verb}; there is no other framework to compare it with."
-    tied = [each for each in others if each.ratio.verdict is RatioVerdict.same]
-    slower = [each for each in others if each.ratio.verdict is RatioVerdict.slower]
-    unresolved = [each for each in others if each not in tied and each not in slower]
-    names = _joined([each.framework for each in (best, *tied)])
-    if tied:
-        parts = [f"{names} {verb} in the same time, within {100 * EQUAL_WITHIN:g} %."]
-    elif unresolved:
-        parts = [f"{names} {verb} in the shortest time so far."]
-    else:
-        parts = [f"{names} {verb} fastest."]
-    if slower:
-        factors = [f"{each.framework} {factor(each.ratio)}" for each in slower]
-        factors[0] = f"{slower[0].framework} took {factor(slower[0].ratio)} as long"
-        parts.append(f"{', '.join(factors)}.")
-    if unresolved:
-        factors = [f"{each.framework} {factor(each.ratio)}" for each in unresolved]
-        parts.append(f"Not resolved: {', '.join(factors)}.")
-    return " ".join(parts)
-
-
-def factor(value: Ratio) -> str:
-    """Return a ratio with its interval: ``1.15x [1.13, 1.17]``; without an interval if there are too few restarts."""
-    if not math.isfinite(value.high):
-        return f"{value.value:.2f}x"
-    return f"{value.value:.2f}x [{value.low:.2f}, {value.high:.2f}]"
-
-
-def _joined(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    distances = [(each.framework, each.ratio) for each in others]
+    return ranking_sentence(PHRASES[ranking.activity], best.framework, distances, "restart", {}, "")

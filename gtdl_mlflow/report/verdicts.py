@@ -1,12 +1,8 @@
-"""Verdicts on differences between frameworks: the one place that ``report``, ``compare`` and ``answer`` take them from.
+"""Verdicts on differences between frameworks over whole runs, for ``report``, ``compare``, ``answer`` and the terminal.
 
-A question is one metric under one set of conditions. Its frameworks are compared with Mann-Whitney's test, and the
-p-values are corrected by Holm's procedure over one family: the comparisons of one framework with all others. The
-verdict on a pair belongs to the family of the better of the two, so that it does not depend on the command.
-
-For the best framework, the family is that of the comparisons with the best (Hsu 1981): one test per other framework. A
-family of all pairs is larger than what the commands claim, and with five frameworks and five seeds its smallest
-possible p-value is 0.079. Metrics are questions of their own, each with its own answer, and share no family.
+A question is one metric under one set of conditions. All frameworks are compared with the best one, and the intervals
+hold together (Hsu 1981 compares with the best; ``statistics`` has the intervals). The interval of any other pair has
+the same level, so that a verdict does not depend on the command. Metrics are questions of their own.
 """
 
 from __future__ import annotations
@@ -15,13 +11,26 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 from ..metrics import HEADLINE, HIGHER, METRICS, Metric
-from .formats import count, format_ratio, format_summary
+from . import sentences
+from .formats import count, format_ratio, format_values
 from .runs import BenchmarkRun
-from .stats import Comparison, Summary, compare, holm, summarize
+from .sentences import Phrases
+from .statistics import (
+    EQUAL_POINTS,
+    EQUAL_WITHIN,
+    FEWEST_RUNS,
+    Difference,
+    Ratio,
+    Summary,
+    Verdict,
+    difference_of_medians,
+    ratio_of_medians,
+    summarize,
+)
 
 PER_SEED = frozenset({"accuracy_percent"})
 """Metrics that the seed decides: repeats of one seed are one value, their median. Times vary between its repeats."""
@@ -32,8 +41,7 @@ class Question:
     """A question that the report answers for every data set."""
 
     metric: Metric
-    verb: str
-    """Predicate of the answer, such as ``trained fastest``."""
+    phrases: Phrases
 
     @property
     def name(self) -> str:
@@ -45,8 +53,8 @@ class Question:
         return self.metric.better == HIGHER
 
 
-_VERBS = ("trained fastest", "tested fastest", "was most accurate")
-QUESTIONS = tuple(Question(METRICS[name], verb) for name, verb in zip(HEADLINE, _VERBS, strict=True))
+_PHRASES = (sentences.of_times("trained"), sentences.of_times("tested"), sentences.OF_ACCURACY)
+QUESTIONS = tuple(Question(METRICS[name], phrases) for name, phrases in zip(HEADLINE, _PHRASES, strict=True))
 TIMES = tuple(question for question in QUESTIONS if question.metric.unit == "s")
 
 
@@ -81,8 +89,8 @@ class Sample:
 
     @property
     def text(self) -> str:
-        """Median, interval of the mean, number of values and ``rejection``; empty without any run."""
-        known = [format_summary(self.summary)] if self.values else []
+        """Median, its interval and the number of values, or the few values; ``rejection``. Empty without any run."""
+        known = [format_values(self.values)] if self.values else []
         return ", ".join([*known, *([self.rejection] if self.rejected else [])])
 
 
@@ -129,35 +137,32 @@ def ranked(question: Question, samples: Samples) -> list[str]:
     return sorted(eligible, key=lambda label: samples[label].summary.median, reverse=question.largest)
 
 
-def against(question: Question, label: str, samples: Samples) -> dict[str, Comparison]:
-    """Compare every other eligible framework with the one called ``label``; p-values are corrected for their number."""
-    others = [each for each in ranked(question, samples) if each != label]
-    tests = [compare(samples[each].values, samples[label].values) for each in others]
-    corrected = holm([test.p for test in tests])
-    return {each: replace(test, p=p) for each, test, p in zip(others, tests, corrected, strict=True)}
+def compare(question: Question, first: str, second: str, samples: Samples) -> Ratio | Difference | None:
+    """Compare two of the frameworks; None if either is not eligible.
 
-
-def pair(question: Question, first: str, second: str, samples: Samples) -> Comparison | None:
-    """Compare two of the frameworks, with the p-value that ``against`` gives; None if either is not eligible."""
+    The interval has the level of one of as many comparisons as there are other eligible frameworks.
+    """
     order = ranked(question, samples)
     if first not in order or second not in order:
         return None
-    better, other = sorted((first, second), key=order.index)
-    p = against(question, better, samples)[other].p
-    return replace(compare(samples[first].values, samples[second].values), p=p)
+    function = difference_of_medians if question.largest else ratio_of_medians
+    return function(samples[first].values, samples[second].values, max(1, len(order) - 1))
 
 
-def verdict(question: Question, first: Sample, second: Sample, result: Comparison | None) -> str:
+def verdict(question: Question, first: Sample, second: Sample, result: Ratio | Difference | None) -> str:
     """Return how the first side differs from the second, or why that is unknown."""
     if result is None:
         reason = ineligible(question, first) or ineligible(question, second)
         return f"no verdict: {reason}"
-    if min(result.first.n, result.second.n) < 2:
-        return f"one {first.noun} is no comparison"
-    if not result.significant:
-        return "not significant"
-    if question.largest:
-        return f"{abs(result.difference):.2f} points {'higher' if result.difference > 0 else 'lower'}"
-    if result.ratio < 1:
-        return f"{format_ratio(1 / result.ratio)}x as fast"
-    return f"{format_ratio(result.ratio)}x as long"
+    if not result.has_interval:
+        return f"no verdict: {count(result.n, first.noun)}, an interval needs {FEWEST_RUNS}"
+    if result.verdict is Verdict.unresolved:
+        return "not resolved"
+    larger = result.verdict is Verdict.larger
+    if isinstance(result, Difference):
+        if result.verdict is Verdict.same:
+            return f"the same within {EQUAL_POINTS:g} points"
+        return f"{abs(result.value):.2f} points {'higher' if larger else 'lower'}"
+    if result.verdict is Verdict.same:
+        return f"the same within {100 * EQUAL_WITHIN:g} %"
+    return f"{format_ratio(result.value)}x as long" if larger else f"{format_ratio(1 / result.value)}x as fast"

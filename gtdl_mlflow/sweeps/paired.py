@@ -8,16 +8,18 @@ al. 2009), so new processes, a *restart*, are the independent repeats, not round
 
 from __future__ import annotations
 
+import math
 import random
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..hardware.interference import Snapshot, metrics_between
 from ..report import ratios
-from ..report.ratios import MeasuredTurn
+from ..report.ratios import MeasuredTurn, Ranking
 from ..worker.job import Activity, Job
 from ..worker_process import WorkerFailed, WorkerProcess
 
@@ -44,17 +46,22 @@ class Contestant:
     environment: Mapping[str, str]
     """The framework's environment variables."""
     job: Job
+    memory_mb: float = 0.0
+    """Memory that its worker is expected to need, in MB; 0 if unknown."""
 
 
 class Restart:
-    """The processes of one restart: all frameworks, built and warmed up, of which one runs at a time.
+    """The processes of one restart: the frameworks of one group, built and warmed up, of which one runs at a time.
 
     A context manager: at its end, all workers have ended. A worker that fails is left out: ``failures`` has the
     reason, and the others go on.
     """
 
-    def __init__(self, contestants: Sequence[Contestant], threads: int, folder: Path, number: int) -> None:
-        self._contestants, self._threads, self._folder, self._number = contestants, threads, folder, number
+    def __init__(
+        self, contestants: Sequence[Contestant], threads: int, folder: Path, number: int, group: int = 0
+    ) -> None:
+        self._contestants, self._threads, self._folder = contestants, threads, folder
+        self._number, self._group = number, group
         self._workers: dict[str, WorkerProcess] = {}
         self._stack = ExitStack()
         self.failures: dict[str, str] = {}
@@ -118,6 +125,7 @@ class Restart:
             waiting_cpu_s=turn.waiting_cpu_s,
             foreign_percent=evidence["interference/foreign_cpu_percent"],
             stolen_percent=evidence["interference/steal_percent"],
+            group=self._group,
         )
 
     @contextmanager
@@ -137,9 +145,60 @@ def balanced_orders(names: Sequence[str], generator: random.Random) -> Iterator[
             yield block[shift:] + block[:shift]
 
 
+def memory_groups(contestants: Sequence[Contestant], memory_mb: float) -> list[list[Contestant]]:
+    """Return groups whose workers fit into ``memory_mb`` together: one group if all do.
+
+    Otherwise, the first contestant is in every group. A contestant that does not fit beside the first is in none.
+    """
+    first, *others = contestants
+    if sum(each.memory_mb for each in contestants) <= memory_mb:
+        return [list(contestants)]
+    groups: list[list[Contestant]] = []
+    for each in others:
+        for group in groups:
+            if sum(member.memory_mb for member in [*group, each]) <= memory_mb:
+                group.append(each)
+                break
+        else:
+            if first.memory_mb + each.memory_mb <= memory_mb:
+                groups.append([first, each])
+    return groups
+
+
+def link_groups(turns: Iterable[MeasuredTurn]) -> list[MeasuredTurn]:
+    """Return the turns as if all frameworks had been in the first group of their restart.
+
+    The times of another group are multiplied by those of the common member in the first group, and divided by those of
+    the common member in the same round of their own group. The ratio of two frameworks of different groups is then that
+    of their ratios to the common member. Turns without a turn of the common member in their round are left out.
+    """
+    turns = list(turns)
+    members: dict[tuple[int, int, int], set[str]] = defaultdict(set)
+    rounds: dict[tuple[int, int, int, str, int, str], MeasuredTurn] = {}
+    for turn in turns:
+        members[turn.restart, turn.threads, turn.group].add(turn.framework)
+        rounds[turn.restart, turn.threads, turn.group, turn.activity, turn.round, turn.framework] = turn
+    linked = []
+    for turn in turns:
+        if turn.group == 0:
+            linked.append(turn)
+            continue
+        common = members[turn.restart, turn.threads, 0] & members[turn.restart, turn.threads, turn.group]
+        for name in common - {turn.framework}:
+            there, here = (
+                rounds.get((turn.restart, turn.threads, group, turn.activity, turn.round, name))
+                for group in (0, turn.group)
+            )
+            if there and here and min(there.cpu_s, here.cpu_s) > 0:
+                units = here.units / there.units
+                cpu_s, wall_s = units * there.cpu_s / here.cpu_s, units * there.wall_s / here.wall_s
+                linked.append(replace(turn, cpu_s=turn.cpu_s * cpu_s, wall_s=turn.wall_s * wall_s))
+    return linked
+
+
 @dataclass(frozen=True)
 class MeasurementPlan:
-    """How long a paired measurement lasts."""
+    """How long a paired measurement lasts, and what it may use."""
 
     seconds: float
     """Time limit. No restart begins that would probably exceed it, except the first ones up to ``FEWEST_RESTARTS``."""
@@ -148,6 +207,12 @@ class MeasurementPlan:
     fewest: int = 5
     """Restarts before the measurement may end because all ratios are resolved."""
     activities: tuple[Activity, ...] = tuple(Activity)
+    clock: str = ratios.CPU
+    """Clock that decides when all is resolved: CPU time with one thread, or the wall clock with the threads asked for
+    (the only one that is read) for work on a GPU, which takes no CPU time.
+    """
+    memory_mb: float = math.inf
+    """Memory that the workers may use together, in MB. If they need more, they are measured in groups."""
 
 
 class PairedMeasurement:
@@ -158,11 +223,24 @@ class PairedMeasurement:
 
     def __init__(self, contestants: Sequence[Contestant], threads: int, plan: MeasurementPlan, folder: Path) -> None:
         self._contestants, self._plan, self._folder = list(contestants), plan, folder
-        self._thread_counts = list(dict.fromkeys((1, threads)))
+        self._thread_counts = list(dict.fromkeys((1, threads) if plan.clock == ratios.CPU else (threads,)))
         self.turns: list[MeasuredTurn] = []
         self.failures: dict[str, str] = {}
         """Reason for each framework that was left out."""
         self.restarts = 0
+        self.restart_s = 0.0
+        """Seconds that the last restart took."""
+        self.groups = memory_groups(self._contestants, plan.memory_mb) if contestants else []
+        """Frameworks that are in memory together."""
+        fitting = {each.name for group in self.groups for each in group}
+        for each in contestants:
+            if each.name not in fitting:
+                first = contestants[0]
+                self.failures[each.name] = (
+                    f"its worker needs {each.memory_mb:,.0f} MB of memory beside the {first.memory_mb:,.0f} MB of "
+                    f"{first.name}; {plan.memory_mb:,.0f} MB are available"
+                )
+        self._leave_out_failures()
 
     def run(self, seed: int = 0) -> Iterator[MeasuredTurn]:
         """Measure, and yield each turn as it ends."""
@@ -172,35 +250,45 @@ class PairedMeasurement:
             yield from self._restart(generator)
             self.restarts += 1
             now = time.monotonic()
-            over = now + (now - before) - started > self._plan.seconds
-            if (over and self.restarts >= ratios.FEWEST_RESTARTS) or self.is_resolved:
+            self.restart_s = now - before
+            over = now + self.restart_s - started > self._plan.seconds
+            if (over and self.restarts >= FEWEST_RESTARTS) or self.is_resolved:
                 return
 
     def _restart(self, generator: random.Random) -> Iterator[MeasuredTurn]:
         """Measure with one thread, and with the threads asked for as long as that has a chance to count."""
         for threads in list(self._thread_counts):
-            with Restart(
-                self._contestants, threads, self._folder / f"{self.restarts}-{threads}", self.restarts
-            ) as restart:
-                for turn in restart.turns(self._plan.activities, self._plan.rounds, generator):
-                    self.turns.append(turn)
-                    yield turn
-            self.failures |= restart.failures
+            for number, group in enumerate(memory_groups(self._contestants, self._plan.memory_mb)):
+                folder = self._folder / f"{self.restarts}-{threads}" / str(number)
+                with Restart(group, threads, folder, self.restarts, number) as restart:
+                    for turn in restart.turns(self._plan.activities, self._plan.rounds, generator):
+                        self.turns.append(turn)
+                        yield turn
+                self.failures |= restart.failures
+                self._leave_out_failures()
+                if group[0].name in restart.failures:
+                    break  # nothing links the other groups
             if (
-                threads > 1
+                self._plan.clock == ratios.CPU
+                and threads > 1
                 and self.restarts + 1 >= DISTURBED_RESTARTS
                 and not ratios.undisturbed(self.turns_with(threads))
             ):
                 self._thread_counts.remove(threads)
-            self._contestants = [each for each in self._contestants if each.name not in self.failures]
+
+    def _leave_out_failures(self) -> None:
+        self._contestants = [each for each in self._contestants if each.name not in self.failures]
 
     def turns_with(self, threads: int) -> list[MeasuredTurn]:
         """Return the turns of the workers with this number of threads."""
         return [turn for turn in self.turns if turn.threads == threads]
 
+    def rankings(self) -> list[Ranking]:
+        """Return the ranking in each activity so far, by the clock that decides."""
+        turns = link_groups(self.turns)
+        return [ratios.rank(turns, each.value, self._plan.clock) for each in self._plan.activities]
+
     @property
     def is_resolved(self) -> bool:
-        """Whether every ratio to the best is resolved, by CPU time."""
-        if self.restarts < self._plan.fewest:
-            return False
-        return all(ratios.rank(self.turns, each.value, ratios.CPU).is_resolved for each in self._plan.activities)
+        """Whether every ratio to the best is resolved."""
+        return self.restarts >= self._plan.fewest and all(each.is_resolved for each in self.rankings())

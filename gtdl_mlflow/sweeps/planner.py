@@ -24,7 +24,7 @@ from .. import config, datasets, environments
 from ..config.job import create_job
 from ..console import info
 from ..hardware import device_lock
-from ..report.stats import SEEDS_TO_PUBLISH
+from ..report.statistics import SEEDS_TO_PUBLISH
 from ..worker.events import Metrics
 from ..worker.inputs import split
 from ..worker.job import Latency
