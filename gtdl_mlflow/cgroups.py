@@ -1,4 +1,4 @@
-"""Limits on CPU time by Linux control groups, versions 1 and 2: container runtimes, Kubernetes and Slurm set them."""
+"""Limits on CPU time and memory by Linux control groups, versions 1 and 2: container runtimes and Slurm set them."""
 
 from __future__ import annotations
 
@@ -51,10 +51,26 @@ def threads_for(cores: int, root: Path = ROOT) -> int:
 
 
 def _limited_groups(root: Path) -> Iterator[_Group]:
-    for folder in _folders(root):
+    for folder in _folders(root, "cpu"):
         with suppress(OSError, ValueError, ZeroDivisionError, KeyError):
             if group := _read(folder):
                 yield group
+
+
+def memory_left(root: Path = ROOT) -> int | None:
+    """Return the bytes of memory that this process's groups may still use; None without a limit.
+
+    The kernel's cache of files counts as free where it has not been used lately, because it is given up first.
+    """
+    left = []
+    for folder in _folders(root, "memory"):
+        names = ("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        with suppress(OSError, ValueError, KeyError):
+            limit, usage = names[0] if (folder / names[0][0]).is_file() else names[1]
+            statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            cache = int(statistics.get("total_inactive_file", statistics["inactive_file"]))
+            left.append(int((folder / limit).read_text()) - int((folder / usage).read_text()) + cache)
+    return min(left, default=None)  # "max" is no number; version 1 has a number above any memory for no limit
 
 
 def _read(folder: Path) -> _Group | None:
@@ -72,8 +88,8 @@ def _read(folder: Path) -> _Group | None:
     return _Group(int(quota) / int(period), throttled)
 
 
-def _folders(root: Path) -> Iterator[Path]:
-    """Yield the folders of this process's groups that can limit CPU time, and of all groups that contain them."""
+def _folders(root: Path, wanted: str) -> Iterator[Path]:
+    """Yield the folders of this process's groups for the controller ``wanted``, and of all groups that contain them."""
     try:
         memberships = (root / "proc/self/cgroup").read_text().splitlines()
         mounts = (root / "proc/self/mountinfo").read_text().splitlines()
@@ -87,7 +103,7 @@ def _folders(root: Path) -> Iterator[Path]:
         fields, _, file_system = line.partition(" - ")
         _, _, _, part, mount, *_ = map(_unescape, fields.split())
         kind, _, options = file_system.split(maxsplit=2)
-        controller = {"cgroup": "cpu", "cgroup2": ""}.get(kind)
+        controller = {"cgroup": wanted, "cgroup2": ""}.get(kind)
         if controller not in paths or (controller and controller not in options.split(",")):
             continue
         top = root / mount.lstrip("/")

@@ -134,6 +134,7 @@ def _check_ranges(config: Config) -> None:
         "limits.run_timeout_s": limits.run_timeout_s,
         "limits.fetch_timeout_s": limits.fetch_timeout_s,
         "sweep.paired_minutes": config.sweep.paired_minutes,
+        "sweep.minutes": config.sweep.minutes,
     }
     for key, value in positive.items():
         if value is not None and not value > 0:

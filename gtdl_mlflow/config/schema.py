@@ -305,6 +305,10 @@ class Sweep:
     """Evaluation at the end of the sweep; None: none."""
     paired_minutes: float = 5.0
     """Time limit of a paired measurement. It ends before if all ratios are resolved."""
+    minutes: float | None = None
+    """Time limit of a sweep with a paired measurement, which then has what the runs leave of it, whatever
+    ``paired_minutes`` is; None: no limit.
+    """
 
 
 @dataclass

@@ -40,6 +40,8 @@ class MeasuredTurn:
     """Share of the machine's CPU time that other processes used during the turn."""
     stolen_percent: float
     """Share of the CPU time that the host of a virtual machine withheld during the turn."""
+    group: int = 0
+    """Number of the group whose workers were in memory together."""
 
 
 CPU, WALL = "cpu", "wall"

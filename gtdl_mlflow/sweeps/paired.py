@@ -20,6 +20,7 @@ from pathlib import Path
 from ..hardware.interference import Snapshot, metrics_between
 from ..report import ratios
 from ..report.ratios import MeasuredTurn, Ranking
+from ..report.statistics import FEWEST_RESTARTS
 from ..worker.job import Activity, Job
 from ..worker_process import WorkerFailed, WorkerProcess
 
@@ -223,6 +224,7 @@ class PairedMeasurement:
 
     def __init__(self, contestants: Sequence[Contestant], threads: int, plan: MeasurementPlan, folder: Path) -> None:
         self._contestants, self._plan, self._folder = list(contestants), plan, folder
+        self.clock = plan.clock
         self._thread_counts = list(dict.fromkeys((1, threads) if plan.clock == ratios.CPU else (threads,)))
         self.turns: list[MeasuredTurn] = []
         self.failures: dict[str, str] = {}

@@ -7,19 +7,21 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import astuple, fields
+from dataclasses import astuple, fields, replace
 from pathlib import Path
 
 import psutil
 from mlflow.entities import Run
 
-from .. import cgroups, datasets, environments, tags
+from .. import cgroups, datasets, environments
 from ..config import Config, ConfigError, check
 from ..config.job import create_job
 from ..console import aligned, info, status_line
 from ..files import write_csv
 from ..hardware import device_lock, interference
-from ..report import ranking, ratios
+from ..report import ratios
+from ..report.formats import count
+from ..report.ranking import answers, group_by_conditions
 from ..report.ratios import CPU, WALL, MeasuredTurn, Ranked, Ranking
 from ..report.runs import BenchmarkRun, read
 from ..report.statistics import EQUAL_WITHIN, Ratio, Verdict
@@ -54,9 +56,8 @@ class PairedStudy:
         self._configs: dict[str, Config] = {}
         for each in configs:
             self._configs.setdefault(f"{each.framework.label} {each.framework.version}", each)
-        self._minutes, self._folder = minutes, folder
-        self._option = "sweep.paired_minutes" if sweep_minutes is None else "minutes"
-        self._ends = None if sweep_minutes is None else time.monotonic() + 60 * sweep_minutes
+        self._minutes, self._sweep_minutes, self._folder = minutes, sweep_minutes, folder
+        self._started = time.monotonic()
         self._measurement: PairedMeasurement | None = None
         self._remarks: list[str] = []
 
@@ -69,8 +70,8 @@ class PairedStudy:
             runs: the sweep's runs, whose peak memory is what the workers need.
             memory_mb: memory that the workers may use together; None: what is free.
         """
-        if self._ends is not None:
-            self._minutes = max(0.0, self._ends - time.monotonic()) / 60
+        if self._sweep_minutes is not None:
+            self._minutes = max(0.0, self._sweep_minutes - (time.monotonic() - self._started) / 60)
         contestants = [each for label in self._configs if (each := self._contestant(label))]
         if len(contestants) < 2:
             self._remarks.append(f"a paired measurement needs two frameworks; {len(contestants)} can run here")
@@ -130,18 +131,200 @@ class PairedStudy:
         rankings = [each for each in measurement.rankings() if each.frameworks]
         if unresolved := [each for each in rankings if not each.is_resolved]:
             minutes = minutes_needed(unresolved, measurement.restart_s)
-            remarks.append(_not_resolved(unresolved, minutes))
-            following = f"the same command with {self._option}={math.ceil(self._total_minutes + minutes)}"
-            following += ", or `gtdl report` for all results in one file"
-        else:
-            following = "`gtdl report` writes all results to one file"
+            remarks.append(f"{_not_resolved(unresolved, minutes)}: {self._option_for(minutes or self._minutes)}")
         threads = next(iter(self._configs.values())).threads
         result = conclude(measurement.turns, threads, remarks, self._folder, measurement.clock, self._by_label(runs))
-        return StudyResult(f"{result.text}\nnext: {following}", result.artifacts, result.metrics)
+        text = f"{result.text}\nnext: `gtdl report` writes all results to one file, `gtdl ui` shows them in MLflow"
+        return StudyResult(text, result.artifacts, result.metrics)
+
+    def _option_for(self, more_minutes: float) -> str:
+        """Return the option that gives the measurement so many more minutes."""
+        if self._sweep_minutes is None:
+            return f"sweep.paired_minutes={math.ceil(self._minutes + more_minutes)}"
+        return f"minutes={math.ceil(self._sweep_minutes + more_minutes)}"
 
 
 def free_memory_mb() -> float:
     """Return the memory in MB that the workers may use together."""
-    free = psutil.virtual_memory().available
+    free: int = psutil.virtual_memory().available
     limited = cgroups.memory_left()
     return MEMORY_SHARE * min(free, free if limited is None else limited) / 1e6
+
+
+def with_memory(contestants: Iterable[Contestant], runs: Mapping[str, Sequence[BenchmarkRun]]) -> list[Contestant]:
+    """Return the contestants with the memory that they need: the peak of their runs, or the largest that is known."""
+    peaks = {name: max(run.metrics.get(PEAK_MEMORY, 0.0) for run in some) for name, some in runs.items() if some}
+    largest = max(peaks.values(), default=0.0)
+    return [replace(each, memory_mb=peaks.get(each.name) or largest) for each in contestants]
+
+
+def restarts_needed(ratio: Ratio) -> int | None:
+    """Return the number of restarts that resolves a ratio if the noise stays as it is; None without an interval.
+
+    The width of the interval falls with the square root of the number. It has to exclude 1, or to lie within
+    ``EQUAL_WITHIN`` of 1, and to be as narrow as ``EQUAL_WITHIN``.
+    """
+    if not ratio.has_interval:
+        return None
+    if ratio.is_resolved:
+        return ratio.n
+    margin, distance = math.log1p(EQUAL_WITHIN), abs(math.log(ratio.value))
+    target = min(margin, max(distance, margin - distance))
+    return max(ratio.n + 1, math.ceil(ratio.n * (math.log1p(ratio.half_width) / target) ** 2))
+
+
+def minutes_needed(rankings: Iterable[Ranking], restart_s: float) -> float | None:
+    """Return about how many more minutes resolve all ratios; None if there are too few restarts to estimate that."""
+    ratios_ = [each.ratio for ranking in rankings for each in ranking.frameworks[1:]]
+    needed = [(restarts_needed(each), each.n) for each in ratios_]
+    more = [number - n for number, n in needed if number is not None]
+    return max(more) * restart_s / 60 if len(more) == len(needed) else None
+
+
+def _not_resolved(rankings: Iterable[Ranking], minutes: float | None) -> str:
+    names = [
+        f"{each.framework} ({UNITS[ranking.activity]})"
+        for ranking in rankings
+        for each in ranking.frameworks[1:]
+        if not each.ratio.is_resolved
+    ]
+    estimate = "too few restarts to estimate the time" if minutes is None else f"about {minutes:,.0f} more minutes"
+    return f"not resolved to {100 * EQUAL_WITHIN:g} % yet: {', '.join(names)}; {estimate}"
+
+
+def _resolved(rankings: Iterable[Ranking]) -> str:
+    """Return how many ratios to the best are resolved: ``5 of 12 ratios resolved``."""
+    resolved = [each.ratio.is_resolved for ranking in rankings for each in ranking.frameworks[1:]]
+    return f"{sum(resolved)} of {len(resolved)} ratios resolved"
+
+
+def conclude(
+    turns: Sequence[MeasuredTurn],
+    threads: int,
+    remarks: Iterable[str],
+    folder: Path,
+    clock: str = CPU,
+    runs: Mapping[str, Sequence[BenchmarkRun]] | None = None,
+) -> StudyResult:
+    """Write ``turns`` and their ratios to ``folder``, and return the rankings as text and as metrics.
+
+    By CPU time, the turns with one thread count. By the wall clock, those with ``threads`` threads which nothing else
+    disturbed. If the wall clock decides (``clock``), as on a GPU, it is the only clock, and all turns count.
+
+    Args:
+        turns: the turns of all groups.
+        threads: threads of the wall clock.
+        remarks: lines that limit the result.
+        folder: the sweep's folder.
+        clock: clock that decides.
+        runs: finished whole runs of each framework.
+    """
+    linked = link_groups(turns)
+    all_threads = [turn for turn in linked if turn.threads == threads]
+    undisturbed = ratios.undisturbed(all_threads)
+    counted = {WALL: all_threads} if clock == WALL else {CPU: linked, WALL: undisturbed}
+    rankings = [ratios.rank(some, each, by) for by, some in counted.items() for each in ratios.PHRASES]
+    rankings = [each for each in rankings if each.frameworks]
+    write_csv(folder / TURNS, [each.name for each in fields(MeasuredTurn)], map(astuple, turns))
+    write_csv(folder / RATIOS, HEADER, [row for each in rankings for row in _rows(each)])
+    finished = runs or {}
+    lines = []
+    for by, some in counted.items():
+        if chosen := [each for each in rankings if each.clock == by]:
+            lines += [f"{_title(by, some)}:", *_table(chosen, some, finished if by == clock else {})]
+            lines += ["", *map(ratios.sentence, chosen), ""]
+    lines += _accuracy(finished)
+    if len(undisturbed) < len(all_threads):
+        disturbed = [turn for turn in all_threads if turn not in set(undisturbed)]
+        share, reason = len(disturbed) / len(all_threads), ratios.interference_of(disturbed)
+        effect = "were disturbed" if clock == WALL else "do not count for the wall clock"
+        remarks = [f"{share:.0%} of the turns {effect}: {reason}", *remarks]
+    lines += [f"! {remark}" for remark in remarks]
+    return StudyResult("\n".join(lines), [TURNS, RATIOS], _metrics(rankings))
+
+
+def _title(clock: str, turns: Sequence[MeasuredTurn]) -> str:
+    threads = (min if clock == CPU else max)(turn.threads for turn in turns)
+    name = "CPU time" if clock == CPU else "wall clock"
+    restarts = len({turn.restart for turn in turns})
+    return f"{name}, {count(threads, 'thread')}, {count(restarts, 'restart')}, ratios to the best with their intervals"
+
+
+def _table(
+    rankings: Sequence[Ranking], turns: Sequence[MeasuredTurn], runs: Mapping[str, Sequence[BenchmarkRun]]
+) -> list[str]:
+    """Return the lines of the table, the best in the first activity first. Columns without a value are left out."""
+    order = dict.fromkeys(each.framework for ranking in rankings for each in ranking.frameworks)
+    columns = {"framework": list(order)}
+    for each in rankings:
+        cells = {ranked.framework: _cell(ranked, position) for position, ranked in enumerate(each.frameworks)}
+        columns[UNITS[each.activity]] = [cells.get(name, "") for name in order]
+    columns["accuracy, %"] = [_median(runs.get(name, ()), "accuracy_percent", ".2f") for name in order]
+    columns["peak memory, MB"] = [_median(runs.get(name, ()), PEAK_MEMORY, ",.0f") for name in order]
+    for device in ("cpu", "gpu"):
+        metric = f"system/{device}_energy_j"
+        columns[f"{device.upper()} energy of a run, J"] = [
+            _median(runs.get(name, ()), metric, ",.0f") for name in order
+        ]
+    columns["other load, %"] = [_other_load([turn for turn in turns if turn.framework == name]) for name in order]
+    shown = {header: cells for header, cells in columns.items() if any(cells)}
+    return aligned([list(shown), *map(list, zip(*shown.values(), strict=True))])
+
+
+def _cell(ranked: Ranked, position: int) -> str:
+    """Return the time of the best, or a ratio to it: ``best: 4.31 ms``, ``1.15x [1.13, 1.17]``."""
+    if position == 0:
+        return f"best: {1e3 * ranked.unit_s:.3g} ms"
+    mark = {Verdict.same: " same", Verdict.unresolved: " ?"}.get(ranked.ratio.verdict, "")
+    return f"{ranked.ratio.text}{mark}"
+
+
+def _median(runs: Iterable[BenchmarkRun], metric: str, form: str) -> str:
+    values = [run.metrics[metric] for run in runs if metric in run.metrics]
+    return format(statistics.median(values), form) if values else ""
+
+
+def _other_load(turns: Sequence[MeasuredTurn]) -> str:
+    """Return the share of the machine's CPU time that other processes used meanwhile; empty if it does not matter."""
+    percent = statistics.fmean(turn.foreign_percent for turn in turns)
+    return f"{percent:.0f}" if percent > interference.FOREIGN_PERCENT else ""
+
+
+def _accuracy(runs: Mapping[str, Sequence[BenchmarkRun]]) -> list[str]:
+    """Return the sentence about the accuracy under each set of conditions that two frameworks share."""
+    every = [run for some in runs.values() for run in some]
+    return [
+        answer.sentence
+        for frameworks in group_by_conditions(every).values()
+        for answer in answers(frameworks)
+        if answer.question.name == "accuracy_percent" and len(frameworks) > 1
+    ]
+
+
+def _rows(ranking: Ranking) -> list[list[str]]:
+    rows = []
+    for position, each in enumerate(ranking.frameworks):
+        value = each.ratio
+        rows.append(
+            [
+                ranking.activity,
+                ranking.clock,
+                each.framework,
+                f"{1e3 * each.unit_s:.4g}",
+                *(f"{number:.3f}" for number in (value.value, value.low, value.high)),
+                str(value.n),
+                ratios.VERDICTS[value.verdict] if position else "best",
+            ]
+        )
+    return rows
+
+
+def _metrics(rankings: Iterable[Ranking]) -> dict[str, float]:
+    metrics: dict[str, float] = {}
+    for ranking in rankings:
+        for each in ranking.frameworks:
+            name = f"paired/{ranking.clock}/{ranking.activity}/{each.framework.replace(' ', '-')}"
+            metrics[f"{name}/ratio"] = each.ratio.value
+            if math.isfinite(each.ratio.high):
+                metrics |= {f"{name}/ratio_low": each.ratio.low, f"{name}/ratio_high": each.ratio.high}
+    return metrics
