@@ -2,7 +2,7 @@
 
     python benchmarks/samplers.py [--pairs 60] [--seconds 2] [--interval 1] [--frameworks torch ...] [OVERRIDE ...]
 
-One process trains on random images in turns of a few seconds. In every other turn the driver's sampler runs, as in a
+One worker trains on random images in turns of a few seconds. In every other turn the driver's sampler runs, as in a
 run. Prints the median ratio of the times of two neighbouring turns, with the sampler over without; its 95 % interval,
 by ranks, so that single disturbed turns do not decide; and the sampler's CPU time as a share of one core. Use an idle
 machine.
@@ -11,21 +11,21 @@ machine.
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
-import subprocess
 import tempfile
 import time
 from pathlib import Path
 
-from native_speed import NATIVE, job_of_random_images, random_data
+from native_speed import job_of_random_images, random_data
 from scipy import stats
 
 from gtdl_mlflow import config, environments
 from gtdl_mlflow.hardware.system_metrics import Sampler
-from gtdl_mlflow.worker_process import worker_environment
+from gtdl_mlflow.worker.job import Activity
+from gtdl_mlflow.worker_process import WorkerProcess
 
 LEVEL = 0.95
-TRIAL_STEPS = 30
 
 
 def main() -> None:
@@ -51,45 +51,35 @@ def main() -> None:
 def measure(composed: config.Config, pairs: int, seconds: float, interval_s: float) -> tuple[list[float], list[float]]:
     """Return the ratio of times of each pair, and the sampler's share of a core in each of its turns."""
     python = environments.ensure(composed.framework, composed.hardware.device).python
-    with tempfile.TemporaryDirectory() as name:
+    environment = composed.speed_settings.environment
+    with tempfile.TemporaryDirectory() as name, WorkerProcess(Path(name), composed.threads, environment) as worker:
         folder = Path(name)
+        pid = worker.start(python)
         job = job_of_random_images(composed, random_data(composed.model.name, folder), folder)
-        job.write(folder / "job.json")
-        with subprocess.Popen(
-            [python, "-I", NATIVE / "step_server.py", folder / "job.json"],
-            env=worker_environment(composed.threads, composed.speed_settings.environment),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            bufsize=1,
-        ) as worker:
-            requests, seconds_taken = worker.stdin, worker.stdout
-            assert requests is not None
-            assert seconds_taken is not None
+        worker.begin_turns(job, math.inf)
+        worker.next_event()  # the model is built
 
-            def turn(steps: int) -> float:
-                requests.write(f"{steps}\n")
-                return float(seconds_taken.readline())
+        def turn() -> float:
+            return worker.turn(Activity.training, seconds).wall_s
 
-            def sampled_turn(steps: int) -> tuple[float, float]:
-                sampler = Sampler(interval_s, composed.hardware.device)
-                sampler.start(worker.pid)
-                cpu_s, started = time.process_time(), time.perf_counter()
-                taken_s = turn(steps)
-                share = (time.process_time() - cpu_s) / (time.perf_counter() - started)
-                sampler.stop()
-                return taken_s, share
+        def sampled_turn() -> tuple[float, float]:
+            sampler = Sampler(interval_s, composed.hardware.device)
+            sampler.start(pid)
+            cpu_s, started = time.process_time(), time.perf_counter()
+            taken_s = turn()
+            share = (time.process_time() - cpu_s) / (time.perf_counter() - started)
+            sampler.stop()
+            return taken_s, share
 
-            steps = round(TRIAL_STEPS * seconds / turn(TRIAL_STEPS))
-            ratios, shares = [], []
-            for pair in range(pairs):
-                if pair % 2:
-                    without, (sampled, share) = turn(steps), sampled_turn(steps)
-                else:
-                    (sampled, share), without = sampled_turn(steps), turn(steps)
-                ratios.append(sampled / without)
-                shares.append(share)
-            requests.close()
+        turn()  # warms up
+        ratios, shares = [], []
+        for pair in range(pairs):
+            if pair % 2:
+                without, (sampled, share) = turn(), sampled_turn()
+            else:
+                (sampled, share), without = sampled_turn(), turn()
+            ratios.append(sampled / without)
+            shares.append(share)
     return ratios, shares
 
 

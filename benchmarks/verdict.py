@@ -244,7 +244,8 @@ def goal(name: str, results: Sequence[Comparison]) -> bool:
     if with_interval:
         covered = sum(each.low <= true_ratio <= each.high for each in with_interval)
         width = statistics.median(100 * (each.high / each.low) ** 0.5 - 100 for each in with_interval)
-        print(f"  the interval has the true ratio in {covered} of {count} (at least 90 %); median half-width {width:.2f} %")
+        intervals = f"{covered} of {count} intervals (at least 90 %), whose median half-width is {width:.2f} %"
+        print(f"  the true ratio is in {intervals}")
         reached &= covered >= 0.9 * count
     return reached
 

@@ -8,13 +8,12 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import caffe
 import numpy as np
 
-Timed = Callable[[int], float]
+Run = Callable[[int], None]
 
 
 # Weights and images are the harness's: Caffe's max pooling and tanh branch on values, and with the weights of Caffe's
@@ -120,10 +119,10 @@ def set_weights(learner: caffe.Solver, start: Any) -> None:
         learner.add_callback(lambda: None, mask_gradients)
 
 
-def loop(name: str, folder: Path, threads: int, test_batch: int) -> tuple[Timed, Timed, int]:
-    """Return the timed training and testing of a network, and its batch size.
+def loop(name: str, folder: Path, threads: int, test_batch: int) -> tuple[Run, Run, int]:
+    """Return the training and testing of a network, and its batch size.
 
-    The first does a number of further steps, the second classifies a number of images; both return seconds.
+    The first does a number of further steps, the second classifies a number of images.
     """
     layers, rule, batch = globals()[name]()
 
@@ -152,15 +151,11 @@ def loop(name: str, folder: Path, threads: int, test_batch: int) -> tuple[Timed,
     learner.net.set_input_arrays(x, y)
     labels = np.zeros(len(x_test), np.float32)  # required, but unused
 
-    def train(count: int, alive: Any = (x, y)) -> float:  # Caffe reads the arrays without a reference to them
-        start_s = perf_counter()
+    def train(count: int, alive: Any = (x, y)) -> None:  # Caffe reads the arrays without a reference to them
         learner.step(count)  # the layer walks through the images by itself
-        return perf_counter() - start_s
 
-    def test(count: int) -> float:
+    def test(count: int) -> None:
         tester.set_input_arrays(x_test[:count], labels[:count])
-        start_s = perf_counter()
         np.concatenate([tester.forward()["ip2"].copy() for _ in range(count // test_batch)])
-        return perf_counter() - start_s
 
     return train, test, batch

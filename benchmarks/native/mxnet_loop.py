@@ -8,14 +8,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from pathlib import Path
-from time import perf_counter
 
 import mxnet as mx
 import numpy as np
 from mxnet import gluon
 from mxnet.gluon import nn
 
-Timed = Callable[[int], float]
+Run = Callable[[int], None]
 
 
 class SGD(mx.optimizer.SGD):
@@ -116,10 +115,10 @@ class Loss(gluon.HybridBlock):
         return -F.mean(F.pick(F.log_softmax(self.net(images)), labels), keepdims=True)
 
 
-def loop(name: str, folder: Path, threads: int, test_batch: int) -> tuple[Timed, Timed, int]:
-    """Return the timed training and testing of a network, and its batch size.
+def loop(name: str, folder: Path, threads: int, test_batch: int) -> tuple[Run, Run, int]:
+    """Return the training and testing of a network, and its batch size.
 
-    The first does a number of further steps, the second classifies a number of images; both return seconds.
+    The first does a number of further steps, the second classifies a number of images.
     """
     mx.random.seed(0)
     net, optimizer, batch = globals()[name]()
@@ -147,9 +146,8 @@ def loop(name: str, folder: Path, threads: int, test_batch: int) -> tuple[Timed,
         weight *= chosen
     states = [optimizer.create_state(index, data) for index, (data, _) in enumerate(arrays)]
 
-    def train(count: int) -> float:
+    def train(count: int) -> None:
         starts = [(step * batch) % (len(x) - batch) for step in itertools.islice(numbers, count)]
-        start_s = perf_counter()
         for start in starts:
             part = slice(start, start + batch)
             with mx.autograd.record():
@@ -160,12 +158,9 @@ def loop(name: str, folder: Path, threads: int, test_batch: int) -> tuple[Timed,
             for index, (data, gradient) in enumerate(arrays):
                 optimizer.update(index, data, gradient, states[index])
         mx.nd.waitall()
-        return perf_counter() - start_s
 
-    def test(count: int) -> float:
-        start_s = perf_counter()
+    def test(count: int) -> None:
         queued = [net(mx.nd.from_numpy(x_test[start : start + test_batch])) for start in range(0, count, test_batch)]
         np.concatenate([logits.asnumpy() for logits in queued])
-        return perf_counter() - start_s
 
     return train, test, batch

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-Timed = Callable[[int], float]
+Run = Callable[[int], None]
 
 CALL_STEPS = 25
 CALL_STEPS_SMALL_BATCH = 500
@@ -163,10 +162,10 @@ def caffe_cifar10(p: Parameters) -> tuple[Forward, Update, int]:
     return forward, sgd(p, 0.001, 0.9, 0.004, 2), 100
 
 
-def loop(name: str, folder: Path, threads: int, test_batch: int) -> tuple[Timed, Timed, int]:
-    """Return the timed training and testing of a network, and its batch size.
+def loop(name: str, folder: Path, threads: int, test_batch: int) -> tuple[Run, Run, int]:
+    """Return the training and testing of a network, and its batch size.
 
-    The first does a number of further steps, the second classifies a number of images; both return seconds.
+    The first does a number of further steps, the second classifies a number of images.
     """
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(threads)
@@ -203,19 +202,15 @@ def loop(name: str, folder: Path, threads: int, test_batch: int) -> tuple[Timed,
 
     done = 0
 
-    def train(count: int) -> float:
+    def train(count: int) -> None:
         nonlocal done
         first, done = done, done + count
-        start_s = perf_counter()
         for start in range(first, first + count, call):
             train_steps(tf.constant(start), tf.constant(min(call, first + count - start))).numpy()
-        return perf_counter() - start_s
 
-    def test(count: int) -> float:
-        start_s = perf_counter()
+    def test(count: int) -> None:
         images = call * test_batch
         stops = [(start, min(start + images, count)) for start in range(0, count, images)]
         tf.concat([classify(tf.constant(start), tf.constant(stop)) for start, stop in stops], 0).numpy()
-        return perf_counter() - start_s
 
     return train, test, batch

@@ -10,7 +10,6 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -29,7 +28,7 @@ from theano.tensor.elemwise import Elemwise  # noqa: E402
 from theano.tensor.nnet import conv2d, crossentropy_softmax_1hot  # noqa: E402
 from theano.tensor.signal.pool import pool_2d  # noqa: E402
 
-Timed = Callable[[int], float]
+Run = Callable[[int], None]
 
 
 def fixed_c_all(self: Any, *arguments: Any, original: Any = Elemwise._c_all) -> Any:
@@ -172,10 +171,10 @@ def caffe_cifar10() -> tuple[list[Any], Any, int]:
     return layers, momentum(np.float32(0.001), 0.004), 100
 
 
-def loop(name: str, folder: Path, threads: int, test_batch: int) -> tuple[Timed, Timed, int]:
-    """Return the timed training and testing of a network, and its batch size.
+def loop(name: str, folder: Path, threads: int, test_batch: int) -> tuple[Run, Run, int]:
+    """Return the training and testing of a network, and its batch size.
 
-    The first does a number of further steps, the second classifies a number of images; both return seconds.
+    The first does a number of further steps, the second classifies a number of images.
     """
     layers, optimizer, batch = globals()[name]()
 
@@ -207,19 +206,15 @@ def loop(name: str, folder: Path, threads: int, test_batch: int) -> tuple[Timed,
     numbers = itertools.count()
     rate, gamma, power = RATES.get(name, (0.0, 0.0, 1.0))
 
-    def train(count: int) -> float:
+    def train(count: int) -> None:
         chosen = list(itertools.islice(numbers, count))
         starts = [(number * batch) % (len(x_train) - batch) for number in chosen]
         rates = [np.asarray(rate * (1 + gamma * number) ** -power, np.float32) for number in chosen]
         inputs = [(start, (rate,) if more else ()) for start, rate in zip(starts, rates, strict=True)]
-        start_s = perf_counter()
         for first, extra in inputs:
             step(x_train[first : first + batch], y_train[first : first + batch], *extra)
-        return perf_counter() - start_s
 
-    def test(count: int) -> float:
-        start_s = perf_counter()
+    def test(count: int) -> None:
         np.concatenate([logits(x_test[start : start + test_batch]) for start in range(0, count, test_batch)])
-        return perf_counter() - start_s
 
     return train, test, batch

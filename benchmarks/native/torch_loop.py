@@ -9,14 +9,13 @@ import itertools
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from time import perf_counter
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-Timed = Callable[[int], float]
+Run = Callable[[int], None]
 
 SCHEDULES = {"torch_mnist": (5e-7, 1.0), "torch_cifar10": (5e-7, 1.0), "caffe_mnist": (1e-4, 0.75)}
 """Gamma and power of learning rates that fall with every step: rate (1 + gamma step)^-power."""
@@ -89,10 +88,10 @@ def caffe_cifar10() -> tuple[nn.Module, torch.optim.Optimizer, int]:
     return net, torch.optim.SGD(groups, momentum=0.9, weight_decay=0.004, fused=True), 100
 
 
-def loop(name: str, folder: Path, threads: int, test_batch: int, device: str = "cpu") -> tuple[Timed, Timed, int]:
-    """Return the timed training and testing of a network, and its batch size.
+def loop(name: str, folder: Path, threads: int, test_batch: int, device: str = "cpu") -> tuple[Run, Run, int]:
+    """Return the training and testing of a network, and its batch size.
 
-    The first does a number of further steps, the second classifies a number of images; both return seconds.
+    The first does a number of further steps, the second classifies a number of images.
 
     On a GPU the images stay in pinned memory of the host, as those of a larger data set would.
     """
@@ -123,10 +122,9 @@ def loop(name: str, folder: Path, threads: int, test_batch: int, device: str = "
 
     numbers = itertools.count()
 
-    def train(count: int) -> float:
+    def train(count: int) -> None:
         net.train()
         steps = [(step, (step * batch) % (len(x) - batch)) for step in itertools.islice(numbers, count)]
-        start_s = perf_counter()
         for step, start in steps:
             loss = F.cross_entropy(net(to_device(x[start : start + batch])), to_device(y[start : start + batch]))
             optimizer.zero_grad()
@@ -137,17 +135,14 @@ def loop(name: str, folder: Path, threads: int, test_batch: int, device: str = "
                 group["lr"] = rate * (1 + gamma * step) ** -power
             optimizer.step()
         wait()
-        return perf_counter() - start_s
 
-    def test(count: int) -> float:
+    def test(count: int) -> None:
         net.eval()
-        start_s = perf_counter()
         with torch.inference_mode():
             # One tensor for all logits: a list of small ones would fragment the free memory.
             logits = torch.empty(count, 10, device=target)
             for start in range(0, count, test_batch):
                 logits[start : start + test_batch] = net(to_device(x_test[start : start + test_batch]))
             logits.cpu()
-        return perf_counter() - start_s
 
     return train, test, batch
