@@ -148,7 +148,7 @@ def text(compared: list[ComparisonRow], first: str, second: str) -> str:
         lines.append("")
     lines += [
         f"Columns: median [{LEVEL:.0%} interval], number of runs (accuracy: of seeds). Ratio: median time of the first",
-        "divided by that of the second. Difference: of the median accuracies in percentage points. The intervals of all",
+        "divided by that of the second. Difference: of the median accuracies, in points. The intervals of all",
         "frameworks under the same conditions hold together.",
     ]
     return "\n".join(lines)

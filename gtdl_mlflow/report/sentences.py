@@ -37,7 +37,7 @@ OF_ACCURACY = Phrases(
     "was most accurate",
     f"reach the same accuracy, within {EQUAL_POINTS:g} points",
     "was most accurate so far",
-    "is {} percentage points behind",
+    "is {} behind",
 )
 
 NUMBERS = {2: "three", 3: "four", 4: "five", 5: "six", 6: "seven", 7: "eight", 8: "nine"}

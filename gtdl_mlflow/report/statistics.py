@@ -139,9 +139,9 @@ class Difference(Estimate):
 
     @property
     def text(self) -> str:
-        """``1.20 [1.05, 1.35]``; without the interval if there is none."""
+        """``1.20 points [1.05, 1.35]``; without the interval if there is none."""
         interval = f" [{self.low:.2f}, {self.high:.2f}]" if self.has_interval else ""
-        return f"{self.value:.2f}{interval}"
+        return f"{self.value:.2f} points{interval}"
 
 
 def _digits(ratio: float) -> str:
