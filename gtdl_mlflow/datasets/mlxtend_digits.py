@@ -32,9 +32,10 @@ def read(dataset: Dataset, folder: Path) -> Arrays:
     contents = read_file(path, LIMIT)
     check_md5(path, contents, dataset.files[name], REMEDY)
     try:
-        if not contents.strip():
+        text = contents.decode("ascii")
+        if not text.strip():  # of str, whose white space includes separators of files and records
             raise ValueError("empty")
-        table = np.loadtxt(contents.decode("ascii").splitlines(), np.uint8, comments=None, delimiter=",", ndmin=2)
+        table = np.loadtxt(text.splitlines(), np.uint8, comments=None, delimiter=",", ndmin=2)
     except ValueError as error:
         raise DatasetError(f"{path}: not a table of numbers ({' '.join(str(error).split())}); {REMEDY}") from error
     train_count, test_count = image_counts(dataset)
