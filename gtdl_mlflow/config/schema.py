@@ -281,8 +281,8 @@ class Rerun(str, Enum):
 class Study(str, Enum):
     """Evaluation at the end of a sweep.
 
-    ``stability``: spread and drift of repeats; ``scaling``: speed by threads and batch size; ``paired``: a paired
-    measurement of the sweep's frameworks, after its runs.
+    ``scaling``: speed by threads and batch size; ``paired``: a paired measurement of the sweep's frameworks, after its
+    runs; ``stability``: the same, of each framework against itself.
     """
 
     stability = "stability"

@@ -50,6 +50,8 @@ class PairedStudy:
     now; the latter decides if it is given.
     """
 
+    fewest_restarts = MeasurementPlan.fewest
+
     def __init__(
         self, configs: Iterable[Config], minutes: float, folder: Path, sweep_minutes: float | None = None
     ) -> None:
@@ -72,13 +74,14 @@ class PairedStudy:
         """
         if self._sweep_minutes is not None:
             self._minutes = max(0.0, self._sweep_minutes - (time.monotonic() - self._started) / 60)
-        contestants = [each for label in self._configs if (each := self._contestant(label))]
+        contestants = self._contestants()
         if len(contestants) < 2:
             self._remarks.append(f"a paired measurement needs two frameworks; {len(contestants)} can run here")
             return
         hardware, threads = next((each.hardware, each.threads) for each in self._configs.values())
         clock = WALL if hardware.device == "gpu" else CPU
-        plan = MeasurementPlan(60 * self._minutes, clock=clock, memory_mb=memory_mb or free_memory_mb())
+        memory_mb = memory_mb or free_memory_mb()
+        plan = MeasurementPlan(60 * self._minutes, fewest=self.fewest_restarts, clock=clock, memory_mb=memory_mb)
         contestants = with_memory(contestants, self._by_label(runs))
         self._measurement = PairedMeasurement(contestants, threads, plan, self._folder / "paired")
         names = ", ".join(each.name for each in contestants)
@@ -91,6 +94,10 @@ class PairedStudy:
                 left = max(0.0, self._minutes - (time.monotonic() - started) / 60)
                 status_line(f"paired measurement: restart {restart + 1}, {resolved}, at most {left:.1f} min left")
         status_line("")
+
+    def _contestants(self) -> list[Contestant]:
+        """Return the frameworks that can run here."""
+        return [each for label in self._configs if (each := self._contestant(label))]
 
     def _contestant(self, label: str) -> Contestant | None:
         """Return a framework with its environment and data; None, with a remark, if it cannot run here."""
@@ -219,10 +226,7 @@ def conclude(
         clock: clock that decides.
         runs: finished whole runs of each framework.
     """
-    linked = link_groups(turns)
-    all_threads = [turn for turn in linked if turn.threads == threads]
-    undisturbed = ratios.undisturbed(all_threads)
-    counted = {WALL: all_threads} if clock == WALL else {CPU: linked, WALL: undisturbed}
+    counted = counted_turns(turns, threads, clock)
     rankings = [ratios.rank(some, each, by) for by, some in counted.items() for each in ratios.PHRASES]
     rankings = [each for each in rankings if each.frameworks]
     write_csv(folder / TURNS, [each.name for each in fields(MeasuredTurn)], map(astuple, turns))
@@ -234,13 +238,26 @@ def conclude(
             lines += [f"{_title(by, some)}:", *_table(chosen, some, finished if by == clock else {})]
             lines += ["", *map(ratios.sentence, chosen), ""]
     lines += _accuracy(finished)
-    if len(undisturbed) < len(all_threads):
-        disturbed = [turn for turn in all_threads if turn not in set(undisturbed)]
-        share, reason = len(disturbed) / len(all_threads), ratios.interference_of(disturbed)
-        effect = "were disturbed" if clock == WALL else "do not count for the wall clock"
-        remarks = [f"{share:.0%} of the turns {effect}: {reason}", *remarks]
-    lines += [f"! {remark}" for remark in remarks]
+    lines += [f"! {remark}" for remark in [*interference_remarks(turns, threads, clock), *remarks]]
     return StudyResult("\n".join(lines), [TURNS, RATIOS], _metrics(rankings))
+
+
+def counted_turns(turns: Iterable[MeasuredTurn], threads: int, clock: str) -> dict[str, list[MeasuredTurn]]:
+    """Return the turns that count by each clock, as if all had been in one group; arguments as for ``conclude``."""
+    linked = link_groups(turns)
+    all_threads = [turn for turn in linked if turn.threads == threads]
+    return {WALL: all_threads} if clock == WALL else {CPU: linked, WALL: ratios.undisturbed(all_threads)}
+
+
+def interference_remarks(turns: Iterable[MeasuredTurn], threads: int, clock: str) -> list[str]:
+    """Return what disturbed the turns of the wall clock; arguments as for ``conclude``."""
+    all_threads = [turn for turn in turns if turn.threads == threads]
+    counted = set(ratios.undisturbed(all_threads))
+    disturbed = [turn for turn in all_threads if turn not in counted]
+    if not disturbed:
+        return []
+    effect = "were disturbed" if clock == WALL else "do not count for the wall clock"
+    return [f"{len(disturbed) / len(all_threads):.0%} of the turns {effect}: {ratios.interference_of(disturbed)}"]
 
 
 def _title(clock: str, turns: Sequence[MeasuredTurn]) -> str:
