@@ -11,6 +11,7 @@ import atexit
 import gc
 import os
 import sys
+import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -123,6 +124,9 @@ def application(composed: Any) -> float | None:
     os.chdir(HydraConfig.get().runtime.cwd)
     config = to_config(composed)
     # Imported here because MLflow takes two seconds: a mistake on the command line is reported before.
+    from .hardware import interference
+
+    before = interference.Snapshot.now()
     from .run import RUN_ERRORS, describe, run
     from .sweeps import cells
 
@@ -130,11 +134,14 @@ def application(composed: Any) -> float | None:
     hydra_config = HydraConfig.get()
     position = cells.position(hydra_config.job.num) if hydra_config.mode is RunMode.MULTIRUN else None
     output(f"{describe(config)}, on the {config.hardware.device}")
+    if position is None and (warning := interference.busy_warning(before)):  # a sweep warns before its first cell
+        info(warning)
     if position is not None and (done := cells.find_completed(config, position)) is not None:
         output(
             f"skipped: run {done.info.run_id} of this sweep is {done.info.status} already; sweep.rerun=all repeats it"
         )
         return objective(config, done.data.metrics) if done.info.status == "FINISHED" else None
+    started = time.monotonic()
     try:
         outcome = run(config, Path(hydra_config.runtime.output_dir), position)
     except (*RUN_ERRORS, OSError) as error:
@@ -143,7 +150,11 @@ def application(composed: Any) -> float | None:
             failures.append(reason)
         info(reason)
         return None
+    if SweepParent.open is not None:  # in this process, not in one of a launcher
+        SweepParent.open.progress.add_time(time.monotonic() - started - outcome.metrics["device_wait_s"])
     output(summary(config, outcome.metrics))
+    if warning := interference.unreliable(outcome.metrics):
+        info(warning)
     if outcome.undelivered:
         failures.append(outcome.undelivered)
     else:

@@ -1,7 +1,8 @@
-"""The progress line on a terminal."""
+"""The progress of a run and of a sweep on a terminal."""
 
 from __future__ import annotations
 
+import statistics
 from types import TracebackType
 
 from .console import info, status_line
@@ -36,6 +37,36 @@ class ProgressLine:
         status_line("")
 
 
+class SweepProgress:
+    """The number of cells of a sweep that are done, and an estimate of the time that the others take."""
+
+    def __init__(self, cells: int | None, ending: str = "left") -> None:
+        """``cells`` is the number of cells, None if it is unknown; ``ending`` follows the estimate."""
+        self._cells, self._ending = cells, ending
+        self._done = 0
+        self._times_s: list[float] = []
+
+    def add_time(self, seconds: float) -> None:
+        """Add the time of a cell that ran and finished. Skipped and failed cells have none."""
+        self._times_s.append(seconds)
+
+    def next(self) -> str:
+        """Count a cell as done and return the line to print, such as ``7 of 25 done, about 12 min left``.
+
+        It is empty after the last cell.
+        """
+        self._done += 1
+        if self._cells is None:
+            return f"{self._done} done"
+        left = self._cells - self._done
+        if left <= 0:
+            return ""
+        text = f"{self._done} of {self._cells} done"
+        if not self._times_s:
+            return text
+        return f"{text}, about {_rounded_duration(left * statistics.fmean(self._times_s))} {self._ending}"
+
+
 def line(label: str, event: Progress) -> str:
     """Return the line, such as ``torch on mnist_5k: epoch 3.2, 41%, 1,234 images/s, loss 0.1234, 12 s left``."""
     share = event.iteration / event.iterations
@@ -50,3 +81,10 @@ def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _rounded_duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import mlflow
 import pytest
-from helpers.project import ROOT, Command, runs, start, wait_for_worker
+from helpers.project import ROOT, Command, messages, runs, start, wait_for_worker
 
 from gtdl_mlflow.__main__ import to_overrides
 from gtdl_mlflow.config import compose
@@ -107,7 +107,7 @@ def test_run_prints_its_results_and_how_to_view_it(gtdl: Command, tmp_path: Path
     assert done.returncode == 0, done.stderr
     assert "accuracy 8" in done.stdout
     assert "mlflow ui --backend-store-uri sqlite:///mlflow.db" in done.stdout
-    assert done.stderr == ""
+    assert messages(done.stderr) == []
     (run,) = runs(f"sqlite:///{tmp_path / 'mlflow.db'}")
     assert run.info.status == "FINISHED"
     assert f"accuracy {run.data.metrics['accuracy_percent']:.2f} %" in done.stdout
@@ -117,7 +117,7 @@ def test_run_prints_its_results_and_how_to_view_it(gtdl: Command, tmp_path: Path
 def test_failed_run_is_one_line_and_status_1(gtdl: Command, store: str) -> None:
     done = gtdl("framework=reference", "setting=caffe_mnist")
     assert done.returncode == 1
-    assert len(done.stderr.splitlines()) == 1
+    assert len(messages(done.stderr)) == 1
     assert "conv1" in done.stderr
     (run,) = mlflow.search_runs(experiment_names=["gtdl"], output_format="list")
     assert run.info.status == "FAILED"
@@ -133,7 +133,7 @@ def test_missing_data_names_the_files_and_the_folder(
     monkeypatch.setenv("GTDL_HOME", str(tmp_path / "home"))
     done = gtdl("framework=reference", "dataset=mnist")
     assert done.returncode == 1
-    assert len(done.stderr.splitlines()) == 1
+    assert len(messages(done.stderr)) == 1
     assert "train-images-idx3-ubyte" in done.stderr
     assert str(tmp_path / "data" / "mnist") in done.stderr
 
@@ -152,7 +152,7 @@ def test_unusable_tracking_store_is_one_line_without_credentials(
 ) -> None:
     done = gtdl(*sweep, "framework=reference", f"tracking.uri='{uri}'")
     assert done.returncode == 1
-    assert len(done.stderr.splitlines()) == 1
+    assert len(messages(done.stderr)) == 1
     assert message in done.stderr
     assert "Traceback" not in done.stdout
     assert "secret" not in done.stdout + done.stderr

@@ -10,7 +10,7 @@ from pathlib import Path
 import mlflow
 import pytest
 from helpers.processes import kill, read_line, start_script
-from helpers.project import Command, runs, start, wait_for_worker
+from helpers.project import Command, messages, runs, start, wait_for_worker
 
 from gtdl_mlflow.tracking import dead_runs, delivery, outbox
 from gtdl_mlflow.tracking.processes import PROCESS_GONE, Process, this_process
@@ -109,5 +109,5 @@ def test_next_command_closes_the_runs_of_killed_ones(gtdl: Command, store: str, 
     assert run.info.status == "RUNNING"
     done = gtdl(*kind, "framework=reference", "training.epochs=1", "tracking.experiment=other")
     assert done.returncode == 0, done.stderr
-    assert done.stderr == "gtdl: closed 1 dead run as KILLED: the process no longer exists\n"
+    assert messages(done.stderr) == ["gtdl: closed 1 dead run as KILLED: the process no longer exists"]
     assert status(run.info.run_id) == "KILLED"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import mlflow
 import pytest
-from helpers.project import ROOT, Command, runs
+from helpers.project import ROOT, Command, messages, runs
 from helpers.servers import (
     failing_server,
     losing_proxy,
@@ -162,7 +162,7 @@ def test_nothing_runs_if_the_artifact_store_can_never_work(s3: str, tmp_path: Pa
         timeout=300,
     )
     assert done.returncode == 1
-    (line,) = done.stderr.splitlines()
+    (line,) = messages(done.stderr)
     assert line.endswith("; nothing was run")
     assert "artifact store at s3://bucket/path" in line
     assert ("the Python package boto3 is not installed" if missing == "package" else "credentials") in line

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections import namedtuple
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 from helpers.processes import kill, read_line
-from helpers.project import Command, runs
+from helpers.project import Command, runs, start, wait_for_worker
 
 from gtdl_mlflow import config, environments
 from gtdl_mlflow.config import checks
@@ -131,6 +133,13 @@ def test_another_process_that_computes_is_foreign_load() -> None:
     assert percent / 100 * seconds_of_all_cores > 0.4
 
 
+def test_own_cpu_time_is_no_other_load() -> None:
+    before = interference.Snapshot.now()
+    other = replace(before, busy_s=before.busy_s - 100, total_s=before.total_s - 200)
+    assert "this machine is busy" in interference.busy_warning(other)
+    assert interference.busy_warning(replace(other, driver_s=other.driver_s - 100)) == ""
+
+
 def test_children_of_a_process_are_sampled() -> None:
     script = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'while True: pass'])"
     process = subprocess.Popen([sys.executable, "-c", script], start_new_session=True)
@@ -195,8 +204,69 @@ def test_run_records_interference(gtdl: Command, store: str) -> None:
     assert recorded["worker/peak_memory_mb"] > 20
     assert recorded["worker/cpu_user_s"] + recorded["worker/cpu_system_s"] < 100
     assert tags["gtdl.interference"] == ("; ".join(interference.warnings(recorded)) or "ok")
+    assert ("these times are not reliable" in done.stderr) == (tags["gtdl.interference"] != "ok")
     assert run.data.params["worker.framework_files"] in ("cold", "warm")
     assert run.data.params["worker.data_files"] in ("cold", "warm")
+
+
+@pytest.fixture
+def busy_machine() -> Iterator[None]:
+    """Keep all cores busy beside the test, without a lock on the CPU."""
+    burn = [sys.executable, "-c", "while True: pass"]
+    processes = [subprocess.Popen(burn, text=True) for _ in range(os.cpu_count() or 1)]
+    yield
+    kill(*processes)
+
+
+BUSY = re.compile(
+    r"gtdl: this machine is busy \(other processes use \d+\.\d of \d+ cores\): times will not be reliable; "
+    r"stop other work, or compare frameworks with experiment=paired"
+)
+
+DISTURBED = re.compile(r"gtdl: other processes used \d+ % of the machine's CPU time.*: these times are not reliable")
+
+
+def matching(pattern: re.Pattern[str], text: str) -> list[str]:
+    """Return the lines that match ``pattern``."""
+    return [line for line in text.splitlines() if pattern.fullmatch(line)]
+
+
+@pytest.mark.slow
+def test_busy_machine_is_reported_before_a_run_and_after_it(gtdl: Command, store: str, busy_machine: None) -> None:
+    done = gtdl("framework=reference", "training.epochs=100")
+    assert done.returncode == 0, done.stderr
+    assert len(matching(BUSY, done.stderr)) == 1
+    assert len(matching(DISTURBED, done.stderr)) == 1
+    (run,) = runs(store)
+    assert run.data.tags["gtdl.interference"] in done.stderr
+
+
+@pytest.mark.slow
+def test_busy_machine_is_reported_once_before_a_sweep_and_after_each_cell(
+    gtdl: Command, store: str, busy_machine: None
+) -> None:
+    done = gtdl("-m", "framework=reference", "training.epochs=100", "seed=0,1")
+    assert done.returncode == 0, done.stderr
+    assert len(matching(BUSY, done.stderr)) == 1
+    assert len(matching(DISTURBED, done.stderr)) == 2
+    marked = [line for line in done.stdout.splitlines() if line.startswith("  finished") and line.endswith(" *")]
+    assert len(marked) == 2
+    assert "  * disturbed by other load, times not reliable" in done.stdout
+    (summary,) = Path("multirun").rglob("summary.csv")
+    assert summary.read_text().count("other processes used") == 2
+
+
+@pytest.mark.slow
+def test_another_run_is_waited_for_and_is_no_other_load(store: str, busy_machine: None) -> None:
+    first = start("framework=reference", "training.epochs=1000000")
+    wait_for_worker(first)
+    second = start("framework=reference", "training.epochs=1", "seed=1")
+    try:
+        assert "waiting: another gtdl run" in read_line(second, second.stderr)
+    finally:
+        for process in (second, first):
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=60)
 
 
 @pytest.mark.slow

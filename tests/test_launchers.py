@@ -43,6 +43,7 @@ def test_results_are_the_same_through_a_launcher(gtdl: Command, store: str, laun
         done = gtdl("-m", f"hydra/launcher={chosen}", *overrides, timeout=600)
         assert done.returncode == 0, done.stdout + done.stderr
         assert "sweep: 4 finished of 4 cells" in done.stdout
+        assert (" of 4 done" in done.stderr) == (chosen == "basic"), "in the processes of a launcher, nobody can count"
         parent, children = sweep_runs(experiment)
         assert parent.info.status == "FINISHED"
         assert {run.info.status for run in children} == {"FINISHED"}
@@ -123,6 +124,8 @@ def test_optuna_optimizes_the_objective(gtdl: Command, store: str) -> None:
     _, children = sweep_runs("tuned")
     best = max(run.data.metrics["accuracy_percent"] for run in children)
     assert len({run.data.params["training.learning_rate"] for run in children}) == 4
+    assert "gtdl: 4 done\n" in done.stderr
+    assert "sweep: 4 finished of 4 cells" in done.stdout
     (result,) = Path("multirun").rglob("optimization_results.yaml")
     assert f"best_value: {best}" in result.read_text()
     assert mlflow.get_experiment_by_name("tuned") is not None

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import mlflow
 import pytest
-from helpers.project import Command, runs, start, training_started, wait_until
+from helpers.project import Command, messages, runs, start, training_started, wait_until
 from helpers.servers import Server, failing_server, mlflow_server
 from mlflow.entities import Run
 
@@ -55,7 +55,7 @@ def test_a_run_is_delivered_later_if_the_server_was_down_at_its_start(
     done = gtdl(*QUICK, f"tracking.uri={server.uri}")
     assert done.returncode == 1
     assert "accuracy" in done.stdout
-    first, last = done.stderr.splitlines()
+    first, last = messages(done.stderr)
     assert first.endswith("the run goes on and is delivered later")
     assert "`gtdl track replay` delivers it" in last
     assert cli.main(["track", "list"]) == 0

@@ -1,4 +1,4 @@
-"""The progress line: phases and progress on a terminal, nothing anywhere else."""
+"""The progress of a run and of a sweep: what is done, and the time left."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from gtdl_mlflow.progress import ProgressLine, line
+from gtdl_mlflow.progress import ProgressLine, SweepProgress, line
 from gtdl_mlflow.worker.events import Event, Metrics, Phase, Progress, Remark
 
 EVENTS: list[Event] = [
@@ -65,3 +65,27 @@ def test_nothing_is_written_without_a_terminal(monkeypatch: pytest.MonkeyPatch) 
 )
 def test_remaining_time_has_units_of_its_size(images_per_s: float, left: str) -> None:
     assert line("run", Progress(30, 120, 50, 0.25, 0.5, images_per_s)).endswith(left)
+
+
+def test_time_left_of_a_sweep_is_the_mean_of_the_cells_that_ran() -> None:
+    progress = SweepProgress(5)
+    assert progress.next() == "1 of 5 done", "a skipped or failed cell has no time"
+    progress.add_time(60)
+    assert progress.next() == "2 of 5 done, about 3 min left"
+    progress.add_time(180)
+    assert progress.next() == "3 of 5 done, about 4 min left"
+    assert progress.next() == "4 of 5 done, about 2 min left"
+    assert progress.next() == "", "the summary follows the last cell"
+
+
+def test_sweep_of_unknown_length_has_no_time_left() -> None:
+    progress = SweepProgress(None)
+    progress.add_time(60)
+    assert [progress.next(), progress.next()] == ["1 done", "2 done"]
+
+
+@pytest.mark.parametrize(("seconds", "left"), [(4.4, "4 s"), (99, "99 s"), (750, "12 min"), (9000, "2.5 h")])
+def test_estimate_is_rounded_to_its_size(seconds: float, left: str) -> None:
+    progress = SweepProgress(2)
+    progress.add_time(seconds)
+    assert progress.next() == f"1 of 2 done, about {left} left"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import mlflow
 import pytest
-from helpers.project import Command, child_of, runs, start, wait_until
+from helpers.project import Command, child_of, messages, runs, start, wait_until
 
 from gtdl_mlflow.tracking.identity import Identity, InterruptedRun, checkpoint_folder, tracker_hash
 
@@ -89,7 +89,7 @@ def test_two_runs_at_once_do_not_share_checkpoints(
             "GTDL_LOCKS", str(tmp_path / "locks")
         )  # as in another container that shares the cache directory
         done = gtdl(*LONG, "training.epochs=4000", "limits.run_timeout_s=5")
-        message, failure = done.stderr.splitlines()
+        message, failure = messages(done.stderr)
         assert message == "gtdl: another process trains the same configuration: this run writes no checkpoints"
         assert "killed after limits.run_timeout_s=5" in failure  # so the second run has trained
         assert "gtdl.resumed" not in runs(store)[0].data.tags

@@ -135,6 +135,44 @@ def test_the_summary_lists_failed_cells_with_their_reasons(gtdl: Command, store:
 
 
 @pytest.mark.slow
+def test_each_cell_but_the_last_is_followed_by_the_progress(gtdl: Command, store: str) -> None:
+    done = gtdl(*SWEEP, "seed=1,2,3")
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stderr.splitlines() if " of 3 done" in line]
+    expected = ["gtdl: 1 of 3 done, about T left", "gtdl: 2 of 3 done, about T left"]
+    assert [re.sub(r"\d+ (s|min) ", "T ", line) for line in lines] == expected
+    again = gtdl(*SWEEP, "seed=1,2,3")
+    assert "gtdl: 2 of 3 done\n" in again.stderr, "skipped cells give no estimate"
+
+
+@pytest.mark.slow
+def test_the_summary_lists_the_results_of_finished_cells(gtdl: Command, store: str) -> None:
+    done = gtdl(*SWEEP, "seed=1")
+    _, (cell,) = sweep_runs()
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("  finished")]
+    metrics = cell.data.metrics
+    figures = [f"{metrics['training_time_s']:.2f}", f"{metrics['testing_time_s']:.3g}"]
+    assert line.removesuffix(" *").split()[-3:] == [*figures, f"{metrics['accuracy_percent']:.2f}"]
+    disturbed = cell.data.tags["gtdl.interference"] != "ok"
+    assert line.endswith(" *") == disturbed
+    assert ("disturbed by other load" in done.stdout) == disturbed
+
+
+@pytest.mark.slow
+@pytest.mark.frameworks
+def test_sweep_of_two_frameworks_ends_with_their_ranking(gtdl: Command, store: str) -> None:
+    done = gtdl("-m", "framework=torch,caffe", "setting=caffe_mnist", "budget=0.003", "latency.repeats=0")
+    assert done.returncode == 0, done.stdout + done.stderr
+    table, _, ranking = done.stdout.partition("mnist_5k, all under caffe_mnist, cpu")
+    assert table.count("  finished") == 2
+    _, children = sweep_runs()
+    best = min(children, key=lambda run: run.data.metrics["training_time_s"])
+    label = {"torch": "PyTorch", "caffe": "Caffe"}[best.data.tags["gtdl.framework"]]
+    assert re.search(rf"^  {label} \S+ trained ", ranking, re.MULTILINE)
+    assert " trained " not in gtdl(*SWEEP, "seed=1", "tracking.experiment=alone").stdout
+
+
+@pytest.mark.slow
 def test_the_same_sweep_again_runs_only_unfinished_cells(gtdl: Command, store: str) -> None:
     first = gtdl(*SWEEP, "seed=1,2", "limits.run_timeout_s=0.01")
     assert first.returncode == 1

@@ -39,6 +39,13 @@ def hold(hardware: Hardware) -> Iterator[float]:
         yield time.monotonic() - started
 
 
+def in_use() -> bool:
+    """Return whether a run holds a device of this machine."""
+    with suppress(ConfigError, OSError):  # of the folder; the next run fails in the same way
+        return any(_holder(path.stat()) for path in _folder().iterdir())
+    return False
+
+
 def _required_locks(hardware: Hardware) -> list[tuple[str, bool]]:
     """Return (name, whether it may be shared) of each lock, in the same order for all runs: there is no deadlock."""
     if hardware.device == "gpu":

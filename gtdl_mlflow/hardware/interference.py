@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from .. import cgroups
+from . import device_lock
 
 if TYPE_CHECKING:
     from .gpu import Gpu
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
 FOREIGN_PERCENT = 5.0
 """Highest share of the machine's CPU time that processes outside the run may use without a warning. Measured: another
 process that keeps the cores busy costs one third to five sixths of a training's speed.
+"""
+
+BUSY_PERCENT = 10.0
+"""Largest share of the machine's CPU time that other processes may use before a run without a warning. It is measured
+for the second or two of an import: less is common for so short a time.
 """
 
 STEAL_PERCENT = 1.0
@@ -119,6 +125,22 @@ def metrics_between(before: Snapshot, after: Snapshot, worker_s: float) -> dict[
     return metrics
 
 
+def busy_warning(before: Snapshot) -> str:
+    """Return a warning if other processes have used more than ``BUSY_PERCENT`` since ``before``; empty otherwise.
+
+    This process must not have started a worker since then. The warning is empty, too, while another run holds a device
+    of this machine: the next run waits until that one has ended.
+    """
+    percent = metrics_between(before, Snapshot.now(), 0)["interference/foreign_cpu_percent"]
+    if percent <= BUSY_PERCENT or device_lock.in_use():
+        return ""
+    cores = psutil.cpu_count()
+    return (
+        f"this machine is busy (other processes use {percent / 100 * cores:.1f} of {cores} cores): times will not be "
+        "reliable; stop other work, or compare frameworks with experiment=paired"
+    )
+
+
 def _gpu_metrics(before: GpuSnapshot, after: GpuSnapshot) -> dict[str, float]:
     metrics = {}
     if before.other_processes is not None and after.other_processes is not None:
@@ -149,3 +171,9 @@ def warnings(metrics: Mapping[str, float]) -> list[str]:
     if seconds := metrics.get("interference/gpu_throttled_s", 0.0):
         texts.append(f"the GPU was throttled for {seconds:.2g} s")
     return texts
+
+
+def unreliable(metrics: Mapping[str, float]) -> str:
+    """Return one line with everything that disturbed a run; empty if nothing did."""
+    texts = warnings(metrics)
+    return f"{'; '.join(texts)}: these times are not reliable" if texts else ""

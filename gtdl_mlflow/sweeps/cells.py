@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import time
 from collections import Counter, defaultdict
@@ -34,6 +35,9 @@ FINISHED, FAILED, UNAVAILABLE, RUNNING = "finished", "failed", "unavailable", "r
 
 SUMMARY = "summary.csv"
 """File with the cells of a sweep."""
+
+DISTURBED = "*"
+"""Mark of a cell that other load disturbed."""
 
 COLUMNS = (tags.FRAMEWORK, tags.DATASET, tags.MODEL, tags.TRAINING, tags.DEVICE, tags.SEED, tags.BUDGET, tags.TUNING)
 """Tags that are columns of the summary."""
@@ -156,6 +160,11 @@ class Cell:
         """Why the cell did not finish; empty if it did."""
         return self.run.data.tags.get(tags.FAILURE) or self.run.data.tags.get(tags.UNAVAILABLE) or ""
 
+    @property
+    def disturbed(self) -> bool:
+        """Whether other load on the machine makes the times of the run unreliable."""
+        return self.state == FINISHED and self.run.data.tags.get(tags.INTERFERENCE, "ok") != "ok"
+
 
 def cells(children: Iterable[Run]) -> list[Cell]:
     """Return the cells that these runs are attempts of, in the order of the sweep."""
@@ -195,15 +204,16 @@ class SweepSummary:
         return sum(count for state, count in self.counts.items() if state not in (FINISHED, UNAVAILABLE))
 
     def text(self) -> str:
-        """Return the counts, and a line with the reason for each cell that did not finish."""
+        """Return the counts, and a table with the results of each cell, or the reason why it did not finish."""
         counts = ", ".join(f"{count} {state}" for state, count in self.counts.items() if count or state == FINISHED)
         total = self.expected if self.expected is not None else len(self.cells)
         lines = [f"sweep: {counts} of {total} {'cell' if total == 1 else 'cells'}, in {self.seconds:,.0f} s"]
-        unfinished = [cell for cell in self.cells if cell.state != FINISHED]
-        width = max((len(cell.label) for cell in unfinished), default=0)
-        for cell in unfinished:
-            reason = cell.reason.splitlines()[0] if cell.reason else ""
-            lines.append(f"  {cell.state.ljust(11)}  {cell.label.ljust(width)}  {reason}".rstrip())
+        rows = [("state", "cell", f"{'training s':>11}  {'testing s':>11}  accuracy %")]
+        rows += [(cell.state, cell.label, _results(cell)) for cell in self.cells]
+        widths = [max(len(row[column]) for row in rows) for column in range(2)]
+        lines += [f"  {state:{widths[0]}}  {label:{widths[1]}}  {text}".rstrip() for state, label, text in rows]
+        if any(cell.disturbed for cell in self.cells):
+            lines.append(f"  {DISTURBED} disturbed by other load, times not reliable: column interference of {SUMMARY}")
         return "\n".join(lines)
 
     def write(self, path: Path) -> None:
@@ -213,6 +223,16 @@ class SweepSummary:
             run_tags, metrics = cell.run.data.tags, cell.run.data.metrics
             row: list[Any] = [run_tags.get(tags.SWEEP_POSITION, ""), cell.state]
             row += [run_tags.get(tag, "") for tag in COLUMNS] + [metrics.get(name, "") for name in HEADLINE]
-            rows.append([*row, cell.reason, cell.run.info.run_id])
-        header = ["position", "state", *(tag.removeprefix("gtdl.") for tag in COLUMNS), *HEADLINE, "reason", "run_id"]
+            rows.append([*row, run_tags.get(tags.INTERFERENCE, ""), cell.reason, cell.run.info.run_id])
+        columns = [tag.removeprefix("gtdl.") for tag in COLUMNS]
+        header = ["position", "state", *columns, *HEADLINE, "interference", "reason", "run_id"]
         write_csv(path, header, rows)
+
+
+def _results(cell: Cell) -> str:
+    """Return the end of a cell's line in the table."""
+    if cell.state != FINISHED:
+        return cell.reason.splitlines()[0] if cell.reason else ""
+    training, testing, accuracy = (cell.run.data.metrics.get(name, math.nan) for name in HEADLINE)
+    mark = DISTURBED if cell.disturbed else ""
+    return f"{training:11.2f}  {testing:11.3g}  {accuracy:10.2f} {mark}"

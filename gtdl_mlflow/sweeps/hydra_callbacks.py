@@ -23,12 +23,18 @@ from .. import files, signals
 from ..config import ConfigError, Rerun, Study, SweepOrder, Unavailable, compose, compose_unchecked, to_checked_config
 from ..console import info, output
 from ..files import write_atomically
+from ..progress import SweepProgress
 from ..redaction import conceal, has_secrets, redact
 
 if TYPE_CHECKING:
+    from mlflow.entities import Run
+
     from .cells import SweepSummary
     from .paired_study import PairedStudy
     from .studies import StudyResult
+
+PAIRED = (Study.paired, Study.stability)
+"""Studies that measure after the runs of the sweep."""
 
 # MLflow takes two seconds to import, and a mistake on the command line must be reported sooner: SweepParent imports it
 # inside its methods.
@@ -146,8 +152,13 @@ class SweepParent(Callback):
         self._paired: PairedStudy | None = None
 
     def on_multirun_start(self, config: Any, **_: Any) -> None:
-        from ..tracking import store
+        from ..hardware import interference
 
+        before = interference.Snapshot.now()
+        from ..tracking import store  # imports MLflow: long enough to measure the load of the machine
+
+        if config.sweep.study not in PAIRED and (warning := interference.busy_warning(before)):
+            info(warning)
         if config.hydra.launcher._target_.endswith(".JoblibLauncher"):
             protect_joblib()
         signals.interrupt_on_first()  # from now on there is a run to close
@@ -171,13 +182,17 @@ class SweepParent(Callback):
         self._folder = Path(config.hydra.sweep.dir).absolute()
         self._folder.mkdir(parents=True, exist_ok=True)
         overrides = order_overrides(requested_overrides(config.hydra), config.sweep.order)
-        self._cells = count_cells(overrides)
+        basic = config.hydra.sweeper._target_.endswith(".BasicSweeper")  # others draw any number of combinations
+        self._cells = count_cells(overrides) if basic else None
         self._study = config.sweep.study
-        if self._study is Study.paired:
+        if self._study in PAIRED:
             from .paired_study import PairedStudy
+            from .stability import StabilityStudy
 
             configs = map(compose_unchecked, check_lines(overrides))
-            self._paired = PairedStudy(configs, config.sweep.paired_minutes, self._folder)
+            kind = StabilityStudy if self._study is Study.stability else PairedStudy
+            self._paired = kind(configs, config.sweep.paired_minutes, self._folder, config.sweep.minutes)
+        self.progress = SweepProgress(self._cells, "until the paired measurement" if self._paired else "left")
         self._sweep_id = cells.sweep_id(overrides)
         self._record = new_record(self._uri, self._folder, "sweep", config.tracking.experiment)
         self._record.tags = {
@@ -240,12 +255,17 @@ class SweepParent(Callback):
             client.update_run(run.info.run_id, "RUNNING")
             return
 
+    def on_job_end(self, config: Any, job_return: Any, **_: Any) -> None:
+        """Print the progress. A launcher's process has a copy of this object, which is not open."""
+        if SweepParent.open is self and (line := self.progress.next()):
+            info(line)
+
     def on_multirun_end(self, config: Any, **_: Any) -> None:
         from ..tracking.artifacts import report_failure
 
         if self._paired is not None:
             with report_failure("the paired measurement ended early"):  # the sweep is closed in any case
-                self._paired.run()  # Ctrl-C ends it, and close() prints what has been measured
+                self._paired.run(self._runs())  # Ctrl-C ends it, and close() prints what has been measured
         try:
             with signals.deferred():
                 self.close()
@@ -288,13 +308,25 @@ class SweepParent(Callback):
             record.metrics = [(name, value, now_ms, 0) for name, value in metrics.items()]
             record.finish(status or ("FAILED" if summary.failures else "FINISHED"))
             failure = outbox.conclude(record, self._uri)
-        output("\n".join(filter(None, [summary.text(), result.text])))
+        output("\n".join(filter(None, [summary.text(), self._ranking(summary), result.text])))
         for each in undelivered:
             info(f"{each.record.name}: {each.failure}")
         if failure:
             info(f"{failure}; the sweep is saved, `gtdl track replay` delivers it")
         else:
             SweepParent.failures = summary.failures
+
+    def _runs(self) -> list[Run]:
+        """Return the runs of the sweep so far; none if the tracker cannot be read."""
+        from ..tracking import delivery
+        from ..tracking.store import TrackingFailed, http_timeouts, within
+
+        try:
+            with http_timeouts(retries=2, timeout_s=10):
+                summary = within(delivery.START_DEADLINE_S, self._uri, self._summary)
+        except TrackingFailed:
+            return []
+        return [cell.run for cell in summary.cells]
 
     def _summary(self) -> SweepSummary:
         """Return the states of the cells in MLflow."""
@@ -307,6 +339,22 @@ class SweepParent(Callback):
         children = cells.cells(search_runs(connect(self._uri), self._record.experiment_id, condition))
         return cells.SweepSummary(children, self._cells, time.monotonic() - self._started)
 
+    def _ranking(self, summary: SweepSummary) -> str:
+        """Return the ranking of the frameworks; empty if no two of them ran under the same conditions.
+
+        A paired measurement has a ranking of its own.
+        """
+        if self._paired is not None:
+            return ""
+        from ..report import ranking, runs
+        from ..tracking.artifacts import report_failure
+
+        with report_failure("the frameworks could not be ranked"):  # the sweep's results stay
+            loaded = runs.read(cell.run for cell in summary.cells)
+            if any(len(frameworks) > 1 for frameworks in ranking.group_by_conditions(loaded.runs).values()):
+                return ranking.text(loaded.runs)
+        return ""
+
     def _conclude_study(self, summary: SweepSummary) -> StudyResult:
         """Return the result of the sweep's study. If it fails, the sweep's results stay."""
         from . import studies
@@ -315,8 +363,8 @@ class SweepParent(Callback):
             return studies.StudyResult("")
         try:
             if self._paired is not None:
-                return self._paired.conclude()
-            result = studies.conclude(self._study, (cell.run for cell in summary.cells), self._folder)
+                return self._paired.conclude(cell.run for cell in summary.cells)
+            result = studies.scaling((cell.run for cell in summary.cells), self._folder)
         except Exception as error:  # a renderer in another language may raise anything
             return studies.StudyResult(f"the study {self._study.value} could not be concluded: {error}")
         return result or studies.StudyResult(f"too few runs finished for the study {self._study.value}")

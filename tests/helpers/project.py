@@ -39,6 +39,11 @@ def sweep_runs(experiment: str = "gtdl") -> tuple[Run, list[Run]]:
     return parent, children
 
 
+def messages(stderr: str) -> list[str]:
+    """Return the lines of standard error without warnings of other load: this machine may be busy."""
+    return [line for line in stderr.splitlines() if "reliable" not in line]
+
+
 def own_cache_directory(folder: Path) -> None:
     """Create a cache directory that has the environments and the measured peaks of the current one, and no records."""
     folder.mkdir()
