@@ -251,7 +251,7 @@ def test_busy_machine_is_reported_once_before_a_sweep_and_after_each_cell(
     assert len(matching(DISTURBED, done.stderr)) == 2
     marked = [line for line in done.stdout.splitlines() if line.startswith("  finished") and line.endswith(" *")]
     assert len(marked) == 2
-    assert "  * disturbed by other load, times not reliable" in done.stdout
+    assert "  * disturbed by other load: times are not reliable" in done.stdout
     (summary,) = Path("multirun").rglob("summary.csv")
     assert summary.read_text().count("other processes used") == 2
 

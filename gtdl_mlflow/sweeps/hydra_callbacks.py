@@ -308,7 +308,7 @@ class SweepParent(Callback):
             record.metrics = [(name, value, now_ms, 0) for name, value in metrics.items()]
             record.finish(status or ("FAILED" if summary.failures else "FINISHED"))
             failure = outbox.conclude(record, self._uri)
-        output("\n".join(filter(None, [summary.text(), self._ranking(summary), result.text])))
+        output("\n\n".join(filter(None, [summary.text(), self._ranking(summary), result.text])))
         for each in undelivered:
             info(f"{each.record.name}: {each.failure}")
         if failure:
