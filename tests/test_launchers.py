@@ -131,6 +131,15 @@ def test_optuna_optimizes_the_objective(gtdl: Command, store: str) -> None:
     assert mlflow.get_experiment_by_name("tuned") is not None
 
 
+def test_number_of_cells_is_that_of_optunas_trials(gtdl: Command, store: str) -> None:
+    need("optuna")
+    sweeper = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=1"]
+    done = gtdl("-m", "framework=reference", "training.epochs=1", "seed=choice(1,2,3,4,5)", *sweeper)
+    assert done.returncode == 0, done.stderr
+    assert [line for line in done.stderr.splitlines() if " done" in line] == ["gtdl: 1 done", "gtdl: 2 done"]
+    assert "missing" not in done.stdout
+
+
 def test_a_launcher_that_is_not_installed_is_an_error(gtdl: Command, store: str) -> None:
     done = gtdl(*SWEEP, "hydra/launcher=joblib", "hydra.launcher._target_=hydra_plugins.hydra_nowhere.Launcher")
     assert done.returncode == 2

@@ -213,7 +213,9 @@ class SweepSummary:
         widths = [max(len(row[column]) for row in rows) for column in range(2)]
         lines += [f"  {state:{widths[0]}}  {label:{widths[1]}}  {text}".rstrip() for state, label, text in rows]
         if any(cell.disturbed for cell in self.cells):
-            lines.append(f"  {DISTURBED} disturbed by other load: times are not reliable (column interference of {SUMMARY})")
+            lines.append(
+                f"  {DISTURBED} disturbed by other load: times are not reliable (column interference of {SUMMARY})"
+            )
         return "\n".join(lines)
 
     def write(self, path: Path) -> None:
