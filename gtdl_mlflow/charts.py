@@ -21,6 +21,11 @@ from .metrics import METRICS
 BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 """Colours of Okabe and Ito that the colour-blind can tell apart (Color Universal Design, 2008)."""
 
+PARTS = ("#4c78a8", "#f58518", "#72b7b2", "#e45756", "#eeca3b", "#b279a2", "#9d755d", "#54a24b", "#79706e", "#d67195",
+         "#9ecae9", "#ffbf79", "#83bcb6", "#ff9d98", "#f2cf5b", "#d6a5c9", "#d8b5a5", "#88d27a", "#bab0ac",
+         "#fcbfd2")  # fmt: skip
+"""Colours of the parts of a whole: Vega's ``tableau20``, whose pairs of similar colours are far apart here."""
+
 PAGE_TEXT = "currentColor"
 """SVG's name for the text colour of the page, which may be light or dark."""
 
@@ -38,6 +43,9 @@ LOG_RATIO = 10.0
 
 LEGIBLE = 20
 """Largest number of classes for which the fields of a confusion matrix have room for their numbers."""
+
+NUMBER = ",.4~r"
+"""Format of numbers in d3's notation: four digits, without an exponent or a prefix such as ``m``."""
 
 INFERENCE = tuple(f"inference/{name}" for name in ("p50_ms", "p90_ms", "p99_ms", "images_per_s", "samples"))
 """Metrics whose step is a batch size."""
@@ -96,7 +104,7 @@ def pareto(rows: Rows, front: Rows, colors: Colors) -> Specification:
                 _nominal("framework"),
                 _nominal("seed"),
                 _tip("training_time_s", TRAINING_TIME),
-                _tip("accuracy_percent", ACCURACY, ".2f"),
+                _tip("accuracy_percent", ACCURACY),
             ],
         },
     }
@@ -104,41 +112,42 @@ def pareto(rows: Rows, front: Rows, colors: Colors) -> Specification:
 
 
 def curves(rows: Rows, x: str, x_title: str, y: str, y_title: str, colors: Colors) -> Specification:
-    """Return a chart with one line per framework. Rows have ``framework``, ``x`` and ``y``."""
-    return _on_page(_lines(rows, x, x_title, y, y_title, colors))
+    """Return a chart with one line per framework. Rows have ``framework``, ``x`` and ``y``.
 
-
-def bars(rows: Rows, value: str, title: str, colors: Colors) -> Specification:
-    """Return a chart with one bar per framework."""
-    chart = _rows_of_frameworks(rows)
-    chart["mark"] = {"type": "bar", "height": ROW * 0.6}
-    chart["encoding"] |= {
-        "x": _quantity(value, title),
-        "color": {**_frameworks(rows, colors), "legend": None},
-        "tooltip": [_nominal("framework"), _tip(value, title)],
-    }
-    return _on_page(chart)
+    The horizontal axis is logarithmic if the last values of the lines differ by ``LOG_RATIO``.
+    """
+    ends: dict[str, float] = {}
+    for row in rows:
+        ends[row["framework"]] = max(row[x], ends.get(row["framework"], 0.0))
+    scale, x_title = _axis_from_zero([*ends.values()], x_title)
+    if scale.get("type") == "log":
+        rows = [row for row in rows if row[x] > 0]
+    return _on_page(_lines(rows, x, x_title, y, y_title, colors, **scale))
 
 
 def stacked_bars(rows: Rows, order: Sequence[str]) -> Specification:
-    """Return a chart with one bar per framework, made of ``part``s of ``seconds`` each, in the given ``order``."""
+    """Return a chart with one bar per framework, made of ``part``s of ``seconds`` each.
+
+    ``order`` has all parts that any chart may have, so that a part has the same colour in all of them.
+    """
     chart = _rows_of_frameworks([{**row, "number": order.index(row["part"])} for row in rows])
+    present = [part for part in order if any(row["part"] == part for row in rows)]
+    colors = [PARTS[order.index(part) % len(PARTS)] for part in present]
     chart["mark"] = {"type": "bar", "height": ROW * 0.6}
     chart["encoding"] |= {
         "x": _quantity("seconds", "wall time, s"),
-        "color": _nominal("part", title=None, sort=order, scale={"domain": order, "scheme": "viridis"}),
+        "color": _nominal("part", title=None, scale={"domain": present, "range": colors}),
         "order": _quantity("number"),
         "tooltip": [_nominal("framework"), _nominal("part"), _tip("seconds")],
     }
     return _on_page(chart)
 
 
-def heat_map(rows: Rows, value: str, title: str, number_format: str, logarithmic: bool) -> Specification:
+def heat_map(rows: Rows, value: str, title: str, logarithmic: bool) -> Specification:
     """Return ``framework`` by ``setting`` with the value written into each field.
 
     Args:
         rows: dictionaries with ``framework``, ``setting`` and ``value``.
-        number_format: format of the values, in d3's notation.
         logarithmic: whether colours are on a logarithmic scale, which needs positive values.
     """
     low, high = min(row[value] for row in rows), max(row[value] for row in rows)
@@ -148,14 +157,14 @@ def heat_map(rows: Rows, value: str, title: str, number_format: str, logarithmic
     fields = {
         "mark": "rect",
         "encoding": {
-            "color": {**_quantity(value, title), "scale": scale},
-            "tooltip": [_nominal("framework"), _nominal("setting"), _tip(value, title, number_format)],
+            "color": {**_quantity(value), "scale": scale, "legend": None},
+            "tooltip": [_nominal("framework"), _nominal("setting"), _tip(value, title)],
         },
     }
     contrast = {"condition": {"test": f"datum.{value} > {middle}", "value": "#000"}, "value": "#fff"}
     numbers = {
         "mark": {"type": "text", "fontSize": 12},
-        "encoding": {"text": {**_quantity(value), "format": number_format}, "color": contrast},
+        "encoding": {"text": {**_quantity(value), "format": NUMBER}, "color": contrast},
     }
     chart = {
         "height": 36 * len({row["framework"] for row in rows}) + 10,
@@ -349,7 +358,7 @@ def _nominal(name: str, **options: Any) -> Specification:
     return {"field": name, "type": "nominal", **options}
 
 
-def _tip(name: str, title: str | None = None, number_format: str = ".4~g") -> Specification:
+def _tip(name: str, title: str | None = None, number_format: str = NUMBER) -> Specification:
     return {"field": name, "type": "quantitative", "title": title or name, "format": number_format}
 
 
@@ -366,13 +375,13 @@ def _rows_of_frameworks(rows: Rows) -> Specification:
     return {"height": ROW * len(labels) + 10, "data": {"values": rows}, "encoding": {"y": y}}
 
 
-def _lines(rows: Rows, x: str, x_title: str, y: str, y_title: str, colors: Colors) -> Specification:
+def _lines(rows: Rows, x: str, x_title: str, y: str, y_title: str, colors: Colors, **scale: Any) -> Specification:
     return {
         "height": 240,
         "data": {"values": rows},
         "mark": {"type": "line", "point": {"size": 25}},
         "encoding": {
-            "x": _quantity(x, x_title),
+            "x": _quantity(x, x_title, **scale),
             "y": _quantity(y, y_title, zero=False),
             "color": _frameworks(rows, colors),
             "order": _quantity(x),
@@ -410,6 +419,7 @@ def _write(specification: Specification, path: Path) -> None:
 def _style(text: str, background: str) -> Specification:
     return {
         "background": background,
+        "numberFormat": ",~r",
         "font": "system-ui, sans-serif",  # the page's font: Vega measures text with it
         "view": {"stroke": None},
         "axis": {

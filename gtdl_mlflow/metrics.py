@@ -86,8 +86,7 @@ _ALL = (
     Metric("training_time_s", "s", "Training, from before the first batch until the device has finished the last step. "
            "Evaluation, validation and checkpoints are excluded.", LOWER, phase="training", section="train",
            label="training time"),
-    Metric("train/images_per_s", "images/s", "Training throughput, the first step included.", HIGHER,
-           label="training throughput"),
+    Metric("train/images_per_s", "images/s", "Training throughput, the first step included.", HIGHER),
     Metric("train/steady_state_images_per_s", "images/s", "Training throughput after the warm-up steps.", HIGHER),
     Metric("train/first_step_s", "s", "First training step.", LOWER),
     Metric("train/first_step_overhead_s", "s", "First training step minus a step after the warm-up: compilation and "
@@ -96,7 +95,8 @@ _ALL = (
     Metric("train/validation_s", "s", "Validations of early stopping, clock stopped.", LOWER,
            phase="validation"),
     Metric("train/checkpoint_s", "s", "Checkpoints, clock stopped.", LOWER, phase="checkpoints"),
-    Metric("train/cpu_utilization_percent", "%", "CPU time of the training, relative to its time on all threads."),
+    Metric("train/cpu_utilization_percent", "%", "CPU time of the training, relative to its time on all threads.",
+           label="CPU use in training"),
     Metric("train/iterations", "", "Training steps."),
     Metric("train/best_iteration", "", "Step with the lowest validation error, whose model is tested.",
            requires="`training.early_stopping`"),
@@ -116,7 +116,7 @@ _ALL = (
     Metric("accuracy_percent", "%", "Share of the test images that are classified correctly. For a data set with "
            "`dataset.mean_per_class=true` (Caltech-101): the mean over the classes of that share.", HIGHER,
            section="test", label="test accuracy"),
-    Metric("test/images_per_s", "images/s", "Testing throughput.", HIGHER, label="testing throughput"),
+    Metric("test/images_per_s", "images/s", "Testing throughput.", HIGHER),
     Metric("test/overall_accuracy_percent", "%", "Share of the test images that are classified correctly.", HIGHER),
     Metric("test/mean_class_accuracy_percent", "%", "Mean over the classes of the share that is classified correctly.",
            HIGHER),
@@ -155,9 +155,10 @@ _ALL = (
     Metric("worker/wall_s", "s", "The worker from its start to its end, without its wait for the job.", LOWER),
     Metric("worker/cpu_user_s", "s", "User CPU time of the worker and its children.", LOWER),
     Metric("worker/cpu_system_s", "s", "System CPU time of the worker and its children.", LOWER),
-    Metric("worker/peak_memory_mb", "MB", "Largest resident memory of the worker.", LOWER),
+    Metric("worker/peak_memory_mb", "MB", "Largest resident memory of the worker.", LOWER,
+           label="peak memory"),
     Metric("worker/peak_gpu_memory_mb", "MB", "Largest GPU memory that the framework allocated.", LOWER,
-           requires="`hardware=gpu`, and a framework that reports it"),
+           requires="`hardware=gpu`, and a framework that reports it", label="peak GPU memory"),
     Metric("worker/context_switches", "", "Voluntary context switches.", LOWER),
     Metric("worker/involuntary_context_switches", "", "Involuntary context switches.", LOWER),
     Metric("worker/disk_read_mb", "MB", "Data read from the disk.", LOWER),
@@ -183,10 +184,8 @@ _ALL = (
     Metric("interference/gpu_throttled_s", "s", "Time for which the GPU was throttled by heat.", LOWER,
            requires="`hardware=gpu`"),
     # Samples over the run: MLflow's own system metrics, and the worker's.
-    Metric("system/cpu_utilization_percentage", "%", "CPU use of the machine.", recorded=SAMPLE,
-           label="CPU use of the machine"),
-    Metric("system/system_memory_usage_megabytes", "MB", "Memory in use on the machine.", recorded=SAMPLE,
-           label="memory in use on the machine"),
+    Metric("system/cpu_utilization_percentage", "%", "CPU use of the machine.", recorded=SAMPLE),
+    Metric("system/system_memory_usage_megabytes", "MB", "Memory in use on the machine.", recorded=SAMPLE),
     Metric("system/system_memory_usage_percentage", "%", "Share of the machine's memory in use.", recorded=SAMPLE),
     Metric("system/disk_usage_percentage", "%", "Share of the disk in use.", recorded=SAMPLE),
     Metric("system/disk_usage_megabytes", "MB", "Disk space in use.", recorded=SAMPLE),
@@ -211,9 +210,9 @@ _ALL = (
     Metric("system/cpu_power_w", "W", "Power of all processor packages.", recorded=SAMPLE,
            requires="readable RAPL counters"),
     Metric("system/cpu_energy_j", "J", "Energy of all processor packages during the run. Other processes are included.",
-           LOWER, requires="readable RAPL counters"),
+           LOWER, requires="readable RAPL counters", label="CPU energy"),
     Metric("system/gpu_energy_j", "J", "Energy of the whole GPU during the run. Other processes are included.", LOWER,
-           requires="`hardware=gpu`"),
+           requires="`hardware=gpu`", label="GPU energy"),
     # On the parent run of a sweep.
     Metric("sweep/finished", "cells", "Cells that finished.", HIGHER, requires="the parent run of a sweep"),
     Metric("sweep/failed", "cells", "Cells that failed.", LOWER, requires="the parent run of a sweep"),
@@ -223,10 +222,15 @@ _ALL = (
     Metric("sweep/missing", "cells", "Cells that were not started.", LOWER, requires="the parent run of a sweep"),
     Metric("sweep/time_s", "s", "Time of the sweep over all of its starts.", LOWER,
            requires="the parent run of a sweep"),
-    Metric("stability/{framework}/{metric}/spread_percent", "%", "Standard deviation of the repeats over their mean.",
-           LOWER, requires="`experiment=stability`"),
-    Metric("stability/{framework}/{metric}/repeats_needed", "runs", "Repeats of each of two frameworks that show a "
-           "difference of 2 %.", LOWER, requires="`experiment=stability`"),
+    Metric("stability/{clock}/{activity}/{framework}/round_noise_percent", "%", "Standard deviation of the ratio of "
+           "two workers of one framework between the rounds of a restart, estimated from the median absolute "
+           "deviation.", LOWER, requires="`experiment=stability`"),
+    Metric("stability/{clock}/{activity}/{framework}/restart_noise_percent", "%", "Standard deviation of that ratio "
+           "between restarts.", LOWER, requires="`experiment=stability`"),
+    Metric("stability/{clock}/{activity}/{framework}/half_width_percent", "%", "Half-width of the interval of that "
+           "ratio.", LOWER, requires="`experiment=stability`"),
+    Metric("stability/{clock}/{activity}/{framework}/restarts_needed", "restarts", "Restarts that show a difference of "
+           "2 % with a probability of 80 %.", LOWER, requires="`experiment=stability`"),
     Metric("paired/{clock}/{activity}/{framework}/ratio", "", "Time relative to that of the best framework, by CPU "
            "time (`cpu`) or wall clock (`wall`), in training, testing or the latency of single images.", LOWER,
            requires="`experiment=paired`"),

@@ -176,7 +176,7 @@ def assert_reports(runs: list[Run], client: Histories) -> None:
         assert "<" not in markdown
     if not loaded.runs:
         return
-    html = page.page(loaded.runs, client, "experiment <b>", loaded.remarks)  # type: ignore[arg-type]
+    html = page.page(loaded, client, "experiment <b>", loaded.remarks)  # type: ignore[arg-type]
     own, rest = html.split(page.library(), 1)
     for part in (own, rest):
         assert "<img" not in part

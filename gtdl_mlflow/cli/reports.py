@@ -49,7 +49,7 @@ def write_report(arguments: argparse.Namespace) -> None:
 
     with tracking_store(arguments) as uri:
         loaded = load_runs(uri, arguments.experiment)
-        html = page.page(loaded.runs, connect(uri), ", ".join(arguments.experiment), loaded.remarks)
+        html = page.page(loaded, connect(uri), ", ".join(arguments.experiment), loaded.remarks)
     write_output(arguments.output, html)
     output(f"{arguments.output}: {len(loaded.runs)} runs, {arguments.output.stat().st_size / 1e6:.1f} MB")
 

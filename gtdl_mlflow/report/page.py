@@ -7,9 +7,8 @@ import json
 import math
 import statistics
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -21,89 +20,167 @@ from mlflow.tracking import MlflowClient
 from .. import __version__, charts, tags
 from ..config import display
 from ..metrics import METRICS
+from ..redaction import redact
 from . import published_figures, reproduction
-from .formats import format_number, format_published
+from .formats import count, format_number, format_published
 from .published_figures import PublishedFigures
 from .ranking import Conditions, FrameworkResults, group_by_conditions
-from .runs import OWN, BenchmarkRun, NothingFound
-from .sections import Chart, Table, section
-from .stats import LEAST_FOR_SIGNIFICANCE, SEEDS_TO_PUBLISH
+from .runs import OWN, BenchmarkRun, CellKey, LoadedRuns, NothingFound
+from .sections import SAMPLE, Chart, Paired, Table, paired_ratios, section
+from .statistics import FEWEST_RUNS, SEEDS_TO_PUBLISH
 from .verdicts import QUESTIONS, sample
 
-SECTIONS = 24
-"""Largest number of conditions that get a section with charts; the tables have the runs of all."""
+CHARTED = 12
+"""Largest number of conditions with charts. The tables have those of all."""
 
 METRIC_COLUMNS = ("training_time_s", "testing_time_s", "accuracy_percent", "train/images_per_s")
 
 COLUMNS = ("dataset", "framework", "version", "setting", "device", "threads", "budget", "tuning", "seed", "status",
            *METRIC_COLUMNS, "quality", "check", "reason", "started", "machine", "run_id")  # fmt: skip
-"""Columns of the table of raw values."""
+"""Columns of the raw values."""
 
 NUMBERS = ("budget", "seed", *METRIC_COLUMNS)
 """Columns that are sorted as numbers."""
 
-TRANSFER = (("accuracy_percent", ".2f", False), ("training_time_s", ".3~s", True))
-"""Metrics of the transfer matrices: name, format of the values in d3's notation, whether colours are logarithmic."""
+FACETS = ("dataset", "setting", "budget", "device", "framework", "machine")
+"""What the reader can select, in the order of the page."""
+
+TRANSFER = (("accuracy_percent", False), ("training_time_s", True))
+"""Metrics of the transfer matrices, and whether their colours are logarithmic."""
+
+Compared = list[tuple[Conditions, list[FrameworkResults]]]
 
 
-def page(runs: list[BenchmarkRun], client: MlflowClient, experiment: str, remarks: Sequence[str] = ()) -> str:
+def page(loaded: LoadedRuns, client: MlflowClient, experiment: str, remarks: Sequence[str] = ()) -> str:
     """Return the whole HTML file.
 
     Args:
-        runs: all runs of the report.
-        client: reads the history of metrics.
+        loaded: all runs of the report.
+        client: reads the history of metrics. Where it has an http address, the report links to the runs there.
         experiment: name for the title.
-        remarks: lines that apply to the whole report, shown below the answer.
+        remarks: lines that apply to the whole report.
 
     Raises:
         NothingFound: there is no run.
     """
+    runs = loaded.runs
     if not runs:
         raise NothingFound(f"experiment {experiment}: no run yet")
     compared = _compared(group_by_conditions(runs))
-    sections = [section(conditions, frameworks, client) for conditions, frameworks in compared[:SECTIONS]]
+    paired = paired_by_conditions(loaded)
+    sections = [
+        section(conditions, frameworks, paired.get(conditions, {}), client if index < CHARTED else None)
+        for index, (conditions, frameworks) in enumerate(compared)
+    ]
     transfers = transfer(runs)
     drawn = [chart for each in sections for chart in each.charts] + transfers
     numbers = {id(chart): index for index, chart in enumerate(drawn)}
     original = published_figures.load()
     ordered = sorted(runs, key=lambda run: (run.key.dataset, run.key.framework, run.seed))
+    rows = [raw_values(run) for run in ordered]
+    varying = [name for index, name in enumerate(COLUMNS) if len(rows) == 1 or len({row[index] for row in rows}) > 1]
     return _template().render(
         experiment=experiment,
         remarks=remarks,
         version=__version__,
         generated=_time(time.time()),
-        count=len(runs),
-        finished=sum(run.finished for run in runs),
+        states=_states(runs),
         sections=sections,
-        omitted=len(compared) - len(sections),
+        id=id,
+        facets={id(each): _facets(each.conditions, each.labels) for each in sections},
+        selectors=selectors(runs),
+        colors={run.key.label: display.color(run.key.framework) for run in runs},
         published_tables=published_tables(runs, original),
         original=original,
         notes=notes(runs, original),
-        titles=[question.metric.title for question in QUESTIONS],
         tracks=tracks(compared),
         transfers=transfers,
         machines=machines(runs),
         unfinished=unfinished(runs),
-        columns=COLUMNS,
+        columns=varying,
         numeric=NUMBERS,
+        constant=[
+            (name, rows[0][index]) for index, name in enumerate(COLUMNS) if name not in varying and rows[0][index]
+        ],
         seeds=SEEDS_TO_PUBLISH,
-        least=LEAST_FOR_SIGNIFICANCE,
+        least=FEWEST_RUNS,
+        sample=SAMPLE,
         chart_number=lambda chart: numbers[id(chart)],
         specifications=_json([chart.specification for chart in drawn]),
-        rows=_json([raw_values(run) for run in ordered]),
+        rows=_json(
+            {
+                "columns": COLUMNS,
+                "numbers": NUMBERS,
+                "rows": rows,
+                "facets": [_facets(run.key, [run.key.label], run.key.settings) for run in ordered],
+                "link": _link(client.tracking_uri),
+                "experiments": [run.experiment_id for run in ordered],
+            }
+        ),
         library=library(),
     )
 
 
-def _compared(
-    groups: dict[Conditions, list[FrameworkResults]],
-) -> list[tuple[Conditions, list[FrameworkResults]]]:
-    """Return the conditions with at least two frameworks; without any, those with one, under its own name only."""
-    finished = {conditions: sum(bool(each.finished) for each in some) for conditions, some in groups.items()}
-    chosen = [conditions for conditions, number in finished.items() if number > 1]
-    if not chosen:
-        chosen = [conditions for conditions, number in finished.items() if number and conditions.setting != OWN]
-    return [(conditions, groups[conditions]) for conditions in chosen]
+def _compared(groups: dict[Conditions, list[FrameworkResults]]) -> Compared:
+    """Return the conditions with finished runs and two frameworks; without any, those with one, under its own name."""
+    finished = {conditions: some for conditions, some in groups.items() if any(each.finished for each in some)}
+    several = [(conditions, some) for conditions, some in finished.items() if len(some) > 1]
+    return several or [(conditions, some) for conditions, some in finished.items() if conditions.setting != OWN]
+
+
+def paired_by_conditions(loaded: LoadedRuns) -> dict[Conditions, Paired]:
+    """Return the ratios of the newest paired measurement under each of the conditions.
+
+    A sweep measures each framework once, with its first configuration.
+    """
+    found: dict[Conditions, Paired] = {}
+    for parent_id, metrics in loaded.paired.items():
+        first: dict[str, BenchmarkRun] = {}
+        for run in sorted((run for run in loaded.runs if run.parent_id == parent_id), key=_position):
+            first.setdefault(run.key.label, run)
+        for conditions, frameworks in group_by_conditions(first.values()).items():
+            if len(frameworks) == len(first):
+                found.setdefault(conditions, paired_ratios(metrics))
+    return found
+
+
+def _position(run: BenchmarkRun) -> tuple[int, str]:
+    position = run.tags.get(tags.SWEEP_POSITION, "")
+    return len(position), position
+
+
+def _states(runs: Sequence[BenchmarkRun]) -> str:
+    """Return the number of runs by state: ``20 runs: 18 finished, 1 failed, 1 running``."""
+    states = Counter(run.state for run in runs)
+    return f"{count(len(runs), 'run')}: {', '.join(f'{number:,} {state}' for state, number in states.most_common())}"
+
+
+def _facets(
+    conditions: Conditions | CellKey, labels: Sequence[str], settings: Sequence[str] = ()
+) -> dict[str, Sequence[str]]:
+    """Return the values of ``FACETS`` by which a section or a row of the raw values is selected."""
+    return {
+        "dataset": [conditions.dataset],
+        "setting": settings or [conditions.setting],
+        "budget": [f"{conditions.budget:g}"],
+        "device": [conditions.hardware],
+        "framework": labels,
+        "machine": [conditions.machine],
+    }
+
+
+def selectors(runs: Iterable[BenchmarkRun]) -> dict[str, list[str]]:
+    """Return the values to select from, for each of ``FACETS`` that has several."""
+    values: dict[str, set[str]] = {name: set() for name in FACETS}
+    for key, label, settings in {(run.key, run.key.label, tuple(run.key.settings)) for run in runs}:
+        for name, some in _facets(key, [label], settings).items():
+            values[name].update(some)
+    return {name: sorted(some) for name, some in values.items() if len(some) > 1}
+
+
+def _link(uri: str) -> str:
+    """Return the address of the experiments on the pages of MLflow's server; empty for a store without a server."""
+    return f"{redact(uri).rstrip('/')}/#/experiments/" if uri.startswith(("http://", "https://")) else ""
 
 
 @cache
@@ -150,8 +227,8 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def raw_values(run: BenchmarkRun) -> dict[str, Any]:
-    """Return a row of the table of raw values."""
+def raw_values(run: BenchmarkRun) -> list[Any]:
+    """Return a row of the raw values, in the order of ``COLUMNS``."""
     key = run.key
     values = {
         **{name: getattr(key, name) for name in COLUMNS if hasattr(key, name)},
@@ -164,7 +241,7 @@ def raw_values(run: BenchmarkRun) -> dict[str, Any]:
         "started": _time(run.started_ms / 1000),
         "run_id": run.run_id,
     }
-    return {name: values[name] for name in COLUMNS}
+    return [values[name] for name in COLUMNS]
 
 
 def _shown(value: float | None) -> float | str | None:
@@ -175,33 +252,16 @@ def _shown(value: float | None) -> float | str | None:
 # Sections that are not about one set of conditions.
 
 
-@dataclass(frozen=True)
-class PublishedRow:
-    """One framework in one of GTDLBench's tables."""
+def published_tables(runs: Iterable[BenchmarkRun], original: PublishedFigures) -> list[tuple[str, Table]]:
+    """Return tables, with their titles, of each framework under its own default beside GTDLBench's results.
 
-    label: str
-    color: str
-    results: list[tuple[str, str]]
-    """Measured and published result: three metrics on the CPU, then three on the GPU."""
-
-
-@dataclass(frozen=True)
-class PublishedTable:
-    """One of GTDLBench's tables, with measured results beside the published ones."""
-
-    title: str
-    rows: list[PublishedRow]
-
-
-def published_tables(runs: Iterable[BenchmarkRun], original: PublishedFigures) -> list[PublishedTable]:
-    """Return the results of each framework under its own default, by data set, machine, budget and tuning.
-
-    Every number of CPU threads has a table of its own, with the GPU's results beside it.
+    There is a table for each data set, machine, budget and tuning that has published results. Every number of CPU
+    threads has one of its own, with the GPU's results beside it.
     """
     groups: dict[tuple[str, str, float, str], list[BenchmarkRun]] = defaultdict(list)
     for run in runs:
         key = run.key
-        if run.finished and key.is_default:
+        if run.finished and key.is_default and key.dataset in original.datasets:
             groups[key.dataset, key.machine, key.budget, key.tuning].append(run)
     tables = []
     for (dataset, machine, budget, tuning), some in sorted(groups.items()):
@@ -212,23 +272,26 @@ def published_tables(runs: Iterable[BenchmarkRun], original: PublishedFigures) -
             parts = [dataset, hardware, *share, *([f"tuning {tuning}"] if tuning != "best" else []), machine]
             columns = {"cpu": cpu, "gpu": gpu}
             frameworks = {run.key.label: run.key.framework for column in columns.values() for run in column}
+            header = [f"{device.upper()}: {each.metric.title}" for device in columns for each in QUESTIONS]
             rows = [
-                PublishedRow(label, display.color(name), _results(dataset, label, name, columns, original))
+                [label, *_results(dataset, label, name, columns, original)]
                 for label, name in sorted(frameworks.items())
             ]
-            tables.append(PublishedTable(", ".join(parts), rows))
+            tables.append((", ".join(parts), Table(["framework", *header], rows).without_empty_columns()))
     return tables
 
 
 def _results(
     dataset: str, label: str, framework: str, columns: dict[str, list[BenchmarkRun]], original: PublishedFigures
-) -> list[tuple[str, str]]:
+) -> list[str]:
+    """Return measured and published results: three metrics on the CPU, then three on the GPU."""
     results = []
     for device, runs in columns.items():
         published = original.figures(dataset, framework, device)
         for question in QUESTIONS:
             measured = sample((run for run in runs if run.key.label == label), question.name).text
-            results.append((measured, format_published(getattr(published, question.name)) if published else ""))
+            text = f"\npublished: {format_published(getattr(published, question.name))}" if published else ""
+            results.append(measured and f"{measured}{text}")
     return results
 
 
@@ -238,9 +301,9 @@ def notes(runs: Iterable[BenchmarkRun], original: PublishedFigures) -> list[str]
     return [*original.notes["all"], *(f"{name}: {note}" for name in datasets for note in original.notes[name])]
 
 
-def tracks(compared: list[tuple[Conditions, list[FrameworkResults]]]) -> list[tuple[str, Table]]:
+def tracks(compared: Compared) -> list[tuple[str, Table]]:
     """Return tables, with their titles, of each framework under its own default and under the common settings."""
-    groups: dict[str, list[tuple[Conditions, list[FrameworkResults]]]] = defaultdict(list)
+    groups: dict[str, Compared] = defaultdict(list)
     for conditions, frameworks in compared:
         settings = f"budget {conditions.budget:g}, tuning {conditions.tuning}"
         title = f"{conditions.dataset}, {conditions.hardware}, {settings}, {conditions.machine}"
@@ -248,46 +311,42 @@ def tracks(compared: list[tuple[Conditions, list[FrameworkResults]]]) -> list[tu
     shown = [METRICS[name] for name in ("training_time_s", "accuracy_percent")]
     tables = []
     for title, some in groups.items():
-        shared = [pair for pair in some if pair[0].setting == OWN or len(pair[1]) > 1]
-        if len(shared) < 2 or shared[0][0].setting != OWN:
+        if len(some) < 2 or some[0][0].setting != OWN:
             continue
-        names = ["own default" if conditions.setting == OWN else conditions.setting for conditions, _ in shared]
+        names = ["own default" if conditions.setting == OWN else conditions.setting for conditions, _ in some]
         header = ["framework", *(f"{name}: {metric.title}" for name in names for metric in shown)]
         rows = []
-        for label in sorted({each.label for _, frameworks in shared for each in frameworks}):
+        for label in sorted({each.label for _, frameworks in some for each in frameworks if each.finished}):
             row = [label]
-            for _, frameworks in shared:
+            for _, frameworks in some:
                 result = next((each for each in frameworks if each.label == label), None)
                 for metric in shown:
                     values = result.sample(metric.name).values if result else ()
                     row.append(format_number(statistics.median(values)) if values else "")
             rows.append(row)
-        tables.append((title, Table(header, rows)))
+        tables.append((title, Table(header, rows).without_empty_columns()))
     return tables
 
 
 def transfer(runs: Iterable[BenchmarkRun]) -> list[Chart]:
-    """Return accuracy and training time of every framework under every setting, where there are two of each or more."""
+    """Return accuracy and training time of every framework under every setting, where that is more than one line."""
     drawn = []
     for cells in reproduction.group_for_transfer(reproduction.group_by_cell(runs)):
         key = cells[0].key
-        frameworks = sorted({cell.key.label for cell in cells})
-        settings = sorted({cell.key.setting for cell in cells})
-        if min(len(frameworks), len(settings)) < 2:
-            continue
         note = f"Medians; {key.hardware}, budget {key.budget:g}, tuning {key.tuning}, {key.machine}."
-        for name, number_format, logarithmic in TRANSFER:
+        for name, logarithmic in TRANSFER:
             metric = METRICS[name]
             medians = {(cell.key.label, cell.key.setting): cell.median(name) for cell in cells}
             values = {fields: value for fields, value in medians.items() if math.isfinite(value)}
-            if not values:
+            frameworks, settings = (sorted({fields[index] for fields in values}) for index in range(2))
+            if len(values) <= max(len(frameworks), len(settings)):
                 continue
             rows = [
                 {"framework": label, "setting": setting, "value": value} for (label, setting), value in values.items()
             ]
             written = {fields: format_number(value) for fields, value in values.items()}
             lines = [[label, *(written.get((label, setting), "") for setting in settings)] for label in frameworks]
-            chart = charts.heat_map(rows, "value", metric.title, number_format, logarithmic)
+            chart = charts.heat_map(rows, "value", metric.title, logarithmic)
             drawn.append(Chart(f"{key.dataset}: {metric.title}", chart, Table(["", *settings], lines), note))
     return drawn
 
@@ -306,9 +365,10 @@ def machines(runs: Iterable[BenchmarkRun]) -> Table:
 
 def unfinished(runs: Iterable[BenchmarkRun]) -> Table:
     """Return the runs that did not finish, with their state and the reason."""
-    rows = []
-    for run in runs:
-        if not run.finished:
-            key = run.key
-            rows.append([key.dataset, key.label, key.setting, str(run.seed), run.state, run.reason])
-    return Table(["data set", "framework", "setting", "seed", "state", "reason"], sorted(rows))
+    rows = [
+        [run.key.dataset, run.key.label, run.key.setting, str(run.seed), run.state, run.reason]
+        for run in runs
+        if not run.finished
+    ]
+    header = ["data set", "framework", "setting", "seed", "state", "reason"]
+    return Table(header, sorted(rows)).without_empty_columns()

@@ -20,6 +20,7 @@ from typing import Any
 
 from mlflow.entities import LifecycleStage, Run
 from mlflow.tracking import MlflowClient
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from .. import config, tags
 from ..config import display
@@ -34,6 +35,9 @@ WORKER = "worker."
 
 OWN = "each under its own default"
 """Setting of a comparison in which every framework has its own default."""
+
+PAIRED = "paired/"
+"""Prefix of the metrics of a paired measurement."""
 
 LONGEST = 500
 """Largest number of characters of a tag that identifies a run. A machine's name with eight GPUs has 300."""
@@ -64,6 +68,8 @@ class LoadedRuns:
 
     runs: list[BenchmarkRun]
     skipped: list[SkippedRun]
+    paired: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
+    """Metrics of paired measurements, without their prefix, by the ID of the sweep's parent run."""
 
     @property
     def remarks(self) -> list[str]:
@@ -107,8 +113,7 @@ class CellKey:
     @property
     def is_default(self) -> bool:
         """Whether the setting is the framework's own default for this kind of data, GTDLBench's baseline."""
-        known = self.dataset in _known("dataset")
-        return known and self.setting == f"{self.framework}_{config.family(self.dataset)}"
+        return _is_default(self.dataset, self.framework, self.setting)
 
     @property
     def settings(self) -> list[str]:
@@ -164,6 +169,11 @@ class BenchmarkRun:
     def resumed(self) -> bool:
         return tags.RESUMED in self.tags
 
+    @property
+    def parent_id(self) -> str:
+        """ID of the parent run; empty if the run belongs to no sweep."""
+        return self.tags.get(MLFLOW_PARENT_RUN_ID, "")
+
 
 def load(uri: str, experiments: Iterable[str], condition: str = "") -> LoadedRuns:
     """Return the runs of some experiments in the tracking store at ``uri`` that meet MLflow's search ``condition``.
@@ -184,10 +194,12 @@ def load(uri: str, experiments: Iterable[str], condition: str = "") -> LoadedRun
 
 
 def read(runs: Iterable[Run]) -> LoadedRuns:
-    """Return those of MLflow's ``runs`` that this project made. Parent runs of sweeps and others' runs are ignored."""
+    """Return those of MLflow's ``runs`` that this project made. Others' runs are ignored."""
     loaded = LoadedRuns([], [])
     for run in runs:
         if tags.FRAMEWORK not in run.data.tags:
+            if tags.SWEEP in run.data.tags and (paired := _paired(run)):
+                loaded.paired[run.info.run_id] = paired
             continue
         try:
             loaded.runs.append(to_benchmark_run(run))
@@ -195,6 +207,11 @@ def read(runs: Iterable[Run]) -> LoadedRuns:
             status = "" if run.info.status == "FINISHED" else f" ({run.info.status})"
             loaded.skipped.append(SkippedRun(run.info.run_id, f"{error}{status}"))
     return loaded
+
+
+def _paired(run: Run) -> dict[str, float]:
+    values = {key: _number(value) for key, value in run.data.metrics.items() if key.startswith(PAIRED)}
+    return {key.removeprefix(PAIRED): value for key, value in values.items() if value > 0}
 
 
 def connect(uri: str) -> MlflowClient:
@@ -359,9 +376,9 @@ def _is_unchanged(run: Run, key: CellKey) -> bool:
     known = all(choice in _known(group) for group, choice in zip(CHOICES, choices, strict=True))
     if not known or key.tuning not in list(config.Tuning) or len(version) > LONGEST:
         return False
-    values = _cell_values(choices, version, key.budget, key.tuning)
-    if cell == config.hash_values(values):
+    if cell == _cell_hash(choices, version, key.budget, key.tuning):
         return True
+    values = _cell_values(choices, version, key.budget, key.tuning)
     cores = params.get("hardware.cores", "None")
     if not re.fullmatch(r"None|\[([0-9]{1,9}, )*[0-9]{1,9}\]", cores):
         return False
@@ -377,6 +394,16 @@ def _is_unchanged(run: Run, key: CellKey) -> bool:
 @cache
 def _known(group: str) -> frozenset[str]:
     return frozenset(config.choices(group))
+
+
+@cache
+def _is_default(dataset: str, framework: str, setting: str) -> bool:
+    return dataset in _known("dataset") and setting == f"{framework}_{config.family(dataset)}"
+
+
+@cache
+def _cell_hash(choices: tuple[str, ...], version: str, budget: float, tuning: str) -> str:
+    return config.hash_values(_cell_values(choices, version, budget, tuning))
 
 
 @cache

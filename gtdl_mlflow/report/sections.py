@@ -1,30 +1,36 @@
-"""A section of the report: results of the frameworks under the same conditions, as sentences, tables and charts."""
+"""A section of the report: results of the frameworks under the same conditions, as tables, sentences and charts."""
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from mlflow.tracking import MlflowClient
 
-from .. import charts, config
+from .. import charts, config, tags
 from ..metrics import METRICS, PHASES
+from . import ratios
 from .formats import format_number, one_line
-from .ranking import Conditions, FrameworkResults, answers, remarks
+from .ranking import Answer, Conditions, FrameworkResults, answers, remarks
 from .runs import BenchmarkRun, LearningCurve, learning_curve
-from .verdicts import QUESTIONS
+from .statistics import Difference, Ratio, Verdict
+from .verdicts import QUESTIONS, Question
 
 OTHER = "other"
-"""Label of the part of the worker's wall time that belongs to no phase."""
+"""Label of the part of the worker's wall time that belongs to no phase, or to short ones."""
+
+SHORT_PHASE = 0.02
+"""Share of the worker's wall time below which a phase is drawn as ``OTHER``."""
 
 WALL_TIME = "worker/wall_s"
 
-RESOURCES = ("system/system_memory_usage_megabytes", "system/cpu_utilization_percentage")
-"""Metrics that are drawn over the time of a run."""
+RESOURCES = ("worker/peak_memory_mb", "worker/peak_gpu_memory_mb", "train/cpu_utilization_percent",
+             "system/cpu_energy_j", "system/gpu_energy_j")  # fmt: skip
+"""Metrics beside the headline metrics in a ranking."""
 
 CHARTED = 24
 """Largest number of frameworks, or of versions, in the charts of a section. The tables have all."""
@@ -32,15 +38,40 @@ CHARTED = 24
 TYPICAL = "For each framework, the run with the median training time."
 """Note of charts that show one run per framework."""
 
+SAMPLE = "Median [95 % interval], number of values; up to three values are listed"
+"""Note of columns that have the text of a sample."""
+
 TRAINING_TIME, ACCURACY = METRICS["training_time_s"].title, METRICS["accuracy_percent"].title
+
+CLOCKS = {ratios.CPU: "CPU time", ratios.WALL: "wall clock"}
+
+Paired = Mapping[str, Ratio]
+"""Ratios of a paired measurement by ``CLOCK/ACTIVITY/FRAMEWORK``, where the framework's label has ``-`` for spaces."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """Header and rows of text."""
+    """Header and rows of text. The text of a cell after its first line is shown smaller."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
+
+    def without_empty_columns(self) -> Table:
+        """Return the table without the columns in which no row has text."""
+        return self._with([index for index in range(len(self.header)) if any(row[index] for row in self.rows)])
+
+    def without_constant_columns(self, fixed: int) -> tuple[Table, list[str]]:
+        """Return the table without the columns after the first ``fixed`` that have one value, and these values."""
+        if len(self.rows) < 2:
+            return self, []
+        constant = [index for index in range(fixed, len(self.header)) if len({row[index] for row in self.rows}) == 1]
+        values = [f"{self.header[index]}: {self.rows[0][index]}" for index in constant]
+        return self._with([index for index in range(len(self.header)) if index not in constant]), values
+
+    def _with(self, columns: Sequence[int]) -> Table:
+        return Table(
+            [self.header[index] for index in columns], [[row[index] for index in columns] for row in self.rows]
+        )
 
 
 @dataclass(frozen=True)
@@ -57,26 +88,43 @@ class Chart:
 class Section:
     """Results of the frameworks under the same conditions."""
 
-    title: str
-    machine: str
+    conditions: Conditions
+    labels: list[str]
+    """Labels of the frameworks with any run."""
+    paired: Table | None
+    """Ranking of a paired measurement; None if there was none."""
+    ranking: Table
+    same: list[str]
+    """What is the same for all frameworks in the ranking, such as the number of runs."""
     sentences: list[str]
     remarks: list[str]
-    table: Table
     charts: list[Chart]
 
 
-def section(conditions: Conditions, frameworks: list[FrameworkResults], client: MlflowClient) -> Section:
-    """Build the section of some conditions; ``client`` reads the history of metrics."""
+def section(
+    conditions: Conditions, frameworks: list[FrameworkResults], paired: Paired, client: MlflowClient | None
+) -> Section:
+    """Build the section of some conditions.
+
+    Args:
+        conditions: what the frameworks have in common.
+        frameworks: the runs of each.
+        paired: ratios of a paired measurement of these frameworks; may be empty.
+        client: reads the history of metrics for the charts. None: no charts.
+    """
+    found = answers(frameworks)
+    labels = [each.label for each in frameworks]
+    measured = paired_rankings(paired, labels)
+    sentences = [f"{CLOCKS[each.clock]}, taking turns: {ratios.sentence(each)}" for each in measured if _complete(each)]
     finished = [each for each in frameworks if each.finished]
-    header = ["framework", *(question.metric.title for question in QUESTIONS)]
-    rows = [[each.label, *(_summary(each, question.name) for question in QUESTIONS)] for each in finished]
     return Section(
-        conditions.text,
-        conditions.machine,
-        [answer.sentence for answer in answers(frameworks)],
+        conditions,
+        labels,
+        paired_table(measured) if measured else None,
+        *ranking_table(frameworks, found).without_constant_columns(1 + len(QUESTIONS)),
+        sentences + [answer.sentence for answer in found],
         remarks(frameworks),
-        Table(header, rows),
-        section_charts(finished, target_accuracy(conditions.dataset), client),
+        section_charts(finished, target_accuracy(conditions.dataset), client) if client else [],
     )
 
 
@@ -89,22 +137,117 @@ def target_accuracy(dataset: str) -> float:
     return target
 
 
-def _summary(framework: FrameworkResults, metric: str) -> str:
-    text = framework.sample(metric).text
-    rule = one_line(framework.failed_quality)
-    return f"({text}: {rule})" if text and rule and metric != "accuracy_percent" else text
+# Rankings.
+
+
+def paired_ratios(metrics: Mapping[str, float]) -> Paired:
+    """Return the ratios in the metrics of a sweep's parent run, whose names end in ``ratio[_low|_high]``."""
+    return {
+        name.removesuffix("/ratio"): Ratio(
+            value, metrics.get(f"{name}_low", 0.0), metrics.get(f"{name}_high", math.inf), 0
+        )
+        for name, value in metrics.items()
+        if name.endswith("/ratio")
+    }
+
+
+def paired_rankings(paired: Paired, labels: Iterable[str]) -> list[ratios.Ranking]:
+    """Return the rankings by clock and activity, CPU time first."""
+    names = {label.replace(" ", "-"): label for label in labels}
+    found = []
+    for clock in CLOCKS:
+        for activity in ratios.PHRASES:
+            prefix = f"{clock}/{activity}/"
+            some = {key.removeprefix(prefix): ratio for key, ratio in paired.items() if key.startswith(prefix)}
+            ranked = [ratios.Ranked(names.get(name, name), math.nan, ratio) for name, ratio in some.items()]
+            ranked.sort(key=lambda each: each.ratio.value)
+            if len(ranked) > 1:
+                found.append(ratios.Ranking(activity, clock, tuple(ranked)))
+    return found
+
+
+def _complete(ranking: ratios.Ranking) -> bool:
+    return all(each.ratio.has_interval for each in ranking.frameworks)
+
+
+def paired_table(rankings: Sequence[ratios.Ranking]) -> Table:
+    """Return the ratios to the best, with a row per framework in the order of the first ranking."""
+    labels = dict.fromkeys(each.framework for ranking in rankings for each in ranking.frameworks)
+    columns = [
+        {each.framework: _distance(each.ratio, index == 0) for index, each in enumerate(ranking.frameworks)}
+        for ranking in rankings
+    ]
+    header = ["framework", *(f"{each.activity}, {CLOCKS[each.clock]}" for each in rankings)]
+    return Table(header, [[label, *(column.get(label, "") for column in columns)] for label in labels])
+
+
+def ranking_table(frameworks: Sequence[FrameworkResults], found: Sequence[Answer]) -> Table:
+    """Return the ranking: a row per framework, the fastest in training first and those without a rank last."""
+    places = {answer.question.name: answer.ranking for answer in found}
+    order = dict.fromkeys(each.label for places_ in places.values() for each in places_)
+    by_label = {each.label: each for each in frameworks}
+    rows = []
+    for label in dict.fromkeys((*order, *by_label)):
+        each = by_label[label]
+        distances = {
+            name: _distance(place.behind, place is some[0]) if len(some) > 1 else ""
+            for name, some in places.items()
+            for place in some
+            if place.label == label
+        }
+        cells = [_measured(each, question, distances.get(question.name)) for question in QUESTIONS]
+        rows.append([label, *cells, *(_median(each, name) for name in RESOURCES), _runs(each)])
+    titles = [*(question.metric.title for question in QUESTIONS), *(METRICS[name].title for name in RESOURCES)]
+    return Table(["framework", *titles, "runs"], rows).without_empty_columns()
+
+
+def _measured(framework: FrameworkResults, question: Question, distance: str | None) -> str:
+    """Return a cell of a ranking: the values, and the distance from the best or why there is none."""
+    values = framework.sample(question.name)
+    if distance is None and values.text:
+        failed = "" if question.largest else one_line(framework.failed_quality)
+        return f"({values.text})\nnot ranked{failed and f': {failed}'}"
+    return f"{values.text}\n{distance}" if distance else values.text
+
+
+def _distance(behind: Ratio | Difference, best: bool) -> str:
+    if best:
+        return "best"
+    text = f"{behind.text} behind" if isinstance(behind, Difference) else behind.text
+    if not behind.has_interval:
+        return text
+    return text + {Verdict.same: ", the same", Verdict.unresolved: ", not resolved"}.get(behind.verdict, "")
+
+
+def _median(framework: FrameworkResults, name: str) -> str:
+    values = framework.sample(name).values
+    return format_number(statistics.median(values)) if values else ""
+
+
+def _runs(framework: FrameworkResults) -> str:
+    """Return the number of runs by state, and how many of the finished ones other processes disturbed."""
+    disturbed = sum(run.tags.get(tags.INTERFERENCE, "ok") != "ok" for run in framework.finished)
+    numbers = {
+        "finished": len(framework.finished),
+        "running": len(framework.running),
+        "failed": len(framework.failed),
+        "not available": len(framework.unavailable),
+    }
+    states = ", ".join(f"{number} {state}" for state, number in numbers.items() if number)
+    return f"{states}\n{disturbed} disturbed by other processes" if disturbed else states
+
+
+# Charts.
 
 
 def section_charts(frameworks: list[FrameworkResults], target: float, client: MlflowClient) -> list[Chart]:
-    """Return the charts for which the runs have values.
+    """Return the charts that compare at least two values.
 
     Args:
         frameworks: those with finished runs. Charts of times leave out those that failed the quality gate.
         target: accuracy in percent, for the time to target.
         client: reads the history of metrics.
     """
-    if not frameworks:
-        return []
     frameworks = frameworks[:CHARTED]
     timed = [each for each in frameworks if not each.failed_quality] or frameworks
     colors = {each.label: each.color for each in frameworks}
@@ -115,11 +258,8 @@ def section_charts(frameworks: list[FrameworkResults], target: float, client: Ml
         _repeats(timed, "testing_time_s", colors),
         _pareto(timed, colors),
         *_curves(curves, colors),
-        _time_to_target(curves, target, colors),
-        _repeats(timed, "train/images_per_s", colors),
-        _repeats(timed, "test/images_per_s", colors),
+        _time_to_target(runs, curves, target, colors),
         _phases(runs),
-        *_resources(runs, client, colors),
     ]
     return [chart for chart in drawn if chart is not None]
 
@@ -136,10 +276,10 @@ def _repeats(frameworks: list[FrameworkResults], name: str, colors: charts.Color
         for run in each.finished
         if math.isfinite(run.metrics.get(name, math.nan))
     ]
-    if not rows:
+    if len(rows) < 2:
         return None
     table = Table(
-        ["framework", f"{metric.title}: median [95 % interval of the mean], n"],
+        ["framework", f"{metric.title}: {SAMPLE}"],
         [[each.label, text] for each in frameworks if (text := each.sample(name).text)],
     )
     chart = charts.repeats(rows, "value", metric.title, colors)
@@ -160,7 +300,7 @@ def _pareto(frameworks: list[FrameworkResults], colors: charts.Colors) -> Chart 
             rows += results
             middle = {name: statistics.median(row[name] for row in results) for name in names}
             medians.append({"framework": each.label, **middle})
-    if not rows:
+    if len(rows) < 2:
         return None
     front = pareto_front(medians)
     header = ["framework", f"median {TRAINING_TIME}", f"median {ACCURACY}", "on the front"]
@@ -218,10 +358,16 @@ def _curves(curves: dict[str, LearningCurve], colors: charts.Colors) -> list[Cha
     ]
 
 
-def _time_to_target(curves: dict[str, LearningCurve], target: float, colors: charts.Colors) -> Chart | None:
+def _time_to_target(
+    runs: dict[str, BenchmarkRun], curves: dict[str, LearningCurve], target: float, colors: charts.Colors
+) -> Chart | None:
     times = {label: time_to_target(each, target) for label, each in curves.items()}
-    reached = [{"framework": label, "seconds": seconds} for label, seconds in times.items() if seconds is not None]
-    if not reached:
+    reached = [
+        {"framework": label, "seed": runs[label].seed, "seconds": seconds}
+        for label, seconds in times.items()
+        if seconds is not None
+    ]
+    if len(reached) < 2:
         return None
     title = f"training time to {target:g} %, s"
     table = Table(
@@ -231,7 +377,7 @@ def _time_to_target(curves: dict[str, LearningCurve], target: float, colors: cha
     missed = [label for label, seconds in times.items() if seconds is None]
     note = f"{TYPICAL} The target is {target:g} % (dataset.target_accuracy_percent)."
     note += f" Not reached: {', '.join(missed)}." if missed else ""
-    return Chart("Time to target", charts.bars(reached, "seconds", title, colors), table, note)
+    return Chart("Time to target", charts.repeats(reached, "seconds", title, colors), table, note)
 
 
 def time_to_target(curve: LearningCurve, target: float) -> float | None:
@@ -242,22 +388,24 @@ def time_to_target(curve: LearningCurve, target: float) -> float | None:
 
 def _phases(runs: dict[str, BenchmarkRun]) -> Chart | None:
     times = {label: phase_times(run) for label, run in runs.items()}
-    rows: list[dict[str, Any]] = [
-        {"framework": label, "part": part, "seconds": seconds}
-        for label, parts in times.items()
-        for part, seconds in parts.items()
-        if seconds > 0
-    ]
-    if not rows:
+    phases = [*(metric.phase for metric in PHASES), OTHER]
+    present = [part for part in phases if any(parts.get(part) for parts in times.values())]
+    if sum(any(parts.values()) for parts in times.values()) < 2:
         return None
-    present = {row["part"] for row in rows}
-    order = [part for part in (*(metric.phase for metric in PHASES), OTHER) if part in present]
+    long = {
+        part for parts in times.values() for part, value in parts.items() if value >= SHORT_PHASE * sum(parts.values())
+    }
+    rows = []
+    for label, parts in times.items():
+        drawn = {part: parts[part] for part in phases[:-1] if part in long & parts.keys()}
+        drawn[OTHER] = sum(parts.values()) - sum(drawn.values())
+        rows += [{"framework": label, "part": part, "seconds": seconds} for part, seconds in drawn.items()]
     table = Table(
-        ["framework", *(f"{part}, s" for part in order)],
-        [[label, *(format_number(parts.get(part, 0.0)) for part in order)] for label, parts in times.items()],
+        ["framework", *(f"{part}, s" for part in present)],
+        [[label, *(format_number(parts.get(part, 0.0)) for part in present)] for label, parts in times.items()],
     )
     note = f"Wall time of the worker, from its start to its end. {TYPICAL}"
-    return Chart("Time by phase", charts.stacked_bars(rows, order), table, note)
+    return Chart("Time by phase", charts.stacked_bars(rows, phases), table, note)
 
 
 def phase_times(run: BenchmarkRun) -> dict[str, float]:
@@ -267,30 +415,3 @@ def phase_times(run: BenchmarkRun) -> dict[str, float]:
     if WALL_TIME in known:
         times[OTHER] = max(0.0, known[WALL_TIME] - sum(times.values()))
     return times
-
-
-def _resources(runs: dict[str, BenchmarkRun], client: MlflowClient, colors: charts.Colors) -> list[Chart]:
-    """Return memory and CPU use of the machine over the time of each run, as MLflow samples them."""
-    drawn = []
-    for metric in (METRICS[name] for name in RESOURCES):
-        rows: list[dict[str, Any]] = []
-        lines = []
-        for label, run in runs.items():
-            if metric.name not in run.metrics:
-                continue
-            samples = client.get_metric_history(run.run_id, metric.name)
-            samples = [sample for sample in samples if math.isfinite(sample.value)]
-            if not samples:
-                continue
-            values = [sample.value for sample in samples]
-            rows += [
-                {"framework": label, "seconds": (sample.timestamp - run.started_ms) / 1000, "value": sample.value}
-                for sample in samples
-            ]
-            extremes = min(values), statistics.median(values), max(values)
-            lines.append([label, str(len(values)), *map(format_number, extremes)])
-        if rows:
-            chart = charts.curves(rows, "seconds", "time since the start of the run, s", "value", metric.title, colors)
-            table = Table(["framework", "samples", "lowest", "median", "highest"], lines)
-            drawn.append(Chart(_capitalized(metric.label), chart, table, TYPICAL))
-    return drawn

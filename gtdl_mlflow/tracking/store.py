@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import functools
+import gc
 import hashlib
 import json
 import logging
@@ -299,11 +300,24 @@ def search_runs(client: MlflowClient, experiment_id: str, condition: str) -> Ite
     """Yield all runs of an experiment that meet an MLflow search ``condition``, page by page."""
     token: str | None = None
     while True:
-        page = client.search_runs([experiment_id], condition, max_results=PAGE_SIZE, page_token=token)
+        with _without_garbage_collection():
+            page = client.search_runs([experiment_id], condition, max_results=PAGE_SIZE, page_token=token)
         yield from page
         token = page.token
         if not token:
             return
+
+
+@contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """Delay Python's garbage collector. It takes two thirds of the time in which MLflow creates a page of runs."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def close_run(client: MlflowClient, run: Run, reason: str) -> None:
