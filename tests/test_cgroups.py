@@ -14,6 +14,8 @@ from helpers.project import Command, runs
 from gtdl_mlflow import cgroups
 from gtdl_mlflow.cgroups import Throttling
 
+MIB = 2**20
+
 V1 = "31 23 0:29 {part} /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n"
 V1_MEMORY = "32 23 0:30 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n"
 V2 = "41 31 0:38 {part} /sys/fs/cgroup rw,relatime shared:9 - cgroup2 cgroup2 rw,nsdelegate\n"
@@ -168,3 +170,36 @@ def test_run_under_a_quota_records_it(limited_group: Path, gtdl: Command, store:
     assert ("the limit on CPU time stopped the run" in limited.data.tags["gtdl.interference"]) == throttled
     assert "machine.cpu_quota" not in free.data.params
     assert "interference/quota_throttle_count" not in free.data.metrics
+
+
+@pytest.mark.parametrize(
+    ("memberships", "mount", "names", "groups", "left"),
+    [
+        # Version 2: the group's own limit, an ancestor's that is nearer, none.
+        ("0::/a/b\n", V2, ("memory.max", "memory.current"), {"a/b": ("500", 300, 50), "a": ("max", 900, 0)}, 250),
+        ("0::/a/b\n", V2, ("memory.max", "memory.current"), {"a/b": ("500", 300, 0), "a": ("950", 900, 20)}, 70),
+        ("0::/a/b\n", V2, ("memory.max", "memory.current"), {"a/b": ("max", 300, 0)}, None),
+        # Version 1.
+        ("4:memory:/a\n", V1_MEMORY, ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+         {"memory/a": ("500", 300, 10)}, 210),
+        ("3:cpu,cpuacct:/a\n", V1_MEMORY, ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+         {"memory/a": ("500", 300, 10)}, None),
+    ],
+)  # fmt: skip
+def test_memory_that_is_left(
+    tmp_path: Path,
+    memberships: str,
+    mount: str,
+    names: tuple[str, str],
+    groups: dict[str, tuple[str, int, int]],
+    left: int | None,
+) -> None:
+    """``groups``: folder to limit, use and unused cache of files, in MiB."""
+    plant(tmp_path, memberships, mount.format(part="/") + OTHER, {})
+    for name, (limit, usage, cache) in groups.items():
+        folder = tmp_path / "sys/fs/cgroup" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / names[0]).write_text(f"{limit if limit == 'max' else int(limit) * MIB}\n")
+        (folder / names[1]).write_text(f"{usage * MIB}\n")
+        (folder / "memory.stat").write_text(f"anon 7\ninactive_file {cache * MIB}\n")
+    assert cgroups.memory_left(tmp_path) == (None if left is None else left * MIB)

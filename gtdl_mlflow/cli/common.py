@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..console import info
 from ..files import write_atomically
@@ -42,9 +42,9 @@ def translate_errors(*failures: type[Exception]) -> Iterator[None]:
         raise CommandFailed(str(error)) from error
 
 
-def add_verb(commands: Subparsers, name: str, verb: Verb, help: str) -> argparse.ArgumentParser:
-    """Add a verb and return its parser, to add arguments."""
-    parser = commands.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.")
+def add_verb(commands: Subparsers, name: str, verb: Verb, help: str, **options: Any) -> argparse.ArgumentParser:
+    """Add a verb and return its parser, to add arguments. ``options`` are those of ``ArgumentParser``."""
+    parser = commands.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.", **options)
     parser.set_defaults(verb=verb)
     return parser
 

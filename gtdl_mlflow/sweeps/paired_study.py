@@ -257,7 +257,8 @@ def interference_remarks(turns: Iterable[MeasuredTurn], threads: int, clock: str
     if not disturbed:
         return []
     effect = "were disturbed" if clock == WALL else "do not count for the wall clock"
-    return [f"{len(disturbed) / len(all_threads):.0%} of the turns {effect}: {ratios.interference_of(disturbed)}"]
+    percent = 100 * len(disturbed) / len(all_threads)
+    return [f"{percent:.0f} % of the turns {effect}: {ratios.interference_of(disturbed)}"]
 
 
 def _title(clock: str, turns: Sequence[MeasuredTurn]) -> str:

@@ -1,39 +1,40 @@
 """``gtdl answer``: which framework is best on this machine, within a time limit.
 
-The planner runs up to four sweeps over all frameworks that can run here, interleaved over five seeds. The data sets are
-the digits that come with the benchmark and, if it is downloaded, full MNIST. On each, one sweep uses the same setting
-for all frameworks (parity track) and one uses each framework's own default (default track). The planner first times a
-few steps of each framework, and chooses budgets that fit. It may leave the most expensive frameworks out of the default
-track.
+The answer is one sweep with a paired measurement. The frameworks that can run here train the same network on the same
+data, each in one whole run for the accuracy, the memory and the energy, and then take turns for the times. A few timed
+steps of each framework decide how much of the training the whole runs do.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .. import config, datasets, environments
 from ..config.job import create_job
-from ..console import info
+from ..console import info, status_line
 from ..hardware import device_lock
-from ..report.statistics import SEEDS_TO_PUBLISH
+from ..report.formats import count
+from ..report.statistics import EQUAL_WITHIN, FEWEST_RESTARTS
 from ..worker.events import Metrics
 from ..worker.inputs import split
-from ..worker.job import Latency
+from ..worker.job import Activity, Latency
 from ..worker_process import WorkerFailed, run_worker
+from .paired import TURN_S, MeasurementPlan
 
-DATASETS = ("mnist_5k", "mnist")
+DEFAULTS = {"dataset": "mnist_5k", "setting": "caffe_mnist"}
+"""What is compared: the digits that come with the benchmark, and a small network that every framework can run."""
 
-COMMON_SETTING = "caffe_mnist"
-"""Setting of the parity track: small, and every framework can run it."""
+RUNS_SHARE = 0.3
+"""Share of the time that the whole runs may take. The paired measurement decides, and has the rest."""
 
 PROBE_STEPS = 30
 """Training steps of a probe."""
@@ -43,9 +44,6 @@ COLD_S = 6.0
 machine, which reads the framework from disk, compiles its Python files, or compiles Theano's C++ code.
 """
 
-SMALLEST_BUDGET = 0.01
-"""Smallest useful budget: below it, nothing is learned. Drop frameworks or sweeps instead."""
-
 CELL_S = 1.0
 """Seconds that the driver adds to a cell: the tracker, the model's files."""
 
@@ -53,40 +51,31 @@ SWEEP_S = 6.0
 """Seconds of a sweep before its first cell: imports, the store, the parent run."""
 
 REPORT_S = 10.0
-"""Seconds of the verdict and the report at the end."""
+"""Seconds of the ranking and the report at the end."""
 
-MARGIN = 0.9
-"""Share of the remaining time that is planned with: the speed of a machine varies."""
+TURN_COST_S = 2 * TURN_S
+"""Seconds of a turn with its untimed units, the signals and the evidence of interference."""
+
+WARM_UP_S = 1.0
+"""Seconds before the first turn of an activity: warm-up and calibration."""
+
+RUN_MB = 10
+"""Disk space of a run with its model and of its share of the paired measurement, in MB, rounded up."""
+
+ENVIRONMENT_MB = 1500
+"""Disk space of the largest environment for the CPU, in MB."""
 
 
-class NotEnoughTime(Exception):
-    """The time limit is too short for the smallest sweep; the message is one line."""
-
-
-@dataclass(frozen=True)
-class PlannedSweep:
-    """One sweep: all frameworks on one data set, in one track."""
-
-    dataset: str
-    setting: str
-    """The setting of all frameworks; empty for each framework's own default."""
-
-    def overrides(self, framework: str) -> list[str]:
-        """Return the overrides that select this sweep; ``framework`` may be a comma-separated list."""
-        overrides = [f"framework={framework}", f"dataset={self.dataset}"]
-        return [*overrides, f"setting={self.setting}"] if self.setting else overrides
-
-    @property
-    def label(self) -> str:
-        return f"{self.dataset}, {f'all with setting {self.setting}' if self.setting else 'each with its own default'}"
+class AnswerImpossible(Exception):
+    """There is nothing to compare, or the time limit is too short; the message is one line."""
 
 
 @dataclass(frozen=True)
-class RunCost:
-    """Estimated time of one run."""
+class Cost:
+    """Estimated time of one framework."""
 
     fixed_s: float
-    """Seconds that do not depend on the budget."""
+    """Seconds of a run that do not depend on the budget."""
     training_s: float
     """Seconds of the full training and its evaluations."""
 
@@ -95,17 +84,12 @@ class RunCost:
         return self.fixed_s + CELL_S + budget * self.training_s
 
 
-Costs = Mapping[str, RunCost]
-"""Framework to the cost of one of its runs, in one sweep."""
+def candidates(device: str, wanted: Collection[str] = ()) -> tuple[list[config.Framework], list[str]]:
+    """Return the ``wanted`` frameworks, or all, that can run on the device, and a line for each that is left out.
 
-
-def runnable_frameworks(device: str, wanted: Collection[str] = ()) -> tuple[list[str], list[str]]:
-    """Create the environments of the ``wanted`` frameworks, or of all.
-
-    Return the frameworks that can run here now, and one line for each of the others with the reason. A framework that
-    has to be compiled first is not compiled: that takes longer than the time limit of an answer.
+    A framework that has to be compiled first is left out: that takes longer than the time limit of an answer.
     """
-    names, reasons = [], []
+    chosen, reasons = [], []
     for name in wanted or config.choices("framework"):
         framework = config.compose([f"framework={name}"]).framework
         support = framework.devices.get(device)
@@ -116,55 +100,54 @@ def runnable_frameworks(device: str, wanted: Collection[str] = ()) -> tuple[list
                 f"{name} is left out: it must be compiled first, which takes minutes; run `gtdl env create {name}` once"
             )
             continue
+        chosen.append(framework)
+    return chosen, reasons
+
+
+def create_environments(frameworks: Iterable[config.Framework], device: str) -> tuple[list[str], list[str]]:
+    """Create missing environments. Return the names of the frameworks, and a line for each without an environment."""
+    names, reasons = [], []
+    for framework in frameworks:
         try:
             environments.ensure(framework, device)
+            names.append(framework.name)
         except environments.EnvironmentFailed as error:
-            reasons.append(str(error))
-            continue
-        names.append(name)
+            reasons.append(f"{framework.name} is left out: {error}")
     return names, reasons
 
 
-def possible_sweeps() -> list[PlannedSweep]:
-    """Return the sweeps whose data set is available, in the order in which they run."""
-    sweeps = []
-    for name in DATASETS:
-        try:
-            datasets.prepare(config.compose([f"dataset={name}"]).dataset)
-        except datasets.DatasetError:
-            continue
-        sweeps += [PlannedSweep(name, COMMON_SETTING), PlannedSweep(name, "")]
-    return sweeps
+def describe(frameworks: Sequence[config.Framework], composed: config.Config, minutes: float) -> list[str]:
+    """Return the plan, one line each: what runs, how long, and how much disk space it needs."""
+    device = composed.hardware.device
+    missing = [each.name for each in frameworks if not environments.find(each, device)]
+    names = ", ".join(f"{each.label} {each.version}" for each in frameworks)
+    clock = "by CPU time with 1 thread, and by the wall clock if nothing disturbs it"
+    if device == "gpu":
+        clock = "by the wall clock"
+    megabytes = RUN_MB * len(frameworks) + ENVIRONMENT_MB * len(missing)
+    free = shutil.disk_usage(Path.cwd()).free / 1e9
+    lines = [
+        f"plan: {names}; {composed.training.name} on {composed.dataset.name}, {device}, "
+        f"{count(composed.threads, 'thread')}",
+        f"  1. time {PROBE_STEPS} training steps of each framework",
+        f"  2. train and test each framework once, for accuracy, memory and energy: "
+        f"at most {RUNS_SHARE * minutes:.1f} min",
+        f"  3. paired measurement of training, testing and single images, {clock}: "
+        f"until every ratio to the best is resolved to {100 * EQUAL_WITHIN:g} %",
+        f"  time: at most {minutes:g} min in all; disk: about {megabytes:,} MB ({free:,.0f} GB free)",
+    ]
+    if missing:
+        lines.insert(1, f"  0. create the environments of {', '.join(missing)}, which the time does not include")
+    return lines
 
 
-@dataclass(frozen=True)
-class Probe:
-    """Measured times of a few steps of one framework with one setting."""
-
-    fixed_s: float
-    """Seconds of import, data, build, first step and saving."""
-    step_s: float
-    test_image_s: float
-
-    def cost(self, composed: config.Config) -> RunCost:
-        """Return the cost of a run of ``composed``, scaled to the size of its data set."""
-        training, data = composed.training, datasets.prepare(composed.dataset)
-        trained, _ = split(data.train_images, training)
-        images = trained.stop - trained.start
-        steps = training.steps(images, 1.0)
-        test_s = self.test_image_s * data.test_images
-        every = training.evaluate_every_epochs
-        evaluations = steps * training.batch_size / images / every if every else 0
-        return RunCost(self.fixed_s + test_s, steps * self.step_s + evaluations * test_s)
-
-
-def probe(composed: config.Config) -> Probe:
-    """Time a few training steps and the testing of ``composed``.
+def probe(composed: config.Config) -> Cost:
+    """Time a few training steps and the testing of ``composed``, and return the cost of its whole run.
 
     Raises:
         WorkerFailed: the worker failed.
     """
-    data = datasets.prepare(composed.dataset)
+    training, data = composed.training, datasets.prepare(composed.dataset)
     environment = environments.ensure(composed.framework, composed.hardware.device)
     with tempfile.TemporaryDirectory(prefix="gtdl-answer-") as name, device_lock.hold(composed.hardware):
         job = create_job(composed, data.folder, Path(name), data.sha256)
@@ -177,92 +160,37 @@ def probe(composed: config.Config) -> Probe:
             if isinstance(event, Metrics):
                 metrics |= event.values
         wall_s = time.monotonic() - started
-    return Probe(
-        wall_s - metrics["training_time_s"] - metrics["testing_time_s"] + metrics["train/first_step_s"],
-        job.training.batch_size / metrics["train/steady_state_images_per_s"],
-        1 / metrics["test/images_per_s"],
-    )
+    fixed_s = wall_s - metrics["training_time_s"] + metrics["train/first_step_s"]
+    trained, _ = split(data.train_images, training)
+    images = trained.stop - trained.start
+    steps, every = training.steps(images, 1.0), training.evaluate_every_epochs
+    evaluations = steps * training.batch_size / images / every if every else 0
+    step_s = training.batch_size / metrics["train/steady_state_images_per_s"]
+    return Cost(fixed_s, steps * step_s + evaluations * data.test_images / metrics["test/images_per_s"])
 
 
-def _probe_all(frameworks: Iterable[str], setting: str, overrides: Sequence[str]) -> tuple[dict[str, Probe], list[str]]:
-    """Return the probes of the frameworks with one setting, and one line for each framework that failed."""
-    probes: dict[str, Probe] = {}
+def probe_all(composed: Iterable[config.Config], ends: float) -> tuple[dict[str, Cost], list[str]]:
+    """Return the costs of the frameworks, and one line for each that failed. ``ends`` is a monotonic time."""
+    costs: dict[str, Cost] = {}
     failures = []
-    for name in frameworks:
-        composed = config.compose([*PlannedSweep(DATASETS[0], setting).overrides(name), *overrides])
+    for each in composed:
+        name = each.framework.name
+        status_line(f"timing a few steps of {name}, at most {max(0.0, ends - time.monotonic()) / 60:.1f} min left")
         try:
-            probes[name] = probe(composed)
-            if probes[name].fixed_s > COLD_S:
-                probes[name] = probe(composed)
+            costs[name] = probe(each)
+            if costs[name].fixed_s > COLD_S:
+                costs[name] = probe(each)
         except WorkerFailed as error:
-            probes.pop(name, None)
+            costs.pop(name, None)
             failures.append(f"{name} is left out: {error}")
-    return probes, failures
+    status_line("")
+    return costs, failures
 
 
-@dataclass(frozen=True)
-class Plan:
-    """The chosen frameworks and budget of one sweep."""
-
-    frameworks: tuple[str, ...]
-    budget: float
-
-
-def plan(costs: Mapping[PlannedSweep, Costs], seconds: float) -> dict[PlannedSweep, Plan]:
-    """Return the sweeps that fit into ``seconds``; empty if none does.
-
-    The plan has as many sweeps as can have ``SMALLEST_BUDGET``. It then leaves out as few frameworks as possible, from
-    the last sweep rather than from the first. The first sweep always has all frameworks; if it is the only one, its
-    budget may be below ``SMALLEST_BUDGET``.
-    """
-    first, *others = costs
-    options = itertools.product([costs[first]], *(_framework_subsets(sweep, costs[sweep]) for sweep in others))
-    fitting = [option for option in options if _total_s(option, SMALLEST_BUDGET) < seconds]
-    best = max(fitting, key=lambda option: (sum(map(bool, option)), sum(map(len, option))), default=(costs[first],))
-    if _total_s(best, 0) >= seconds:
-        return {}
-    chosen = {sweep: subset for sweep, subset in zip(costs, best, strict=False) if subset}
-    shares = budgets(list(chosen.values()), seconds)
-    return {sweep: Plan(tuple(subset), budget) for (sweep, subset), budget in zip(chosen.items(), shares, strict=True)}
-
-
-def _framework_subsets(sweep: PlannedSweep, costs: Costs) -> Iterator[Costs]:
-    """Yield the sets of frameworks that a sweep may have: all, fewer by the most expensive, down to two, or none.
-
-    A sweep with a common setting has all or none, because it compares all of them.
-    """
-    yield costs
-    if not sweep.setting:
-        cheapest = sorted(costs, key=lambda name: costs[name].run_s(SMALLEST_BUDGET))
-        for count in range(len(costs) - 1, 1, -1):
-            yield {name: cost for name, cost in costs.items() if name in cheapest[:count]}
-    yield {}
-
-
-def budgets(costs: Sequence[Costs], seconds: float) -> list[float]:
-    """Return the budget of each sweep, so that together they fit into ``seconds``.
-
-    Each gets ``SMALLEST_BUDGET`` if the time allows it, and an equal part of the remaining time. What one sweep cannot
-    use goes to the others.
-    """
-    least = SMALLEST_BUDGET if _total_s(costs, SMALLEST_BUDGET) < seconds else 0.0
-    training_s = [SEEDS_TO_PUBLISH * sum(cost.training_s for cost in of_sweep.values()) for of_sweep in costs]
-    chosen, left_s = [least] * len(costs), seconds - _total_s(costs, least)
-    shortest_first = sorted(range(len(costs)), key=lambda index: training_s[index])
-    for done, index in enumerate(shortest_first):
-        part_s = left_s / (len(costs) - done)
-        chosen[index] = round_down(min(1.0, least + part_s / training_s[index]))
-        left_s -= (chosen[index] - least) * training_s[index]
-    return chosen
-
-
-def _total_s(costs: Iterable[Costs], budget: float) -> float:
-    """Return the seconds that sweeps take with one ``budget``. A sweep without frameworks takes none."""
-    return sum(
-        SWEEP_S + SEEDS_TO_PUBLISH * sum(cost.run_s(budget) for cost in of_sweep.values())
-        for of_sweep in costs
-        if of_sweep
-    )
+def choose_budget(costs: Collection[Cost], seconds: float) -> float:
+    """Return the budget with which one run of each framework takes ``seconds``; 0 if it takes longer in any case."""
+    left_s = seconds - sum(each.run_s(0) for each in costs)
+    return round_down(max(0.0, min(1.0, left_s / sum(each.training_s for each in costs))))
 
 
 def round_down(budget: float) -> float:
@@ -273,89 +201,70 @@ def round_down(budget: float) -> float:
     return float(f"{digits[:3]}e{digits.split('e')[1]}")
 
 
-def left_out(sweep: PlannedSweep, costs: Costs, chosen: Plan) -> list[str]:
-    """Return one line for each framework that can run here and is not in the sweep."""
-    missing = {name: cost.run_s(SMALLEST_BUDGET) for name, cost in costs.items() if name not in chosen.frameworks}
-    return [
-        f"{sweep.label}: {name} is left out, a run with budget={SMALLEST_BUDGET:g} takes {seconds:.0f} s"
-        for name, seconds in missing.items()
-    ]
+def shortest_measurement_s(costs: Collection[Cost]) -> float:
+    """Return the seconds of the fewest restarts that give an interval, by one clock."""
+    turns = len(Activity) * (WARM_UP_S + TURN_COST_S * MeasurementPlan(0).rounds)
+    return FEWEST_RESTARTS * (max(each.fixed_s for each in costs) + len(costs) * turns)
 
 
 def run(minutes: float, wanted: Sequence[str], overrides: Sequence[str], experiment: str) -> list[str]:
-    """Plan the sweeps and run them into an MLflow experiment. Return remarks for the report, one line each.
+    """Print the plan, measure, and print the ranking. Return remarks for the report, one line each.
 
     Args:
-        minutes: time limit for everything, the report included.
+        minutes: time limit for everything but the creation of environments.
         wanted: frameworks to compare; empty for all.
         overrides: further overrides of every run.
         experiment: name of the MLflow experiment.
 
     Raises:
         ConfigError: an override is wrong.
-        NotEnoughTime: not even the smallest sweep fits.
+        AnswerImpossible: fewer than two frameworks can run, or the time limit is too short.
     """
-    started = time.monotonic()
-    device = config.compose(list(overrides)).hardware.device
-    frameworks, remarks = runnable_frameworks(device, wanted)
-    sweeps = possible_sweeps()
-    info(f"timing a few steps of {', '.join(frameworks)}")
-    costs: dict[PlannedSweep, dict[str, RunCost]] = {}
-    settings = list(dict.fromkeys(sweep.setting for sweep in sweeps))
-    probing_started = time.monotonic()
-    for done, setting in enumerate(settings, 1):
-        probes, failures = _probe_all(frameworks, setting, overrides)
-        frameworks, remarks = list(probes), remarks + failures
-        for sweep in sweeps:
-            if sweep.setting == setting:
-                composed = {name: config.compose([*sweep.overrides(name), *overrides]) for name in frameworks}
-                costs[sweep] = {name: probes[name].cost(composed[name]) for name in frameworks}
-        costs = {sweep: {name: of_sweep[name] for name in frameworks} for sweep, of_sweep in costs.items()}
-        now, first = time.monotonic(), sweeps[0]
-        left_s = MARGIN * (60 * minutes - (now - started)) - REPORT_S
-        if not frameworks or not plan({first: costs[first]}, left_s):
-            other_probes_s = (now - probing_started) * (len(settings) - done) / done
-            needed_s = now - started + other_probes_s + REPORT_S + _total_s([costs[first]], 0)
-            names = ", ".join(frameworks) or "any framework"
-            raise NotEnoughTime(
-                f"minutes={minutes:g}: too short for {SEEDS_TO_PUBLISH} runs of {names} here; "
-                f"try minutes={math.ceil(needed_s / 60 / MARGIN) + 1}"
-            )
-    ordered = {sweep: costs[sweep] for sweep in sweeps}
-    plans = plan(ordered, left_s)
-    remarks += [
-        f"{sweep.label}: left out, not enough time; try minutes={2 * minutes:g}"
-        for sweep in sweeps
-        if sweep not in plans
-    ]
-    for sweep, chosen in plans.items():
-        remarks += left_out(sweep, costs[sweep], chosen)
-        info(f"{sweep.label}, budget={chosen.budget:g}: {', '.join(chosen.frameworks)}, {SEEDS_TO_PUBLISH} seeds each")
-        _run_sweep(sweep, chosen, overrides, experiment)
+    typed = {override.partition("=")[0] for override in overrides}
+    defaults = {key: value for key, value in DEFAULTS.items() if key not in typed}
+    if typed & {"model", "training"}:
+        defaults.pop("setting", None)
+    every = [*(f"{key}={value}" for key, value in defaults.items()), *overrides]
+    common = config.compose(every)
+    device = common.hardware.device
+    frameworks, remarks = candidates(device, wanted)
+    for line in describe(frameworks, common, minutes):
+        info(line)
+    names, failures = create_environments(frameworks, device)
+    ends = time.monotonic() + 60 * minutes
+    costs, failed_probes = probe_all((config.compose([f"framework={name}", *every]) for name in names), ends)
+    remarks += failures + failed_probes
+    for remark in remarks:
+        info(remark)
+    if len(costs) < 2:
+        raise AnswerImpossible(f"a comparison needs two frameworks; can run here: {', '.join(costs) or 'none'}")
+    left_s = ends - time.monotonic() - REPORT_S - SWEEP_S
+    budget = choose_budget(costs.values(), RUNS_SHARE * 60 * minutes)
+    needed_s = shortest_measurement_s(costs.values()) + sum(each.run_s(budget) for each in costs.values())
+    if not budget or needed_s > left_s:
+        runs_s = sum(each.run_s(0) for each in costs.values())
+        enough_s = max(runs_s / RUNS_SHARE, 60 * minutes - left_s + needed_s)
+        raise AnswerImpossible(
+            f"minutes={minutes:g}: too short for {', '.join(costs)} here; try minutes={math.ceil(1.1 * enough_s / 60)}"
+        )
+    info(f"budget={budget:g}: each whole run does {100 * budget:g} % of the training")
+    left_s = ends - time.monotonic() - REPORT_S
+    _run_sweep([f"framework={','.join(costs)}", *every, f"sweep.minutes={left_s / 60:.2f}"], typed, budget, experiment)
     return remarks
 
 
-def _run_sweep(sweep: PlannedSweep, chosen: Plan, overrides: Sequence[str], experiment: str) -> None:
-    """Run one sweep in a process of its own. Its exit status is ignored: the report shows failed cells."""
-    command = [
-        sys.executable,
-        "-m",
-        "gtdl_mlflow",
-        "-m",
-        *sweep.overrides(",".join(chosen.frameworks)),
-        f"seed={','.join(map(str, range(SEEDS_TO_PUBLISH)))}",
-        f"budget={chosen.budget:g}",
-        "sweep.rerun=all",
-        "latency.repeats=0",
-        f"tracking.experiment={experiment}",
-        *overrides,
-    ]
-    # `mlflow run` has created one run, and there are up to four sweeps: each creates a run of its own.
+def _run_sweep(overrides: Sequence[str], typed: Collection[str], budget: float, experiment: str) -> None:
+    """Run the sweep in a process of its own, which prints the ranking. The report shows failed cells."""
+    command = [sys.executable, "-m", "gtdl_mlflow", "experiment=paired", *overrides]
+    if "budget" not in typed:
+        command.append(f"budget={budget:g}")
+    command += ["sweep.rerun=all", f"tracking.experiment={experiment}"]
+    # `mlflow run` has created one run, and the sweep creates its own.
     environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_RUN_ID"}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, env=environment)
     try:
         process.wait()
     except KeyboardInterrupt:
         process.terminate()  # Ctrl-C has reached it already, and it ignores a second signal
-        process.wait()  # until it has closed its runs
+        process.wait()  # until it has printed the ranking of what is known and closed its runs
         raise
