@@ -10,8 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, fields, replace
 from pathlib import Path
 
+import numpy as np
 import psutil
 from mlflow.entities import Run
+from scipy import stats
 
 from .. import cgroups, datasets, environments
 from ..config import Config, ConfigError, check
@@ -20,11 +22,11 @@ from ..console import aligned, info, status_line
 from ..files import write_csv
 from ..hardware import device_lock, interference
 from ..report import ratios
-from ..report.formats import count
+from ..report.formats import count, format_number
 from ..report.ranking import answers, group_by_conditions
 from ..report.ratios import CPU, WALL, MeasuredTurn, Ranked, Ranking
 from ..report.runs import BenchmarkRun, read
-from ..report.statistics import EQUAL_WITHIN, Ratio, Verdict
+from ..report.statistics import EQUAL_WITHIN, LEVEL, Ratio, Verdict
 from .paired import Contestant, MeasurementPlan, PairedMeasurement, link_groups
 from .studies import StudyResult
 
@@ -38,6 +40,9 @@ UNITS = {"training": "training step", "testing": "test batch", "latency": "singl
 
 MEMORY_SHARE = 0.9
 """Share of the free memory that the workers may use together."""
+
+MOST_RESTARTS = 10_000
+"""Largest number of restarts that is estimated: several days."""
 
 PEAK_MEMORY = "worker/peak_memory_mb"
 
@@ -138,11 +143,13 @@ class PairedStudy:
         rankings = [each for each in measurement.rankings() if each.frameworks]
         if unresolved := [each for each in rankings if not each.is_resolved]:
             minutes = minutes_needed(unresolved, measurement.restart_s)
-            remarks.append(f"{_not_resolved(unresolved, minutes)}: {self._option_for(minutes or self._minutes)}")
+            remarks.append(_not_resolved(unresolved, minutes))
+            following = f"the same command with {self._option_for(minutes or self._minutes)}, or `gtdl report`"
+        else:
+            following = "`gtdl report` for one page with all runs, or `gtdl ui`"
         threads = next(iter(self._configs.values())).threads
         result = conclude(measurement.turns, threads, remarks, self._folder, measurement.clock, self._by_label(runs))
-        text = f"{result.text}\nnext: `gtdl report` writes all results to one file, `gtdl ui` shows them in MLflow"
-        return StudyResult(text, result.artifacts, result.metrics)
+        return StudyResult(f"\n{result.text}\nnext: {following}", result.artifacts, result.metrics)
 
     def _option_for(self, more_minutes: float) -> str:
         """Return the option that gives the measurement so many more minutes."""
@@ -165,38 +172,45 @@ def with_memory(contestants: Iterable[Contestant], runs: Mapping[str, Sequence[B
     return [replace(each, memory_mb=peaks.get(each.name) or largest) for each in contestants]
 
 
-def restarts_needed(ratio: Ratio) -> int | None:
+def restarts_needed(ratio: Ratio, comparisons: int) -> int | None:
     """Return the number of restarts that resolves a ratio if the noise stays as it is; None without an interval.
 
-    The width of the interval falls with the square root of the number. It has to exclude 1, or to lie within
-    ``EQUAL_WITHIN`` of 1, and to be as narrow as ``EQUAL_WITHIN``.
+    The interval has to exclude 1, or to lie within ``EQUAL_WITHIN`` of 1, and to be as narrow as ``EQUAL_WITHIN``. Its
+    width falls with the square root of the number, and with the quantile of Student's t.
     """
     if not ratio.has_interval:
         return None
     if ratio.is_resolved:
         return ratio.n
     margin, distance = math.log1p(EQUAL_WITHIN), abs(math.log(ratio.value))
-    target = min(margin, max(distance, margin - distance))
-    return max(ratio.n + 1, math.ceil(ratio.n * (math.log1p(ratio.half_width) / target) ** 2))
+    target = min(margin, max(distance, margin - distance)) / math.log1p(ratio.half_width)
+    numbers = np.arange(ratio.n, MOST_RESTARTS + 1)
+    widths = stats.t.ppf(1 - (1 - LEVEL) / (2 * comparisons), numbers - 1) / np.sqrt(numbers)
+    enough = numbers[widths <= target * widths[0]]
+    return max(ratio.n + 1, int(enough[0])) if len(enough) else MOST_RESTARTS
 
 
 def minutes_needed(rankings: Iterable[Ranking], restart_s: float) -> float | None:
     """Return about how many more minutes resolve all ratios; None if there are too few restarts to estimate that."""
-    ratios_ = [each.ratio for ranking in rankings for each in ranking.frameworks[1:]]
-    needed = [(restarts_needed(each), each.n) for each in ratios_]
-    more = [number - n for number, n in needed if number is not None]
-    return max(more) * restart_s / 60 if len(more) == len(needed) else None
+    more = []
+    for ranking in rankings:
+        for each in ranking.frameworks[1:]:
+            needed = restarts_needed(each.ratio, len(ranking.frameworks) - 1)
+            if needed is None:
+                return None
+            more.append(needed - each.ratio.n)
+    return max(more, default=0) * restart_s / 60
 
 
 def _not_resolved(rankings: Iterable[Ranking], minutes: float | None) -> str:
-    names = [
-        f"{each.framework} ({UNITS[ranking.activity]})"
-        for ranking in rankings
-        for each in ranking.frameworks[1:]
-        if not each.ratio.is_resolved
-    ]
+    units: dict[str, list[str]] = defaultdict(list)
+    for ranking in rankings:
+        for each in ranking.frameworks[1:]:
+            if not each.ratio.is_resolved:
+                units[each.framework].append(UNITS[ranking.activity])
+    names = "; ".join(f"{name} ({', '.join(some)})" for name, some in units.items())
     estimate = "too few restarts to estimate the time" if minutes is None else f"about {minutes:,.0f} more minutes"
-    return f"not resolved to {100 * EQUAL_WITHIN:g} % yet: {', '.join(names)}; {estimate}"
+    return f"not resolved to {100 * EQUAL_WITHIN:g} % yet, {estimate}: {names}"
 
 
 def _resolved(rankings: Iterable[Ranking]) -> str:
@@ -292,7 +306,7 @@ def _table(
 def _cell(ranked: Ranked, position: int) -> str:
     """Return the time of the best, or a ratio to it: ``best: 4.31 ms``, ``1.15x [1.13, 1.17]``."""
     if position == 0:
-        return f"best: {1e3 * ranked.unit_s:.3g} ms"
+        return f"best: {format_number(1e3 * ranked.unit_s)} ms"
     mark = {Verdict.same: " same", Verdict.unresolved: " ?"}.get(ranked.ratio.verdict, "")
     return f"{ranked.ratio.text}{mark}"
 
