@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import functools
 import statistics
 import subprocess
 import sys
@@ -48,7 +49,8 @@ PLANTED = {"again": 1.0, "slowed by 3 %": 1.03, "slowed by 10 %": 1.10}
 SEEDS = 5
 """Whole runs of each contestant in a trial."""
 
-PILOT_STEPS = 200
+FEWEST_STEPS = 100
+"""Training steps of a whole run, even if it takes longer than its share of the time."""
 
 
 @dataclass(frozen=True)
@@ -105,11 +107,7 @@ def paired(setting: str, seconds: float, number: int, folder: Path) -> dict[str,
 
 def whole_runs(setting: str, seconds: float, number: int, folder: Path) -> dict[str, Comparison]:
     """Compare the training times of ``SEEDS`` whole runs of each, which take about ``seconds`` together."""
-    limit_s = seconds / SEEDS / (1 + len(PLANTED))
-    started = time.monotonic()
-    pilot_s = training_time_s(contestants(setting, folder, run_overrides(PILOT_STEPS))[0], folder / "pilot")
-    start_up_s = time.monotonic() - started - pilot_s
-    steps = max(PILOT_STEPS, round(PILOT_STEPS * (limit_s - start_up_s) / pilot_s))
+    steps = steps_of_a_run(setting, seconds / SEEDS / (1 + len(PLANTED)))
     times: dict[str, list[float]] = {name: [] for name in (PLAIN, *PLANTED)}
     for seed in range(SEEDS):
         for each in contestants(setting, folder, [*run_overrides(steps), f"seed={SEEDS * number + seed}"]):
@@ -122,6 +120,17 @@ def whole_runs(setting: str, seconds: float, number: int, folder: Path) -> dict[
         return Comparison(value, float("nan"), float("nan"), SEEDS, verdict)
 
     return {name: comparison(name) for name in PLANTED}
+
+
+@functools.cache
+def steps_of_a_run(setting: str, seconds: float) -> int:
+    """Return the number of training steps with which a whole run takes about ``seconds``."""
+    with tempfile.TemporaryDirectory() as name:
+        plain, *_ = contestants(setting, Path(name), run_overrides(FEWEST_STEPS))
+        started = time.monotonic()
+        training_s = training_time_s(plain, Path(name) / "run")
+        start_up_s = time.monotonic() - started - training_s
+    return max(FEWEST_STEPS, round(FEWEST_STEPS * (seconds - start_up_s) / training_s))
 
 
 def run_overrides(steps: int) -> list[str]:
@@ -238,7 +247,7 @@ def goal(name: str, results: Sequence[Comparison]) -> bool:
     else:
         least = 1.0 if true_ratio >= 1.1 else 0.9
         slower, faster = verdicts.count(Verdict.larger), verdicts.count(Verdict.smaller)
-        print(f"{name}: detected in {slower} of {count} (at least {least:.0%}); {faster} 'faster'")
+        print(f"{name}: detected in {slower} of {count} (at least {100 * least:g} %); {faster} 'faster'")
         reached = slower >= least * count
     with_interval = [each for each in results if each.low == each.low]
     if with_interval:

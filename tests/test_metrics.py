@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from functools import cache
 from pathlib import Path
+from urllib.parse import unquote, urlparse
 
 import pytest
 from helpers.project import ROOT, runs, start
@@ -29,7 +30,7 @@ EVERYTHING = (
 )
 """Overrides of a run that takes a second and logs everything that a CPU allows."""
 
-STABILITY = ("framework=reference", "experiment=stability", "seed=range(3)")
+STABILITY = ("framework=reference", "experiment=stability", "hardware=cpu_1core", "sweep.paired_minutes=0.01")
 """Overrides of a sweep with a study."""
 
 UNITS = {
@@ -103,7 +104,9 @@ def test_a_run_logs_registered_metrics_only(run: Run) -> None:
 def test_a_sweeps_parent_logs_registered_metrics_only(parent: Run) -> None:
     assert [name for name in parent.data.metrics if metrics.find(name) is None] == []
     assert "sweep/finished" in parent.data.metrics
-    assert "stability/reference/training_time_s/spread_percent" in parent.data.metrics
+    assert "stability/cpu/training/NumPy-reference-1/restarts_needed" in parent.data.metrics
+    artifacts = {path.name for path in Path(unquote(urlparse(parent.info.artifact_uri).path)).iterdir()}
+    assert artifacts == {"summary.csv", "turns.csv", "stability.csv"}
 
 
 @pytest.mark.slow
@@ -170,7 +173,7 @@ def test_the_name_of_a_metric_ends_in_its_unit() -> None:
 
 
 def test_a_metric_of_a_family_is_found_by_any_of_its_names() -> None:
-    family = metrics.find("stability/torch/training_time_s/spread_percent")
-    assert family is metrics.METRICS["stability/{framework}/{metric}/spread_percent"]
-    assert metrics.find("stability/torch/spread_percent") is None
+    family = metrics.find("stability/cpu/training/torch/restarts_needed")
+    assert family is metrics.METRICS["stability/{clock}/{activity}/{framework}/restarts_needed"]
+    assert metrics.find("stability/torch/restarts_needed") is None
     assert metrics.find("nonsense") is None

@@ -6,38 +6,53 @@ import importlib
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 from helpers.project import ROOT, need_torch
-
-from gtdl_mlflow import config
 
 SCRIPT = ROOT / "benchmarks" / "native_speed.py"
 
 
-def test_order_of_creation_does_not_change_the_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(SCRIPT.parent)
-    native_speed = importlib.import_module(SCRIPT.stem)
+@pytest.fixture
+def setup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Return an adapter's setup for a made-up loop, which has 35 test images and batches of 10."""
+    monkeypatch.syspath_prepend(SCRIPT.parent / "native")
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "made_up_loop.py").write_text(
+        "calls = []\n"
+        "def loop(network, folder, threads, test_batch):\n"
+        "    return (lambda count: calls.append(('train', count))), (lambda count: calls.append(('test', count))), 64\n"
+    )
+    np.save(tmp_path / "test_labels.npy", np.zeros(35, np.uint8))
+    options = {"framework": "made_up", "network": "caffe_mnist", "data": str(tmp_path)}
+    training = SimpleNamespace(batch_size=64, test_batch_size=10)
+    yield SimpleNamespace(options=options, training=training, device="cpu", threads=1)
+    sys.modules.pop("made_up_loop", None)
 
-    def first_is_faster(
-        composed: object, data: object, seconds: float, *sides: str
-    ) -> dict[str, tuple[float, float, float]]:
-        first, second = ({"harness": 90.0, "native": 100.0}[side] for side in sides)
-        return {"train": (1.1 * first, second, 1.1 * first / second)}
 
-    monkeypatch.setattr(native_speed, "measure_paired", first_is_faster)
-    harness, native, ratio = native_speed.paired(config.compose([]), Path(), 1.0, 0)["train"]
-    assert ratio == pytest.approx(0.9)
-    assert harness / native == pytest.approx(0.9)
+def test_a_loop_does_the_steps_and_batches_of_a_turn(setup: Any) -> None:
+    model = importlib.import_module("native_adapter").NativeLoop(setup)
+    model.train(None, [0.1] * 7)
+    model.predict(iter(range(7)))  # more batches than the test set has
+    assert sys.modules["made_up_loop"].calls == [("train", 7), ("test", 30), ("test", 30), ("test", 10)]
+
+
+def test_a_loop_with_another_batch_size_is_refused(setup: Any) -> None:
+    setup.training.batch_size = 50
+    with pytest.raises(ValueError, match="caffe_mnist: the loop's batches have 64 images, not 50"):
+        importlib.import_module("native_adapter").NativeLoop(setup)
 
 
 @pytest.mark.slow
 @pytest.mark.frameworks
-@pytest.mark.parametrize("mode", ["--one-process", "--control"])
-def test_paired_modes_print_speeds_and_ratio_of_both_phases(mode: str) -> None:
+def test_times_and_ratio_of_both_activities_are_printed() -> None:
     need_torch()
-    command = [sys.executable, SCRIPT, mode, "--repeats", "1", "--seconds", "0.5"]
+    command = [sys.executable, str(SCRIPT), "--minutes", "0.01", "--threads", "1"]
     done = subprocess.run(
         [*command, "--frameworks", "torch", "--networks", "torch_mnist"],
         cwd=ROOT,
@@ -46,8 +61,8 @@ def test_paired_modes_print_speeds_and_ratio_of_both_phases(mode: str) -> None:
         timeout=600,
     )
     assert done.returncode == 0, done.stderr
-    rows = re.findall(
-        r"^torch torch_mnist (\w+) +([\d,]+) over +([\d,]+) images/s +ratio ([\d.]+) ", done.stdout, re.MULTILINE
-    )
-    assert [phase for phase, *_ in rows] == ["train", "test"]
-    assert all(float(value.replace(",", "")) > 0 for _, *values in rows for value in values)
+    row = r"^torch torch_mnist (\w+) cpu: ([\d.]+) over ([\d.]+) ms a batch  ratio ([\d.]+) .* to .*, 3 restarts"
+    rows = re.findall(row, done.stdout, re.MULTILINE)
+    assert [activity for activity, *_ in rows] == ["training", "testing"]
+    for _, harness, loop, ratio in rows:
+        assert float(harness) / float(loop) == pytest.approx(float(ratio), rel=0.3)

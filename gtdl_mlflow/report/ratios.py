@@ -74,7 +74,7 @@ class Ranking:
 
 def rank(turns: Iterable[MeasuredTurn], activity: str, clock: str) -> Ranking:
     """Return the ranking of the frameworks in one activity by one clock."""
-    times = _unit_times(turns, activity, clock)
+    times = unit_times(turns, activity, clock)
     logs = {name: [float(np.median(list(rounds.values()))) for rounds in some.values()] for name, some in times.items()}
     names = sorted(logs, key=lambda name: float(np.mean(logs[name])))
     ranked = []
@@ -111,7 +111,7 @@ def interference_of(turns: Sequence[MeasuredTurn]) -> str:
 
 def compare(turns: Iterable[MeasuredTurn], activity: str, clock: str, first: str, second: str) -> Ratio:
     """Return the time of framework ``first`` divided by that of ``second``."""
-    times = _unit_times(turns, activity, clock)
+    times = unit_times(turns, activity, clock)
     return paired_ratio(log_ratios(times[first], times[second]))
 
 
@@ -129,7 +129,8 @@ def log_ratios(first: Rounds, second: Rounds) -> list[float]:
     return values
 
 
-def _unit_times(turns: Iterable[MeasuredTurn], activity: str, clock: str) -> dict[str, Rounds]:
+def unit_times(turns: Iterable[MeasuredTurn], activity: str, clock: str) -> dict[str, Rounds]:
+    """Return the times of each framework in one activity by one clock."""
     some = [turn for turn in turns if turn.activity == activity]
     threads = (min if clock == CPU else max)((turn.threads for turn in some), default=1)
     times: dict[str, Rounds] = defaultdict(lambda: defaultdict(dict))

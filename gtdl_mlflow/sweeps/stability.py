@@ -155,15 +155,17 @@ def conclude(
         return StudyResult("\n".join([f"! {few}", *remarks]), [TURNS])
     rows = [_row(each, restart_s) for each in found]
     write_csv(folder / STABILITY_TABLE, NOISE_HEADER, rows)
+    activities = dict.fromkeys(each.activity for each in found)
+    difference = f"{100 * EQUAL_WITHIN:g} %"
     restarts, workers = len({turn.restart for turn in turns}), len({turn.framework for turn in turns})
     lines = [
         f"every framework against itself: {count(restarts, 'restart')} of {restart_s:.0f} s with {workers} workers, "
         "true ratio 1",
         *aligned([NOISE_HEADER, *rows]),
-        "rounds %, restarts %: standard deviation of the ratios of rounds and of restarts; half-width %: of the",
-        f"interval; for 2 %: what shows a difference of {100 * EQUAL_WITHIN:g} % with a probability of {POWER:.0%}",
+        "rounds %, restarts %: standard deviation of the ratios of rounds and of restarts; half-width %: of the "
+        f"interval; for {difference}: what shows a difference of {difference} with a probability of {100 * POWER:g} %",
         "",
-        *(_sentence([each for each in found if each.activity == activity], restart_s) for activity in ratios.PHRASES),
+        *(_sentence([each for each in found if each.activity == activity], restart_s) for activity in activities),
         *remarks,
     ]
     return StudyResult("\n".join(lines), [TURNS, STABILITY_TABLE], _metrics(found))
