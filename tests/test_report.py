@@ -16,13 +16,13 @@ import pytest
 from helpers.planted_runs import make_finished_run, make_run, plant
 from helpers.servers import mlflow_server
 from mlflow.entities import Metric
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, sync_playwright
 
 from gtdl_mlflow import config, metrics, tags
 from gtdl_mlflow.cli import __main__ as cli
 from gtdl_mlflow.config import display
 from gtdl_mlflow.report import page, published_figures, sections, ui
-from gtdl_mlflow.report.runs import read, to_benchmark_run
+from gtdl_mlflow.report.runs import load, read, to_benchmark_run
 
 CHROMIUM = shutil.which("chromium")
 
@@ -214,7 +214,8 @@ def test_ranking_comes_first(tab: Page) -> None:
 
 CUT = """() => [...document.querySelectorAll("main *")].filter(element => {
     const style = getComputedStyle(element);
-    if (element.closest("svg, option") || element.scrollWidth <= element.clientWidth + 1 || !element.clientWidth) return false;
+    if (element.closest("svg, option") || !element.clientWidth) return false;
+    if (element.scrollWidth <= element.clientWidth + 1) return false;
     const ellipsis = style.textOverflow === "ellipsis", shadow = style.backgroundImage.includes("linear-gradient");
     return !(style.overflowX === "auto" && shadow) && !ellipsis && style.overflowX !== "visible";
 }).map(element => element.outerHTML.slice(0, 200))"""
@@ -285,6 +286,189 @@ def test_raw_values_are_sorted_filtered_and_downloaded(tab: Page, tmp_path: Path
     assert list(rows[0]) == list(page.COLUMNS)
     loaded = json.loads((tmp_path / "json").read_text())
     assert [row["run_id"] for row in loaded] == [row["run_id"] for row in rows]
+
+
+# A store with planted truths.
+
+OWN = "each under its own default (networks differ)"
+
+
+@pytest.fixture(scope="module")
+def truths(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> str:
+    """Frameworks that take as long as PyTorch, 3 % longer, twice as long, and anything; a failed and a running one."""
+    path = tmp_path_factory.mktemp("truths") / "mlflow.db"
+    shutil.copy(empty_store, path)
+    uri = f"sqlite:///{path}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", uri)
+        mlflow.set_tracking_uri(uri)
+        plant_truths()
+        mlflow.set_tracking_uri(None)
+    return uri
+
+
+def plant_truths() -> None:
+    client = mlflow.MlflowClient()
+    common = ("dataset=mnist_5k", "setting=caffe_mnist")
+    worker = {"worker/peak_memory_mb": 500.0, "train/cpu_utilization_percent": 90.0}
+    factors = {"torch": 1.0, "caffe": 1.0005, "mxnet": 1.03, "tensorflow": 2.0}
+    for seed, noise in enumerate((1, 1.002, 0.998, 1.001, 0.999)):
+        for name, factor in factors.items():
+            accuracy = (95.0 if name == "mxnet" else 97.0) + seed / 100
+            measured = worker | {"worker/peak_memory_mb": 800.0} if name == "tensorflow" else worker
+            times = {"training_s": 10 * factor * noise, "testing_s": factor * noise / 5}
+            plant(
+                make_finished_run(f"framework={name}", *common, seed=seed, accuracy=accuracy, metrics=measured, **times)
+            )
+            if name in ("torch", "tensorflow"):  # networks of the own defaults differ
+                time_s = {"torch": 100.0, "tensorflow": 2000.0}[name] * noise
+                plant(make_finished_run(f"framework={name}", "dataset=mnist", seed=seed, training_s=time_s))
+        noisy = 10 * (1.05 + seed / 4)
+        plant(make_finished_run("framework=theano", *common, seed=seed, training_s=noisy, accuracy=97, metrics=worker))
+    plant(make_finished_run("framework=reference", *common, training_s=1, accuracy=99.9, metrics=worker))
+    plant(make_run("framework=theano", *common, seed=7, **{tags.FAILURE: "the worker was killed by SIGKILL"}))
+    plant(make_run("framework=tensorflow", *common, seed=5, status="RUNNING"))
+    cifar = ("dataset=cifar10", "setting=caffe_cifar10", "budget=0.1")
+    experiment = mlflow.get_experiment_by_name("gtdl")
+    assert experiment is not None
+    parent = client.create_run(experiment.experiment_id, tags={tags.SWEEP: "experiment=paired"}).info.run_id
+    for name, ratio, half in (("PyTorch-2.13.0", 1.0, 0.0), ("TensorFlow-2.21.0", 1.15, 0.02)):
+        values = {"ratio": ratio, "ratio_low": ratio - half, "ratio_high": ratio + half}
+        for key, value in values.items():
+            client.log_metric(parent, f"paired/cpu/training/{name}/{key}", value)
+        client.log_metric(parent, f"paired/wall/testing/{name}/ratio", 2 * ratio - 1)  # too few restarts
+    client.set_terminated(parent)
+    for seed in range(3):
+        for name, time_s in (("torch", 3.0), ("tensorflow", 2.0)):  # the whole runs were disturbed
+            sweep = {"mlflow.parentRunId": parent, tags.INTERFERENCE: "other processes used 61 % of the CPU"}
+            times = {"training_s": time_s + seed / 10, "testing_s": time_s}
+            plant(make_finished_run(f"framework={name}", *cifar, seed=seed, accuracy=60, **times, **sweep))
+
+
+@pytest.fixture(scope="module")
+def true_report(truths: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("true report") / "report.html"
+    assert cli.main(["report", "--tracking-uri", truths, "--output", str(path)]) == 0
+    return path
+
+
+def cells(table: Locator) -> dict[str, list[str]]:
+    """Return the cells of each row by its first cell."""
+    rows = [[cell.inner_text() for cell in row.locator("th, td").all()] for row in table.locator("tr").all()]
+    return {first: rest for first, *rest in rows}
+
+
+@pytest.mark.browser
+def test_every_sentence_and_number_is_that_of_the_planted_runs(browser: Browser, true_report: Path) -> None:
+    for tab in open_report(browser, true_report):
+        assert "44 runs: 42 finished, 1 running, 1 failed." in tab.locator("header").inner_text()
+        article = tab.locator("article", has_text="mnist_5k, all under caffe_mnist")
+        found = cells(article.locator("table").first)
+        assert list(found) == ["framework", "PyTorch 2.13.0", "Caffe 1.0.0", "MXNet 1.9.1", "Theano 1.1.2",
+                               "TensorFlow 2.21.0", "NumPy reference 1"]  # fmt: skip
+        assert found["framework"] == [
+            "training time, s",
+            "testing time, s",
+            "test accuracy, %",
+            "peak memory, MB",
+            "runs",
+        ]
+        assert found["PyTorch 2.13.0"][0] == "10.00 [9.98, 10.02], 5\nbest"
+        assert found["Caffe 1.0.0"][0].endswith("1.00x [1.00, 1.00], the same")
+        assert found["MXNet 1.9.1"][0].endswith("1.03x [1.03, 1.03]")
+        assert found["MXNet 1.9.1"][2].endswith("2.00 points [1.96, 2.04] behind")
+        assert found["TensorFlow 2.21.0"][0].endswith("2.00x [1.99, 2.01]")
+        assert found["TensorFlow 2.21.0"][3:] == ["800.0", "5 finished, 1 running"]
+        assert found["Theano 1.1.2"][0].endswith("not resolved")
+        assert found["Theano 1.1.2"][4] == "5 finished, 1 failed"
+        assert found["NumPy reference 1"][0] == "(1.00)\nnot ranked"
+        text = article.inner_text()
+        assert (
+            "PyTorch 2.13.0 and Caffe 1.0.0 trained in the same time, within 2 %: 10.00 s. "
+            "MXNet 1.9.1 took 1.03x [1.03, 1.03] as long, TensorFlow 2.21.0 2.00x [1.99, 2.01]. Not resolved: Theano"
+        ) in text
+        assert "MXNet 1.9.1 is 2.00 points [1.96, 2.04] behind." in text
+        assert "The same for all: CPU use in training, %: 90.00." in text
+        assert "TensorFlow 2.21.0: 1 run still running." in text
+        assert "reference 1 trained" not in text
+        own = tab.locator("article", has_text=f"mnist, {OWN}").inner_text()
+        assert "PyTorch 2.13.0 trained fastest: 100.0 s. TensorFlow 2.21.0 took 20.0x [19.9, 20.1] as long." in own
+
+
+@pytest.mark.browser
+def test_paired_measurement_comes_before_the_whole_runs_of_its_sweep(browser: Browser, true_report: Path) -> None:
+    for tab in open_report(browser, true_report):
+        article = tab.locator("article", has_text="cifar10, all under caffe_cifar10")
+        paired, runs = (cells(article.locator("table").nth(number)) for number in range(2))
+        assert paired["framework"] == ["training, CPU time", "testing, wall clock"]
+        assert paired["PyTorch 2.13.0"] == ["best", "best"]
+        assert paired["TensorFlow 2.21.0"] == ["1.15x [1.13, 1.17]", "1.30x"]
+        assert runs["TensorFlow 2.21.0"][0] == "2.20; 2.10; 2.00\nbest"  # no interval of three values
+        text = article.inner_text()
+        sentence = (
+            "CPU time, taking turns: PyTorch 2.13.0 trained fastest. TensorFlow 2.21.0 took 1.15x [1.13, 1.17] as"
+        )
+        assert text.index(sentence) < text.index("TensorFlow 2.21.0 trained in the shortest time so far: 2.10 s.")
+        assert "3 disturbed by other processes" in text
+        assert "1.15x" not in tab.locator("article", has_text="mnist_5k").inner_text()
+
+
+@pytest.mark.browser
+def test_selection_is_in_the_address(browser: Browser, true_report: Path) -> None:
+    for tab in open_report(browser, true_report):
+        assert [each.get_attribute("name") for each in tab.locator("#selectors select").all()] == [
+            "dataset", "setting", "budget", "framework"]  # fmt: skip
+        tab.locator("select[name=dataset]").select_option("mnist")
+        tab.locator("select[name=framework]").select_option("PyTorch 2.13.0")
+        tab.locator("#filter").fill("finished")
+        address = tab.url
+        for _ in range(2):  # as selected, and as opened by somebody else
+            shown = tab.locator("article:visible h3")
+            assert shown.all_inner_texts() == [f"mnist, {OWN}, cpu, 2 threads"]
+            assert tab.locator("article:visible tr.other").first.inner_text().startswith("TensorFlow 2.21.0")
+            assert tab.locator("article:visible table").first.locator("tr:not(.other)").count() == 2  # with the header
+            assert tab.locator("#raw tbody tr").count() == 5
+            tab.goto("about:blank")
+            tab.goto(address)
+        tab.locator("nav a", has_text="Method").click()
+        assert tab.url == address
+        tab.locator("select[name=setting]").select_option("caffe_cifar10")
+        assert tab.locator("#nothing").is_visible()
+        tab.evaluate("location.hash = 'dataset=imagenet&budget=0.1'")  # another report's value selects all
+        tab.locator("#nothing").wait_for(state="hidden")
+        assert tab.locator("article:visible").count() == 1
+        assert tab.locator("select[name=dataset]").input_value() == ""
+
+
+@pytest.mark.browser
+def test_axes_have_no_prefix_and_are_logarithmic_over_decades(browser: Browser, true_report: Path) -> None:
+    for tab in open_report(browser, true_report, width=390):
+        tab.locator("select[name=dataset]").select_option("mnist")
+        charts = tab.locator("article:visible .chart")
+        assert charts.count() >= 3
+        for chart in charts.all():
+            chart.scroll_into_view_if_needed()
+            chart.locator("svg").wait_for(timeout=60_000)
+            numbers = [text for text in chart.locator("svg text").all_text_contents() if re.match("[0-9]", text)]
+            assert numbers
+            assert not [text for text in numbers if not re.fullmatch(r"[0-9,]+(\.[0-9]+)?", text)]
+        assert "training time, s, logarithmic" in charts.first.locator("svg").text_content()  # type: ignore[operator]
+        assert "testing time, s, logarithmic" not in charts.nth(1).locator("svg").text_content()  # type: ignore[operator]
+
+
+@pytest.mark.browser
+def test_runs_are_links_where_the_store_has_an_address(browser: Browser, truths: str, tmp_path: Path) -> None:
+    loaded = load(truths, ["gtdl"])
+    client = Mock(tracking_uri="https://user:secret@mlflow.example:5000/", get_metric_history=lambda *_: [])
+    path = tmp_path / "report.html"
+    path.write_text(page.page(loaded, client, "gtdl"), encoding="utf-8")
+    assert "secret" not in path.read_text(encoding="utf-8").replace(page.library(), "")
+    run = loaded.runs[0]
+    for tab in open_report(browser, path):
+        link = tab.locator(f'#raw a:text-is("{run.run_id}")')
+        address = f"https://mlflow.example:5000/#/experiments/{run.experiment_id}/runs/{run.run_id}"
+        assert link.get_attribute("href") == address
+    assert '"link":""' in page.page(loaded, mlflow.MlflowClient(truths), "gtdl")
 
 
 HOSTILE = (
