@@ -36,6 +36,9 @@ DEFAULTS = {"dataset": "mnist_5k", "setting": "caffe_mnist"}
 RUNS_SHARE = 0.3
 """Share of the time that the whole runs may take. The paired measurement decides, and has the rest."""
 
+SMALLEST_BUDGET = 0.01
+"""Smallest useful budget: below it, nothing is learned."""
+
 PROBE_STEPS = 30
 """Training steps of a probe."""
 
@@ -188,9 +191,9 @@ def probe_all(composed: Iterable[config.Config], ends: float) -> tuple[dict[str,
 
 
 def choose_budget(costs: Collection[Cost], seconds: float) -> float:
-    """Return the budget with which one run of each framework takes ``seconds``; 0 if it takes longer in any case."""
+    """Return the budget with which one run of each framework takes ``seconds``, at least ``SMALLEST_BUDGET``."""
     left_s = seconds - sum(each.run_s(0) for each in costs)
-    return round_down(max(0.0, min(1.0, left_s / sum(each.training_s for each in costs))))
+    return round_down(max(SMALLEST_BUDGET, min(1.0, left_s / sum(each.training_s for each in costs))))
 
 
 def round_down(budget: float) -> float:
@@ -241,9 +244,8 @@ def run(minutes: float, wanted: Sequence[str], overrides: Sequence[str], experim
     left_s = ends - time.monotonic() - REPORT_S - SWEEP_S
     budget = choose_budget(costs.values(), RUNS_SHARE * 60 * minutes)
     needed_s = shortest_measurement_s(costs.values()) + sum(each.run_s(budget) for each in costs.values())
-    if not budget or needed_s > left_s:
-        runs_s = sum(each.run_s(0) for each in costs.values())
-        enough_s = max(runs_s / RUNS_SHARE, 60 * minutes - left_s + needed_s)
+    if needed_s > left_s:
+        enough_s = 60 * minutes - left_s + needed_s
         raise AnswerImpossible(
             f"minutes={minutes:g}: too short for {', '.join(costs)} here; try minutes={math.ceil(1.1 * enough_s / 60)}"
         )
