@@ -24,7 +24,7 @@ from ..console import info, status_line
 from ..hardware import device_lock
 from ..report.formats import count
 from ..report.statistics import EQUAL_WITHIN, FEWEST_RESTARTS
-from ..worker.events import Metrics
+from ..worker.events import Metadata, Metrics
 from ..worker.inputs import split
 from ..worker.job import Activity, Latency
 from ..worker_process import WorkerFailed, run_worker
@@ -41,11 +41,6 @@ SMALLEST_BUDGET = 0.01
 
 PROBE_STEPS = 30
 """Training steps of a probe."""
-
-COLD_S = 6.0
-"""A probe is repeated if it takes longer than this besides training and testing. It was probably the first run on this
-machine, which reads the framework from disk, compiles its Python files, or compiles Theano's C++ code.
-"""
 
 CELL_S = 1.0
 """Seconds that the driver adds to a cell: the tracker, the model's files."""
@@ -81,6 +76,8 @@ class Cost:
     """Seconds of a run that do not depend on the budget."""
     training_s: float
     """Seconds of the full training and its evaluations."""
+    is_cold: bool = False
+    """Whether files were read from the disk or compiled, which the next run does not repeat."""
 
     def run_s(self, budget: float) -> float:
         """Return the seconds of a run with this ``budget``, the driver's part included."""
@@ -158,10 +155,13 @@ def probe(composed: config.Config) -> Cost:
         job = replace(job, training=few, budget=1.0, latency=Latency(repeats=0))
         started = time.monotonic()
         metrics: dict[str, float] = {}
+        metadata: dict[str, object] = {}
         settings = composed.speed_settings.environment
         for event in run_worker(job, environment.python, settings, Path(name), composed.limits.run_timeout_s):
             if isinstance(event, Metrics):
                 metrics |= event.values
+            elif isinstance(event, Metadata):
+                metadata |= event.values
         wall_s = time.monotonic() - started
     fixed_s = wall_s - metrics["training_time_s"] + metrics["train/first_step_s"]
     trained, _ = split(data.train_images, training)
@@ -169,7 +169,8 @@ def probe(composed: config.Config) -> Cost:
     steps, every = training.steps(images, 1.0), training.evaluate_every_epochs
     evaluations = steps * training.batch_size / images / every if every else 0
     step_s = training.batch_size / metrics["train/steady_state_images_per_s"]
-    return Cost(fixed_s, steps * step_s + evaluations * data.test_images / metrics["test/images_per_s"])
+    training_s = steps * step_s + evaluations * data.test_images / metrics["test/images_per_s"]
+    return Cost(fixed_s, training_s, "cold" in (metadata.get("framework_files"), metadata.get("compile_cache")))
 
 
 def probe_all(composed: Iterable[config.Config], ends: float) -> tuple[dict[str, Cost], list[str]]:
@@ -181,7 +182,7 @@ def probe_all(composed: Iterable[config.Config], ends: float) -> tuple[dict[str,
         status_line(f"timing a few steps of {name}, at most {max(0.0, ends - time.monotonic()) / 60:.1f} min left")
         try:
             costs[name] = probe(each)
-            if costs[name].fixed_s > COLD_S:
+            if costs[name].is_cold:
                 costs[name] = probe(each)
         except WorkerFailed as error:
             costs.pop(name, None)
