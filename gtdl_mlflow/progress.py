@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from types import TracebackType
 
 from .console import info, status_line
@@ -64,7 +63,8 @@ class SweepProgress:
         text = f"{self._done} of {self._cells} done"
         if not self._times_s:
             return text
-        return f"{text}, about {_rounded_duration(left * statistics.fmean(self._times_s))} {self._ending}"
+        mean_s = sum(self._times_s) / len(self._times_s)
+        return f"{text}, about {_rounded_duration(left * mean_s)} {self._ending}"
 
 
 def line(label: str, event: Progress) -> str:
