@@ -257,12 +257,12 @@ def test_busy_machine_is_reported_once_before_a_sweep_and_after_each_cell(
 
 
 @pytest.mark.slow
-def test_another_run_is_waited_for_and_is_no_other_load(store: str, busy_machine: None) -> None:
+def test_another_run_is_waited_for_and_is_no_other_load(store: str) -> None:
     first = start("framework=reference", "training.epochs=1000000")
     wait_for_worker(first)
     second = start("framework=reference", "training.epochs=1", "seed=1")
     try:
-        assert "waiting: another gtdl run" in read_line(second, second.stderr)
+        assert "waiting: another gtdl run" in read_line(second, second.stderr, timeout_s=240)
     finally:
         for process in (second, first):
             process.send_signal(signal.SIGINT)
