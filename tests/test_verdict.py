@@ -23,12 +23,12 @@ def verdict(monkeypatch: pytest.MonkeyPatch) -> Any:
     return importlib.import_module(SCRIPT.stem)
 
 
-def write_log(verdict: Any, path: Path, *of_three_percent: Verdict) -> None:
-    """Write a log of trials with these verdicts on the slow-down of 3 %; the others are right."""
+def write_log(verdict: Any, path: Path, *of_three_percent: Verdict, again: Verdict = Verdict.same) -> None:
+    """Write a log of trials with these verdicts on the slow-down of 3 % and on PyTorch itself."""
     log = verdict.Log(path, OPTIONS)
     for each in of_three_percent:
         comparisons = {
-            "again": verdict.Comparison(1.0, 0.99, 1.01, 5, Verdict.same),
+            "again": verdict.Comparison(1.0, 0.99, 1.01, 5, again),
             "slowed by 3 %": verdict.Comparison(1.03, 1.02, 1.04, 5, each),
             "slowed by 10 %": verdict.Comparison(1.1, 1.08, 1.12, 5, Verdict.larger),
         }
@@ -62,6 +62,15 @@ def test_a_missed_goal_fails(verdict: Any, tmp_path: Path) -> None:
     done = run(tmp_path / "log.csv", 2)
     assert done.returncode == 1
     assert "slowed by 3 %: detected in 1 of 2 (at least 90 %)" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("again", "false"), [(Verdict.unresolved, 0), (Verdict.larger, 1), (Verdict.smaller, 1)])
+def test_only_a_difference_from_itself_is_false(verdict: Any, tmp_path: Path, again: Verdict, false: int) -> None:
+    write_log(verdict, tmp_path / "log.csv", Verdict.larger, again=again)
+    done = run(tmp_path / "log.csv", 1)
+    assert done.returncode == false
+    assert f"against itself: {false} false differences in 1 (at most 5 %); 0 'same'" in done.stdout
 
 
 @pytest.mark.slow
