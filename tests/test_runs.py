@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
+import multiprocessing
 import re
 import sqlite3
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pytest
@@ -19,6 +26,7 @@ from gtdl_mlflow.cli import __main__ as cli
 from gtdl_mlflow.config import display
 from gtdl_mlflow.report import check, page, published_figures, ranking, reproduction, runs
 from gtdl_mlflow.report.runs import OWN, read, to_benchmark_run
+from gtdl_mlflow.tracking import store as tracking_store
 
 PARITY = ("dataset=mnist_5k", "setting=caffe_mnist")
 
@@ -346,10 +354,63 @@ def test_store_that_is_no_database_or_unreachable_is_one_line(
 def test_time_outside_of_the_calendar_is_empty() -> None:
     run = complete_runs()[0]
     run.info._start_time = 10**18
-    assert page.raw_values(to_benchmark_run(run))["started"] == ""
+    assert dict(zip(page.COLUMNS, page.raw_values(to_benchmark_run(run)), strict=True))["started"] == ""
 
 
 def test_infinity_of_a_database_is_infinity() -> None:
     run = make_finished_run("framework=torch", metrics={"training_time_s": 1.7976931348623157e308})
     assert to_benchmark_run(run).metrics["training_time_s"] == math.inf
     assert len(run.data.tags["gtdl.machine"]) < runs.LONGEST
+
+
+# Reading a large store with a second process.
+
+
+@pytest.fixture
+def many(store: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Plant 11 runs that are read in pages of two, and return their IDs, the newest first. Some start together."""
+    monkeypatch.setattr(tracking_store, "PAGE_SIZE", 2)
+    planted = complete_runs()
+    for run in planted[3:7]:
+        run.info._start_time = planted[3].info.start_time
+    ids = [plant(run) for run in [*planted, make_run("framework=torch", *PARITY, status="RUNNING", seed=9)]]
+    return [*ids[:6:-1], *sorted(ids[3:7], reverse=True), *ids[2::-1]]
+
+
+@pytest.mark.slow
+def test_second_process_sends_every_run(many: list[str]) -> None:
+    with runs._second_process(mlflow.get_tracking_uri(), ["1"], "") as receiver:
+        page = receiver.recv()  # the limit of two runs is that of this process
+    assert page.ids == set(many)
+    assert [run.run_id for run in page.loaded.runs] == many
+
+
+def test_reading_ends_where_both_processes_meet(many: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = mlflow.get_tracking_uri()
+    oldest = list(itertools.islice(runs._pages(mlflow.MlflowClient(uri), ["1"], "", "ASC"), 3))
+    read_pages = []
+    search_pages = tracking_store.search_pages
+
+    def counted(*arguments: Any) -> Iterator[list[Run]]:
+        for each in search_pages(*arguments):
+            read_pages.append(each)
+            yield each
+
+    @contextmanager
+    def second(*_: Any) -> Iterator[Connection]:
+        receiver, sender = multiprocessing.Pipe(duplex=False)
+        for each in oldest:
+            sender.send(each)
+        yield receiver
+
+    monkeypatch.setattr(tracking_store, "search_pages", counted)
+    monkeypatch.setattr(runs, "_second_process", second)
+    monkeypatch.setattr(runs, "PAGES_OF_ONE_PROCESS", 1)
+    assert [run.run_id for run in runs.load(uri, ["gtdl"]).runs] == many
+    assert len(read_pages) == 3  # six runs, and six runs from the other end: one is in both
+
+
+def test_second_process_that_fails_changes_nothing(many: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "PAGES_OF_ONE_PROCESS", 1)
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    assert [run.run_id for run in runs.load(mlflow.get_tracking_uri(), ["gtdl"]).runs] == many

@@ -9,6 +9,7 @@ import statistics
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
@@ -63,9 +64,17 @@ def page(loaded: LoadedRuns, client: MlflowClient, experiment: str, remarks: Seq
     Raises:
         NothingFound: there is no run.
     """
-    runs = loaded.runs
-    if not runs:
+    if not loaded.runs:
         raise NothingFound(f"experiment {experiment}: no run yet")
+    with ThreadPoolExecutor(1) as thread:
+        script = thread.submit(library)  # takes as long as all sections
+        return _page(loaded, client, experiment, remarks, script)
+
+
+def _page(
+    loaded: LoadedRuns, client: MlflowClient, experiment: str, remarks: Sequence[str], script: Future[Markup]
+) -> str:
+    runs = loaded.runs
     compared = _compared(group_by_conditions(runs))
     paired = paired_by_conditions(loaded)
     sections = [
@@ -117,7 +126,7 @@ def page(loaded: LoadedRuns, client: MlflowClient, experiment: str, remarks: Seq
                 "experiments": [run.experiment_id for run in ordered],
             }
         ),
-        library=library(),
+        library=script.result(),
     )
 
 

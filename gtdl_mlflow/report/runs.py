@@ -9,14 +9,18 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import multiprocessing
 import re
+import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mlflow.entities import LifecycleStage, Run
 from mlflow.tracking import MlflowClient
@@ -35,6 +39,9 @@ WORKER = "worker."
 
 OWN = "each under its own default"
 """Setting of a comparison in which every framework has its own default."""
+
+PAGES_OF_ONE_PROCESS = 4
+"""A second process starts if the search has more pages: it takes as long to start as to read two."""
 
 PAIRED = "paired/"
 """Prefix of the metrics of a paired measurement."""
@@ -190,7 +197,92 @@ def load(uri: str, experiments: Iterable[str], condition: str = "") -> LoadedRun
             command = f"mlflow experiments restore -x {experiment.experiment_id}"
             raise NothingFound(f"experiment {name}: was deleted; `{command}` restores it")
         identifiers.append(experiment.experiment_id)
-    return read(run for identifier in identifiers for run in store.search_runs(client, identifier, condition))
+    return _read_from_both_ends(client, uri, identifiers, condition)
+
+
+class Page(NamedTuple):
+    """Runs of one search request, and the IDs of all of them, including those that are not of this project."""
+
+    ids: set[str]
+    loaded: LoadedRuns
+
+
+def _pages(client: MlflowClient, experiments: list[str], condition: str, order: str) -> Iterator[Page]:
+    """Yield pages from one end of the search; the runs of a page are always the newest first."""
+    for runs in store.search_pages(client, experiments, condition, order):
+        yield Page({run.info.run_id for run in runs}, read(runs if order == "DESC" else reversed(runs)))
+
+
+def _read_from_both_ends(client: MlflowClient, uri: str, experiments: list[str], condition: str) -> LoadedRuns:
+    """Read the runs of a store, the newest first, and let a second process read a large store from the other end.
+
+    MLflow creates an object for every param, tag and metric, which takes most of the time of a report.
+    """
+    newest: list[Page] = []
+    oldest: list[Page] = []
+    with ExitStack() as stack:
+        receiver: Connection | None = None
+        for page in _pages(client, experiments, condition, "DESC"):
+            newest.append(page)
+            if len(newest) == PAGES_OF_ONE_PROCESS:
+                receiver = stack.enter_context(_second_process(uri, experiments, condition))
+            while receiver and receiver.poll():
+                try:
+                    oldest.append(receiver.recv())
+                except (EOFError, OSError):  # it failed: this process reads all
+                    receiver = None
+            if _ids(newest) & _ids(oldest):
+                break
+    return _merge([*newest, *reversed(oldest)])
+
+
+def _ids(pages: Iterable[Page]) -> set[str]:
+    return {run_id for page in pages for run_id in page.ids}
+
+
+@contextmanager
+def _second_process(uri: str, experiments: list[str], condition: str) -> Iterator[Connection]:
+    """Read the runs from the oldest to the newest in another process, and yield the connection that receives them."""
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    program = f"from {__name__} import send_oldest; send_oldest({sender.fileno()})"
+    # Not a process of multiprocessing: a fork would share the database's connection, a spawn runs the user's script.
+    process = subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        pass_fds=[sender.fileno()],
+        start_new_session=True,  # an interrupt reaches this process only
+    )
+    sender.close()
+    try:
+        assert process.stdin
+        with suppress(BrokenPipeError), process.stdin:  # not in the list of processes: an address may have a password
+            process.stdin.write(json.dumps([uri, experiments, condition]).encode())
+        yield receiver
+    finally:
+        receiver.close()
+        process.kill()
+        process.wait()
+
+
+def send_oldest(descriptor: int) -> None:
+    """Send the runs of the search on standard input to a descriptor, the oldest first, in a process of its own."""
+    uri, experiments, condition = json.load(sys.stdin)
+    sender = Connection(descriptor, readable=False)
+    for page in _pages(connect(uri), experiments, condition, "ASC"):
+        sender.send(page)
+
+
+def _merge(pages: Iterable[Page]) -> LoadedRuns:
+    """Return every run once, in the order of the pages, whose ends may overlap."""
+    runs: dict[str, BenchmarkRun] = {}
+    skipped: dict[str, SkippedRun] = {}
+    paired: dict[str, dict[str, float]] = {}
+    for _, loaded in pages:
+        runs |= {run.run_id: run for run in loaded.runs if run.run_id not in runs}
+        skipped |= {run.run_id: run for run in loaded.skipped}
+        paired |= loaded.paired
+    return LoadedRuns(list(runs.values()), list(skipped.values()), paired)
 
 
 def read(runs: Iterable[Run]) -> LoadedRuns:
@@ -232,7 +324,7 @@ def to_benchmark_run(run: Run) -> BenchmarkRun:
         MalformedRun: the run lacks a tag, a param or a metric of this project, or has a wrong value.
     """
     run_tags = run.data.tags
-    metrics = {name: _number(value) for name, value in run.data.metrics.items()}
+    metrics = {sys.intern(name): _number(value) for name, value in run.data.metrics.items()}
     if run.info.status == "FINISHED" and (missing := [name for name in HEADLINE if name not in metrics]):
         raise MalformedRun(f"no {' and no '.join(missing)}")
     return BenchmarkRun(
@@ -246,7 +338,7 @@ def to_benchmark_run(run: Run) -> BenchmarkRun:
         quality=run_tags.get(tags.QUALITY, ""),
         started_ms=run.info.start_time or 0,
         metrics=metrics,
-        tags=dict(run_tags),
+        tags={sys.intern(name): sys.intern(value) for name, value in run_tags.items()},
         reported={key.removeprefix(WORKER): value for key, value in run.data.params.items() if key.startswith(WORKER)},
         requested_version=run.data.params.get("framework.version", ""),
     )

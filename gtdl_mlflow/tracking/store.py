@@ -39,8 +39,8 @@ logging.getLogger("alembic").setLevel(logging.WARNING)
 # It logs each failure with its traceback before it raises the exception, which is reported in one line.
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
-PAGE_SIZE = 1000
-"""Runs per search request."""
+PAGE_SIZE = 500
+"""Runs per search request: MLflow needs about 0.3 MB for each while it reads them."""
 
 CREATE_ATTEMPTS = 5
 """Attempts to create a server database's tables: another process may be creating them."""
@@ -297,12 +297,30 @@ def open_store(uri: str, retries: int = 2, timeout_s: int = 10) -> Iterator[Mlfl
 
 
 def search_runs(client: MlflowClient, experiment_id: str, condition: str) -> Iterator[Run]:
-    """Yield all runs of an experiment that meet an MLflow search ``condition``, page by page."""
+    """Yield all runs of an experiment that meet an MLflow search ``condition``, the newest first."""
+    for page in search_pages(client, [experiment_id], condition):
+        yield from page
+
+
+def search_pages(
+    client: MlflowClient, experiment_ids: list[str], condition: str, order: str = "DESC"
+) -> Iterator[list[Run]]:
+    """Yield the runs of some experiments, page by page, by their start.
+
+    Args:
+        client: client of the tracker.
+        experiment_ids: IDs of the experiments.
+        condition: an MLflow search.
+        order: ``DESC`` for the newest first, ``ASC`` for exactly the reverse.
+    """
+    order_by = [f"attributes.{name} {order}" for name in ("start_time", "run_id")]
     token: str | None = None
     while True:
         with _without_garbage_collection():
-            page = client.search_runs([experiment_id], condition, max_results=PAGE_SIZE, page_token=token)
-        yield from page
+            page = client.search_runs(
+                experiment_ids, condition, max_results=PAGE_SIZE, order_by=order_by, page_token=token
+            )
+        yield list(page)
         token = page.token
         if not token:
             return
