@@ -14,7 +14,7 @@ from helpers.project import ROOT
 from gtdl_mlflow.report.statistics import Verdict
 
 SCRIPT = ROOT / "benchmarks" / "verdict.py"
-OPTIONS = {"method": "paired", "load": "2", "setting": "caffe_mnist"}
+OPTIONS = {"method": "paired", "load": "0", "setting": "caffe_mnist"}
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def write_log(verdict: Any, path: Path, *of_three_percent: Verdict, again: Verdi
         log.add(verdict.Trial(60.0, comparisons))
 
 
-def run(log: Path, trials: int, load: str = "2") -> subprocess.CompletedProcess[str]:
+def run(log: Path, trials: int, load: str = "0") -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(SCRIPT), "--log", str(log), "--trials", str(trials), "--load", load]
     return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
@@ -52,7 +52,7 @@ def test_goals_are_those_of_the_trials_in_the_log(verdict: Any, tmp_path: Path) 
         "  the true ratio is in 2 of 2 intervals (at least 90 %), whose median half-width is 0.98 %",
         "slowed by 10 %: detected in 2 of 2 (at least 100 %); 0 'faster'",
         "  the true ratio is in 2 of 2 intervals (at least 90 %), whose median half-width is 1.84 %",
-        "2 trials, 60 s each; load: 2 other processes",
+        "2 trials, 60 s each; load: 0 other processes",
     ]
 
 
@@ -76,9 +76,9 @@ def test_only_a_difference_from_itself_is_false(verdict: Any, tmp_path: Path, ag
 @pytest.mark.slow
 def test_a_log_of_other_options_is_refused(verdict: Any, tmp_path: Path) -> None:
     write_log(verdict, tmp_path / "log.csv", Verdict.larger)
-    done = run(tmp_path / "log.csv", 2, load="0")
+    done = run(tmp_path / "log.csv", 2, load="2")
     assert done.returncode == 1
-    assert "log.csv has trials with {'load': '2'}" in done.stderr
+    assert "log.csv has trials with {'load': '0'}" in done.stderr
 
 
 @pytest.mark.slow
@@ -87,7 +87,7 @@ def test_an_interrupted_benchmark_goes_on(verdict: Any, tmp_path: Path) -> None:
     """A trial is a real measurement."""
     log = tmp_path / "log.csv"
     write_log(verdict, log, Verdict.larger)
-    command = [sys.executable, str(SCRIPT), "--log", str(log), "--trials", "2", "--load", "2", "--seconds", "1"]
+    command = [sys.executable, str(SCRIPT), "--log", str(log), "--trials", "2", "--seconds", "1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert "2 of 2: again " in done.stdout, done.stderr
     assert "1 of 2: " not in done.stdout
