@@ -172,6 +172,22 @@ def test_frameworks_that_do_not_fit_together_are_measured_in_groups(
 
 
 @pytest.mark.slow
+def test_ranking_states_the_groups_and_what_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    configs = [
+        config.compose(["framework=reference", "hardware=cpu_1core", f"framework.label={label}"]) for label in "ABCD"
+    ]
+    study = PairedStudy(configs, 0.001, tmp_path)
+    peaks = {"A 1": 700.0, "B 1": 700.0, "C 1": 700.0, "D 1": 5000.0}
+    runs = {name: [whole_run("torch", **{"worker/peak_memory_mb": peak})] for name, peak in peaks.items()}
+    monkeypatch.setattr(study, "_by_label", lambda _: runs)
+    study.run([], memory_mb=1500)
+    text = study.conclude().text
+    assert "! too little memory for all at once: measured in groups with A 1: B 1; C 1" in text
+    assert "! D 1 is left out: its worker needs 5,000 MB of memory beside the 700 MB of A 1; 1,500 MB are" in text
+    assert {line.split()[0] for line in text[text.index("framework  ") :].splitlines()[1:4]} == {"A", "B", "C"}
+
+
+@pytest.mark.slow
 def test_only_the_wall_clock_counts_on_a_gpu(contestants: list[Contestant], tmp_path: Path) -> None:
     plan = MeasurementPlan(1e9, rounds=1, fewest=3, activities=(Activity.latency,), clock=ratios.WALL)
     measurement = PairedMeasurement(contestants, 2, plan, tmp_path / "workers")
