@@ -79,10 +79,10 @@ def save(tab: Page, name: str, **options: object) -> None:
 
 
 def report(tab: Page, uri: str, path: Path) -> None:
-    """Take the report's top including the answer, and its first four charts."""
+    """Take the report's top with the first ranking, and its first four charts."""
     assert cli.main(["report", "--tracking-uri", uri, "--output", str(path)]) == 0
     tab.goto(path.as_uri())
-    bottom = tab.locator("#answer").evaluate(BOX)[3] + 24
+    bottom = tab.locator("article ul").first.evaluate(BOX)[3] + 24
     save(tab, "report", full_page=True, clip={"x": 0, "y": 0, "width": 1280, "height": bottom})
     charts = [tab.locator(".chart").nth(number) for number in range(4)]
     for chart in charts:  # a chart is drawn when it comes near the window
