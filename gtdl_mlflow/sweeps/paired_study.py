@@ -95,7 +95,8 @@ class PairedStudy:
             started, restart, resolved = time.monotonic(), -1, ""
             for turn in self._measurement.run():
                 if turn.restart != restart:
-                    restart, resolved = turn.restart, _resolved(self._measurement.rankings())
+                    restart = turn.restart
+                    resolved = _resolved(self._measurement.rankings()) if restart else "nothing resolved yet"
                 left = max(0.0, self._minutes - (time.monotonic() - started) / 60)
                 status_line(f"paired measurement: restart {restart + 1}, {resolved}, at most {left:.1f} min left")
         status_line("")
