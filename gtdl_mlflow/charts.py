@@ -393,7 +393,7 @@ def _lines(rows: Rows, x: str, x_title: str, y: str, y_title: str, colors: Color
 def _axis_from_zero(values: Sequence[float], title: str) -> tuple[Specification, str]:
     """Return scale and title of an axis that starts at zero, or is logarithmic where the values differ widely."""
     if min(values) > 0 and max(values) / min(values) >= LOG_RATIO:
-        return {"type": "log"}, f"{title}, logarithmic"
+        return {"type": "log"}, f"{title} (log)"  # short: nothing is cut on a phone
     return {"zero": True}, title
 
 

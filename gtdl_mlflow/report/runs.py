@@ -7,6 +7,7 @@ does not pass is skipped and listed. All other text from the store is data: it i
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import math
 import multiprocessing
@@ -213,6 +214,19 @@ def _pages(client: MlflowClient, experiments: list[str], condition: str, order: 
         yield Page({run.info.run_id for run in runs}, read(runs if order == "DESC" else reversed(runs)))
 
 
+@contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """Delay Python's garbage collector. It takes two thirds of the time in which MLflow creates runs."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@_without_garbage_collection()
 def _read_from_both_ends(client: MlflowClient, uri: str, experiments: list[str], condition: str) -> LoadedRuns:
     """Read the runs of a store, the newest first, and let a second process read a large store from the other end.
 
@@ -265,6 +279,7 @@ def _second_process(uri: str, experiments: list[str], condition: str) -> Iterato
         process.wait()
 
 
+@_without_garbage_collection()
 def send_oldest(descriptor: int) -> None:
     """Send the runs of the search on standard input to a descriptor, the oldest first, in a process of its own."""
     uri, experiments, condition = json.load(sys.stdin)

@@ -369,7 +369,7 @@ def _time_to_target(
     ]
     if len(reached) < 2:
         return None
-    title = f"training time to {target:g} %, s"
+    title = f"time to {target:g} %, s"
     table = Table(
         ["framework", title],
         [[label, "not reached" if seconds is None else format_number(seconds)] for label, seconds in times.items()],

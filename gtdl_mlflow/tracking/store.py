@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import functools
-import gc
 import hashlib
 import json
 import logging
@@ -316,26 +315,11 @@ def search_pages(
     order_by = [f"attributes.{name} {order}" for name in ("start_time", "run_id")]
     token: str | None = None
     while True:
-        with _without_garbage_collection():
-            page = client.search_runs(
-                experiment_ids, condition, max_results=PAGE_SIZE, order_by=order_by, page_token=token
-            )
+        page = client.search_runs(experiment_ids, condition, max_results=PAGE_SIZE, order_by=order_by, page_token=token)
         yield list(page)
         token = page.token
         if not token:
             return
-
-
-@contextmanager
-def _without_garbage_collection() -> Iterator[None]:
-    """Delay Python's garbage collector. It takes two thirds of the time in which MLflow creates a page of runs."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def close_run(client: MlflowClient, run: Run, reason: str) -> None:
