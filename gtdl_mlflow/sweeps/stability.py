@@ -162,7 +162,7 @@ def conclude(
         f"every framework against itself: {count(restarts, 'restart')} of {restart_s:.0f} s with {workers} workers, "
         "true ratio 1",
         *aligned([NOISE_HEADER, *rows]),
-        "rounds %, restarts %: standard deviation of the ratios of rounds and of restarts; half-width %: of the interval",
+        "rounds %, restarts %: standard deviation of the ratio of a round, of a restart; half-width %: of the interval",
         f"for {difference}: what shows a difference of {difference} with a probability of {100 * POWER:g} %",
         "",
         *(_sentence([each for each in found if each.activity == activity], restart_s) for activity in activities),
