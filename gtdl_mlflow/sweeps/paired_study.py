@@ -150,7 +150,7 @@ class PairedStudy:
             following = "`gtdl report` for one page with all runs, or `gtdl ui`"
         threads = next(iter(self._configs.values())).threads
         result = conclude(measurement.turns, threads, remarks, self._folder, measurement.clock, self._by_label(runs))
-        return StudyResult(f"\n{result.text}\nnext: {following}", result.artifacts, result.metrics)
+        return StudyResult(f"{result.text}\nnext: {following}", result.artifacts, result.metrics)
 
     def _option_for(self, more_minutes: float) -> str:
         """Return the option that gives the measurement so many more minutes."""
