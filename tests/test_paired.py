@@ -22,9 +22,9 @@ from helpers.project import Command, need_torch, start, sweep_runs, wait_until
 from gtdl_mlflow import config, datasets
 from gtdl_mlflow.config.job import create_job
 from gtdl_mlflow.report import ratios
+from gtdl_mlflow.report.intervals import Ratio, repeats_needed
 from gtdl_mlflow.report.ratios import MeasuredTurn, Ranked, Ranking
 from gtdl_mlflow.report.runs import BenchmarkRun, CellKey
-from gtdl_mlflow.report.statistics import Ratio
 from gtdl_mlflow.sweeps.hydra_callbacks import SweepParent
 from gtdl_mlflow.sweeps.paired import (
     Contestant,
@@ -35,7 +35,7 @@ from gtdl_mlflow.sweeps.paired import (
     link_groups,
     memory_groups,
 )
-from gtdl_mlflow.sweeps.paired_study import PairedStudy, conclude, minutes_needed, restarts_needed, with_memory
+from gtdl_mlflow.sweeps.paired_study import PairedStudy, conclude, minutes_needed, with_memory
 from gtdl_mlflow.worker.events import Turn
 from gtdl_mlflow.worker.job import Activity
 from gtdl_mlflow.worker_process import WorkerProcess
@@ -271,7 +271,7 @@ def test_restarts_needed_grow_with_the_square_of_the_width(
     value: float, half_width: float, restarts: int, needed: int | None
 ) -> None:
     ends = value / (1 + half_width), value * (1 + half_width)
-    estimate = restarts_needed(Ratio(value, *ends, restarts), 1)
+    estimate = repeats_needed(Ratio(value, *ends, restarts), 1)
     assert estimate == (None if needed is None else pytest.approx(needed, rel=0.02))
 
 

@@ -16,8 +16,8 @@ from mlflow.entities import Run
 from gtdl_mlflow.cli import __main__ as cli
 from gtdl_mlflow.config import display
 from gtdl_mlflow.report import check, comparison, ranking
+from gtdl_mlflow.report.intervals import Verdict, ratio_of_medians
 from gtdl_mlflow.report.runs import to_benchmark_run
-from gtdl_mlflow.report.statistics import Verdict, ratio_of_medians
 from gtdl_mlflow.report.verdicts import QUESTIONS, sample
 
 PARITY = ("dataset=mnist_5k", "setting=caffe_mnist")
@@ -90,6 +90,12 @@ def test_noise_leaves_the_order_open() -> None:
     needed = int(remark.split()[1].replace(",", ""))
     assert remark.endswith("runs of each framework would resolve the ranking by training time.")
     assert 100 < needed < 10_000
+
+
+def test_disturbed_runs_are_counted() -> None:
+    disturbed = repeats("torch", 10, 98, **{"gtdl.interference": "other processes used 61 %"})
+    _, remarks = rank(disturbed, repeats("mxnet", 20, 98))
+    assert remarks == ["Other load disturbed 5 of 10 runs; experiment=paired compares frameworks in spite of it."]
 
 
 def test_reference_is_not_ranked_against_frameworks() -> None:

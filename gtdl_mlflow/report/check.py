@@ -18,8 +18,8 @@ from ..console import info
 from ..metrics import PHASES
 from ..tracking.store import TrackingFailed, translate_errors
 from .formats import count, one_line
+from .intervals import SEEDS_TO_PUBLISH
 from .runs import BenchmarkRun, SkippedRun
-from .statistics import SEEDS_TO_PUBLISH
 from .verdicts import QUESTIONS, TIMES, sample
 
 REQUIRED_TAGS = (tags.FRAMEWORK_VERSION, tags.ENVIRONMENT, tags.MACHINE, tags.DATA_DIGEST, tags.CODE)
@@ -47,7 +47,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class CheckResult:
     """All findings about some runs, and the number of runs and cells."""
 
     findings: list[Finding]
@@ -96,7 +96,7 @@ def rules() -> dict[str, dict[str, str]]:
     return loaded
 
 
-def check(runs: Iterable[BenchmarkRun], skipped: Iterable[SkippedRun] = ()) -> Verdict:
+def check(runs: Iterable[BenchmarkRun], skipped: Iterable[SkippedRun] = ()) -> CheckResult:
     """Check every rule on every run and cell. Runs of one cell differ in nothing but the seed or the machine."""
     every = sorted(runs, key=lambda run: run.started_ms)
     cells: dict[str, list[BenchmarkRun]] = defaultdict(list)
@@ -110,10 +110,10 @@ def check(runs: Iterable[BenchmarkRun], skipped: Iterable[SkippedRun] = ()) -> V
             for message, concerned in RULES[name](some):
                 ids = tuple(run.run_id for run in concerned)
                 findings.append(Finding(name, rule["level"], _subject(concerned, across), one_line(message), ids))
-    return Verdict(findings, len(every), len(cells), tuple(skipped))
+    return CheckResult(findings, len(every), len(cells), tuple(skipped))
 
 
-def tag(verdict: Verdict, runs: Iterable[BenchmarkRun], client: MlflowClient) -> None:
+def tag(verdict: CheckResult, runs: Iterable[BenchmarkRun], client: MlflowClient) -> None:
     """Set the tag ``gtdl.check`` of all runs; the report shows it.
 
     If the store refuses, as it does for a user who may only read, a message is printed.

@@ -10,9 +10,9 @@ from .. import config
 from ..config import display
 from ..console import aligned
 from .formats import count, one_line
+from .intervals import LEVEL, SEEDS_TO_PUBLISH, Difference, Ratio
 from .ranking import Conditions, FrameworkResults, group_by_conditions, samples
 from .runs import BenchmarkRun, NothingFound
-from .statistics import LEVEL, SEEDS_TO_PUBLISH, Difference, Ratio
 from .verdicts import QUESTIONS, Question, Sample, compare, failed_quality, sample, verdict
 
 Search = Callable[[str], Iterable[BenchmarkRun]]

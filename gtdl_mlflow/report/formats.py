@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from ..console import printable
-from .statistics import FEWEST_RUNS, summarize
+from .intervals import FEWEST_RUNS, summarize
 
 REASON = 300
 """Characters of a reason in one line of text."""

@@ -24,11 +24,11 @@ from ..metrics import METRICS
 from ..redaction import redact
 from . import published_figures, reproduction
 from .formats import count, format_number, format_published
+from .intervals import FEWEST_RUNS, SEEDS_TO_PUBLISH
 from .published_figures import PublishedFigures
 from .ranking import Conditions, FrameworkResults, group_by_conditions
 from .runs import OWN, BenchmarkRun, CellKey, LoadedRuns, NothingFound
 from .sections import SAMPLE, Chart, Paired, Table, paired_ratios, section
-from .statistics import FEWEST_RUNS, SEEDS_TO_PUBLISH
 from .verdicts import QUESTIONS, sample
 
 CHARTED = 12

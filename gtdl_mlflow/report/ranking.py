@@ -6,11 +6,12 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from .. import tags
 from ..config import display
 from .formats import count, one_line
+from .intervals import SEEDS_TO_PUBLISH, Difference, Ratio, Verdict, repeats_needed
 from .runs import OWN, BenchmarkRun, CellKey
 from .sentences import ranking_sentence
-from .statistics import SEEDS_TO_PUBLISH, Difference, Ratio, Verdict
 from .verdicts import QUESTIONS, TIMES, Question, Sample, Samples, compare, failed_quality, ranked, sample
 
 REFERENCE = "reference"
@@ -190,6 +191,7 @@ def remarks(frameworks: list[FrameworkResults]) -> list[str]:
             lines.append(f"{each.label}: {count(repeats, 'repeat')} of a seed; each seed has one accuracy, the median.")
         if resumed := sum(run.resumed for run in each.finished):
             lines.append(f"{each.label}: {count(resumed, 'run')} resumed after a kill.")
+    lines += filter(None, [_disturbed(frameworks)])
     lines += [remark for question in TIMES if (remark := _noise(question, frameworks))]
     lines += [remark for question in TIMES if (remark := _unresolved(question, frameworks))]
     if 0 < most < SEEDS_TO_PUBLISH:
@@ -221,12 +223,22 @@ def _noise(question: Question, frameworks: list[FrameworkResults]) -> str:
 
 def _unresolved(question: Question, frameworks: list[FrameworkResults]) -> str:
     """Return one line with the number of runs that would resolve a ranking of times; empty if it is resolved."""
-    distances = [each.behind for each in _ranking(question, frameworks)[1:] if isinstance(each.behind, Ratio)]
-    unresolved = [each for each in distances if each.has_interval and each.verdict is Verdict.unresolved]
-    needed = [number for each in unresolved if (number := each.repeats_needed)]
+    ratios = [each.behind for each in _ranking(question, frameworks)[1:] if isinstance(each.behind, Ratio)]
+    unresolved = [each for each in ratios if each.verdict is Verdict.unresolved]
+    needed = [number for each in unresolved if (number := repeats_needed(each, len(ratios)))]
     if not needed:
         return ""
     return f"About {max(needed):,} runs of each framework would resolve the ranking by {question.metric.label}."
+
+
+def _disturbed(frameworks: list[FrameworkResults]) -> str:
+    """Return one line if other load disturbed some of the runs; empty if it disturbed none."""
+    finished = [run for each in frameworks for run in each.finished]
+    disturbed = sum(run.tags.get(tags.INTERFERENCE, "ok") != "ok" for run in finished)
+    if not disturbed:
+        return ""
+    every = count(len(finished), "run")
+    return f"Other load disturbed {disturbed} of {every}; experiment=paired compares frameworks in spite of it."
 
 
 def text(runs: Iterable[BenchmarkRun]) -> str:

@@ -1,7 +1,7 @@
 """Rankings from the turns of a paired measurement.
 
 A restart has one value: the median over its rounds of the logarithm of the ratio of two neighbouring turns.
-``statistics`` has the interval of their mean.
+``intervals`` has the interval of their mean.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..hardware import interference
+from .intervals import Ratio, Verdict, paired_ratio
 from .sentences import of_times, ranking_sentence
-from .statistics import Ratio, Verdict, paired_ratio
 
 
 @dataclass(frozen=True)

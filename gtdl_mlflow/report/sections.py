@@ -15,9 +15,9 @@ from .. import charts, config, tags
 from ..metrics import METRICS, PHASES
 from . import ratios
 from .formats import format_number, one_line
+from .intervals import Difference, Ratio, Verdict
 from .ranking import Answer, Conditions, FrameworkResults, answers, remarks
 from .runs import BenchmarkRun, LearningCurve, learning_curve
-from .statistics import Difference, Ratio, Verdict
 from .verdicts import QUESTIONS, Question
 
 OTHER = "other"

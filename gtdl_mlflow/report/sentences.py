@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from .formats import count, format_number
-from .statistics import EQUAL_POINTS, EQUAL_WITHIN, Difference, Ratio, Verdict
+from .intervals import EQUAL_POINTS, EQUAL_WITHIN, Difference, Ratio, Verdict
 
 
 @dataclass(frozen=True)

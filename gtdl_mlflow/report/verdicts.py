@@ -1,7 +1,7 @@
 """Verdicts on differences between frameworks over whole runs, for ``report``, ``compare``, ``answer`` and the terminal.
 
 A question is one metric under one set of conditions. All frameworks are compared with the best one, and the intervals
-hold together (Hsu 1981 compares with the best; ``statistics`` has the intervals). The interval of any other pair has
+hold together (Hsu 1981 compares with the best; ``intervals`` has the intervals). The interval of any other pair has
 the same level, so that a verdict does not depend on the command. Metrics are questions of their own.
 """
 
@@ -17,9 +17,7 @@ from functools import cached_property
 from ..metrics import HEADLINE, HIGHER, METRICS, Metric
 from . import sentences
 from .formats import count, format_ratio, format_values
-from .runs import BenchmarkRun
-from .sentences import Phrases
-from .statistics import (
+from .intervals import (
     EQUAL_POINTS,
     EQUAL_WITHIN,
     FEWEST_RUNS,
@@ -31,6 +29,8 @@ from .statistics import (
     ratio_of_medians,
     summarize,
 )
+from .runs import BenchmarkRun
+from .sentences import Phrases
 
 PER_SEED = frozenset({"accuracy_percent"})
 """Metrics that the seed decides: repeats of one seed are one value, their median. Times vary between its repeats."""

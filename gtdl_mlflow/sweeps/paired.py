@@ -19,8 +19,8 @@ from pathlib import Path
 
 from ..hardware.interference import Snapshot, metrics_between
 from ..report import ratios
+from ..report.intervals import FEWEST_RESTARTS
 from ..report.ratios import MeasuredTurn, Ranking
-from ..report.statistics import FEWEST_RESTARTS
 from ..worker.job import Activity, Job
 from ..worker_process import WorkerFailed, WorkerProcess
 

@@ -10,10 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, fields, replace
 from pathlib import Path
 
-import numpy as np
 import psutil
 from mlflow.entities import Run
-from scipy import stats
 
 from .. import cgroups, datasets, environments
 from ..config import Config, ConfigError, check
@@ -23,10 +21,10 @@ from ..files import write_csv
 from ..hardware import device_lock, interference
 from ..report import ratios
 from ..report.formats import count, format_number
+from ..report.intervals import EQUAL_WITHIN, Verdict, repeats_needed
 from ..report.ranking import answers, group_by_conditions
 from ..report.ratios import CPU, WALL, MeasuredTurn, Ranked, Ranking
 from ..report.runs import BenchmarkRun, read
-from ..report.statistics import EQUAL_WITHIN, LEVEL, Ratio, Verdict
 from .paired import Contestant, MeasurementPlan, PairedMeasurement, link_groups
 from .studies import StudyResult
 
@@ -40,9 +38,6 @@ UNITS = {"training": "training step", "testing": "test batch", "latency": "singl
 
 MEMORY_SHARE = 0.9
 """Share of the free memory that the workers may use together."""
-
-MOST_RESTARTS = 10_000
-"""Largest number of restarts that is estimated: several days."""
 
 PEAK_MEMORY = "worker/peak_memory_mb"
 
@@ -173,30 +168,12 @@ def with_memory(contestants: Iterable[Contestant], runs: Mapping[str, Sequence[B
     return [replace(each, memory_mb=peaks.get(each.name) or largest) for each in contestants]
 
 
-def restarts_needed(ratio: Ratio, comparisons: int) -> int | None:
-    """Return the number of restarts that resolves a ratio if the noise stays as it is; None without an interval.
-
-    The interval has to exclude 1, or to lie within ``EQUAL_WITHIN`` of 1, and to be as narrow as ``EQUAL_WITHIN``. Its
-    width falls with the square root of the number, and with the quantile of Student's t.
-    """
-    if not ratio.has_interval:
-        return None
-    if ratio.is_resolved:
-        return ratio.n
-    margin, distance = math.log1p(EQUAL_WITHIN), abs(math.log(ratio.value))
-    target = min(margin, max(distance, margin - distance)) / math.log1p(ratio.half_width)
-    numbers = np.arange(ratio.n, MOST_RESTARTS + 1)
-    widths = stats.t.ppf(1 - (1 - LEVEL) / (2 * comparisons), numbers - 1) / np.sqrt(numbers)
-    enough = numbers[widths <= target * widths[0]]
-    return max(ratio.n + 1, int(enough[0])) if len(enough) else MOST_RESTARTS
-
-
 def minutes_needed(rankings: Iterable[Ranking], restart_s: float) -> float | None:
     """Return about how many more minutes resolve all ratios; None if there are too few restarts to estimate that."""
     more = []
     for ranking in rankings:
         for each in ranking.frameworks[1:]:
-            needed = restarts_needed(each.ratio, len(ranking.frameworks) - 1)
+            needed = repeats_needed(each.ratio, len(ranking.frameworks) - 1)
             if needed is None:
                 return None
             more.append(needed - each.ratio.n)

@@ -23,7 +23,7 @@ from ..config.job import create_job
 from ..console import info, status_line
 from ..hardware import device_lock
 from ..report.formats import count
-from ..report.statistics import EQUAL_WITHIN, FEWEST_RESTARTS
+from ..report.intervals import EQUAL_WITHIN, FEWEST_RESTARTS
 from ..worker.events import Metadata, Metrics
 from ..worker.inputs import split
 from ..worker.job import Activity, Latency

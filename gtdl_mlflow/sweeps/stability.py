@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import sys
 from collections.abc import Iterable, Sequence
@@ -11,14 +10,13 @@ from pathlib import Path
 
 import numpy as np
 from mlflow.entities import Run
-from scipy import stats
 
 from ..console import aligned
 from ..files import write_csv
 from ..report import ratios
 from ..report.formats import count
+from ..report.intervals import EQUAL_WITHIN, FEWEST_RESTARTS, POWER, Ratio, paired_ratio, restarts_for
 from ..report.ratios import CPU, WALL, MeasuredTurn
-from ..report.statistics import EQUAL_WITHIN, FEWEST_RESTARTS, LEVEL, Ratio, paired_ratio
 from .paired import Contestant
 from .paired_study import TURNS, PairedStudy, counted_turns, interference_remarks
 from .studies import StudyResult
@@ -29,9 +27,6 @@ CLOCKS = {CPU: "CPU time", WALL: "wall clock"}
 
 AGAIN = " again"
 """End of the label of a framework's second worker."""
-
-POWER = 0.8
-"""Probability with which an existing difference is shown: the customary value."""
 
 NORMAL_MAD = 1.4826
 """Standard deviation of a normal distribution, relative to its median absolute deviation."""
@@ -61,22 +56,6 @@ class Noise:
     def restarts_needed(self) -> int:
         """Restarts of two frameworks with this noise that show a difference of ``EQUAL_WITHIN``."""
         return restarts_for(self.restarts_percent / 100, EQUAL_WITHIN)
-
-
-def restarts_for(deviation: float, difference: float) -> int:
-    """Return the restarts whose interval excludes 1 with the probability ``POWER`` if the true ratio differs from 1.
-
-    Args:
-        deviation: standard deviation of the log ratios of restarts.
-        difference: true ratio minus 1.
-    """
-
-    def quantiles(freedom: float) -> float:
-        return float(stats.t.ppf((1 + LEVEL) / 2, freedom) + stats.t.ppf(POWER, freedom))
-
-    relative = deviation / math.log1p(difference)
-    fewest = max(FEWEST_RESTARTS, math.floor((quantiles(math.inf) * relative) ** 2))  # t has larger quantiles
-    return next(n for n in itertools.count(fewest) if quantiles(n - 1) * relative <= math.sqrt(n))
 
 
 def noise(turns: Iterable[MeasuredTurn], framework: str, activity: str, clock: str) -> Noise | None:

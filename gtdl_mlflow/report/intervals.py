@@ -20,6 +20,7 @@ Repeats are of two kinds:
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -112,13 +113,6 @@ class Ratio(Estimate):
         return math.sqrt(self.high / self.low) - 1 if self.low > 0 and self.has_interval else math.inf
 
     @property
-    def repeats_needed(self) -> int | None:
-        """Number of repeats that narrows the interval to ``EQUAL_WITHIN``, if the noise stays; None if unknown."""
-        if not self.has_interval:
-            return None
-        return math.ceil(self.n * max(1.0, math.log1p(self.half_width) / math.log1p(EQUAL_WITHIN)) ** 2)
-
-    @property
     def is_resolved(self) -> bool:
         """Whether the verdict is final: there is one, and the interval is narrow enough to state the ratio."""
         return self.verdict is not Verdict.unresolved and self.half_width <= EQUAL_WITHIN
@@ -209,6 +203,48 @@ def _half_width(first: np.ndarray, second: np.ndarray, comparisons: int) -> tupl
 
 def _quantile(freedom: float, comparisons: int) -> float:
     return float(stats.t.ppf(1 - (1 - LEVEL) / (2 * comparisons), freedom))
+
+
+MOST_REPEATS = 10_000
+"""Largest estimate of a number of repeats."""
+
+POWER = 0.8
+"""Probability with which an existing difference is shown: the customary value."""
+
+
+def repeats_needed(ratio: Ratio, comparisons: int = 1) -> int | None:
+    """Return the number of repeats that resolves a ratio if the noise stays as it is; None without an interval.
+
+    The interval has to exclude 1, or to lie within ``EQUAL_WITHIN`` of 1, and to be as narrow as ``EQUAL_WITHIN``. Its
+    width falls with the square root of the number, and with the quantile of Student's t. The result is at most
+    ``MOST_REPEATS``.
+    """
+    if not ratio.has_interval:
+        return None
+    if ratio.is_resolved:
+        return ratio.n
+    margin, distance = math.log1p(EQUAL_WITHIN), abs(math.log(ratio.value))
+    target = min(margin, max(distance, margin - distance)) / math.log1p(ratio.half_width)
+    numbers = np.arange(ratio.n, MOST_REPEATS + 1)
+    widths = stats.t.ppf(1 - (1 - LEVEL) / (2 * comparisons), numbers - 1) / np.sqrt(numbers)
+    enough = numbers[widths <= target * widths[0]]
+    return max(ratio.n + 1, int(enough[0])) if len(enough) else MOST_REPEATS
+
+
+def restarts_for(deviation: float, difference: float) -> int:
+    """Return the restarts whose interval excludes 1 with the probability ``POWER`` if the true ratio differs from 1.
+
+    Args:
+        deviation: standard deviation of the log ratios of restarts.
+        difference: true ratio minus 1.
+    """
+
+    def quantiles(freedom: float) -> float:
+        return float(stats.t.ppf((1 + LEVEL) / 2, freedom) + stats.t.ppf(POWER, freedom))
+
+    relative = deviation / math.log1p(difference)
+    fewest = max(FEWEST_RESTARTS, math.floor((quantiles(math.inf) * relative) ** 2))  # t has larger quantiles
+    return next(n for n in itertools.count(fewest) if quantiles(n - 1) * relative <= math.sqrt(n))
 
 
 @dataclass(frozen=True)
