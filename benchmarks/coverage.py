@@ -1,6 +1,6 @@
 """Coverage of the intervals of paired measurements, on simulated data with a known ratio.
 
-    python benchmarks/coverage.py [--datasets 1000] [--rounds 6]
+    python benchmarks/coverage.py [--datasets 1000] [--rounds 5]
 
 Each data set has restart effects (normal, heavy-tailed or skewed), drift within a restart, heavy-tailed noise of the
 turns, and one turn in twenty that another process disturbs. Prints how often the nominal interval of 95 % contains the
@@ -57,7 +57,7 @@ def bootstrap(generator: np.random.Generator, values: np.ndarray) -> tuple[float
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--datasets", type=int, default=1000, help="data sets per kind of restart effect")
-    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     generator, missed = np.random.default_rng(0), False
     print("restart effects  restarts  coverage  half-width  bootstrap: coverage  half-width")
