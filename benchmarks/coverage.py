@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from gtdl_mlflow.report.intervals import LEVEL, paired_ratio
+from gtdl_mlflow.reporting.intervals import LEVEL, paired_ratio
 
 TRUE_RATIO = 1.03
 RESTARTS = (4, 5, 8, 12)

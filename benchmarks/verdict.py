@@ -33,8 +33,8 @@ from substitutes import interpreter
 
 from gtdl_mlflow import config, datasets, environments
 from gtdl_mlflow.config.job import create_job
-from gtdl_mlflow.report import ratios
-from gtdl_mlflow.report.intervals import LEVEL, Ratio, Verdict
+from gtdl_mlflow.reporting import ratios
+from gtdl_mlflow.reporting.intervals import LEVEL, Ratio, Verdict
 from gtdl_mlflow.sweeps.paired import Contestant, MeasurementPlan, PairedMeasurement
 from gtdl_mlflow.worker.events import Metrics
 from gtdl_mlflow.worker.job import Activity

@@ -127,7 +127,7 @@ def application(composed: Any) -> float | None:
     from .hardware import interference
 
     before = interference.Snapshot.now()
-    from .run import RUN_ERRORS, describe, run
+    from .runner import RUN_ERRORS, describe, run
     from .sweeps import cells
 
     signals.interrupt_on_first()  # from now on there may be a run to close; this process may be a launcher's

@@ -12,7 +12,7 @@ from gtdl_mlflow import config
 from gtdl_mlflow.config import CONF, Config, Recipe
 from gtdl_mlflow.metrics import GROUPS, HEADLINE, METRICS
 from gtdl_mlflow.redaction import reveal
-from gtdl_mlflow.report.formats import markdown_table as table
+from gtdl_mlflow.reporting.formats import markdown_table as table
 from gtdl_mlflow.tags import TAGS
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -22,8 +22,8 @@ from playwright.sync_api import Page, sync_playwright
 
 from gtdl_mlflow.cli import __main__ as cli
 from gtdl_mlflow.metrics import HEADLINE
-from gtdl_mlflow.report import ui
-from gtdl_mlflow.report.runs import connect
+from gtdl_mlflow.reporting import ui
+from gtdl_mlflow.reporting.runs import connect
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "pictures"
 

@@ -14,9 +14,9 @@ from mlflow.entities import Run
 
 from gtdl_mlflow import tags
 from gtdl_mlflow.cli import __main__ as cli
-from gtdl_mlflow.report import check
-from gtdl_mlflow.report.intervals import SEEDS_TO_PUBLISH
-from gtdl_mlflow.report.runs import to_benchmark_run
+from gtdl_mlflow.reporting import check
+from gtdl_mlflow.reporting.intervals import SEEDS_TO_PUBLISH
+from gtdl_mlflow.reporting.runs import to_benchmark_run
 
 CELL = ("framework=torch", "dataset=mnist_5k")
 

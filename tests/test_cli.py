@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
+from click.shell_completion import ShellComplete
 from helpers.project import ROOT
 
+import gtdl_mlflow
 from gtdl_mlflow.cli import __main__ as cli
 from gtdl_mlflow.cli import common
 from gtdl_mlflow.config import choices
@@ -22,29 +24,29 @@ VERBS = {
 }
 
 
-def subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            return action.choices
-    return {}
-
-
 def test_commands_and_their_verbs() -> None:
-    commands = subparsers(cli.parser())
-    assert list(commands) == [*VERBS, "machine", "answer", "report", "compare", "reproduction", "check", "ui"]
+    assert set(cli.gtdl.commands) == {
+        *("run", "sweep", "answer", "report", "compare", "check", "reproduction", "ui", "machine"), *VERBS
+    }  # fmt: skip
     for name, verbs in VERBS.items():
-        assert list(subparsers(commands[name])) == verbs
+        group = cli.gtdl.commands[name]
+        assert isinstance(group, click.Group)
+        assert list(group.commands) == verbs
+
+
+def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"gtdl, version {gtdl_mlflow.__version__}\n"
 
 
 def test_help_imports_no_library() -> None:
     code = (
-        "import sys; from gtdl_mlflow.cli import __main__ as cli\n"
-        "try: cli.main(['--help'])\nexcept SystemExit as end: assert end.code == 0\n"
+        "import sys; from gtdl_mlflow.cli import __main__ as cli; assert cli.main(['--help']) == 0\n"
         "sys.exit(any(name in sys.modules for name in ('hydra', 'mlflow', 'numpy', 'torch')))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    assert "COMMAND" in done.stdout
+    assert "gtdl answer --minutes 10" in done.stdout
 
 
 @pytest.mark.slow
@@ -63,7 +65,7 @@ def test_module_runs_the_command() -> None:
         [sys.executable, "-m", "gtdl_mlflow.cli", "data"], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 2
-    assert "VERB" in done.stderr
+    assert "verify  Check every byte" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -77,8 +79,17 @@ def test_module_runs_the_command() -> None:
         ("data fetch mnist limits.fetch_timeout_s=0", "limits.fetch_timeout_s=0.0: must be above 0"),
         ("data verify nonsense", "dataset=nonsense: expected one of att_faces, "),
         ("machine hardware.threads=0", "hardware.threads=0: must be at least 1"),
-        ("answer minutes=0", "minutes=0: expected a number above 0, such as minutes=10"),
-        ("answer minutes=nan", "minutes=nan: expected a number above 0, such as minutes=10"),
+        ("answer minutes=0", "Invalid value for '--minutes': 0.0 is not in the range"),
+        ("answer --minutes nan", "Invalid value for '--minutes': nan is no number"),
+        ("answer minutes=ten", "Invalid value for '--minutes': 'ten' is not a valid float"),
+        ("repot", "No such command 'repot'"),
+        ("report --ouput=x", "No such option '--ouput'. Did you mean '--output'?; see `gtdl report --help`"),
+        ("report output=no_such_folder/x.html", "no_such_folder/x.html: the folder no_such_folder does not exist"),
+        ("report output=tests", "tests: is a folder"),
+        ("compare torch", "Missing argument 'SECOND'; see `gtdl compare --help`"),
+        ("check gtdl", "Got unexpected extra argument (gtdl); see `gtdl check --help`"),
+        ("check json=maybe", "json=maybe: expected json=true, or nothing"),
+        ("ui port=70000", "Invalid value for '--port': 70000 is not in the range"),
         ("answer framework=torch,nonsense", "framework=nonsense: expected one of caffe, "),
         (
             "answer minutes=5 --training.checkpoint_every 3",
@@ -95,6 +106,46 @@ def test_wrong_request_is_one_line_and_status_2(
     assert out == ""
     assert err.startswith(f"gtdl: {message}")
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["run", "fra"], ["framework="]),
+        (["run", "framework=t"], ["framework=tensorflow", "framework=theano", "framework=torch"]),
+        (["sweep", "framework=mxnet,cat", ""], []),
+        (["sweep", "framework=mxnet,ca"], ["framework=mxnet,caffe"]),
+        (["run", "setting=caffe_m"], ["setting=caffe_mnist"]),
+        (["env", "create", "mx"], ["mxnet"]),
+        (["data", "fetch", "cifar1"], ["cifar10", "cifar100"]),
+        (["compare", "to"], ["torch"]),
+        (["report", "--exp"], ["--experiment"]),
+    ],
+)
+def test_completion(words: list[str], expected: list[str]) -> None:
+    completion = ShellComplete(cli.gtdl, {}, "gtdl", "_GTDL_COMPLETE")
+    found = [each.value for each in completion.get_completions(words[:-1], words[-1])]
+    if words[-1]:
+        assert found == expected
+
+
+def test_completion_in_bash_where_the_equals_sign_is_a_word() -> None:
+    completion = ShellComplete(cli.gtdl, {}, "gtdl", "_GTDL_COMPLETE")
+    found = completion.get_completions(["run", "framework", "="], "to")
+    assert [each.value for each in found] == ["torch"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", [["run"], ["sweep", "seed=0,1"]])
+def test_run_and_sweep_are_the_hydra_application(store: str, tmp_path: Path, verb: list[str]) -> None:
+    words = ["framework=reference", "--budget", "0.02", "hardware=cpu_1core", "setting=reference_mnist"]
+    command = [sys.executable, "-m", "gtdl_mlflow.cli", *verb, *words]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("MLflow run ") == (1 if verb == ["run"] else 2)
+    wrong = subprocess.run([*command, "framework=nonsense"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert wrong.returncode == 2
+    assert wrong.stderr.startswith("gtdl: framework=nonsense: expected one of")
 
 
 @pytest.mark.slow
@@ -117,10 +168,11 @@ def test_track_list_without_undelivered_runs(cache_folders: None, capsys: pytest
     assert capsys.readouterr().out == "no undelivered runs\n"
 
 
-def test_missing_output_folder_is_not_created(tmp_path: Path) -> None:
-    with pytest.raises(common.CommandFailed, match=r"report\.html: No such file or directory$") as failure:
-        common.write_output(tmp_path / "absent" / "report.html", "text")
-    assert failure.value.status == 1
+def test_output_is_checked_before_the_work(tmp_path: Path) -> None:
+    with pytest.raises(common.CommandFailed, match=r"absent does not exist$") as failure:
+        common.check_output(tmp_path / "absent" / "report.html")
+    assert failure.value.status == 2
+    common.check_output(tmp_path / "report.html")
     common.write_output(tmp_path / "report.html", "text")
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
 
@@ -131,4 +183,4 @@ def test_interrupt_is_status_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest
 
     monkeypatch.setattr("gtdl_mlflow.config.compose", interrupt)
     assert cli.main(["data", "verify", "mnist"]) == 130
-    assert capsys.readouterr().err == "gtdl: interrupted\n"
+    assert capsys.readouterr().err.lstrip() == "gtdl: interrupted\n"

@@ -17,7 +17,7 @@ from helpers.project import ROOT, Command, messages, runs, start, wait_for_worke
 
 from gtdl_mlflow.__main__ import to_overrides
 from gtdl_mlflow.config import compose
-from gtdl_mlflow.run import describe
+from gtdl_mlflow.runner import describe
 
 slow = pytest.mark.slow
 

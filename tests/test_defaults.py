@@ -10,7 +10,7 @@ import pytest
 
 from gtdl_mlflow.config import CONF, Config, choices, compose
 from gtdl_mlflow.metrics import HEADLINE
-from gtdl_mlflow.report import published_figures
+from gtdl_mlflow.reporting import published_figures
 from gtdl_mlflow.worker import layers
 from gtdl_mlflow.worker.job import Training
 from gtdl_mlflow.worker.layers import Initializer

@@ -26,8 +26,8 @@ from mlflow.entities import Metric, Run
 
 from gtdl_mlflow import tags
 from gtdl_mlflow.cli import __main__ as cli
-from gtdl_mlflow.report import check, comparison, page, ranking, reproduction
-from gtdl_mlflow.report.runs import NothingFound, read
+from gtdl_mlflow.reporting import check, comparison, page, ranking, reproduction
+from gtdl_mlflow.reporting.runs import NothingFound, read
 
 EXAMPLES = int(os.environ.get("GTDL_FUZZ_EXAMPLES", "30"))
 SECONDS = 10

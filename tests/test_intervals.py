@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from gtdl_mlflow.report.formats import format_number, format_ratio, format_values
-from gtdl_mlflow.report.intervals import (
+from gtdl_mlflow.reporting.formats import format_number, format_ratio, format_values
+from gtdl_mlflow.reporting.intervals import (
     FEWEST_RUNS,
     MEDIAN_FACTOR,
     Difference,

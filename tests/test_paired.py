@@ -21,10 +21,10 @@ from helpers.project import Command, need_torch, start, sweep_runs, wait_until
 
 from gtdl_mlflow import config, datasets
 from gtdl_mlflow.config.job import create_job
-from gtdl_mlflow.report import ratios
-from gtdl_mlflow.report.intervals import Ratio, repeats_needed
-from gtdl_mlflow.report.ratios import MeasuredTurn, Ranked, Ranking
-from gtdl_mlflow.report.runs import BenchmarkRun, CellKey
+from gtdl_mlflow.reporting import ratios
+from gtdl_mlflow.reporting.intervals import Ratio, repeats_needed
+from gtdl_mlflow.reporting.ratios import MeasuredTurn, Ranked, Ranking
+from gtdl_mlflow.reporting.runs import BenchmarkRun, CellKey
 from gtdl_mlflow.sweeps.hydra_callbacks import SweepParent
 from gtdl_mlflow.sweeps.paired import (
     Contestant,

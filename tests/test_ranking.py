@@ -15,10 +15,10 @@ from mlflow.entities import Run
 
 from gtdl_mlflow.cli import __main__ as cli
 from gtdl_mlflow.config import display
-from gtdl_mlflow.report import check, comparison, ranking
-from gtdl_mlflow.report.intervals import Verdict, ratio_of_medians
-from gtdl_mlflow.report.runs import to_benchmark_run
-from gtdl_mlflow.report.verdicts import QUESTIONS, sample
+from gtdl_mlflow.reporting import check, comparison, ranking
+from gtdl_mlflow.reporting.intervals import Verdict, ratio_of_medians
+from gtdl_mlflow.reporting.runs import to_benchmark_run
+from gtdl_mlflow.reporting.verdicts import QUESTIONS, sample
 
 PARITY = ("dataset=mnist_5k", "setting=caffe_mnist")
 

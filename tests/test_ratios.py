@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gtdl_mlflow.report import ratios
-from gtdl_mlflow.report.intervals import Verdict
-from gtdl_mlflow.report.ratios import CPU, WALL, MeasuredTurn
+from gtdl_mlflow.reporting import ratios
+from gtdl_mlflow.reporting.intervals import Verdict
+from gtdl_mlflow.reporting.ratios import CPU, WALL, MeasuredTurn
 
 
 def turn(restart: int, number: int, framework: str, cpu_s: float, wall_s: float = 1.0, **others: float) -> MeasuredTurn:

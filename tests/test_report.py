@@ -21,8 +21,8 @@ from playwright.sync_api import Browser, Locator, Page, sync_playwright
 from gtdl_mlflow import config, metrics, tags
 from gtdl_mlflow.cli import __main__ as cli
 from gtdl_mlflow.config import display
-from gtdl_mlflow.report import page, published_figures, sections, ui
-from gtdl_mlflow.report.runs import load, read, to_benchmark_run
+from gtdl_mlflow.reporting import page, published_figures, sections, ui
+from gtdl_mlflow.reporting.runs import load, read, to_benchmark_run
 
 CHROMIUM = shutil.which("chromium")
 

@@ -24,8 +24,8 @@ from mlflow.entities import Run
 from gtdl_mlflow import config
 from gtdl_mlflow.cli import __main__ as cli
 from gtdl_mlflow.config import display
-from gtdl_mlflow.report import check, page, published_figures, ranking, reproduction, runs
-from gtdl_mlflow.report.runs import OWN, read, to_benchmark_run
+from gtdl_mlflow.reporting import check, page, published_figures, ranking, reproduction, runs
+from gtdl_mlflow.reporting.runs import OWN, read, to_benchmark_run
 from gtdl_mlflow.tracking import store as tracking_store
 
 PARITY = ("dataset=mnist_5k", "setting=caffe_mnist")

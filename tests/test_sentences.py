@@ -8,8 +8,8 @@ import re
 
 import pytest
 
-from gtdl_mlflow.report.intervals import Difference, Ratio, Verdict
-from gtdl_mlflow.report.sentences import OF_ACCURACY, Phrases, of_times, ranking_sentence
+from gtdl_mlflow.reporting.intervals import Difference, Ratio, Verdict
+from gtdl_mlflow.reporting.sentences import OF_ACCURACY, Phrases, of_times, ranking_sentence
 
 LABELS = ["A 1.0", "B 2.0", "C 3.0", "D 4.0", "E 5.0"]
 TIMES = {

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from gtdl_mlflow import metrics
-from gtdl_mlflow.report.intervals import Verdict, paired_ratio
-from gtdl_mlflow.report.ratios import CPU, MeasuredTurn
+from gtdl_mlflow.reporting.intervals import Verdict, paired_ratio
+from gtdl_mlflow.reporting.ratios import CPU, MeasuredTurn
 from gtdl_mlflow.sweeps.stability import AGAIN, conclude, restarts_for
 
 ROUNDS = (-0.03, -0.01, 0.0, 0.01, 0.03)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from helpers.project import ROOT
 
-from gtdl_mlflow.report.intervals import Verdict
+from gtdl_mlflow.reporting.intervals import Verdict
 
 SCRIPT = ROOT / "benchmarks" / "verdict.py"
 OPTIONS = {"method": "paired", "load": "0", "setting": "caffe_mnist"}

@@ -2,72 +2,54 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from ..console import output
-from .common import CommandFailed, add_verb, translate_errors, write_output
+import click
 
-if TYPE_CHECKING:
-    from .common import Subparsers
-
-
-def add(commands: Subparsers) -> None:
-    """Add ``gtdl answer``."""
-    # With the prefix "-", argparse would refuse a first word such as --hardware, which is an override of a run.
-    answer = add_verb(
-        commands,
-        "answer",
-        compare_frameworks,
-        "rank the frameworks on this machine, in ten minutes",
-        prefix_chars="\0",
-        add_help=False,
-    )
-    answer.add_argument(
-        "words",
-        nargs="*",
-        metavar="FRAMEWORK | KEY=VALUE",
-        help="frameworks (default: all); minutes=10, device=cpu, output=gtdl_answer.html, and overrides as for a run; "
-        "--key value is the same as key=value",
-    )
-    answer.set_defaults(print_help=answer.print_help)
+from ..console import output as print_output
+from .common import (
+    TAKES_OVERRIDES,
+    Verb,
+    check_output,
+    complete_choice,
+    output_option,
+    translate_errors,
+    write_output,
+)
 
 
-def compare_frameworks(arguments: argparse.Namespace) -> None:
-    if {"-h", "--help"} & set(arguments.words):
-        arguments.print_help()
-        return
+@click.command(cls=Verb, context_settings=TAKES_OVERRIDES)
+@click.option("--minutes", type=click.FloatRange(0, 10_000, min_open=True), default=10, show_default=True)
+@click.option("--framework", metavar="NAME,...", default="", help="The same as NAMES.")
+@click.option("--device", metavar="HARDWARE", help="The same as hardware=HARDWARE.")
+@output_option("gtdl_answer.html", "HTML report.")
+@click.argument("words", metavar="[NAMES...] [OVERRIDES...]", nargs=-1, shell_complete=complete_choice("framework"))
+def answer(minutes: float, framework: str, device: str | None, output: Path, words: tuple[str, ...]) -> None:
+    """Rank the frameworks on this machine, in ten minutes.
 
+    NAMES are frameworks (default: all that run here), OVERRIDES those of a run.
+    """
     from .. import config
     from ..__main__ import to_overrides
 
-    options, overrides = {"minutes": "10", "output": "gtdl_answer.html", "framework": ""}, []
-    frameworks = []
+    if math.isnan(minutes):
+        raise click.BadParameter("nan is no number", param_hint="'--minutes'")
+    check_output(output)
     started_ms = time.time() * 1000
     with translate_errors():
-        for override in to_overrides(arguments.words):
-            key, equals, value = override.partition("=")
-            if not equals:
-                frameworks.append(key)
-            elif key in options:
-                options[key] = value
-            elif key == "device":
-                overrides.append(f"hardware={value}")
-            else:
-                overrides.append(override)
-        minutes = _minutes(options["minutes"])
+        every = to_overrides(list(words))
+        frameworks = [*filter(None, framework.split(",")), *(each for each in every if "=" not in each)]
+        overrides = [each for each in every if "=" in each] + ([f"hardware={device}"] if device else [])
         composed = config.compose(overrides)
-        frameworks += options["framework"].split(",") if options["framework"] else []
         for name in frameworks:
             config.compose_unchecked([f"framework={name}", *overrides])
 
     # MLflow takes two seconds: a wrong request has been refused before.
-    from ..report import page
-    from ..report.runs import NothingFound, connect, load
+    from ..reporting import page
+    from ..reporting.runs import NothingFound, connect, load
     from ..sweeps import planner
     from ..tracking import store
 
@@ -82,15 +64,5 @@ def compare_frameworks(arguments: argparse.Namespace) -> None:
             loaded = load(uri, [experiment], f"attributes.start_time >= {started_ms:.0f}")
             remarks += loaded.remarks
             html = page.page(loaded, connect(uri), experiment, remarks)
-    write_output(Path(options["output"]), html)
-    output("\n".join([*(f"! {remark}" for remark in remarks), f"report: {options['output']}"]))
-
-
-def _minutes(text: str) -> float:
-    try:
-        minutes = float(text)
-    except ValueError:
-        minutes = 0.0
-    if not 0 < minutes < math.inf:
-        raise CommandFailed(f"minutes={text}: expected a number above 0, such as minutes=10", status=2)
-    return minutes
+    write_output(output, html)
+    print_output("\n".join([*(f"! {remark}" for remark in remarks), f"report: {output}"]))

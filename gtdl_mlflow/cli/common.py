@@ -1,23 +1,26 @@
-"""Shared parts of the commands: parsers, errors, the tracking store and output files."""
+"""Shared parts of the commands: argument styles, errors, completion, the tracking store and output files."""
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+from click.shell_completion import CompletionItem
 
 from ..console import info
 from ..files import write_atomically
 
 if TYPE_CHECKING:
-    from ..report.runs import LoadedRuns
+    from ..reporting.runs import LoadedRuns
 
-    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
+F = TypeVar("F", bound=Callable[..., Any])
 
-Verb = Callable[[argparse.Namespace], "int | None"]
-"""A verb returns its exit status; None is 0."""
+ALIASES = {"tracking.uri": "tracking_uri", "tracking.experiment": "experiment"}
+"""Names of options in the configuration of a run."""
 
 
 class CommandFailed(Exception):
@@ -27,6 +30,37 @@ class CommandFailed(Exception):
         super().__init__(message)
         self.status = status
         """Exit status: 1 for a failure, 2 for a wrong request."""
+
+
+class Verb(click.Command):
+    """A command whose options can be written as ``--minutes 10`` and as ``minutes=10``."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        options = {_key(each.opts[0]): each for each in self.params if isinstance(each, click.Option)}
+        return super().parse_args(ctx, [_as_option(argument, options) for argument in args])
+
+
+def _key(option: str) -> str:
+    return option.lstrip("-").replace("-", "_")
+
+
+def _as_option(argument: str, options: Mapping[str, click.Option]) -> str:
+    """Return ``key=value`` as ``--key=value`` if the command has that option; a flag without its value if it is on."""
+    key, equals, value = argument.partition("=")
+    option = options.get(ALIASES.get(key, _key(key)))
+    if not equals or argument.startswith("-") or option is None:
+        return argument
+    if not option.is_flag:
+        return f"{option.opts[0]}={value}"
+    if value.lower() not in ("true", "1"):
+        raise click.UsageError(f"{argument}: expected {key}=true, or nothing")
+    return option.opts[0]
+
+
+class Group(click.Group):
+    """A group of verbs."""
+
+    command_class = Verb
 
 
 @contextmanager
@@ -42,47 +76,84 @@ def translate_errors(*failures: type[Exception]) -> Iterator[None]:
         raise CommandFailed(str(error)) from error
 
 
-def add_verb(commands: Subparsers, name: str, verb: Verb, help: str, **options: Any) -> argparse.ArgumentParser:
-    """Add a verb and return its parser, to add arguments. ``options`` are those of ``ArgumentParser``."""
-    parser = commands.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.", **options)
-    parser.set_defaults(verb=verb)
-    return parser
+# Completion.
+
+GROUPS = ("framework", "dataset", "setting", "model", "training", "hardware", "experiment")
+"""Config groups whose choices complete."""
 
 
-def add_group(commands: Subparsers, name: str, help: str) -> Subparsers:
-    """Add a command that has verbs, and return its subparsers."""
-    parser = commands.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.")
-    return parser.add_subparsers(required=True, metavar="VERB")
+def complete_choice(group: str) -> Callable[..., list[CompletionItem]]:
+    """Return a completion of the choices of one group."""
+
+    def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        from ..config import choices
+
+        return [CompletionItem(name) for name in choices(group) if name.startswith(incomplete)]
+
+    return complete
 
 
-def add_tracking_uri(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--tracking-uri",
-        metavar="URI",
-        help="tracking store (default: MLFLOW_TRACKING_URI, or the file mlflow.db here)",
+def complete_override(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Complete ``framework=torch``. Bash passes the words before and after ``=`` apart."""
+    from ..config import choices
+
+    words = [str(word) for word in ctx.params.get(str(param.name)) or ()]
+    if words[-1:] == ["="]:
+        group, prefix, value = words[-2], "", incomplete
+    else:
+        group, equals, value = incomplete.partition("=")
+        if not equals:
+            return [CompletionItem(f"{name}=") for name in GROUPS if name.startswith(incomplete)]
+        prefix = f"{group}="
+    before, comma, last = value.rpartition(",")
+    names = choices(group) if group in GROUPS else []
+    return [CompletionItem(f"{prefix}{before}{comma}{name}") for name in names if name.startswith(last)]
+
+
+def overrides_argument(required: bool = False) -> Callable[[F], F]:
+    """Add the argument for overrides as for a run."""
+    return click.argument(
+        "overrides", nargs=-1, type=click.UNPROCESSED, required=required, shell_complete=complete_override
     )
 
 
+TAKES_OVERRIDES = {"ignore_unknown_options": True}
+"""Settings of a verb that takes overrides: ``--seed 1`` is one, too."""
+
+
+# The tracking store.
+
+
+def tracking_options(function: F) -> F:
+    """Add the options of a command that reads the tracking store."""
+    function = click.option(
+        "--tracking-uri", metavar="URI", help="Tracking store (default: MLFLOW_TRACKING_URI, or mlflow.db here)."
+    )(function)
+    return click.option(
+        "--experiment", multiple=True, default=["gtdl"], show_default=True, help="MLflow experiment; repeatable."
+    )(function)
+
+
 @contextmanager
-def tracking_store(arguments: argparse.Namespace) -> Iterator[str]:
+def tracking_store(tracking_uri: str | None) -> Iterator[str]:
     """Yield the address of the tracking store that a command reads; raise CommandFailed if it cannot be read."""
     from .. import config
-    from ..report.runs import NothingFound
+    from ..reporting.runs import NothingFound
     from ..tracking import store
 
     with translate_errors(store.TrackingFailed, NothingFound):
-        uri = arguments.tracking_uri or config.compose([]).tracking.uri
+        uri = tracking_uri or config.compose([]).tracking.uri
         with store.translate_errors(uri), store.http_timeouts(retries=2, timeout_s=30):
             yield uri
 
 
-def load_runs(uri: str, experiments: list[str], finished: bool = False) -> LoadedRuns:
+def load_runs(uri: str, experiments: Sequence[str], finished: bool = False) -> LoadedRuns:
     """Return the runs of some experiments, or those that finished, and print one line about those that are skipped.
 
     Raises:
         NothingFound: an experiment does not exist, or no run in it can be used.
     """
-    from ..report.runs import NothingFound, load
+    from ..reporting.runs import NothingFound, load
 
     loaded = load(uri, experiments, "attributes.status = 'FINISHED'" if finished else "")
     if not loaded.runs:
@@ -93,10 +164,30 @@ def load_runs(uri: str, experiments: list[str], finished: bool = False) -> Loade
     return loaded
 
 
+# Output files.
+
+
+def check_output(path: Path) -> None:
+    """Raise CommandFailed if a file cannot be written, before the work for it begins. A mistyped folder is not made."""
+    folder = path.parent
+    if not folder.is_dir():
+        raise CommandFailed(f"{path}: the folder {folder} does not exist", status=2)
+    if path.is_dir():
+        raise CommandFailed(f"{path}: is a folder; expected the name of a file", status=2)
+    if not os.access(path if path.exists() else folder, os.W_OK):
+        raise CommandFailed(f"{path}: no permission to write it")
+
+
 def write_output(path: Path, text: str) -> None:
-    """Write a file completely or not at all, into a folder that exists; raise CommandFailed if this is impossible."""
+    """Write a file completely or not at all; raise CommandFailed if this is impossible."""
     try:
-        path.parent.stat()  # a mistyped folder is not created
         write_atomically(path, text)
     except OSError as error:
         raise CommandFailed(f"{path}: {error.strerror}") from error
+
+
+def output_option(default: str, help: str) -> Callable[[F], F]:
+    """Add the option for the file that a command writes; ``-`` is standard output."""
+    return click.option(
+        "--output", type=click.Path(path_type=Path, dir_okay=True), default=default, show_default=True, help=help
+    )

@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
-from typing import TYPE_CHECKING
+import click
 
-from .common import CommandFailed, add_group, add_verb, translate_errors
-
-if TYPE_CHECKING:
-    from .common import Subparsers
+from .common import TAKES_OVERRIDES, CommandFailed, Group, complete_choice, translate_errors
 
 
-def add(commands: Subparsers) -> None:
-    """Add ``gtdl data``."""
-    data = add_group(commands, "data", "manage the data sets")
-    add_verb(data, "list", list_datasets, "list the data sets and whether they are downloaded and prepared")
-    fetching = add_verb(data, "fetch", fetch, "download data sets from their publishers or mirrors")
-    fetching.add_argument(
-        "arguments", nargs="+", metavar="NAME", help="data sets, and overrides as for a run: limits.fetch_timeout_s=5"
-    )
-    verification = add_verb(data, "verify", verify, "check every byte of a data set's files and prepared arrays")
-    verification.add_argument("dataset")
+@click.group(cls=Group)
+def data() -> None:
+    """Manage the data sets."""
 
 
-def list_datasets(arguments: argparse.Namespace) -> None:
+@data.command("list")
+def list_datasets() -> None:
+    """List the data sets and whether they are downloaded and prepared."""
     from .. import config, datasets
     from ..console import aligned
     from ..files import datasets_dir
@@ -41,11 +32,14 @@ def list_datasets(arguments: argparse.Namespace) -> None:
     print(f"folder: {datasets_dir()} (GTDL_DATA), a subfolder per data set")
 
 
-def fetch(arguments: argparse.Namespace) -> int:
+@data.command(context_settings=TAKES_OVERRIDES)
+@click.argument("arguments", metavar="NAMES...", nargs=-1, required=True, shell_complete=complete_choice("dataset"))
+def fetch(arguments: tuple[str, ...]) -> int:
+    """Download data sets from their publishers or mirrors. Overrides are those of a run: limits.fetch_timeout_s=5."""
     from .. import config
 
-    names = [word for word in arguments.arguments if "=" not in word]
-    overrides = [word for word in arguments.arguments if "=" in word]
+    names = [word for word in arguments if "=" not in word]
+    overrides = [word for word in arguments if "=" in word]
     if not names:
         raise CommandFailed(
             f"{' '.join(overrides)}: expected the name of a data set too; `gtdl data list` lists them", status=2
@@ -66,8 +60,11 @@ def fetch(arguments: argparse.Namespace) -> int:
     return status
 
 
-def verify(arguments: argparse.Namespace) -> None:
+@data.command()
+@click.argument("dataset", shell_complete=complete_choice("dataset"))
+def verify(dataset: str) -> None:
+    """Check every byte of a data set's files and prepared arrays."""
     from .. import config, datasets
 
     with translate_errors(datasets.DatasetError):
-        print(datasets.verify(config.compose([f"dataset={arguments.dataset}"]).dataset))
+        print(datasets.verify(config.compose([f"dataset={dataset}"]).dataset))

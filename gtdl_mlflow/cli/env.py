@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from .common import CommandFailed, add_group, add_verb, translate_errors
+import click
 
-if TYPE_CHECKING:
-    from .common import Subparsers
+from .common import TAKES_OVERRIDES, CommandFailed, Group, complete_choice, overrides_argument, translate_errors
 
-
-def add(commands: Subparsers) -> None:
-    """Add ``gtdl env``."""
-    env = add_group(commands, "env", "manage the frameworks' virtual environments")
-    add_verb(env, "list", list_environments, "list the environments with their sizes and folders")
-    creation = add_verb(env, "create", create, "create a framework's environment before a run needs it")
-    creation.add_argument("framework")
-    creation.add_argument(
-        "overrides", nargs="*", metavar="OVERRIDE", help="as for a run: framework.version=..., hardware=gpu"
-    )
-    packages = add_verb(env, "packages", list_packages, "list the Debian packages that environments need, one per line")
-    packages.add_argument("framework", nargs="?", help="default: all frameworks")
-    add_verb(env, "remove", remove, "delete all environments of a framework").add_argument("framework")
+FRAMEWORK = click.argument("framework", shell_complete=complete_choice("framework"))
 
 
-def list_environments(arguments: argparse.Namespace) -> None:
+@click.group(cls=Group)
+def env() -> None:
+    """Manage the frameworks' virtual environments."""
+
+
+@env.command("list")
+def list_environments() -> None:
+    """List the environments with their sizes and folders."""
     from .. import environments
     from ..console import aligned
     from ..files import cache_dir
@@ -49,11 +41,18 @@ def _size_bytes(folder: Path) -> int:
     return sum((Path(parent) / name).lstat().st_size for parent, _, names in os.walk(folder) for name in names)
 
 
-def create(arguments: argparse.Namespace) -> None:
+@env.command(context_settings=TAKES_OVERRIDES)
+@FRAMEWORK
+@overrides_argument()
+def create(framework: str, overrides: tuple[str, ...]) -> None:
+    """Create a framework's environment before a run needs it.
+
+    OVERRIDES are those of a run: framework.version=2.12.0 hardware=gpu.
+    """
     from .. import config, environments
 
     with translate_errors(environments.EnvironmentFailed):
-        composed = config.compose([f"framework={arguments.framework}", *arguments.overrides])
+        composed = config.compose([f"framework={framework}", *overrides])
         environment = environments.ensure(composed.framework, composed.hardware.device)
     if environment.folder is None:
         print(f"{environment.framework} needs no environment: it runs in {environment.python}")
@@ -64,25 +63,31 @@ def create(arguments: argparse.Namespace) -> None:
         )
 
 
-def list_packages(arguments: argparse.Namespace) -> None:
+@env.command("packages")
+@click.argument("framework", required=False, shell_complete=complete_choice("framework"))
+def list_packages(framework: str | None) -> None:
+    """List the Debian packages that environments need, one per line."""
     from .. import config
 
     packages: set[str] = set()
-    for name in [arguments.framework] if arguments.framework else config.choices("framework"):
+    for name in [framework] if framework else config.choices("framework"):
         with translate_errors():
-            framework = config.compose([f"framework={name}"]).framework
-        packages.update(*(recipe.system for device in framework.devices.values() for recipe in device.recipes))
+            devices = config.compose([f"framework={name}"]).framework.devices
+        packages.update(*(recipe.system for device in devices.values() for recipe in device.recipes))
     for package in sorted(packages):
         print(package)
 
 
-def remove(arguments: argparse.Namespace) -> None:
+@env.command()
+@FRAMEWORK
+def remove(framework: str) -> None:
+    """Delete all environments of a framework."""
     from .. import environments
 
     with translate_errors(environments.EnvironmentFailed):
-        removed = environments.remove(arguments.framework)
+        removed = environments.remove(framework)
     if not removed:
         existing = ", ".join(sorted({each.framework for each in environments.list_environments()})) or "no framework"
-        raise CommandFailed(f"no environment of {arguments.framework} to remove; there are environments of: {existing}")
+        raise CommandFailed(f"no environment of {framework} to remove; there are environments of: {existing}")
     for folder in removed:
         print(f"removed {folder}")

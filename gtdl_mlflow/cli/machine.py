@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import argparse
-from typing import TYPE_CHECKING
+import click
 
-from .common import add_verb, translate_errors
-
-if TYPE_CHECKING:
-    from .common import Subparsers
+from .common import TAKES_OVERRIDES, Verb, overrides_argument, translate_errors
 
 
-def add(commands: Subparsers) -> None:
-    """Add ``gtdl machine``."""
-    machine = add_verb(
-        commands, "machine", measure, "describe this machine and measure its peak computing and copying speed"
-    )
-    machine.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="as for a run: hardware=cpu_1core")
+@click.command(cls=Verb, context_settings=TAKES_OVERRIDES)
+@overrides_argument()
+def machine(overrides: tuple[str, ...]) -> int:
+    """Describe this machine and measure its peak computing and copying speed.
 
-
-def measure(arguments: argparse.Namespace) -> int:
+    OVERRIDES are those of a run: hardware=cpu_1core.
+    """
     from .. import config
     from ..hardware import device_lock, host, interference, peak
 
     with translate_errors():
-        composed = config.compose(arguments.overrides)
+        composed = config.compose(list(overrides))
     print(host.fingerprint())
     with device_lock.hold(composed.hardware):
         measured = peak.measure(composed.hardware, composed.threads)

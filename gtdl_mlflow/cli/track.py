@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import argparse
 from collections import Counter
-from typing import TYPE_CHECKING
 
-from .common import add_group, add_tracking_uri, add_verb, tracking_store
+import click
 
-if TYPE_CHECKING:
-    from .common import Subparsers
+from .common import Group, tracking_store
 
 
-def add(commands: Subparsers) -> None:
-    """Add ``gtdl track``."""
-    track = add_group(commands, "track", "manage runs that their tracking server has not received")
-    add_verb(track, "list", list_pending, "list undelivered runs with their servers and folders")
-    replay_verb = add_verb(track, "replay", replay, "deliver undelivered runs; repeating this changes nothing")
-    replay_verb.add_argument(
-        "uri", metavar="URI", nargs="?", help="address whose runs are delivered (default: the configured one)"
-    )
-    add_tracking_uri(replay_verb)
+@click.group(cls=Group)
+def track() -> None:
+    """Manage runs that their tracking server has not received."""
 
 
-def list_pending(arguments: argparse.Namespace) -> None:
+@track.command("list")
+def list_pending() -> None:
+    """List undelivered runs with their servers and folders."""
     from ..console import printable
     from ..tracking import outbox
 
@@ -34,13 +27,16 @@ def list_pending(arguments: argparse.Namespace) -> None:
         print("no undelivered runs")
 
 
-def replay(arguments: argparse.Namespace) -> int:
+@track.command()
+@click.argument("uri", required=False)
+@click.option("--tracking-uri", metavar="URI", help="The same as URI.")
+def replay(uri: str | None, tracking_uri: str | None) -> int:
+    """Deliver undelivered runs to URI (default: the configured one). Repeating this changes nothing."""
     from ..console import fail, printable
     from ..tracking import outbox, store
 
     status = 0
-    arguments.tracking_uri = arguments.uri or arguments.tracking_uri
-    with tracking_store(arguments) as uri, store.http_timeouts(retries=2, timeout_s=30):
+    with tracking_store(uri or tracking_uri) as uri, store.http_timeouts(retries=2, timeout_s=30):
         for result in outbox.replay(uri):
             name = result.record.name
             if result.failure:

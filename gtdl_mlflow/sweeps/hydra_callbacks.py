@@ -346,7 +346,7 @@ class SweepParent(Callback):
         """
         if self._paired is not None:
             return ""
-        from ..report import ranking, runs
+        from ..reporting import ranking, runs
         from ..tracking.artifacts import report_failure
 
         with report_failure("the frameworks could not be ranked"):  # the sweep's results stay

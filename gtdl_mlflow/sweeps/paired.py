@@ -18,9 +18,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..hardware.interference import Snapshot, metrics_between
-from ..report import ratios
-from ..report.intervals import FEWEST_RESTARTS
-from ..report.ratios import MeasuredTurn, Ranking
+from ..reporting import ratios
+from ..reporting.intervals import FEWEST_RESTARTS
+from ..reporting.ratios import MeasuredTurn, Ranking
 from ..worker.job import Activity, Job
 from ..worker_process import WorkerFailed, WorkerProcess
 

@@ -19,12 +19,12 @@ from ..config.job import create_job
 from ..console import aligned, info, status_line
 from ..files import write_csv
 from ..hardware import device_lock, interference
-from ..report import ratios
-from ..report.formats import count, format_number
-from ..report.intervals import EQUAL_WITHIN, Verdict, repeats_needed
-from ..report.ranking import answers, group_by_conditions
-from ..report.ratios import CPU, WALL, MeasuredTurn, Ranked, Ranking
-from ..report.runs import BenchmarkRun, read
+from ..reporting import ratios
+from ..reporting.formats import count, format_number
+from ..reporting.intervals import EQUAL_WITHIN, Verdict, repeats_needed
+from ..reporting.ranking import answers, group_by_conditions
+from ..reporting.ratios import CPU, WALL, MeasuredTurn, Ranked, Ranking
+from ..reporting.runs import BenchmarkRun, read
 from .paired import Contestant, MeasurementPlan, PairedMeasurement, link_groups
 from .studies import StudyResult
 

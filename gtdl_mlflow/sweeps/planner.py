@@ -22,8 +22,8 @@ from .. import config, datasets, environments
 from ..config.job import create_job
 from ..console import info, status_line
 from ..hardware import device_lock
-from ..report.formats import count
-from ..report.intervals import EQUAL_WITHIN, FEWEST_RESTARTS
+from ..reporting.formats import count
+from ..reporting.intervals import EQUAL_WITHIN, FEWEST_RESTARTS
 from ..worker.events import Metadata, Metrics
 from ..worker.inputs import split
 from ..worker.job import Activity, Latency

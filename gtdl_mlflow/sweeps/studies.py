@@ -11,7 +11,7 @@ from typing import Any
 from mlflow.entities import Run
 
 from .. import console, files, tags
-from ..report.intervals import summarize
+from ..reporting.intervals import summarize
 
 SCALING_TABLE, SCALING_CHART = "scaling.csv", "scaling.svg"
 """Files of the study."""
