@@ -75,7 +75,8 @@ def measure(composed: config.Config, folder: Path, minutes: float, control: bool
         options = {"framework": composed.framework.name, "network": network, "data": job.data}
         native = replace(job, adapter="native_adapter:NativeLoop", options=options)
         other = Contestant(LOOP, interpreter(python, NATIVE, folder), environment, native)
-    plan = MeasurementPlan(60 * minutes, activities=ACTIVITIES)
+    clock = ratios.WALL if composed.hardware.device == "gpu" else ratios.CPU
+    plan = MeasurementPlan(60 * minutes, activities=ACTIVITIES, clock=clock)
     contestants = [Contestant(HARNESS, python, environment, job), other]
     measurement = PairedMeasurement(contestants, composed.threads, plan, folder / "paired")
     for _ in measurement.run():

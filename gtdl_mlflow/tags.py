@@ -29,6 +29,11 @@ TRAIN_LIMIT = _tag("train_limit", "Largest number of training images, if limited
 TEST_LIMIT = _tag("test_limit", "Largest number of test images, if limited.")
 CONFIG_HASH = _tag("config_hash", "Hash of everything in the configuration that can change a result.")
 CELL = _tag("cell", "The same hash without the seed: runs of one cell are repeats.")
+WORK = _tag(
+    "work",
+    "Hash of data set, network and training, without framework, hardware, budget and seed: frameworks with the same "
+    "hash do the same work.",
+)
 ENVIRONMENT = _tag("environment", "Hash of what is installed in the framework's environment.")
 ENVIRONMENT_LOCKED = _tag(
     "environment_locked", "What a lock determined of the environment: `versions and hashes`, `versions` or `no`."

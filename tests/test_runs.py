@@ -208,8 +208,27 @@ def test_setting_of_an_unchanged_run_is_recognised_whatever_its_version_and_core
     for each in overrides:
         (run,) = read([make_finished_run("framework=torch", "dataset=mnist", *each)]).runs
         assert (run.key.setting, run.key.settings) == ("torch_mnist", ["torch_mnist", OWN]), each
-    (changed,) = read([make_finished_run("framework=torch", "dataset=mnist", "training.batch_size=7")]).runs
-    assert changed.key.setting.startswith("torch_mnist (changed, ")
+
+
+def test_frameworks_with_the_same_change_are_compared() -> None:
+    changes = [
+        [],
+        ["training.batch_size=7"],
+        ["training.batch_size=8"],
+        ["training.batch_size=7", "hardware.threads=1"],
+    ]
+    settings = {
+        framework: [
+            read([make_finished_run(f"framework={framework}", "setting=torch_mnist", *each)]).runs[0].key.setting
+            for each in changes
+        ]
+        for framework in ("torch", "mxnet")
+    }
+    assert settings["torch"] == settings["mxnet"]
+    unchanged, seven, eight, one_thread = settings["torch"]
+    assert unchanged == "torch_mnist"
+    assert seven.startswith("torch_mnist (changed, ")
+    assert seven == one_thread != eight
 
 
 @pytest.mark.slow

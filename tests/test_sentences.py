@@ -39,6 +39,11 @@ def check_clauses(shapes: tuple[str, ...], estimates: dict[str, Ratio | Differen
     others = [(name, estimates[shape]) for name, shape in zip(names, shapes, strict=True)]
     values = {label: 10.0 + number for number, label in enumerate(LABELS)}
     text = ranking_sentence(phrases, best, others, "run", values, "s")
+    if set(shapes) == {"too few"}:
+        assert (
+            text == f"Too few runs to compare: {', '.join(f'{name} {values[name]:.2f} s' for name in (best, *names))}."
+        )
+        return
     clauses = re.split(r"(?<=[a-z\]x%)])\. ?", text)
     parts = dict(zip(("lead", *shapes), [""] * 5, strict=False))
     for clause in clauses:

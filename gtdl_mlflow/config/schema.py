@@ -379,6 +379,11 @@ class Config:
         del values["seed"]
         return values
 
+    def work(self) -> str:
+        """Return the hash of data set, network and training: frameworks with the same hash do the same work."""
+        values = self._values_for_hash()
+        return hash_values({key: values[key] for key in ("dataset", "model", "training", "parity")})
+
     def _values_for_hash(self) -> dict[str, Any]:
         """Return the configuration without values that cannot change a result: tracking, limits, names for display,
         addresses of downloads, locks, targets and checkpoints."""

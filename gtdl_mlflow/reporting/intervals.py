@@ -89,7 +89,7 @@ class Estimate:
 
     @property
     def has_interval(self) -> bool:
-        return math.isfinite(self.high)
+        return self.high < math.inf or self.low > 0  # the ratio of two finite times may be infinite
 
     @property
     def verdict(self) -> Verdict:

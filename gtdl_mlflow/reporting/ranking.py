@@ -181,7 +181,7 @@ def remarks(frameworks: list[FrameworkResults]) -> list[str]:
         if each.failed:
             seeds = f"{len(each.failed)} of {len(each.failed) + each.seeds} seeds failed"
             lines.append(f"{each.label}: {seeds}: {one_line(each.failed[-1].reason)}")
-        elif each.seeds < most:
+        elif each.seeds < most and each.framework != REFERENCE:
             lines.append(f"{each.label}: {count(each.seeds, 'seed')}; others have {most}.")
         if each.failed_quality:
             rule = one_line(each.failed_quality)

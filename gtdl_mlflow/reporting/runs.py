@@ -467,8 +467,9 @@ def _key(run: Run) -> CellKey:
     )
     if _is_unchanged(run, key):
         return key
-    cell = run_tags.get(tags.CELL, "unknown")[:4]
-    return dataclasses.replace(key, setting=f"{setting} (changed, {cell if cell.isprintable() else '?'})")
+    # Frameworks with the same change are compared. Older runs have no hash of the work.
+    work = run_tags.get(tags.WORK, run_tags.get(tags.CELL, "unknown"))[:4]
+    return dataclasses.replace(key, setting=f"{setting} (changed, {work if work.isprintable() else '?'})")
 
 
 def _is_unchanged(run: Run, key: CellKey) -> bool:

@@ -52,7 +52,8 @@ def ranking_sentence(
 ) -> str:
     """Return a ranking in words: the best, and the distance of every other one with its interval.
 
-    Those that are the same as the best are named with it. Those whose order is unknown are named apart.
+    Those that are the same as the best are named with it. Those whose order is unknown are named apart. If all have too
+    few repeats, there is no best one.
 
     Args:
         phrases: the words for the question.
@@ -65,9 +66,12 @@ def ranking_sentence(
     if not others:
         value = f": {format_number(values[best])} {unit}" if values else ""
         return f"{best}{value}. There is no other framework to compare it with."
+    few = [(label, each) for label, each in others if not each.has_interval]
+    if values and len(few) == len(others):
+        known = [f"{label} {format_number(values[label])} {unit}" for label in (best, *(name for name, _ in others))]
+        return f"Too few {noun}s to compare: {', '.join(known)}."
     same = [label for label, each in others if each.verdict is Verdict.same]
     behind = [(label, each) for label, each in others if each.verdict in (Verdict.larger, Verdict.smaller)]
-    few = [(label, each) for label, each in others if not each.has_interval]
     unresolved = [(label, each) for label, each in others if each.has_interval and each.verdict is Verdict.unresolved]
     if len(same) == len(others) and len(same) in NUMBERS:
         parts = [f"All {NUMBERS[len(same)]} {phrases.same}"]

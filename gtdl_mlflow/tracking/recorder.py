@@ -332,6 +332,7 @@ def _run_tags(config: Config) -> dict[str, str]:
         tags.TUNING: config.tuning.value,
         tags.CONFIG_HASH: config.hash(),
         tags.CELL: config.cell(),
+        tags.WORK: config.work(),
         tags.MACHINE: host.fingerprint(),
         tags.VERSION: __version__,
         tags.CODE: worker_code_version(),
