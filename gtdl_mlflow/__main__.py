@@ -62,7 +62,7 @@ def main() -> None:
     except ConfigError as error:
         _refuse(str(error))
     except (HydraException, OmegaConfBaseException) as error:
-        _refuse(explain(error, Config))
+        _refuse(explain(error, Config, sys.argv[1:]))
     except KeyboardInterrupt:
         _close_sweep("KILLED")
         info("stopped")

@@ -204,7 +204,8 @@ def report(*experiments: str, tracking_uri: str | None = None) -> Report:
         NothingFound: an experiment does not exist or has no run.
     """
     uri, names = _uri(tracking_uri), experiments or ("gtdl",)
-    return Report(page.page(runs.load(uri, names), runs.connect(uri), ", ".join(names)))
+    loaded = runs.load(uri, names)
+    return Report(page.page(loaded, runs.connect(uri), ", ".join(names), loaded.remarks))
 
 
 def _uri(tracking_uri: str | None) -> str:

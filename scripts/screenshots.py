@@ -44,7 +44,7 @@ def main(uri: str) -> None:
         report(tab, uri, Path(folder) / "report.html")
         tab.set_viewport_size({"width": 1600, "height": 900})  # the metrics are at the right of the table
         tab.add_init_script(NO_ASSISTANT)
-        table(tab, address + ui.arrange(uri, "gtdl"))
+        table(tab, address + ui.arrange(uri, "gtdl").path)
         compare(tab, address, uri)
         browser.close()
 
@@ -104,7 +104,7 @@ BOX = """element => {
 def table(tab: Page, address: str) -> None:
     """Take MLflow's table of runs, grouped by framework."""
     tab.goto(address)
-    tab.get_by_text("Group: torch").wait_for()
+    tab.get_by_text("torch").first.wait_for()
     tab.locator(".ag-header", has_text="accuracy_percent").first.wait_for()
     save(tab, "table")
 

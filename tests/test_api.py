@@ -98,7 +98,7 @@ def test_results_compare_and_report(store: str, folder: Path) -> None:
     assert "x as fast" in comparison._repr_html_()
     report = gtdl.report()
     report.save("report.html")
-    assert (folder / "report.html").read_text().startswith("<!doctype html>")
+    assert (folder / "report.html").read_text().startswith("<!DOCTYPE html>")
     assert "srcdoc=" in report._repr_html_()
 
 

@@ -149,8 +149,8 @@ def test_command_prints_and_tags_the_verdict(store: str, capsys: pytest.CaptureF
 def test_unknown_experiment_is_one_line(store: str, capsys: pytest.CaptureFixture[str]) -> None:
     plant(make_finished_run(*CELL))
     capsys.readouterr()
-    assert cli.main(["check", "nothing"]) == 1
-    assert capsys.readouterr().err == "gtdl: experiment nothing: not found in this tracking store\n"
+    assert cli.main(["check", "--experiment", "nothing"]) == 1
+    assert capsys.readouterr().err == "gtdl: experiment nothing: not found in this tracking store; there are runs in gtdl: --experiment gtdl\n"
 
 
 @pytest.mark.slow
@@ -163,7 +163,7 @@ def test_check_of_nothing_is_one_line_and_fails(
         pass
     capsys.readouterr()
     for name in ("empty", "others", "Default"):
-        assert cli.main(["check", name, *flags]) == 1
+        assert cli.main(["check", "--experiment", name, *flags]) == 1
         out, err = capsys.readouterr()
         assert (out, err) == ("", f"gtdl: experiment {name}: no run yet\n")
 

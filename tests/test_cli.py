@@ -183,4 +183,4 @@ def test_interrupt_is_status_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest
 
     monkeypatch.setattr("gtdl_mlflow.config.compose", interrupt)
     assert cli.main(["data", "verify", "mnist"]) == 130
-    assert capsys.readouterr().err.lstrip() == "gtdl: interrupted\n"
+    assert capsys.readouterr().err == "gtdl: interrupted\n"

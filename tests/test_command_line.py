@@ -166,10 +166,14 @@ def test_signal_ends_the_run_as_killed_and_leaves_no_process(store: str, number:
     driver.send_signal(number)
     _, errors = driver.communicate(timeout=60)
     assert driver.returncode == 130
-    assert errors == "gtdl: stopped\n"
+    killed, stopped = messages(errors)
+    assert stopped == "gtdl: stopped"
     assert not Path(f"/proc/{worker}").exists()
     (run,) = mlflow.search_runs(experiment_names=["gtdl"], output_format="list")
     assert run.info.status == "KILLED"
+    assert (
+        killed == f"gtdl: MLflow run {run.info.run_id} is KILLED; training.checkpoint_every_s=60 lets a run be resumed"
+    )
     assert run.data.params["worker.device"] == "cpu"
 
 

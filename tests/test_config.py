@@ -233,7 +233,20 @@ def test_new_names_are_not_in_the_tables_of_old_names() -> None:
         ("model.layers.conv1.filter=3", r"model\.layers\.conv1\.filter: .*\(did you mean filters\?\)"),
         ("seed", r"seed: expected key=value"),
         ("seed=[1", r"seed=\[1: expected key=value"),
-        ("framework=torch,reference", r"framework=torch,reference: several values make a sweep, which needs -m"),
+        (
+            "framework=torch,reference",
+            r"framework=torch,reference: several values make a sweep: gtdl sweep, mlflow run \. -e sweep",
+        ),
+        (
+            "framework=[torch,reference]",
+            r"framework=\[torch,reference\]: expected one name; .*: gtdl sweep framework=torch,reference",
+        ),
+        ("framework=tf", r"framework=tf: expected one of .*\(did you mean tensorflow\?\)"),
+        ("dataset=MNIST", r"dataset=MNIST: expected one of .*\(did you mean mnist\?\)"),
+        ("framework=torch,", r"framework=torch,: ends with a comma"),
+        ("hardware.cores=0", r"hardware\.cores: expected a list, such as hardware\.cores=\[0,1\]"),
+        ("tracking.uri=", r"tracking\.uri=: expected http://HOST:PORT, or a database"),
+        ("tracking.uri=mlruns", r"tracking\.uri=mlruns: expected http://HOST:PORT, or a database"),
         ("dataset.labels=medium", r"dataset\.labels=medium: expected one of fine, coarse"),
         ("training.early_stopping.increase=3", r"early_stopping\.increase: training\.early_stopping is null here"),
         (

@@ -147,5 +147,5 @@ def test_errors_are_one_line(store: str, capsys: pytest.CaptureFixture[str], tmp
     assert reproduction(capsys) == (1, "", "gtdl: experiment gtdl: no finished run\n")
     plant(make_finished_run("framework=caffe", "dataset=mnist"))
     status, _, err = reproduction(capsys, "--output", str(tmp_path / "no" / "such" / "file.md"))
-    assert status == 1
-    assert err == f"gtdl: {tmp_path}/no/such/file.md: No such file or directory\n"
+    assert status == 2
+    assert err == f"gtdl: {tmp_path}/no/such/file.md: the folder {tmp_path}/no/such does not exist\n"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
+from .. import signals
 from ..console import info
 from ..files import write_atomically
 
@@ -38,6 +39,12 @@ class Verb(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         options = {_key(each.opts[0]): each for each in self.params if isinstance(each, click.Option)}
         return super().parse_args(ctx, [_as_option(argument, options) for argument in args])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:  # click would print an empty line
+            raise CommandFailed("interrupted", status=signals.INTERRUPTED) from error
 
 
 def _key(option: str) -> str:
@@ -143,6 +150,7 @@ def tracking_store(tracking_uri: str | None) -> Iterator[str]:
 
     with translate_errors(store.TrackingFailed, NothingFound):
         uri = tracking_uri or config.compose([]).tracking.uri
+        config.check_tracker(uri)
         with store.translate_errors(uri), store.http_timeouts(retries=2, timeout_s=30):
             yield uri
 
@@ -153,12 +161,17 @@ def load_runs(uri: str, experiments: Sequence[str], finished: bool = False) -> L
     Raises:
         NothingFound: an experiment does not exist, or no run in it can be used.
     """
-    from ..reporting.runs import NothingFound, load
+    from ..reporting.runs import NothingFound, experiments_with_runs, load
 
-    loaded = load(uri, experiments, "attributes.status = 'FINISHED'" if finished else "")
-    if not loaded.runs:
-        reason = "".join(loaded.remarks) or f"no {'finished run' if finished else 'run yet'}"
-        raise NothingFound(f"experiment {', '.join(experiments)}: {reason}")
+    try:
+        loaded = load(uri, experiments, "attributes.status = 'FINISHED'" if finished else "")
+        if not loaded.runs:
+            reason = "".join(loaded.remarks) or f"no {'finished run' if finished else 'run yet'}"
+            raise NothingFound(f"experiment {', '.join(experiments)}: {reason}")
+    except NothingFound as error:
+        others = [name for name in experiments_with_runs(uri) if name not in experiments]
+        hint = f"; there are runs in {', '.join(others)}: --experiment {others[0]}" if others else ""
+        raise NothingFound(f"{error}{hint}") from error
     for remark in loaded.remarks:
         info(remark)
     return loaded

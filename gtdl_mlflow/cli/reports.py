@@ -31,7 +31,7 @@ def report(output: Path, experiment: tuple[str, ...], tracking_uri: str | None) 
 
     with tracking_store(tracking_uri) as uri:
         loaded = load_runs(uri, experiment)
-        html = page.page(loaded, connect(uri), ", ".join(experiment))
+        html = page.page(loaded, connect(uri), ", ".join(experiment), loaded.remarks)
     write_output(output, html)
     print_output(f"{output}: {len(loaded.runs)} runs, {output.stat().st_size / 1e6:.1f} MB")
 
@@ -106,9 +106,9 @@ def ui(experiment: str, tracking_uri: str | None, port: int, no_browser: bool) -
     from ..reporting import ui
 
     with tracking_store(tracking_uri) as uri:
-        path = ui.arrange(uri, experiment)
+        view = ui.arrange(uri, experiment)
     with translate_errors(ui.UiFailed):
-        return ui.serve(uri, path, port, browser=not no_browser)
+        return ui.serve(uri, view, port, browser=not no_browser)
 
 
 VERBS = (report, compare, check, reproduction, ui)

@@ -3,7 +3,7 @@
 Nothing here imports MLflow or a framework, so a mistake on the command line is reported before anything slow starts.
 """
 
-from .checks import ConfigError, Unavailable, check
+from .checks import ConfigError, Unavailable, check, check_tracker
 from .composition import compose, compose_part, compose_unchecked, to_checked_config, to_config
 from .resolvers import CONF, choices, family
 from .schema import (
@@ -47,6 +47,7 @@ __all__ = [
     "Tuning",
     "Unavailable",
     "check",
+    "check_tracker",
     "choices",
     "compose",
     "compose_part",

@@ -45,7 +45,7 @@ def check(config: Config) -> None:
     except (NetworkError, preprocessing.PreprocessingError) as error:
         raise ConfigError(f"model={config.model.name} on dataset={config.dataset.name}: {error}") from error
     _check_batch_size(config.training, config.dataset)
-    _check_tracker(config.tracking.uri)
+    check_tracker(config.tracking.uri)
     _check_device(config)
 
 
@@ -76,17 +76,21 @@ def _check_dataset(dataset: Dataset) -> None:
     _check_image_size(dataset)
 
 
-def _check_tracker(uri: str) -> None:
-    """Refuse an address that no tracker can ever have: its runs would be saved for a delivery that never succeeds."""
+def check_tracker(uri: str) -> None:
+    """Raise ConfigError for an address that no tracker can ever have.
+
+    Its runs would be saved for a delivery that never succeeds. MLflow writes to a folder of files no more.
+    """
     try:
         parts = urlsplit(uri)
         complete = parts.scheme not in ("http", "https") or (parts.hostname and parts.port != 0)
+        complete = complete and ("://" in uri or uri == "databricks") and parts.scheme != "file"
     except ValueError:  # a port that is no number, an incomplete IPv6 address
         complete = False
     if not complete:
-        raise ConfigError(
-            f"tracking.uri={redact(uri)}: expected http://HOST:PORT, or a database such as sqlite:///mlflow.db"
-        )
+        variable = "MLFLOW_TRACKING_URI"
+        name = variable if os.environ.get(variable) == uri else "tracking.uri"
+        raise ConfigError(f"{name}={redact(uri)}: expected http://HOST:PORT, or a database such as sqlite:///mlflow.db")
     if uri.startswith("sqlite:") and uri.partition("?")[0].rstrip("/").endswith((":memory:", "sqlite:")):
         raise ConfigError(f"tracking.uri={uri}: a database in memory is lost with its process; use sqlite:///mlflow.db")
 

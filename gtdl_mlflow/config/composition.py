@@ -51,7 +51,7 @@ def compose_unchecked(overrides: list[str]) -> Config:
         with start:
             return to_config(hydra_compose("config", overrides))
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(explain(error, Config)) from error
+        raise ConfigError(explain(error, Config, overrides)) from error
     except Exception as error:
         if message := explain_null_section(error, overrides):
             raise ConfigError(message) from error

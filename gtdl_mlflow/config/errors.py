@@ -58,20 +58,48 @@ def renamed(name: str, table: Mapping[str, str]) -> str | None:
 
 
 def similar(name: str, choices: Iterable[str]) -> str:
-    """Return the choice that is most similar to ``name``, as the end of a message; empty if none is similar."""
-    close = difflib.get_close_matches(name, list(choices), 1)
+    """Return the choice that is most similar to ``name``, as the end of a message; empty if none is similar.
+
+    Upper and lower case are the same, and an abbreviation such as ``tf`` has its letters in their order.
+    """
+    every = list(choices)
+    word = name.lower()
+    close = difflib.get_close_matches(word, every, 1) or [each for each in every if _abbreviates(word, each)]
     return f" (did you mean {close[0]}?)" if close else ""
 
 
-def explain(error: Exception, schema: type) -> str:
-    """Return an error of Hydra or OmegaConf in one line, redacted. ``schema`` is the dataclass of the configuration."""
-    return redact(_explain(error, schema))
+def _abbreviates(word: str, name: str) -> bool:
+    letters = iter(name)
+    return len(word) > 1 and word[:1] == name[:1] and all(letter in letters for letter in word)
+
+
+def explain(error: Exception, schema: type, overrides: Iterable[str]) -> str:
+    """Return an error of Hydra or OmegaConf in one line, redacted.
+
+    Args:
+        error: the error.
+        schema: the dataclass of the configuration.
+        overrides: the command line.
+    """
+    return redact(_explain_list(error, overrides) or _explain(error, schema))
+
+
+def _explain_list(error: Exception, overrides: Iterable[str]) -> str:
+    """Return the message if a list is given where one name is expected; Hydra blames an interpolation then."""
+    if "interpolation" not in str(error):
+        return ""
+    for key, _, value in (override.partition("=") for override in overrides):
+        if value.startswith("[") and "." not in key:
+            return f"{key}={value}: expected one name; several make a sweep: gtdl sweep {key}={value.strip('[]')}"
+    return ""
 
 
 def _explain(error: Exception, schema: type) -> str:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
         options = error.options or []
+        if not group:
+            return f"--config-name={name}: no such configuration; leave the option out"
         return f"{group}={name}: expected one of {', '.join(options)}{similar(name, options)}"
     cause: BaseException | None = error
     while cause is not None:
@@ -86,8 +114,10 @@ def _explain(error: Exception, schema: type) -> str:
         cause = cause.__cause__
     message = _first_line(error)
     if ambiguous := re.search(r"Ambiguous value for argument '(.*)'", message):
-        return f"{ambiguous[1]}: several values make a sweep, which needs -m"
+        return f"{ambiguous[1]}: several values make a sweep: gtdl sweep, mlflow run . -e sweep, or the option -m"
     if isinstance(error, OverrideParseException):
+        if str(error.override).endswith(","):
+            return f"{error.override}: ends with a comma; write several values without spaces"
         return f"{error.override}: expected key=value ({message})"
     return message
 
@@ -147,6 +177,8 @@ def _wrong_value(key: str, message: str) -> str:
         return f"{key}={match[1]}: expected {kind}"
     if match := re.match(r"Invalid value '(.*)', expected one of \[(.*)\]", message):
         return f"{key}={match[1]}: expected one of {match[2]}"
+    if "is not a ListConfig, list or tuple" in message:
+        return f"{key}: expected a list, such as {key}=[0,1]"
     return f"{key}: {message}"
 
 

@@ -356,6 +356,12 @@ class Config:
         return network.build(self.model.layers, shape, self.dataset.classes)
 
     @property
+    def setting_name(self) -> str:
+        """Name of the network and the hyper-parameters: one name, or both with ``+`` if they differ."""
+        names = dict.fromkeys((self.model.name, self.training.name))
+        return "+".join(names)
+
+    @property
     def threads(self) -> int:
         """Number of threads that the framework may use."""
         return self.hardware.threads or cgroups.threads_for(len(self.hardware.usable_cores()))

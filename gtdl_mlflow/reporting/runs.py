@@ -321,6 +321,16 @@ def _paired(run: Run) -> dict[str, float]:
     return {key.removeprefix(PAIRED): value for key, value in values.items() if value > 0}
 
 
+def experiments_with_runs(uri: str) -> list[str]:
+    """Return the names of the experiments that have runs of this project."""
+    client = connect(uri)
+    return [
+        experiment.name
+        for experiment in client.search_experiments()
+        if client.search_runs([experiment.experiment_id], f"tags.`{tags.FRAMEWORK}` != ''", max_results=1)
+    ]
+
+
 def connect(uri: str) -> MlflowClient:
     """Return a client of an existing store. MLflow would create a missing SQLite file, with nothing in it.
 

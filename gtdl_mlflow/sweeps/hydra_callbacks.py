@@ -194,7 +194,7 @@ class SweepParent(Callback):
             self._paired = kind(configs, config.sweep.paired_minutes, self._folder, config.sweep.minutes)
         self.progress = SweepProgress(self._cells, "until the paired measurement" if self._paired else "left")
         self._sweep_id = cells.sweep_id(overrides)
-        self._record = new_record(self._uri, self._folder, "sweep", config.tracking.experiment)
+        self._record = new_record(self._uri, self._folder, sweep_name(overrides), config.tracking.experiment)
         self._record.tags = {
             tags.SWEEP: " ".join(overrides),
             tags.SWEEP_ID: self._sweep_id,
@@ -375,6 +375,12 @@ def order_overrides(overrides: list[str], order: SweepOrder) -> list[str]:
     first, last = ("seed", "framework") if order is SweepOrder.interleaved else ("framework", "seed")
     rank = {first: -1, last: 1}
     return sorted(overrides, key=lambda override: rank.get(override.partition("=")[0], 0))
+
+
+def sweep_name(overrides: list[str]) -> str:
+    """Return the name of a sweep's run: what it sweeps over, such as ``sweep · framework=torch,mxnet · seed=0,1``."""
+    swept = [each for each in overrides if "," in each or "(" in each]
+    return " · ".join(["sweep", *(swept or overrides)])
 
 
 def count_cells(overrides: list[str]) -> int | None:

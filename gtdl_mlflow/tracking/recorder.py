@@ -245,6 +245,10 @@ class Recorder:
             self._add_outcome(kind, error, now_ms)
             self._add_files(now_ms, success=kind is None)
             self._finish()
+        if kind is not None and not issubclass(kind, Exception):
+            every_s = self._config.training.checkpoint_every_s
+            way = "the same command resumes it" if every_s else "training.checkpoint_every_s=60 lets a run be resumed"
+            info(f"MLflow run {self.record.reference} is KILLED; {way}")
 
     def _add_outcome(self, kind: type[BaseException] | None, error: BaseException | None, now_ms: int) -> None:
         """Add the status of the run, with its results or the reason why it did not finish."""
@@ -311,7 +315,9 @@ def _dataset_input(config: Config, data: PreparedDataset) -> dict[str, str]:
 
 
 def _run_name(config: Config) -> str:
-    return f"{config.framework.name} {config.model.name} on {config.dataset.name}, seed {config.seed}"
+    """Return a short name that differs between the runs of a sweep: ``torch · torch_mnist · mnist_5k · 0.05 · s3``."""
+    budget = [] if config.budget == 1 else [f"{config.budget:g}"]
+    return " · ".join([config.framework.name, config.setting_name, config.dataset.name, *budget, f"s{config.seed}"])
 
 
 def _run_tags(config: Config) -> dict[str, str]:
@@ -325,6 +331,7 @@ def _run_tags(config: Config) -> dict[str, str]:
         tags.DATASET: config.dataset.name,
         tags.MODEL: config.model.name,
         tags.TRAINING: config.training.name,
+        tags.SETTING: config.setting_name,
         tags.DEVICE: config.hardware.device,
         tags.HARDWARE: config.hardware.name,
         tags.SEED: str(config.seed),

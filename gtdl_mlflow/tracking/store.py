@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -37,6 +38,7 @@ T = TypeVar("T")
 logging.getLogger("alembic").setLevel(logging.WARNING)
 # It logs each failure with its traceback before it raises the exception, which is reported in one line.
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # it reports each retry
 
 PAGE_SIZE = 500
 """Runs per search request: MLflow needs about 0.3 MB for each while it reads them."""
@@ -54,6 +56,10 @@ REFUSED = {"BAD_REQUEST", "INVALID_PARAMETER_VALUE", "INVALID_STATE", "MALFORMED
 
 REFUSED_STATUS, DENIED_STATUS = {400, 411, 413, 414, 415, 422}, {401, 403, 404, 405, 407}
 """HTTP statuses of an artifact store: it refuses the file; it refuses every file until a setting changes."""
+
+
+LONGEST_REASON = 300
+"""Characters of a reason."""
 
 
 class TrackingFailed(Exception):
@@ -125,11 +131,21 @@ def reason(error: Exception) -> str:
             break
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return redact(f"{error.filename}: {error.strerror}")
+    if any(isinstance(each, requests.RequestException) for each in _chain(error)) and (text := _connection(str(error))):
+        return text
     lines = [line.strip() for line in str(error).splitlines()]
     shown = [line for line in lines if line and not line.startswith(("(Background on", "[SQL:", "[parameters:"))]
     if isinstance(error, LookupError) or not shown:  # KeyError: 'run'
         return redact(f"unexpected response, {type(error).__name__}: {' '.join(shown)}")
-    return redact(shown[0])
+    line = redact(shown[0])
+    return line if len(line) <= LONGEST_REASON else f"{line[:LONGEST_REASON]}..."
+
+
+def _connection(text: str) -> str:
+    """Return why there is no connection, from the message of a failed request; empty if there may be one."""
+    if found := re.search(r"\[Errno -?\d+\] ([^'\")]+)", text):
+        return f"no connection: {found[1].lower()}"
+    return "no response in time" if "timed out" in text.lower() else ""
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
