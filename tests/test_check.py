@@ -150,7 +150,8 @@ def test_unknown_experiment_is_one_line(store: str, capsys: pytest.CaptureFixtur
     plant(make_finished_run(*CELL))
     capsys.readouterr()
     assert cli.main(["check", "--experiment", "nothing"]) == 1
-    assert capsys.readouterr().err == "gtdl: experiment nothing: not found in this tracking store; there are runs in gtdl: --experiment gtdl\n"
+    reason = "not found in this tracking store; there are runs in gtdl: --experiment gtdl"
+    assert capsys.readouterr().err == f"gtdl: experiment nothing: {reason}\n"
 
 
 @pytest.mark.slow
