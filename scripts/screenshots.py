@@ -104,7 +104,7 @@ BOX = """element => {
 def table(tab: Page, address: str) -> None:
     """Take MLflow's table of runs, grouped by framework."""
     tab.goto(address)
-    tab.get_by_text("gtdl.framework: torch").first.wait_for()
+    tab.get_by_text("Group: torch · ").first.wait_for()
     tab.locator(".ag-header", has_text="accuracy_percent").first.wait_for()
     save(tab, "table")
 

@@ -568,7 +568,7 @@ def test_pages_of_mlflow_show_the_comparison(browser: Browser, planted: str, tmp
         head = tab.locator(".ag-header").first.inner_text()
         for name in ("gtdl.framework", "gtdl.dataset", "gtdl.setting", "training_time_s", "testing_time_s"):
             assert name in head
-        tab.get_by_text("gtdl.framework: torch").first.wait_for(timeout=120_000)
+        tab.get_by_text("Group: torch · ").first.wait_for(timeout=120_000)
         client = mlflow.MlflowClient(planted)
         experiment = client.get_experiment_by_name("gtdl")
         assert experiment is not None

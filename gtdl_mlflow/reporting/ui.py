@@ -40,9 +40,6 @@ COLUMNS = (
 )
 """Columns of the table, as MLflow spells them."""
 
-GROUPS = (tags.DATASET, tags.SETTING, tags.BUDGET, tags.FRAMEWORK)
-"""Tags by which the runs are grouped. Means over other sets of runs would mix what is not comparable."""
-
 KIND, TRAINING_KIND = "mlflow.experimentKind", "custom_model_development"
 """Tag of an experiment, and its value, with which MLflow opens the pages for training instead of those for agents."""
 
@@ -72,7 +69,8 @@ def arrange(uri: str, experiment: str) -> View:
     found = client.get_experiment_by_name(experiment)
     if found is None:
         raise NothingFound(f"experiment {experiment}: not found in this tracking store")
-    keys = [{"mode": "tag", "groupByData": tag} for tag in GROUPS]
+    # Means over other sets of runs would mix what is not comparable. One tag, because the names of several are cut off.
+    keys = [{"mode": "tag", "groupByData": tags.SERIES}]
     view = {"selectedColumns": list(COLUMNS), "groupBy": {"aggregateFunction": "average", "groupByKeys": keys}}
     name, value = f"mlflow.sharedViewState.{VIEW}", json.dumps(view)
     path = f"/#/experiments/{found.experiment_id}/runs?workflowType=machine_learning"
@@ -176,7 +174,7 @@ def responds(address: str) -> bool:
 def _open(address: str, browser: bool) -> None:
     print(printable(address))
     if address.endswith(f"={VIEW}"):
-        print("Runs are grouped by data set, setting, budget and framework (change it in Group by, above the table).")
+        print("Runs are grouped by framework, setting, data set and budget (change it in Group by, above the table).")
     print("To compare runs, select some and press Compare.", flush=True)
     if browser:
         webbrowser.open(address)

@@ -316,8 +316,13 @@ def _dataset_input(config: Config, data: PreparedDataset) -> dict[str, str]:
 
 def _run_name(config: Config) -> str:
     """Return a short name that differs between the runs of a sweep: ``torch · torch_mnist · mnist_5k · 0.05 · s3``."""
+    return f"{_series(config)} · s{config.seed}"
+
+
+def _series(config: Config) -> str:
+    """Return what the repeats of a run have in common: ``torch · torch_mnist · mnist_5k · 0.05``."""
     budget = [] if config.budget == 1 else [f"{config.budget:g}"]
-    return " · ".join([config.framework.name, config.setting_name, config.dataset.name, *budget, f"s{config.seed}"])
+    return " · ".join([config.framework.name, config.setting_name, config.dataset.name, *budget])
 
 
 def _run_tags(config: Config) -> dict[str, str]:
@@ -337,6 +342,7 @@ def _run_tags(config: Config) -> dict[str, str]:
         tags.SEED: str(config.seed),
         tags.BUDGET: f"{config.budget:g}",
         tags.TUNING: config.tuning.value,
+        tags.SERIES: _series(config),
         tags.CONFIG_HASH: config.hash(),
         tags.CELL: config.cell(),
         tags.WORK: config.work(),
