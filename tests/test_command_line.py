@@ -220,7 +220,7 @@ def test_working_folder_that_cannot_be_written_is_named(gtdl: Command, kind: lis
         timeout=120,
     )
     assert done.returncode == 1
-    (line,) = done.stderr.splitlines()
+    (line,) = messages(done.stderr)
     assert line.startswith("gtdl: ")
     assert "multirun" in line if kind else "outputs" in line
     assert runs(store) == []

@@ -208,7 +208,7 @@ def test_two_users_share_an_experiment_and_a_third_reads_it(
     assert refused.returncode == 1
     assert "nothing was run" in refused.stderr
     assert "Traceback" not in refused.stderr
-    checked = cli("check", "shared", "--json")
+    checked = cli("check", "--experiment", "shared", "--json")
     verdict = json.loads(checked.stdout)
     assert verdict["runs"] == 2
     assert checked.returncode == (0 if verdict["passed"] else 1)
