@@ -16,10 +16,9 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-import psutil
-
 from .console import info, printable
 from .metrics import HEADLINE
+from .process_tree import descendants
 from .worker import events
 from .worker.job import Activity, Job
 
@@ -195,10 +194,9 @@ class WorkerProcess:
     def _signal(self, number: int) -> None:
         """Send a signal to the worker, but not to the process that ends its descendants."""
         assert self._process is not None
-        with suppress(psutil.NoSuchProcess):  # next_event reports why it has ended
-            first = psutil.Process(self._process.pid)
-            for each in first.children(recursive=True) or [first]:
-                each.send_signal(number)
+        for pid in descendants(self._process.pid) or [self._process.pid]:
+            with suppress(ProcessLookupError):  # next_event reports why it has ended
+                os.kill(pid, number)
 
     def _send(self, job: Job) -> None:
         """Send the job to the waiting interpreter, which begins when it has it."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from contextlib import suppress
 
-import psutil
 import pynvml
+
+from ..process_tree import descendants
 
 
 class Gpu:
@@ -37,9 +37,7 @@ class Gpu:
 
     def other_processes(self, worker: int) -> float | None:
         """Return the number of processes that compute on the GPU, without ``worker`` and its descendants."""
-        own = {worker}
-        with suppress(psutil.Error):
-            own |= {child.pid for child in psutil.Process(worker).children(recursive=True)}
+        own = {worker, *descendants(worker)}
         return _or_none(
             lambda: len({process.pid for process in pynvml.nvmlDeviceGetComputeRunningProcesses(self._handle)} - own)
         )

@@ -15,6 +15,7 @@ from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
 from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
 
 from ..console import info
+from ..process_tree import descendants
 
 POWERCAP = Path("/sys/class/powercap")
 """Linux's energy counters of the processor packages (RAPL); on most machines only root may read them."""
@@ -118,9 +119,10 @@ class ProcessUsage:
         """Return the sums over the worker and its children; None if none of them is running."""
         total = dict.fromkeys(VALUES, 0.0)
         running = False
-        with suppress(psutil.NoSuchProcess):
-            for process in psutil.Process(self._worker).children(recursive=True):
-                with suppress(psutil.Error), process.oneshot():
+        for pid in descendants(self._worker):
+            with suppress(psutil.Error):
+                process = psutil.Process(pid)
+                with process.oneshot():
                     times, switches, disk = process.cpu_times(), process.num_ctx_switches(), process.io_counters()
                     values = {
                         "memory": process.memory_info().rss,
