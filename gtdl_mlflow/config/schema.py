@@ -359,7 +359,7 @@ class Config:
     def setting_name(self) -> str:
         """Name of the network and the hyper-parameters: one name, or both with ``+`` if they differ."""
         names = dict.fromkeys((self.model.name, self.training.name))
-        return "+".join(names)
+        return " + ".join(names)
 
     @property
     def threads(self) -> int:
