@@ -16,7 +16,7 @@ import mlflow
 import numpy as np
 import pytest
 import yaml
-from helpers.project import ROOT, Command, mlflow_run, need_torch, start, wait_for_worker
+from helpers.project import ROOT, Command, messages, mlflow_run, need_torch, start, wait_for_worker
 
 from gtdl_mlflow import config, datasets
 from gtdl_mlflow.environments import pip_settings
@@ -116,7 +116,7 @@ def test_a_killed_worker_fails_its_run_and_nothing_else(gtdl: Command, store: st
     os.kill(worker, signal.SIGKILL)
     _, errors = driver.communicate(timeout=60)
     assert driver.returncode == 1
-    assert len(errors.splitlines()) == 1
+    assert len(messages(errors)) == 1
     assert "was killed by SIGKILL; " in errors
     run = only_run()
     assert run.info.status == "FAILED"
