@@ -9,11 +9,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .api import Comparison, ConfigError, Report, RunResult, compare, report, results, run, sweep
+    from .api import Comparison, ConfigError, Report, RunResult, compare, predict, report, results, run, sweep
 
 __version__ = "0.1.0"
 
-__all__ = ["Comparison", "ConfigError", "Report", "RunResult", "compare", "report", "results", "run", "sweep"]
+__all__ = [
+    "Comparison",
+    "ConfigError",
+    "Report",
+    "RunResult",
+    "compare",
+    "predict",
+    "report",
+    "results",
+    "run",
+    "sweep",
+]
 
 
 def __getattr__(name: str) -> Any:

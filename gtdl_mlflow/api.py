@@ -17,7 +17,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import config, tags
+from . import config, prediction, tags
 from .config import ConfigError
 from .metrics import HEADLINE, METRICS
 from .reporting import comparison, page, runs
@@ -27,9 +27,21 @@ from .runner import describe
 from .runner import run as run_config
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas
 
-__all__ = ["Comparison", "ConfigError", "Report", "RunResult", "compare", "report", "results", "run", "sweep"]
+__all__ = [
+    "Comparison",
+    "ConfigError",
+    "Report",
+    "RunResult",
+    "compare",
+    "predict",
+    "report",
+    "results",
+    "run",
+    "sweep",
+]
 
 
 @dataclass(frozen=True)
@@ -206,6 +218,22 @@ def report(*experiments: str, tracking_uri: str | None = None) -> Report:
     uri, names = _uri(tracking_uri), experiments or ("gtdl",)
     loaded = runs.load(uri, names)
     return Report(page.page(loaded, runs.connect(uri), ", ".join(names), loaded.remarks))
+
+
+def predict(run_id: str, images: np.ndarray, *, tracking_uri: str | None = None) -> np.ndarray:
+    """Return the class probabilities, float32 (N, classes), that a run's model gives for images.
+
+    The model runs in a process of its own, in its framework's environment.
+
+    Args:
+        run_id: ID of the MLflow run, as in ``RunResult.run_id``.
+        images: raw images, uint8 (N, height, width, channels), as the data set has them.
+        tracking_uri: the tracking store; by default that of the command line.
+
+    Raises:
+        Exception: one of ``prediction.PREDICTION_ERRORS``.
+    """
+    return prediction.predict(_uri(tracking_uri), run_id, images)
 
 
 def _uri(tracking_uri: str | None) -> str:

@@ -10,7 +10,7 @@ import mlflow
 import nbformat
 import pytest
 from helpers.planted_runs import make_finished_run, plant
-from helpers.project import ROOT, need_torch
+from helpers.project import ROOT, need_framework
 from nbclient import NotebookClient
 
 import gtdl_mlflow as gtdl
@@ -118,7 +118,7 @@ def test_import_of_the_package_imports_nothing_else() -> None:
 @pytest.mark.slow
 @pytest.mark.frameworks
 def test_notebook_of_the_guide_runs(store: str, folder: Path) -> None:
-    need_torch()
+    need_framework("torch")
     notebook = nbformat.read(ROOT / "docs" / "notebook.ipynb", as_version=4)
     done = NotebookClient(
         notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": folder}}

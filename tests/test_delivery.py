@@ -13,7 +13,7 @@ from pathlib import Path
 
 import mlflow
 import pytest
-from helpers.project import ROOT, Command, messages, runs
+from helpers.project import ROOT, Command, logged_model, messages, runs
 from helpers.servers import (
     failing_server,
     losing_proxy,
@@ -23,6 +23,7 @@ from helpers.servers import (
     recording_server,
 )
 from mlflow.entities import Run
+from mlflow.models import Model
 
 from gtdl_mlflow.cli import __main__ as cli
 from gtdl_mlflow.tracking import delivery, outbox
@@ -43,6 +44,15 @@ def finished_record(uri: str, folder: Path) -> Record:
     record.artifacts = ["a.txt"]
     record.finish("FINISHED")
     return record
+
+
+def add_model(record: Record) -> None:
+    """Add a model with one metric to a record."""
+    folder = Path(record.folder) / "model"
+    folder.mkdir()
+    Model().save(folder / "MLmodel")
+    record.model = {"name": "a-model", "path": "model", "dataset": "digits", "digest": "0123"}
+    record.model_metrics = [("accuracy_percent", 90.0, 1, 0)]
 
 
 def only_run(uri: str) -> Run:
@@ -282,6 +292,37 @@ def test_a_run_whose_creation_had_no_response_is_created_once(tmp_path: Path) ->
         assert run.info.status == "FINISHED"
         assert run.data.tags["gtdl.seed"] == "1"
         assert artifacts(server.uri, run) == ["a.txt"]
+
+
+@pytest.mark.slow
+@pytest.mark.server
+@pytest.mark.parametrize("lost", ["/logged-models", "/outputs", "/log-batch"])
+def test_a_model_whose_delivery_was_interrupted_is_logged_once(tmp_path: Path, lost: str) -> None:
+    with mlflow_server(tmp_path) as server:
+        record = finished_record(server.uri, tmp_path / "run")
+        add_model(record)
+        with losing_proxy(server, lost) as uri, http_timeouts(retries=0, timeout_s=10):
+            assert "502" in outbox.conclude(record, uri)
+        record.uri = server.uri
+        assert outbox.conclude(record, server.uri) == ""
+        run = only_run(server.uri)
+        client = mlflow.MlflowClient(server.uri)
+        (model,) = client.search_logged_models([run.info.experiment_id])
+        assert model.model_id == logged_model(client, run).model_id
+        assert model.name == "a-model"
+        assert {metric.key: metric.value for metric in model.metrics} == {"accuracy_percent": 90.0}
+
+
+@pytest.mark.slow
+@pytest.mark.server
+def test_a_server_without_logged_models_gets_the_model_as_files(tmp_path: Path) -> None:
+    with mlflow_server(tmp_path) as server, losing_proxy(server, "/logged-models/search", status=404) as uri:
+        record = finished_record(uri, tmp_path / "run")
+        add_model(record)
+        assert outbox.conclude(record, uri) == ""
+        run = only_run(server.uri)
+        assert artifacts(server.uri, run) == ["a.txt", "model"]
+        assert run.outputs.model_outputs == []
 
 
 @pytest.mark.parametrize("redirected", [False, True])

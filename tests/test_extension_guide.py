@@ -13,7 +13,7 @@ from pathlib import Path
 
 import mlflow
 import pytest
-from helpers.project import ROOT, need_torch
+from helpers.project import ROOT, need_framework
 
 PAGE = ROOT / "docs" / "extending.md"
 
@@ -75,7 +75,7 @@ def test_files_and_commands_of_a_section_work(heading: str, project: Path) -> No
             path.write_text(content, encoding="utf-8")
         elif section == heading:
             if "framework=torch" in content:
-                need_torch()
+                need_framework("torch")
             done = run(content, project)
             assert done.returncode == 0, f"{content}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
     if heading == "Reference pages":

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.project import ROOT, need_torch
+from helpers.project import ROOT, need_framework
 
 SCRIPT = ROOT / "benchmarks" / "native_speed.py"
 
@@ -51,7 +51,7 @@ def test_a_loop_with_another_batch_size_is_refused(setup: Any) -> None:
 @pytest.mark.slow
 @pytest.mark.frameworks
 def test_times_and_ratio_of_both_activities_are_printed() -> None:
-    need_torch()
+    need_framework("torch")
     command = [sys.executable, str(SCRIPT), "--minutes", "0.01", "--threads", "1"]
     done = subprocess.run(
         [*command, "--frameworks", "torch", "--networks", "torch_mnist"],

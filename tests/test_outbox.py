@@ -10,7 +10,7 @@ from pathlib import Path
 
 import mlflow
 import pytest
-from helpers.project import Command, messages, runs, start, training_started, wait_until
+from helpers.project import Command, logged_model, messages, runs, start, training_started, wait_until
 from helpers.servers import Server, failing_server, mlflow_server
 from mlflow.entities import Run
 
@@ -36,7 +36,8 @@ def assert_complete(run: Run, uri: str) -> None:
     assert run.data.params["framework"] == "reference"
     assert run.data.tags["gtdl.quality"] == "ok"
     assert [data.dataset.name for data in run.inputs.dataset_inputs] == ["mnist_5k"]
-    assert {item.path for item in client.list_artifacts(run.info.run_id)} >= {"config.yaml", "events.jsonl", "model"}
+    assert {item.path for item in client.list_artifacts(run.info.run_id)} >= {"config.yaml", "events.jsonl"}
+    assert {metric.key for metric in logged_model(client, run).metrics} >= {"accuracy_percent", "training_time_s"}
     assert 0 < run.info.end_time - run.info.start_time < 60_000
     assert len(client.get_metric_history(run.info.run_id, "train/loss")) == 1
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, cast
 
 import psutil
 import pytest
-from helpers.project import Command, need_torch, start, sweep_runs, wait_until
+from helpers.project import Command, need_framework, start, sweep_runs, wait_until
 
 from gtdl_mlflow import config, datasets
 from gtdl_mlflow.config.job import create_job
@@ -342,7 +342,7 @@ def test_measurement_ends_when_all_is_resolved(contestants: list[Contestant], tm
 @pytest.mark.slow
 @pytest.mark.frameworks
 def test_sweep_ends_with_a_ranking(gtdl: Command, store: str) -> None:
-    need_torch()
+    need_framework("torch")
     done = gtdl(
         "experiment=paired", "framework=torch,reference", "setting=reference_mnist", "hardware=cpu_1core",
         "budget=0.01", "sweep.paired_minutes=0.05",
@@ -366,7 +366,7 @@ def test_sweep_ends_with_a_ranking(gtdl: Command, store: str) -> None:
 @pytest.mark.slow
 @pytest.mark.frameworks
 def test_interrupted_measurement_keeps_its_turns(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    need_torch()
+    need_framework("torch")
     monkeypatch.chdir(tmp_path)
     process = start(
         "experiment=paired", "framework=torch,reference", "setting=reference_mnist", "hardware=cpu_1core",

@@ -16,7 +16,7 @@ import mlflow
 import numpy as np
 import pytest
 import yaml
-from helpers.project import Command, runs, start, wait_until
+from helpers.project import Command, logged_model, runs, start, wait_until
 from helpers.servers import mlflow_server
 from mlflow.entities import Run
 
@@ -112,8 +112,7 @@ def test_a_run_has_these_artifacts(finished: FinishedRun, tmp_path: Path) -> Non
     run, client = finished
     assert {item.path for item in client.list_artifacts(run.info.run_id)} == {
         "config.yaml", "confusion_matrix.csv", "confusion_matrix.svg", "contact_sheet.png", "environment.txt",
-        "events.jsonl", "job.json", "learning_curve.svg", "mlperf.log", "model", "roofline.csv", "roofline.svg",
-        "worker.log",
+        "events.jsonl", "job.json", "learning_curve.svg", "mlperf.log", "roofline.csv", "roofline.svg", "worker.log",
     }  # fmt: skip
     folder = Path(client.download_artifacts(run.info.run_id, "", str(tmp_path)))
     assert yaml.safe_load((folder / "config.yaml").read_text())["seed"] == 3
@@ -174,9 +173,28 @@ def test_limits_of_the_data_set_are_tags(store: str, gtdl: Command) -> None:
 
 
 @pytest.mark.slow
+def test_a_search_finds_the_model_with_its_run_its_results_and_its_data(finished: FinishedRun) -> None:
+    run, client = finished
+    condition = "name = 'reference-reference_mnist' AND metrics.accuracy_percent > 80"
+    (model,) = client.search_logged_models([run.info.experiment_id], condition)
+    assert model.model_id == logged_model(client, run).model_id
+    assert {metric.key: metric.value for metric in model.metrics} == {
+        name: run.data.metrics[name] for name in ("training_time_s", "testing_time_s", "accuracy_percent")
+    }
+    (data,) = run.inputs.dataset_inputs
+    assert {(each.dataset_name, each.dataset_digest) for each in model.metrics} == {
+        (data.dataset.name, data.dataset.digest)
+    }
+    assert model.params["framework"] == "reference"
+    assert model.params["seed"] == "3"
+
+
+@pytest.mark.slow
 def test_the_logged_model_classifies_the_test_set_as_the_run_did(finished: FinishedRun, tmp_path: Path) -> None:
     run, client = finished
-    folder = client.download_artifacts(run.info.run_id, "model", str(tmp_path))
+    folder = mlflow.artifacts.download_artifacts(
+        artifact_uri=logged_model(client, run).artifact_location, dst_path=str(tmp_path / "model")
+    )
     # -I: the model's own copy of the code is imported, not this checkout.
     images, labels = test_set()
     np.savez(tmp_path / "images.npz", images=images)
@@ -223,8 +241,9 @@ def test_a_run_is_recorded_on_a_server(gtdl: Command, tmp_path: Path) -> None:
         assert f"{server.uri}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}" in done.stdout
         assert run.info.status == "FINISHED"
         assert run.data.metrics["accuracy_percent"] > 80
-        artifacts = mlflow.MlflowClient(server.uri).list_artifacts(run.info.run_id)
-        assert "model" in {item.path for item in artifacts}
+        client = mlflow.MlflowClient(server.uri)
+        files = client.list_logged_model_artifacts(logged_model(client, run).model_id)
+        assert "MLmodel" in {item.path for item in files}
 
 
 @pytest.mark.slow

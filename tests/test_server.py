@@ -18,7 +18,7 @@ from typing import Any
 import mlflow
 import pytest
 import yaml
-from helpers.project import ROOT, Command, runs, start
+from helpers.project import ROOT, Command, logged_model, runs, start
 from helpers.servers import PASSWORD, Server, mlflow_server, postgresql, postgresql_programs
 
 from gtdl_mlflow.tracking.delivery import deliver
@@ -200,7 +200,8 @@ def test_two_users_share_an_experiment_and_a_third_reads_it(
     recorded = runs(os.environ["MLFLOW_TRACKING_URI"], "shared")
     assert [run.info.status for run in recorded] == ["FINISHED"] * 2
     for run in recorded:  # sent and listed with the password in the address only
-        assert {"model", "events.jsonl"} <= {item.path for item in client.list_artifacts(run.info.run_id)}
+        assert "events.jsonl" in {item.path for item in client.list_artifacts(run.info.run_id)}
+        assert logged_model(client, run)
         assert client.download_artifacts(run.info.run_id, "config.yaml", str(tmp_path))
 
     log_in("guest")
@@ -252,7 +253,8 @@ def test_four_processes_at_once_record_all_their_runs(
     assert len(every) == 24
     for run in cells:
         assert run.data.metrics["accuracy_percent"] > 80
-        assert {"model", "events.jsonl"} <= {item.path for item in client.list_artifacts(run.info.run_id)}
+        assert "events.jsonl" in {item.path for item in client.list_artifacts(run.info.run_id)}
+        assert logged_model(client, run)
 
 
 def test_runs_that_log_a_new_data_set_at_the_same_time_all_have_it(

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from helpers.project import Command, need_torch
+from helpers.project import Command, need_framework
 from mlflow import MlflowClient
 
 from gtdl_mlflow.config import compose
@@ -65,7 +65,7 @@ def test_iterations_of_a_scaling_run_follow_the_batch_size() -> None:
 @pytest.mark.frameworks
 def test_a_scaling_run_of_single_images_does_not_diverge(gtdl: Command, store: str) -> None:
     """Some kernels take other times for NaN, and Caffe rejects it."""
-    need_torch()
+    need_framework("torch")
     done = gtdl("framework=torch", "experiment=scaling", "training.batch_size=1", "hardware.threads=1")
     assert done.returncode == 0, done.stderr
     client = MlflowClient(store)

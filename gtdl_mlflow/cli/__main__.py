@@ -16,7 +16,7 @@ import click
 from .. import __version__, files, signals
 from ..console import conceal_arguments, fail
 from ..tracking.deadline import leave
-from . import answer, data, env, machine, reports, runs, track
+from . import answer, data, env, machine, predict, reports, runs, track
 from .common import CommandFailed, Group
 
 # Verbs import what they need themselves, so that `gtdl --help` does not wait for Hydra, or one verb for the libraries
@@ -44,7 +44,16 @@ def gtdl() -> None:
     """
 
 
-for _verb in (*runs.VERBS, answer.answer, *reports.VERBS, env.env, data.data, track.track, machine.machine):
+for _verb in (
+    *runs.VERBS,
+    answer.answer,
+    *reports.VERBS,
+    predict.predict,
+    env.env,
+    data.data,
+    track.track,
+    machine.machine,
+):
     gtdl.add_command(_verb)
 
 

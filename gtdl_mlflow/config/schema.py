@@ -82,6 +82,8 @@ class Recipe:
     """Requirements as for pip."""
     options: list[str] = field(default_factory=list)
     """Further arguments of ``uv pip install``."""
+    index: str = ""
+    """Address of the package index that has these builds, if it is not the default one; for a model's requirements."""
     lock: str = ""
     """Name of a file in ``conf/framework/locks`` with the versions and hashes of all packages."""
     system: dict[str, SystemPackage] = field(default_factory=dict)

@@ -17,12 +17,23 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
-from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Metric, Param, RunTag
+from mlflow.entities import (
+    Dataset,
+    DatasetInput,
+    InputTag,
+    LifecycleStage,
+    LoggedModelOutput,
+    LoggedModelStatus,
+    Metric,
+    Param,
+    RunTag,
+)
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from .. import tags
 from ..redaction import has_secrets, redact
 from .deadline import Deadline, DeadlinePassed
+from .model import set_model_id
 from .record import UNDELIVERED, Record, saved_path
 from .store import (
     RequestRefused,
@@ -64,7 +75,8 @@ def deliver(record: Record, uri: str, deadline_s: float = END_DEADLINE_S) -> Non
         RequestRefused: the tracker refuses the run itself.
         TrackingFailed: any other failure.
     """
-    files = (Path(record.folder) / name for name in record.artifacts)
+    names = [*record.artifacts, *([record.model["path"]] if record.model else [])]
+    files = (Path(record.folder) / name for name in names)
     deadline = Deadline(deadline_s + sum(_size(path) for path in files) / SLOWEST_UPLOAD)
     copy = dataclasses.replace(record)
 
@@ -119,6 +131,7 @@ class _Delivery:
         self._log_inputs()
         if record.status != "RUNNING":
             self._client.set_terminated(record.run_id, record.status, record.ended_ms)
+        self._log_model()
         self._log_files()
         self._confirm(before)
         if self._failures:
@@ -355,15 +368,62 @@ class _Delivery:
             record.artifacts = [each for each in record.artifacts if each != name]
             self._publish()
 
-    def _log_file(self, path: Path) -> None:
+    def _log_model(self) -> None:
+        """Log the model with its files, and link it to the run, the data set and the results."""
+        record, client = self._record, self._client
+        if not record.model:
+            return
+        path = Path(record.folder) / record.model["path"]
         try:
-            for each in (path, *path.rglob("*")):
-                if not (each.is_dir() or each.is_file()):  # reading a device or a pipe may never end
-                    raise RequestRefused(f"{each}: not a regular file")
-                if each.is_file():
-                    each.open("rb").close()
-        except OSError as error:
-            raise RequestRefused(f"{error.filename}: {error.strerror}") from error
+            _check_files(path)
+            model_id = record.model.get("id") or self._find_model() or self._create_model()
+            record.model = {**record.model, "id": model_id}
+            self._publish()
+            set_model_id(path, model_id, record.run_id)
+            client.log_model_artifacts(model_id, str(path))
+            client.log_outputs(record.run_id, [LoggedModelOutput(model_id, step=0)])
+            dataset = record.model.get("dataset", ""), record.model.get("digest", "")
+            metrics = [
+                Metric(
+                    *point, model_id=model_id, dataset_name=dataset[0], dataset_digest=dataset[1], run_id=record.run_id
+                )
+                for point in record.model_metrics
+            ]
+            client.log_batch(record.run_id, metrics)
+            client.finalize_logged_model(model_id, LoggedModelStatus.READY)
+        except Exception as error:
+            failed = failure(error, self._uri)
+            if getattr(error, "error_code", "") == "ENDPOINT_NOT_FOUND":  # a server before MLflow 3: a folder of files
+                record.artifacts = [*record.artifacts, record.model["path"]]
+            elif not isinstance(failed, RequestRefused):
+                self._note(failed)
+                return
+            else:
+                self._refuse("model", str(path), failed)
+        record.model, record.model_params, record.model_metrics = {}, {}, []
+        self._publish()
+
+    def _find_model(self) -> str:
+        """Return the ID of the model that an interrupted delivery has created; empty if there is none."""
+        condition = f"tags.`{tags.RECORD}` = '{self._record.key}'"
+        found = self._client.search_logged_models([self._record.experiment_id], condition, max_results=1)
+        return str(found[0].model_id) if found else ""
+
+    def _create_model(self) -> str:
+        record = self._record
+        with single_attempt():
+            model = self._client.create_logged_model(
+                record.experiment_id,
+                name=_clean(record.model["name"], NAME_LIMIT),
+                source_run_id=record.run_id,
+                tags={tags.RECORD: record.key},
+                params={key: _clean(value, PARAM_LIMIT) for key, value in record.model_params.items()},
+                model_type="classifier",
+            )
+        return str(model.model_id)
+
+    def _log_file(self, path: Path) -> None:
+        _check_files(path)
         try:
             if path.is_dir():
                 self._client.log_artifacts(self._record.run_id, str(path), path.name)
@@ -375,6 +435,18 @@ class _Delivery:
             except Exception:  # the tracker is the reason
                 raise failure(error, self._uri) from error
             raise artifact_failure(error, self._uri if uri.startswith("mlflow-artifacts:") else uri) from error
+
+
+def _check_files(path: Path) -> None:
+    """Raise RequestRefused if a file, or one in a folder, is no regular file or cannot be read."""
+    try:
+        for each in (path, *path.rglob("*")):
+            if not (each.is_dir() or each.is_file()):  # reading a device or a pipe may never end
+                raise RequestRefused(f"{each}: not a regular file")
+            if each.is_file():
+                each.open("rb").close()
+    except OSError as error:
+        raise RequestRefused(f"{error.filename}: {error.strerror}") from error
 
 
 def _clean(text: str, limit: int) -> str:

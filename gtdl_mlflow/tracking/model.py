@@ -14,7 +14,7 @@ from mlflow import pyfunc
 from mlflow.models import Model, ModelSignature
 from mlflow.types import Schema, TensorSpec
 
-from ..config import Config
+from ..config import Config, Framework
 from ..environments import Environment
 
 
@@ -33,10 +33,9 @@ def save_model(path: Path, data: Path, config: Config, environment: Environment,
     for name in ("__init__.py", "metrics.py"):
         shutil.copy(here / name, package)
 
-    # A local version such as +cpu exists only on the index that this machine used.
-    pinned = environment.requirements or [f"numpy=={numpy_version}"]
-    requirements = [f"mlflow=={mlflow.__version__}", *(re.sub(r"\+[\w.]+", "", pin) for pin in pinned)]
-    (path / "requirements.txt").write_text("\n".join(requirements) + "\n")
+    pinned = requirements(config.framework, environment) or [f"numpy=={numpy_version}"]
+    pinned.append(f"mlflow=={mlflow.__version__}")
+    (path / "requirements.txt").write_text("\n".join(pinned) + "\n")
     python_env = {
         "python": environment.python_version,
         "build_dependencies": ["pip", "setuptools", "wheel"],
@@ -46,7 +45,7 @@ def save_model(path: Path, data: Path, config: Config, environment: Environment,
     conda_env = {
         "name": "mlflow-env",
         "channels": ["conda-forge"],
-        "dependencies": [f"python={environment.python_version}", "pip", {"pip": requirements}],
+        "dependencies": [f"python={environment.python_version}", "pip", {"pip": pinned}],
     }
     write_yaml(path / "conda.yaml", conda_env)
 
@@ -62,6 +61,33 @@ def save_model(path: Path, data: Path, config: Config, environment: Environment,
         python_env="python_env.yaml",
     )
     model.flavors[pyfunc.FLAVOR_NAME][pyfunc.PY_VERSION] = environment.python_version
+    model.save(path / "MLmodel")
+
+
+def requirements(framework: Framework, environment: Environment) -> list[str]:
+    """Return the lines of a requirements file for the framework.
+
+    A CPU build keeps its local version (``+cpu``) and gets the index that the recipe names for it. Without them, pip
+    and uv would install the build for GPUs. A build for GPUs loses its local version: the package index has the same.
+    """
+    requested = [_without_local_version(each) for each in environment.requirements]
+    if environment.device != "cpu":
+        return requested
+    local = {_without_local_version(each): each for each in environment.packages if "+" in each}
+    recipes = framework.devices[environment.device].recipes
+    indexes = [each.index for each in recipes if each.index and each.requirements == environment.requirements]
+    options = [f"--extra-index-url {index}" for index in indexes if local.keys() & {*requested}]
+    return [*options, *(local.get(each, each) for each in requested)]
+
+
+def _without_local_version(requirement: str) -> str:
+    return re.sub(r"\+[\w.]+", "", requirement)
+
+
+def set_model_id(path: Path, model_id: str, run_id: str) -> None:
+    """Write into the saved model in the folder ``path`` which logged model and which run it belongs to."""
+    model = Model.load(path / "MLmodel")
+    model.model_id, model.run_id = model_id, run_id
     model.save(path / "MLmodel")
 
 

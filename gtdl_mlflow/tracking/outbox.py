@@ -9,7 +9,7 @@ import shutil
 import typing
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from types import UnionType
 from typing import Any
@@ -124,9 +124,12 @@ def _read(path: Path) -> Record | None:
     if values is None:
         return None
     hints = typing.get_type_hints(Record)
-    if isinstance(values.get("metrics"), list):
-        values["metrics"] = [tuple(point) if isinstance(point, list) else point for point in values["metrics"]]
-    wrong = sorted(values.keys() ^ hints.keys()) or [name for name in hints if not _matches(values[name], hints[name])]
+    for name in ("metrics", "model_metrics"):
+        if isinstance(values.get(name), list):
+            values[name] = [tuple(point) if isinstance(point, list) else point for point in values[name]]
+    required = {each.name for each in fields(Record) if each.default is MISSING and each.default_factory is MISSING}
+    wrong = sorted(values.keys() - hints.keys() | required - values.keys())
+    wrong = wrong or [name for name in values if not _matches(values[name], hints[name])]
     if wrong:
         set_aside(path, f"not a record of this version: {', '.join(wrong)}")
         return None

@@ -54,6 +54,11 @@ class Record:
     """Fields of MLflow's ``Dataset``."""
     artifacts: list[str] = field(default_factory=list)
     """Files and folders in ``folder``."""
+    model: dict[str, str] = field(default_factory=dict)
+    """Model to log: its ``name``, its ``path`` in ``folder``, and its ``id`` once MLflow has created it."""
+    model_params: dict[str, str] = field(default_factory=dict)
+    model_metrics: list[tuple[str, float, int, int]] = field(default_factory=list)
+    """Points like those of ``metrics`` that MLflow links to the model."""
     refused: list[dict[str, str]] = field(default_factory=list)
     """What MLflow or its artifact store refused for good: item, value and reason."""
 

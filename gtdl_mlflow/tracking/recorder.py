@@ -25,6 +25,7 @@ from ..console import info, printable
 from ..datasets import PreparedDataset
 from ..environments import Environment
 from ..hardware import host, interference, peak, roofline
+from ..metrics import HEADLINE
 from ..redaction import redact
 from ..worker.events import ConfusionMatrix, Event, Finished, Metadata, Metrics, Remark
 from . import dead_runs, delivery, mlperf_log, outbox
@@ -235,7 +236,20 @@ class Recorder:
         staged = f"{STAGING}/model"
         with report_failure("the model could not be logged"):
             save_model(self._folder / staged, folder, self._config, self._environment, str(self._metadata["numpy"]))
-            self.record.artifacts.append(staged)
+            self.record.model = {
+                "name": f"{self._config.framework.name}-{self._config.setting_name}",
+                "path": staged,
+                "dataset": self._config.dataset.name,
+                "digest": self.record.inputs[0]["digest"],
+            }
+            self.record.model_params = {
+                "framework": self._config.framework.name,
+                "framework.version": self._config.framework.version,
+                "setting": self._config.setting_name,
+                "dataset": self._config.dataset.name,
+                "budget": f"{self._config.budget:g}",
+                "seed": str(self._config.seed),
+            }
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -262,6 +276,8 @@ class Recorder:
                     tags.INTERFERENCE: "; ".join(interference.warnings(self.results)) or "ok",
                     MLFLOW_RUN_NOTE: _note(self._config, self.results),
                 }
+            if self.record.model:
+                self.record.model_metrics = [(name, self.results[name], now_ms, 0) for name in HEADLINE]
             self.record.finish("FINISHED", now_ms)
         else:
             status = "FAILED" if issubclass(kind, Exception) else "KILLED"

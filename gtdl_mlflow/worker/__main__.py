@@ -1,5 +1,7 @@
 """``python -m gtdl_mlflow.worker JOB.json [EVENTS_FD DRIVER STARTED]``: run one job in its framework's interpreter.
 
+``python -m gtdl_mlflow.worker predict MODEL IMAGES.npy PROBABILITIES.npy``: classify images with a saved model.
+
 Events go to the file descriptor EVENTS_FD, or to standard output without one. Everything that a framework prints goes
 to standard error. DRIVER is the process ID of the driver. With a driver, the job comes as the first line of
 standard input; JOB.json is not read. STARTED is the time at which the driver started this process, by
@@ -32,6 +34,11 @@ if not __package__:
 
 
 def main(arguments: list[str]) -> int:
+    if len(arguments) == 4 and arguments[0] == "predict":
+        from . import saved_model
+
+        saved_model.classify(*map(Path, arguments[1:]))
+        return 0
     if len(arguments) not in (1, 4):
         print(__doc__, file=sys.stderr)
         return 2

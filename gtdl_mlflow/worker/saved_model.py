@@ -36,6 +36,20 @@ class SavedModel:
         return probabilities
 
 
+def classify(folder: Path, images: Path, probabilities: Path) -> None:
+    """Write the class probabilities of the images in a .npy file with the model in ``folder``."""
+    np.save(probabilities, SavedModel(folder).predict(np.load(images, mmap_mode="r")))
+
+
 def _load_pyfunc(path: str) -> SavedModel:
-    """Return the model in the folder ``path``; MLflow calls this function."""
-    return SavedModel(Path(path))
+    """Return the model in the folder ``path``; MLflow calls this function.
+
+    Raises:
+        ImportError: the framework is not installed.
+    """
+    try:
+        return SavedModel(Path(path))
+    except ImportError as error:
+        raise ImportError(
+            f"{error}. This model needs its framework's own environment: `gtdl predict RUN images.npy` creates it"
+        ) from error

@@ -12,7 +12,8 @@ from typing import Any
 
 import mlflow
 import pytest
-from mlflow.entities import Run
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModel, LoggedModelStatus, Run
 
 from gtdl_mlflow import config, environments
 from gtdl_mlflow.files import cache_dir
@@ -39,6 +40,15 @@ def sweep_runs(experiment: str = "gtdl") -> tuple[Run, list[Run]]:
     return parent, children
 
 
+def logged_model(client: MlflowClient, run: Run) -> LoggedModel:
+    """Return the model that a run has logged."""
+    (output,) = client.get_run(run.info.run_id).outputs.model_outputs
+    model = client.get_logged_model(output.model_id)
+    assert model.status == LoggedModelStatus.READY
+    assert model.source_run_id == run.info.run_id
+    return model
+
+
 def messages(stderr: str) -> list[str]:
     """Return the lines of standard error without warnings of other load: this machine may be busy."""
     return [line for line in stderr.splitlines() if "reliable" not in line]
@@ -51,10 +61,10 @@ def own_cache_directory(folder: Path) -> None:
         (folder / name).symlink_to(cache_dir() / name)
 
 
-def need_torch() -> None:
-    """Create the environment of PyTorch, or skip the test with the reason."""
+def need_framework(name: str) -> None:
+    """Create the environment of a framework for the CPU, or skip the test with the reason."""
     try:
-        environments.ensure(config.compose([]).framework, "cpu")
+        environments.ensure(config.compose([f"framework={name}"]).framework, "cpu")
     except environments.EnvironmentFailed as error:
         if os.environ.get("GTDL_REQUIRE_FRAMEWORKS"):
             raise
