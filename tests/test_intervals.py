@@ -25,6 +25,7 @@ from gtdl_mlflow.reporting.intervals import (
 # Student's own example (1908): additional hours of sleep under two drugs.
 SLEEP_1 = [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]
 SLEEP_2 = [1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4]
+from gtdl_mlflow.sweeps.paired import MeasurementPlan
 
 
 def test_difference_is_welchs_around_the_medians() -> None:
@@ -130,6 +131,18 @@ def test_verdict_on_a_ratio_follows_the_interval(low: float, high: float, verdic
 )
 def test_verdict_on_a_difference_follows_the_interval(low: float, high: float, verdict: Verdict) -> None:
     assert Difference((low + high) / 2, low, high, 5).verdict is verdict
+
+
+@pytest.mark.parametrize(("true_ratio", "most_wrong"), [(1.0, 0.05), (1.03, 0.01)])
+def test_a_measurement_that_ends_by_its_own_verdict_is_rarely_wrong(true_ratio: float, most_wrong: float) -> None:
+    generator, wrong, trials = np.random.default_rng(0), 0, 1000
+    for _ in range(trials):
+        values = [*generator.normal(math.log(true_ratio), 0.015, MeasurementPlan.fewest)]
+        while not (ratio := paired_ratio(values)).is_resolved:
+            values.append(generator.normal(math.log(true_ratio), 0.015))
+        assert ratio.half_width <= 0.02
+        wrong += ratio.verdict is not (Verdict.same if true_ratio == 1 else Verdict.larger)
+    assert wrong <= most_wrong * trials
 
 
 def test_repeats_needed_narrow_the_interval() -> None:

@@ -207,8 +207,8 @@ class MeasurementPlan:
     seconds: float
     """Time limit. No restart begins that would probably exceed it, except the first ones up to ``FEWEST_RESTARTS``."""
     rounds: int = 5
-    """Rounds per restart. More rounds hardly narrow the interval: the ratio of PyTorch to itself varies by 2.6 % from
-    restart to restart with 60 rounds, by 2.7 % with 12. A restart takes as long as three to ten rounds.
+    """Rounds per restart. More rounds hardly narrow the interval, which the differences between restarts decide; a
+    restart takes as long as three to ten rounds.
     """
     fewest: int = 5
     """Restarts before the measurement may end because all ratios are resolved."""

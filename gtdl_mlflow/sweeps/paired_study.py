@@ -21,7 +21,7 @@ from ..files import write_csv
 from ..hardware import device_lock, interference
 from ..reporting import ratios
 from ..reporting.formats import count, format_number
-from ..reporting.intervals import EQUAL_WITHIN, Verdict, repeats_needed
+from ..reporting.intervals import Verdict, repeats_needed
 from ..reporting.ranking import answers, group_by_conditions
 from ..reporting.ratios import CPU, WALL, MeasuredTurn, Ranked, Ranking
 from ..reporting.runs import BenchmarkRun, read
@@ -188,7 +188,7 @@ def _not_resolved(rankings: Iterable[Ranking], minutes: float | None) -> str:
                 units[each.framework].append(UNITS[ranking.activity])
     names = "; ".join(f"{name} ({', '.join(some)})" for name, some in units.items())
     estimate = "too few restarts to estimate the time" if minutes is None else f"about {minutes:,.0f} more minutes"
-    return f"not resolved to {100 * EQUAL_WITHIN:g} % yet, {estimate}: {names}"
+    return f"not final yet, {estimate}: {names}"
 
 
 def _resolved(rankings: Iterable[Ranking]) -> str:
