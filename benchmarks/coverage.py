@@ -93,8 +93,8 @@ def print_decisions(generator: np.random.Generator, trials: int) -> None:
                 shares = [sum(each.verdict is verdict for each in ratios) / trials for verdict in order]
                 covered = sum(each.low <= true_ratio <= each.high for each in ratios) / trials
                 print(
-                    f"{rule:11}  {spread:6.1%}  {true_ratio:10.2f}  {shares[0]:6.1%}  {shares[1]:4.0%}  {shares[2]:6.1%}"
-                    f"  {shares[3]:12.1%}  {covered:8.1%}  {np.mean([each.n for each in ratios]):8.1f}",
+                    f"{rule:11}  {spread:6.1%}  {true_ratio:10.2f}  {shares[0]:6.1%}  {shares[1]:4.0%}"
+                    f"  {shares[2]:6.1%}  {shares[3]:12.1%}  {covered:8.1%}  {np.mean([each.n for each in ratios]):8.1f}",
                     flush=True,
                 )
 

@@ -21,11 +21,11 @@ from gtdl_mlflow.reporting.intervals import (
     repeats_needed,
     summarize,
 )
+from gtdl_mlflow.sweeps.paired import MeasurementPlan
 
 # Student's own example (1908): additional hours of sleep under two drugs.
 SLEEP_1 = [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]
 SLEEP_2 = [1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4]
-from gtdl_mlflow.sweeps.paired import MeasurementPlan
 
 
 def test_difference_is_welchs_around_the_medians() -> None:
