@@ -94,7 +94,8 @@ def print_decisions(generator: np.random.Generator, trials: int) -> None:
                 covered = sum(each.low <= true_ratio <= each.high for each in ratios) / trials
                 print(
                     f"{rule:11}  {spread:6.1%}  {true_ratio:10.2f}  {shares[0]:6.1%}  {shares[1]:4.0%}"
-                    f"  {shares[2]:6.1%}  {shares[3]:12.1%}  {covered:8.1%}  {np.mean([each.n for each in ratios]):8.1f}",
+                    f"  {shares[2]:6.1%}  {shares[3]:12.1%}  {covered:8.1%}"
+                    f"  {np.mean([each.n for each in ratios]):8.1f}",
                     flush=True,
                 )
 
