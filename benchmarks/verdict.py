@@ -1,16 +1,19 @@
 """How often the verdict of a measurement is right, for planted differences.
 
-    python benchmarks/verdict.py [--trials 100] [--load 0] [--method paired] [--log FILE.csv]
+    python benchmarks/verdict.py [--repeats 100] [--load 0] [--method paired] [--log FILE.csv]
 
-A trial measures PyTorch, PyTorch again, and PyTorch slowed down by 3 % and by 10 %, with one thread, and compares the
-last three with the first. Each comparison has the level of a single one. ``--load K`` keeps K other processes busy.
+A repeat measures PyTorch, PyTorch again, and PyTorch slowed down by 3 % and by 10 %, with one thread. ``--load K``
+keeps K other processes busy meanwhile. With ``--log``, each repeat is a line of a CSV file, and the benchmark goes on
+after the last one of an existing file.
 
-``--method paired`` is a paired measurement by CPU time. ``--method whole_runs`` does five whole runs of each with
-different seeds, which take turns and last as long together, and compares the training times by Mann-Whitney's test.
+``--method paired``: a repeat is a restart of a paired measurement, with CPU times. ``--method whole_runs``: a repeat is
+one whole run of each with a seed of its own, with training times.
 
-Prints each trial, then every goal with what was reached, and exits with 1 if one is missed. ``whole_runs`` has no
-goals. With ``--log``, each trial is a line of a CSV file, and the benchmark goes on after the last trial of an existing
-file.
+Each of the last three is then compared with the first in as many trials as there are repeats. A trial begins at one
+repeat and takes those that follow (after the last one comes the first). A paired trial ends when its ratio is resolved,
+or after ``--most`` restarts. A trial of whole runs has five seeds and Mann-Whitney's test.
+
+Prints every goal with what was reached, and exits with 1 if one is missed. ``whole_runs`` has no goals.
 """
 
 from __future__ import annotations
@@ -18,12 +21,14 @@ from __future__ import annotations
 import argparse
 import csv
 import functools
+import math
+import random
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,8 +39,8 @@ from substitutes import interpreter
 from gtdl_mlflow import config, datasets, environments
 from gtdl_mlflow.config.job import create_job
 from gtdl_mlflow.reporting import ratios
-from gtdl_mlflow.reporting.intervals import LEVEL, Ratio, Verdict
-from gtdl_mlflow.sweeps.paired import Contestant, MeasurementPlan, PairedMeasurement
+from gtdl_mlflow.reporting.intervals import LEVEL, Ratio, Verdict, paired_ratio
+from gtdl_mlflow.sweeps.paired import Contestant, MeasurementPlan, Restart
 from gtdl_mlflow.worker.events import Metrics
 from gtdl_mlflow.worker.job import Activity
 from gtdl_mlflow.worker_process import run_worker
@@ -49,29 +54,32 @@ PLANTED = {"again": 1.0, "slowed by 3 %": 1.03, "slowed by 10 %": 1.10}
 SEEDS = 5
 """Whole runs of each contestant in a trial."""
 
+RUN_S = 5.0
+"""Seconds of a whole run: five seeds of two contestants then take as long as a paired measurement of both."""
+
 FEWEST_STEPS = 100
-"""Training steps of a whole run, even if it takes longer than its share of the time."""
+"""Training steps of a whole run, even if it takes longer than ``RUN_S``."""
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """The comparison of one contestant with ``PLAIN``."""
+class Repeat:
+    """One restart, or one whole run of each contestant."""
 
-    value: float
-    """Measured ratio of the times."""
-    low: float
-    high: float
-    """End of the interval; nan in a method without one."""
-    repeats: int
-    verdict: Verdict
+    seconds: float
+    """How long it took."""
+    times: Mapping[str, float]
+    """Training time of each contestant, relative to that of ``PLAIN``, or in seconds."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """The result of one measurement of all contestants."""
+    """The comparison of one contestant with ``PLAIN``."""
 
-    seconds: float
-    comparisons: dict[str, Comparison]
+    low: float
+    high: float
+    """End of the interval of the ratio of the times; nan in a method without one."""
+    repeats: int
+    verdict: Verdict
 
 
 def contestants(setting: str, folder: Path, overrides: Sequence[str] = ()) -> list[Contestant]:
@@ -89,48 +97,31 @@ def contestants(setting: str, folder: Path, overrides: Sequence[str] = ()) -> li
     ]
 
 
-def paired(setting: str, seconds: float, number: int, folder: Path) -> dict[str, Comparison]:
-    """Compare by one paired measurement."""
-    plan = MeasurementPlan(seconds, activities=(Activity.training,))
-    measurement = PairedMeasurement(contestants(setting, folder), 1, plan, folder)
-    for _ in measurement.run(number):
-        pass
-    if measurement.failures:
-        sys.exit(f"a worker failed: {measurement.failures}")
-
-    def comparison(name: str) -> Comparison:
-        ratio = ratios.compare(measurement.turns, Activity.training.value, ratios.CPU, name, PLAIN)
-        return Comparison(ratio.value, ratio.low, ratio.high, ratio.n, ratio.verdict)
-
-    return {name: comparison(name) for name in PLANTED}
+def restart(setting: str, number: int, folder: Path) -> dict[str, float]:
+    """Return the time of each contestant in one restart, relative to that of ``PLAIN``."""
+    with Restart(contestants(setting, folder), 1, folder / "workers", number) as processes:
+        turns = list(processes.turns((Activity.training,), MeasurementPlan.rounds, random.Random(number)))
+    if processes.failures:
+        sys.exit(f"a worker failed: {processes.failures}")
+    times = ratios.unit_times(turns, Activity.training.value, ratios.CPU)
+    return {name: math.exp(ratios.log_ratios(times[name], times[PLAIN])[0]) for name in (PLAIN, *PLANTED)}
 
 
-def whole_runs(setting: str, seconds: float, number: int, folder: Path) -> dict[str, Comparison]:
-    """Compare the training times of ``SEEDS`` whole runs of each, which take about ``seconds`` together."""
-    steps = steps_of_a_run(setting, seconds / SEEDS / (1 + len(PLANTED)))
-    times: dict[str, list[float]] = {name: [] for name in (PLAIN, *PLANTED)}
-    for seed in range(SEEDS):
-        for each in contestants(setting, folder, [*run_overrides(steps), f"seed={SEEDS * number + seed}"]):
-            times[each.name].append(training_time_s(each, folder / f"{each.name} {seed}"))
-
-    def comparison(name: str) -> Comparison:
-        value = statistics.median(times[name]) / statistics.median(times[PLAIN])
-        p = float(stats.mannwhitneyu(times[name], times[PLAIN]).pvalue)
-        verdict = Verdict.unresolved if p >= 1 - LEVEL else Verdict.larger if value > 1 else Verdict.smaller
-        return Comparison(value, float("nan"), float("nan"), SEEDS, verdict)
-
-    return {name: comparison(name) for name in PLANTED}
+def whole_runs(setting: str, number: int, folder: Path) -> dict[str, float]:
+    """Return the training time of one whole run of each contestant."""
+    overrides = [*run_overrides(steps_of_a_run(setting)), f"seed={number}"]
+    return {each.name: training_time_s(each, folder / each.name) for each in contestants(setting, folder, overrides)}
 
 
 @functools.cache
-def steps_of_a_run(setting: str, seconds: float) -> int:
-    """Return the number of training steps with which a whole run takes about ``seconds``."""
+def steps_of_a_run(setting: str) -> int:
+    """Return the number of training steps with which a whole run takes about ``RUN_S``."""
     with tempfile.TemporaryDirectory() as name:
         plain, *_ = contestants(setting, Path(name), run_overrides(FEWEST_STEPS))
         started = time.monotonic()
         training_s = training_time_s(plain, Path(name) / "run")
         start_up_s = time.monotonic() - started - training_s
-    return max(FEWEST_STEPS, round(FEWEST_STEPS * (seconds - start_up_s) / training_s))
+    return max(FEWEST_STEPS, round(FEWEST_STEPS * (RUN_S - start_up_s) / training_s))
 
 
 def run_overrides(steps: int) -> list[str]:
@@ -148,48 +139,53 @@ def training_time_s(contestant: Contestant, folder: Path) -> float:
     return values["training_time_s"]
 
 
-METHODS: dict[str, Callable[[str, float, int, Path], dict[str, Comparison]]] = {
-    "paired": paired,
-    "whole_runs": whole_runs,
-}
+METHODS: dict[str, Callable[[str, int, Path], dict[str, float]]] = {"paired": restart, "whole_runs": whole_runs}
+
+
+def trial(method: str, name: str, repeats: Sequence[Repeat], start: int, most: int) -> Trial:
+    """Return the result of the trial that begins at the repeat ``start``."""
+
+    def times(contestant: str, count: int) -> list[float]:
+        return [repeats[(start + number) % len(repeats)].times[contestant] for number in range(count)]
+
+    if method == "whole_runs":
+        p = float(stats.mannwhitneyu(times(name, SEEDS), times(PLAIN, SEEDS)).pvalue)
+        slower = statistics.median(times(name, SEEDS)) > statistics.median(times(PLAIN, SEEDS))
+        verdict = Verdict.unresolved if p >= 1 - LEVEL else Verdict.larger if slower else Verdict.smaller
+        return Trial(math.nan, math.nan, SEEDS, verdict)
+    count = MeasurementPlan.fewest
+    while not (ratio := paired_ratio([math.log(each) for each in times(name, count)])).is_resolved and count < most:
+        count += 1
+    return Trial(ratio.low, ratio.high, count, ratio.verdict)
 
 
 class Log:
-    """The trials so far, as lines of a CSV file if there is one."""
+    """The repeats so far, as lines of a CSV file if there is one."""
 
-    def __init__(self, path: Path | None, options: dict[str, str]) -> None:
-        """Read the trials of an existing file; exit if it has those of other options."""
+    def __init__(self, path: Path | None, options: Mapping[str, str]) -> None:
+        """Read the repeats of an existing file; exit if it has those of other options."""
         self._path, self._options = path, options
-        self.trials: list[Trial] = []
+        self.repeats: list[Repeat] = []
         if path is None:
             return
         if path.exists():
             with path.open(newline="") as file:
                 for row in csv.DictReader(file):
                     if others := {key: row[key] for key, value in options.items() if row[key] != value}:
-                        sys.exit(f"{path} has trials with {others}, not with {options}; give another --log")
-                    self.trials.append(_trial(row))
+                        sys.exit(f"{path} has repeats with {others}, not with {dict(options)}; give another --log")
+                    times = {name: float(row[name]) for name in (PLAIN, *PLANTED)}
+                    self.repeats.append(Repeat(float(row["seconds"]), times))
         else:
-            header = [f"{name} {column}" for name in PLANTED for column in Comparison.__annotations__]
-            self._write([*options, "seconds", *header])
+            self._write([*options, "seconds", PLAIN, *PLANTED])
 
-    def add(self, trial: Trial) -> None:
-        self.trials.append(trial)
-        values = [value for each in trial.comparisons.values() for value in vars(each).values()]
-        self._write([*self._options.values(), trial.seconds, *values])
+    def add(self, repeat: Repeat) -> None:
+        self.repeats.append(repeat)
+        self._write([*self._options.values(), repeat.seconds, *(repeat.times[name] for name in (PLAIN, *PLANTED))])
 
     def _write(self, row: Sequence[object]) -> None:
         if self._path is not None:
             with self._path.open("a", newline="") as file:
-                csv.writer(file).writerow([each.value if isinstance(each, Verdict) else each for each in row])
-
-
-def _trial(row: dict[str, str]) -> Trial:
-    comparisons = {}
-    for name in PLANTED:
-        value, low, high, repeats, verdict = (row[f"{name} {column}"] for column in Comparison.__annotations__)
-        comparisons[name] = Comparison(float(value), float(low), float(high), int(repeats), Verdict(verdict))
-    return Trial(float(row["seconds"]), comparisons)
+                csv.writer(file).writerow(row)
 
 
 @contextmanager
@@ -206,39 +202,38 @@ def busy_processes(count: int) -> Iterator[None]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, default=100, help="number of trials, with those of an existing --log")
+    parser.add_argument("--repeats", type=int, default=100, help="number of repeats, with those of an existing --log")
     parser.add_argument("--load", type=int, default=0, metavar="K")
     parser.add_argument("--method", choices=METHODS, default="paired")
-    parser.add_argument("--seconds", type=float, default=120.0, help="limit of a trial")
+    parser.add_argument("--most", type=int, default=20, metavar="RESTARTS")
     parser.add_argument("--setting", default="caffe_mnist")
     parser.add_argument("--log", type=Path, metavar="FILE")
     options = parser.parse_args()
     log = Log(options.log, {name: str(getattr(options, name)) for name in ("method", "load", "setting")})
-    with busy_processes(options.load):
-        for number in range(len(log.trials), options.trials):
+    with busy_processes(options.load if len(log.repeats) < options.repeats else 0):
+        for number in range(len(log.repeats), options.repeats):
             started = time.monotonic()
             with tempfile.TemporaryDirectory() as folder:
-                comparisons = METHODS[options.method](options.setting, options.seconds, number, Path(folder))
-            trial = Trial(time.monotonic() - started, comparisons)
-            log.add(trial)
-            texts = [f"{name} {_text(each)}" for name, each in comparisons.items()]
-            print(f"{number + 1} of {options.trials}: {', '.join(texts)}; {trial.seconds:.0f} s", flush=True)
-    if not log.trials:
-        parser.error("--trials: at least 1")
-    reached = [goal(name, [trial.comparisons[name] for trial in log.trials]) for name in PLANTED]  # prints all of them
-    seconds = statistics.mean(trial.seconds for trial in log.trials)
-    print(f"{len(log.trials)} trials, {seconds:.0f} s each; load: {options.load} other processes")
+                times = METHODS[options.method](options.setting, number, Path(folder))
+            log.add(Repeat(time.monotonic() - started, times))
+            texts = [f"{name} {times[name] / times[PLAIN]:.3f}" for name in PLANTED]
+            print(f"{number + 1} of {options.repeats}: {', '.join(texts)}", flush=True)
+    if not log.repeats:
+        parser.error("--repeats: at least 1")
+    starts = range(len(log.repeats))
+    reached = [  # prints all of them
+        goal(name, [trial(options.method, name, log.repeats, start, options.most) for start in starts])
+        for name in PLANTED
+    ]
+    seconds = statistics.mean(each.seconds for each in log.repeats)
+    print(f"{len(log.repeats)} repeats, {seconds:.1f} s each; load: {options.load} other processes")
     sys.exit(0 if all(reached) or options.method != "paired" else 1)
 
 
-def _text(each: Comparison) -> str:
-    return f"{Ratio(each.value, each.low, each.high, each.repeats).text} {ratios.VERDICTS[each.verdict]}"
-
-
-def goal(name: str, results: Sequence[Comparison]) -> bool:
+def goal(name: str, trials: Sequence[Trial]) -> bool:
     """Print the goals for one contestant with what was reached; return whether all are reached."""
-    true_ratio, count = PLANTED[name], len(results)
-    verdicts = [each.verdict for each in results]
+    true_ratio, count = PLANTED[name], len(trials)
+    verdicts = [each.verdict for each in trials]
     if true_ratio == 1:
         same, wrong = verdicts.count(Verdict.same), verdicts.count(Verdict.larger) + verdicts.count(Verdict.smaller)
         print(f"against itself: {wrong} false differences in {count} (at most 5 %); {same} 'same'")
@@ -248,12 +243,13 @@ def goal(name: str, results: Sequence[Comparison]) -> bool:
         slower, faster = verdicts.count(Verdict.larger), verdicts.count(Verdict.smaller)
         print(f"{name}: detected in {slower} of {count} (at least {100 * least:g} %); {faster} 'faster'")
         reached = slower >= least * count
-    with_interval = [each for each in results if each.low == each.low]
+    with_interval = [each for each in trials if not math.isnan(each.low)]
     if with_interval:
         covered = sum(each.low <= true_ratio <= each.high for each in with_interval)
-        width = statistics.median(100 * (each.high / each.low) ** 0.5 - 100 for each in with_interval)
+        width = statistics.median(100 * Ratio(1.0, each.low, each.high, 0).half_width for each in with_interval)
+        restarts = statistics.mean(each.repeats for each in trials)
         intervals = f"{covered} of {count} intervals (at least 90 %), whose median half-width is {width:.2f} %"
-        print(f"  the true ratio is in {intervals}")
+        print(f"  the true ratio is in {intervals}; {restarts:.1f} restarts")
         reached &= covered >= 0.9 * count
     return reached
 

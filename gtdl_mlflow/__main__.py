@@ -24,10 +24,10 @@ from hydra.types import RunMode
 from omegaconf.errors import OmegaConfBaseException
 
 from . import files
-from .config import CONF, Config, ConfigError, Unavailable, to_config
+from .config import CONF, Config, ConfigError, Unavailable, describe, to_config
 from .config.errors import explain, explain_null_section
 from .console import conceal_arguments, info, output
-from .sweeps.hydra_callbacks import SweepParent
+from .sweeps.hydra_callbacks import SweepParent, record_refusal
 from .tracking.deadline import leave
 
 HYDRA_FLAGS = {
@@ -108,6 +108,7 @@ def _refuse(message: str) -> NoReturn:
     """Print why the request is wrong and exit with status 2."""
     info(message)
     _close_sweep("FAILED")
+    record_refusal(message)
     sys.exit(2)
 
 
@@ -123,17 +124,17 @@ def application(composed: Any) -> float | None:
     # hydra.job.chdir=true must not move mlflow.db, mlruns and relative paths, which every later command looks for here.
     os.chdir(HydraConfig.get().runtime.cwd)
     config = to_config(composed)
+    output(f"{describe(config)}, on the {config.hardware.device}")
     # Imported here because MLflow takes two seconds: a mistake on the command line is reported before.
     from .hardware import interference
 
     before = interference.Snapshot.now()
-    from .runner import RUN_ERRORS, describe, run
+    from .runner import RUN_ERRORS, run
     from .sweeps import cells
 
     signals.interrupt_on_first()  # from now on there may be a run to close; this process may be a launcher's
     hydra_config = HydraConfig.get()
     position = cells.position(hydra_config.job.num) if hydra_config.mode is RunMode.MULTIRUN else None
-    output(f"{describe(config)}, on the {config.hardware.device}")
     if position is None and (warning := interference.busy_warning(before)):  # a sweep warns before its first cell
         info(warning)
     if position is not None and (done := cells.find_completed(config, position)) is not None:

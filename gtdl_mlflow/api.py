@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import config, prediction, tags
-from .config import ConfigError
+from .config import ConfigError, describe
 from .metrics import HEADLINE, METRICS
 from .reporting import comparison, page, runs
 from .reporting.formats import format_number
 from .reporting.runs import BenchmarkRun
-from .runner import describe
 from .runner import run as run_config
 
 if TYPE_CHECKING:

@@ -1,8 +1,13 @@
-"""Limits on CPU time and memory by Linux control groups, versions 1 and 2: container runtimes and Slurm set them."""
+"""Limits on cores, CPU time and memory: by affinity, and by Linux control groups, versions 1 and 2.
+
+Container runtimes and Slurm set them.
+"""
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -28,6 +33,13 @@ class _Group:
 
     cpus: float
     throttling: Throttling
+
+
+def usable_cores() -> list[int]:
+    """Return the CPU cores that this process may use: all, if the system cannot restrict a process to some."""
+    if sys.platform == "linux":
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
 
 
 def cpu_quota(root: Path = ROOT) -> float | None:

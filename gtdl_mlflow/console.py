@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
 from .redaction import VARIABLE, conceal, redact
+
+MINUTE_S = 60.0
+"""Seconds between two messages of something that takes long."""
 
 
 def info(text: str) -> None:
@@ -58,6 +63,30 @@ def status_line(text: str) -> None:
     """Replace the current line of the terminal by ``text``. Without a terminal, nothing is printed."""
     if sys.stderr.isatty():
         _write(f"\r\x1b[K{text}", sys.stderr)
+
+
+@contextmanager
+def report_every_minute(text: Callable[[], str]) -> Iterator[None]:
+    """Print ``text()`` every minute during the block if standard error is no terminal, such as a log or a notebook.
+
+    The time since the beginning of the block follows the text.
+    """
+    if sys.stderr.isatty():
+        yield
+        return
+    started, ended = time.monotonic(), threading.Event()
+
+    def report() -> None:
+        while not ended.wait(MINUTE_S):
+            info(f"{text()} ({(time.monotonic() - started) / MINUTE_S:.0f} min)")
+
+    thread = threading.Thread(target=report, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def fail(reason: str, *, status: int = 1) -> int:

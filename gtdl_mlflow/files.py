@@ -6,7 +6,7 @@ import csv
 import errno
 import json
 import os
-import pwd
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,6 +16,9 @@ import filelock
 import platformdirs
 
 from . import console
+
+if sys.platform != "win32":  # there, no run starts
+    import pwd
 
 
 def cache_dir() -> Path:
@@ -43,7 +46,7 @@ def _absolute(folder: Callable[[], Path], variable: str) -> Path:
     try:
         return folder().expanduser().absolute()
     except RuntimeError as error:
-        reason = f"user {os.getuid()} has no home directory; set {variable} to a folder with its full path"
+        reason = f"this user has no home directory; set {variable} to a folder with its full path"
         raise FileNotFoundError(errno.ENOENT, reason, variable) from error
 
 
@@ -53,6 +56,8 @@ def name_user() -> None:
     Raises:
         OSError: the user has no home directory, and GTDL_HOME is not set.
     """
+    if sys.platform == "win32":
+        return
     try:
         pwd.getpwuid(os.getuid())
     except KeyError:

@@ -2,38 +2,58 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from types import TracebackType
 
-from .console import info, status_line
+from .console import info, report_every_minute, status_line
 from .worker.events import Event, Phase, Progress, Remark
+
+PHASES = {
+    "interpreter": "starting",
+    "import": "importing the framework",
+    "build": "building the network",
+    "ahead-of-time compilation": "compiling",
+    "data verification": "verifying the data",
+    "data": "preprocessing the images",
+    "saving": "saving the model",
+}
+"""Words for a phase, if its name is not enough."""
 
 
 class ProgressLine:
     """One line on standard error with the phase of the run, or epoch, speed, loss and remaining time of its training.
 
-    It is written only if standard error is a terminal, and erased at the end of the context.
+    On a terminal, the line is updated in place, and erased at the end of the context. Elsewhere it is printed once a
+    minute.
     """
 
     def __init__(self, label: str) -> None:
-        self._label = label
+        self._text = self._label = label
+        self._stack = ExitStack()
 
     def __enter__(self) -> ProgressLine:
+        self._stack.enter_context(report_every_minute(lambda: self._text))
         return self
 
     def show(self, event: Event) -> None:
         """Update the line if the event changes it. Print a remark."""
         if isinstance(event, Progress):
-            status_line(line(self._label, event))
+            self._text = line(self._label, event)
         elif isinstance(event, Phase):
-            status_line(f"{self._label}: {event.name}")
+            self._text = f"{self._label}: {PHASES.get(event.name, event.name)}"
         elif isinstance(event, Remark):
             status_line("")
             info(event.text)
+            return
+        else:
+            return
+        status_line(self._text)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         status_line("")
+        self._stack.close()
 
 
 class SweepProgress:

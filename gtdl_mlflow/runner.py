@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from . import datasets, environments
-from .config import Config, ConfigError, check
+from .config import Config, ConfigError, check, describe
 from .config.job import create_job
 from .datasets import PreparedDataset
 from .environments import Environment
@@ -110,10 +110,3 @@ def _checkpoints(config: Config, environment: Environment, data: PreparedDataset
         if interrupted is not None:
             recorder.resume_from(interrupted)
         yield "" if folder is None else str(folder)
-
-
-def describe(config: Config) -> str:
-    """Return a short description of the run: framework, training, budget and data set."""
-    share = "" if config.budget == 1 else f" (budget {config.budget:g})"
-    framework = config.framework
-    return f"{framework.name} {framework.version}, {config.training.name}{share}, on {config.dataset.name}"

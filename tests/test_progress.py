@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import sys
+import time
 
 import pytest
 
+from gtdl_mlflow import console
 from gtdl_mlflow.progress import ProgressLine, SweepProgress, line
 from gtdl_mlflow.worker.events import Event, Metrics, Phase, Progress, Remark
 
@@ -41,8 +43,8 @@ def test_terminal_shows_phases_and_progress_on_one_line(monkeypatch: pytest.Monk
     lines = shown(monkeypatch, terminal=True).split("\r\x1b[K")
     assert lines == [
         "",
-        "torch on mnist: import",
-        "torch on mnist: data",
+        "torch on mnist: importing the framework",
+        "torch on mnist: preprocessing the images",
         "torch on mnist: training",
         "torch on mnist: epoch 0.2, 25%, 1,234 images/s, loss 2.3026, 4 s left",
         "torch on mnist: testing",
@@ -56,8 +58,24 @@ def test_remark_is_printed_on_a_line_of_its_own(capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().err == "gtdl: no checkpoint after iteration 30\N{REPLACEMENT CHARACTER}[2J\n"
 
 
-def test_nothing_is_written_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_short_run_writes_nothing_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     assert shown(monkeypatch, terminal=False) == ""
+
+
+def test_a_long_run_writes_a_line_every_minute_without_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(console, "MINUTE_S", 0.2)
+    with ProgressLine("torch on mnist") as progress:
+        progress.show(Phase("import"))
+        time.sleep(0.3)
+        progress.show(EVENTS[4])
+        time.sleep(0.2)
+    time.sleep(0.3)
+    assert capsys.readouterr().err.splitlines() == [
+        "gtdl: torch on mnist: importing the framework (1 min)",
+        "gtdl: torch on mnist: epoch 0.2, 25%, 1,234 images/s, loss 2.3026, 4 s left (2 min)",
+    ]
 
 
 @pytest.mark.parametrize(

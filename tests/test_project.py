@@ -58,6 +58,18 @@ def test_mlflow_run_starts_a_sweep(store: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("parameters", [("framework=torhc",), ("-e", "sweep", "framework=torch,torhc")])
+def test_a_typo_under_mlflow_run_leaves_a_run_with_its_reason(store: str, parameters: tuple[str, ...]) -> None:
+    *entry_point, typo = parameters
+    done = mlflow_run(*entry_point, "--env-manager", "local", "--experiment-name", "gtdl", "-P", typo)
+    assert done.returncode != 0
+    run = only_run()
+    assert run.info.status == "FAILED"
+    assert "did you mean torch" in run.data.tags["gtdl.failure"]
+    assert run.data.tags["gtdl.failure"] in run.data.tags["mlflow.note.content"]
+
+
+@pytest.mark.slow
 def test_mlflow_creates_the_drivers_environment_with_uv(
     store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

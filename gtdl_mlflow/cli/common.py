@@ -149,7 +149,7 @@ def tracking_store(tracking_uri: str | None) -> Iterator[str]:
     from ..tracking import store
 
     with translate_errors(store.TrackingFailed, NothingFound):
-        uri = tracking_uri or config.compose([]).tracking.uri
+        uri = tracking_uri or config.compose_unchecked([]).tracking.uri
         config.check_tracker(uri)
         with store.translate_errors(uri), store.http_timeouts(retries=2, timeout_s=30):
             yield uri

@@ -5,6 +5,7 @@ Nothing here imports MLflow or a framework, so a mistake on the command line is 
 
 from .checks import ConfigError, Unavailable, check, check_tracker
 from .composition import compose, compose_part, compose_unchecked, to_checked_config, to_config
+from .display import describe
 from .resolvers import CONF, choices, family
 from .schema import (
     Build,
@@ -52,6 +53,7 @@ __all__ = [
     "compose",
     "compose_part",
     "compose_unchecked",
+    "describe",
     "family",
     "hash_values",
     "to_checked_config",

@@ -6,9 +6,10 @@ import itertools
 import os
 import shutil
 import subprocess
+import sys
 from urllib.parse import urlsplit
 
-from .. import metrics
+from .. import cgroups, metrics
 from ..redaction import redact
 from ..worker import preprocessing
 from ..worker.job import LearningRateSchedule, Schedule, Training
@@ -225,6 +226,8 @@ def _check_batch_size(training: Training, dataset: Dataset) -> None:
 
 def _check_device(config: Config) -> None:
     framework, hardware = config.framework, config.hardware
+    if sys.platform == "win32":
+        raise ConfigError("Windows: frameworks run on Linux; use the Windows Subsystem for Linux (wsl --install)")
     if hardware.device not in framework.devices:
         raise ConfigError(f"hardware.device={hardware.device}: expected one of {', '.join(sorted(framework.devices))}")
     if reason := framework.devices[hardware.device].unavailable:
@@ -232,7 +235,9 @@ def _check_device(config: Config) -> None:
         raise Unavailable(f"hardware.device={hardware.device}: framework={framework.name} runs on {usable}: {reason}")
     if hardware.device == "gpu" and not has_gpu():
         raise Unavailable("hardware.device=gpu: no NVIDIA GPU on this machine; hardware=cpu uses its CPU")
-    cores = sorted(os.sched_getaffinity(0))
+    cores = cgroups.usable_cores()
+    if hardware.cores is not None and sys.platform != "linux":
+        raise ConfigError(f"hardware.cores={hardware.cores}: only Linux can pin a process to cores; leave it out")
     if hardware.cores is not None and not (hardware.cores and set(hardware.cores) <= set(cores)):
         raise ConfigError(f"hardware.cores={hardware.cores}: expected some of {cores}, the cores this process may use")
     if hardware.cores is not None and len(set(hardware.cores)) < len(hardware.cores):

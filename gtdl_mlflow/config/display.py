@@ -1,4 +1,4 @@
-"""Label and colour of a framework by its name: data in ``conf/framework/NAME.yaml``."""
+"""What is shown of a configuration: a framework's label and colour, and a short description of a run."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from .resolvers import CONF, choices
+from .schema import Config
 
 UNKNOWN_COLOR = "#767676"
 """Colour of a framework that has no yaml, as in old runs."""
@@ -21,6 +22,13 @@ def label(framework: str) -> str:
 def color(framework: str) -> str:
     """Return the colour of ``framework`` in charts as ``#RRGGBB``; a grey if it has no yaml."""
     return str(_yaml(framework).get("color", UNKNOWN_COLOR))
+
+
+def describe(config: Config) -> str:
+    """Return a short description of the run: framework, training, budget and data set."""
+    share = "" if config.budget == 1 else f" (budget {config.budget:g})"
+    framework = config.framework
+    return f"{framework.name} {framework.version}, {config.training.name}{share}, on {config.dataset.name}"
 
 
 @cache

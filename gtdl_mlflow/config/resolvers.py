@@ -85,7 +85,7 @@ def is_residual_depth(depth: Any) -> bool:
 
 def _thread_counts() -> str:
     """Return 1, 2, 4, ... and the number of threads that can run all the time, as a sweep takes them."""
-    cores = cgroups.threads_for(len(os.sched_getaffinity(0)))
+    cores = cgroups.threads_for(len(cgroups.usable_cores()))
     return ",".join(map(str, sorted({cores, *(2**power for power in range(cores.bit_length()))})))
 
 

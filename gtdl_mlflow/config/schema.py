@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from typing import Any
@@ -244,7 +243,7 @@ class Hardware:
 
     def usable_cores(self) -> list[int]:
         """Return the CPU cores that the worker may use."""
-        return self.cores if self.cores is not None else sorted(os.sched_getaffinity(0))
+        return self.cores if self.cores is not None else cgroups.usable_cores()
 
 
 @dataclass

@@ -22,7 +22,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from ..console import info
+from .. import cgroups
+from ..console import info, report_every_minute
 from ..files import cache_dir, hold_folder_lock, read_state, write_atomically
 from ..redaction import redact
 from . import pip_settings, subprocesses
@@ -86,12 +87,12 @@ def _describe(build: config.Build, inputs: Mapping[str, Any]) -> list[str]:
 def _create(build: config.Build, toolchain: Toolchain, folder: Path, inputs: Mapping[str, Any]) -> None:
     started = time.perf_counter()
     work, log_file = folder.with_name(f"{folder.name}.part"), folder.with_name(f"{folder.name}.log")
-    info(f"building {build.source} (this can take minutes); log: {log_file}")
+    info(f"building {build.source}; log: {log_file}")
     for incomplete in (work, folder):
         if incomplete.exists():
             shutil.rmtree(incomplete)
     try:
-        with log_file.open("wb") as log:
+        with log_file.open("wb") as log, report_every_minute(lambda: f"still building {build.source}"):
             source = _download(build, work, log)
             _edit(build, source)
             _compile(build, toolchain, source, work, log)
@@ -157,7 +158,7 @@ def _compile(build: config.Build, toolchain: Toolchain, source: Path, work: Path
     cmake = shutil.which("cmake")
     assert cmake is not None, "the recipe's system names no package with cmake"
     options = [toolchain.substitute(option) for option in build.options]
-    binary, parallel = str(work / "binary"), str(len(os.sched_getaffinity(0)))
+    binary, parallel = str(work / "binary"), str(len(cgroups.usable_cores()))
     for command in (
         [cmake, "-S", str(source), "-B", binary, *options],
         [cmake, "--build", binary, "--target", build.target, "--parallel", parallel],

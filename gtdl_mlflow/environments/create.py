@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..console import info
+from ..console import info, report_every_minute
 from ..files import hold_folder_lock
 from ..redaction import redact
 from ..worker_process import worker_environment
@@ -81,7 +81,8 @@ def _create(framework: config.Framework, device: str) -> Environment:
         info(f"creating {framework.name} {framework.version} ({device}, Python {python_version}) in {folder}")
         try:
             python = folder / "bin" / "python"
-            recipe, lock, build_log = _install(framework, device, interpreter, folder, python_version)
+            with report_every_minute(lambda: f"still creating {framework.name} {framework.version}"):
+                recipe, lock, build_log = _install(framework, device, interpreter, folder, python_version)
             exact_version = _version_of(python)
             built_packages = [Path(recipe.build.package).name] if recipe.build else []
             key = installed.content_key(folder, exact_version, build_log, built_packages)

@@ -8,10 +8,9 @@ the CPU lock it as shared, and the file of each of their cores exclusively. Runs
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
-import pwd
 import stat
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -19,6 +18,10 @@ from pathlib import Path
 
 from ..config import ConfigError, Hardware
 from ..console import info
+
+if sys.platform != "win32":  # there, no run starts
+    import fcntl
+    import pwd
 
 LOCKS_VARIABLE = "GTDL_LOCKS"
 """Environment variable: the folder of the locks. Containers of one machine need a common one."""

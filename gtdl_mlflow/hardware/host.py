@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import subprocess
 from functools import cache
@@ -22,7 +21,7 @@ def describe() -> dict[str, Any]:
 
     Results with equal ones may be compared. Without limits, the description has no entries for them.
     """
-    usable_cores, quota = len(os.sched_getaffinity(0)), cgroups.cpu_quota()
+    usable_cores, quota = len(cgroups.usable_cores()), cgroups.cpu_quota()
     logical_cores = psutil.cpu_count() or usable_cores
     description: dict[str, Any] = {
         "cpu": _cpu(),

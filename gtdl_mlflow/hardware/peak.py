@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import resource
 import subprocess
 import sys
 from contextlib import suppress
@@ -18,6 +17,9 @@ from ..console import info
 from ..files import cache_dir, read_state, write_atomically
 from ..worker_process import WORKER_MAIN, worker_environment
 from . import host, interference
+
+if sys.platform != "win32":  # there, no run starts
+    import resource
 
 LIBRARY = "torch"
 """Framework whose environment measures, if it exists: its matrix products and convolutions are the fastest."""

@@ -131,7 +131,16 @@ def _parse(overrides: list[str]) -> list[Override]:
 def exit_with(error: Exception | str, status: int = 2) -> NoReturn:
     """Print the error and exit. Hydra turns every exception of a callback but SystemExit into a warning."""
     info(str(error))
+    record_refusal(str(error))
     sys.exit(status)
+
+
+def record_refusal(reason: str) -> None:
+    """Record why a request is refused in the run that `mlflow run` has created for it."""
+    if "MLFLOW_RUN_ID" in os.environ:
+        from ..tracking import store
+
+        store.explain_refusal(redact(reason))
 
 
 class SweepParent(Callback):
@@ -152,6 +161,10 @@ class SweepParent(Callback):
         self._paired: PairedStudy | None = None
 
     def on_multirun_start(self, config: Any, **_: Any) -> None:
+        overrides = order_overrides(requested_overrides(config.hydra), config.sweep.order)
+        basic = config.hydra.sweeper._target_.endswith(".BasicSweeper")  # others draw any number of combinations
+        self._cells = count_cells(overrides) if basic else None
+        output("sweep" if self._cells is None else f"sweep of {self._cells} run{'s' * (self._cells != 1)}")
         from ..hardware import interference
 
         before = interference.Snapshot.now()
@@ -164,12 +177,12 @@ class SweepParent(Callback):
         signals.interrupt_on_first()  # from now on there is a run to close
         try:
             with signals.deferred():
-                self._start(config)
+                self._start(config, overrides)
         except (store.TrackingFailed, OSError) as error:
             reason = files.explain(error) if isinstance(error, OSError) else error
             exit_with(f"{reason}; nothing was run", status=1)
 
-    def _start(self, config: Any) -> None:
+    def _start(self, config: Any, overrides: list[str]) -> None:
         from .. import tags
         from ..tracking import dead_runs, delivery, outbox
         from ..tracking.record import new_record
@@ -181,9 +194,6 @@ class SweepParent(Callback):
         self._uri = config.tracking.uri
         self._folder = Path(config.hydra.sweep.dir).absolute()
         self._folder.mkdir(parents=True, exist_ok=True)
-        overrides = order_overrides(requested_overrides(config.hydra), config.sweep.order)
-        basic = config.hydra.sweeper._target_.endswith(".BasicSweeper")  # others draw any number of combinations
-        self._cells = count_cells(overrides) if basic else None
         self._study = config.sweep.study
         if self._study in PAIRED:
             from .paired_study import PairedStudy

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import atexit
-import fcntl
 import hashlib
 import os
 import socket
+import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from ..files import cache_dir
+
+if sys.platform != "win32":  # there, no run starts
+    import fcntl
 
 PROCESS_GONE = "its process no longer exists"
 """The reason recorded for a dead run."""

@@ -398,5 +398,6 @@ def _note(config: Config, results: dict[str, float]) -> str:
     share = "" if config.budget == 1 else f" A budget of {config.budget:g}: not the full training."
     return (
         f"**{results['accuracy_percent']:.2f} %** after {results['training_time_s']:.1f} s of training; "
-        f"tested in {results['testing_time_s']:.2f} s.{share}"
+        f"tested in {results['testing_time_s']:.2f} s.{share}\n\n"
+        "All runs in one page: `gtdl report`. Two frameworks side by side: `gtdl compare A B`."
     )

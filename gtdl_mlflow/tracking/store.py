@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import hashlib
 import json
@@ -32,6 +31,9 @@ from .. import tags
 from ..files import cache_dir, lock_for
 from ..redaction import redact, reveal
 from .deadline import Deadline, DeadlinePassed
+
+if sys.platform != "win32":  # there, no run starts
+    import fcntl
 
 T = TypeVar("T")
 
@@ -343,3 +345,13 @@ def close_run(client: MlflowClient, run: Run, reason: str) -> None:
     client.set_tag(run.info.run_id, tags.FAILURE, reason)
     client.set_tag(run.info.run_id, MLFLOW_RUN_NOTE, f"KILLED: {reason}")
     client.set_terminated(run.info.run_id, "KILLED")
+
+
+def explain_refusal(reason: str) -> None:
+    """Record why a request is refused in the run that `mlflow run` has created for it; do nothing without one."""
+    run_id = os.environ.get("MLFLOW_RUN_ID")
+    if not run_id:
+        return
+    with suppress(TrackingFailed), open_store(mlflow.get_tracking_uri()) as client:
+        client.set_tag(run_id, tags.FAILURE, reason)
+        client.set_tag(run_id, MLFLOW_RUN_NOTE, f"FAILED: {reason}")
