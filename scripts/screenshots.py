@@ -15,7 +15,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from socket import socket
 
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
@@ -52,9 +51,7 @@ def main(uri: str) -> None:
 @contextmanager
 def server(uri: str) -> Iterator[str]:
     """Run MLflow's server on the store and yield its address."""
-    with socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = ui.free_port()
     process = subprocess.Popen([sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--port", str(port)])
     try:
         deadline = time.monotonic() + TIMEOUT_MS / 1000

@@ -16,12 +16,12 @@ import mlflow
 import numpy as np
 import pytest
 from helpers.project import ROOT, Command, need_framework, runs, wait_until
-from helpers.servers import free_port
 
 import gtdl_mlflow as gtdl
 from gtdl_mlflow import config, datasets
 from gtdl_mlflow.cli import __main__ as cli
 from gtdl_mlflow.environments import Environment, pip_settings
+from gtdl_mlflow.reporting.ui import free_port
 from gtdl_mlflow.tracking.model import requirements
 
 RunID = str

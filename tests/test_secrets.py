@@ -19,12 +19,13 @@ from helpers.project import ROOT, Command, wait_until
 from helpers.servers import (
     PASSWORD,
     Server,
-    free_port,
     login_server,
     postgresql,
     postgresql_programs,
     recording_server,
 )
+
+from gtdl_mlflow.reporting.ui import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.server]
 
