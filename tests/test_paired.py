@@ -21,10 +21,12 @@ from helpers.project import Command, need_framework, start, sweep_runs, wait_unt
 
 from gtdl_mlflow import config, datasets
 from gtdl_mlflow.config.job import create_job
+from gtdl_mlflow.hardware.interference import Snapshot, metrics_between
 from gtdl_mlflow.reporting import ratios
 from gtdl_mlflow.reporting.intervals import Ratio, repeats_needed
 from gtdl_mlflow.reporting.ratios import MeasuredTurn, Ranked, Ranking
 from gtdl_mlflow.reporting.runs import BenchmarkRun, CellKey
+from gtdl_mlflow.sweeps import paired
 from gtdl_mlflow.sweeps.hydra_callbacks import SweepParent
 from gtdl_mlflow.sweeps.paired import (
     Contestant,
@@ -99,6 +101,24 @@ def test_worker_warms_up_before_the_turns_that_count(
     with Restart(contestants, 1, tmp_path / "workers", 0) as restart:
         turns = list(restart.turns([Activity.latency], 3, random.Random(0)))
     assert (len(turns), len(requests)) == (6, 8)
+
+
+@pytest.mark.slow
+def test_the_lead_in_of_a_turn_is_no_other_load(
+    contestants: list[Contestant], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own_s: list[float] = []
+
+    def recorded(before: Snapshot, after: Snapshot, worker_s: float) -> dict[str, float]:
+        own_s.append(worker_s)
+        return metrics_between(before, after, worker_s)
+
+    monkeypatch.setattr(paired, "metrics_between", recorded)
+    with Restart(contestants, 1, tmp_path / "workers", 0) as restart:
+        turns = list(restart.turns([Activity.training], 3, random.Random(0)))
+    assert len(own_s[2:]) == len(turns) == 6  # the first turn of each worker warms up
+    for whole_s, turn in zip(own_s[2:], turns, strict=True):
+        assert whole_s > 1.15 * turn.cpu_s, "a lead-in is 0.3 of a turn"
 
 
 def contestant(name: str, memory_mb: float) -> Contestant:

@@ -115,7 +115,7 @@ class Restart:
         worker.resume()
         turn = worker.turn(activity, TURN_S)
         worker.pause()
-        evidence = metrics_between(before, Snapshot.now(), turn.cpu_s)
+        evidence = metrics_between(before, Snapshot.now(), turn.lead_in_cpu_s + turn.cpu_s)
         return MeasuredTurn(
             restart=self._number,
             threads=self._threads,

@@ -71,6 +71,8 @@ class Turn:
     wall_s: float
     cpu_s: float
     """CPU time of all threads."""
+    lead_in_cpu_s: float
+    """CPU time of what precedes the timed units: the lead-in, and the warm-up of the first turn."""
     waiting_cpu_s: float
     """CPU time since the end of the previous turn."""
 

@@ -53,15 +53,17 @@ class Turns:
 
     def turn(self, activity: Activity, seconds: float) -> Turn:
         """Do one turn of about ``seconds``, after a lead-in. The first one of an activity warms it up before."""
-        waiting_cpu_s = time.process_time() - self._waiting_since
+        requested = time.process_time()
+        waiting_cpu_s = requested - self._waiting_since
         units = self._units.get(activity) or self._calibrate(activity, seconds)
         self._do(activity, math.ceil(LEAD_IN * units))
+        lead_in_cpu_s = time.process_time() - requested
         clock = Clock()
         clock.start()
         self._do(activity, units)
         clock.stop()
         self._waiting_since = time.process_time()
-        return Turn(units, clock.seconds, clock.cpu_seconds, waiting_cpu_s)
+        return Turn(units, clock.seconds, clock.cpu_seconds, lead_in_cpu_s, waiting_cpu_s)
 
     def _calibrate(self, activity: Activity, seconds: float) -> int:
         """Warm up, and choose the number of units that take about ``seconds``."""
