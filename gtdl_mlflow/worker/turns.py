@@ -22,7 +22,7 @@ from .job import Activity, Job
 from .prepared_data import open_arrays
 from .training import Data, Emit
 
-WARM_UP_S = 0.5
+WARM_UP_S = 0.2
 """Seconds of an activity before its turns are timed: compilation, choice of kernels, first use of memory."""
 
 WARM_UP_STEPS = 10
