@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import numpy as np
 from mlflow.models import Model
 
 from . import config, environments
+from .redaction import reveal
 from .reporting.runs import NothingFound, connect
 from .tracking.store import TrackingFailed, artifact_failure, translate_errors
 from .worker_process import LOG_LINES, WORKER_MAIN, WorkerFailed, worker_environment
@@ -57,19 +60,16 @@ def predict(uri: str, run_id: str, images: np.ndarray) -> np.ndarray:
     """
     with translate_errors(uri), tempfile.TemporaryDirectory(prefix="gtdl-predict-") as name:
         logged = _find_model(uri, run_id)
-        folder = Path(name, "model")
         try:
-            mlflow.artifacts.download_artifacts(
-                artifact_uri=logged.artifact_location, dst_path=str(folder), tracking_uri=uri
+            folder = Path(
+                mlflow.artifacts.download_artifacts(
+                    artifact_uri=logged.artifact_location, dst_path=name, tracking_uri=reveal(uri)
+                )
             )
         except Exception as error:
             raise artifact_failure(error, logged.artifact_location) from error
         _check_images(images, Model.load(folder / "MLmodel"))
-        overrides = [
-            f"framework={logged.params['framework']}",
-            f"framework.version={logged.params['framework.version']}",
-        ]
-        composed = config.compose_unchecked([*overrides, "hardware=cpu"])
+        composed = config.compose_unchecked([*_framework_overrides(logged.params), "hardware=cpu"])
         environment = environments.ensure(composed.framework, "cpu")
         files = Path(name, "images.npy"), Path(name, "probabilities.npy")
         np.save(files[0], images)
@@ -100,6 +100,14 @@ def _find_model(uri: str, run_id: str) -> Any:
             f"run {run_id} ({run.info.status}) has no model: only finished runs with tracking.model=true have one"
         )
     return client.get_logged_model(run.outputs.model_outputs[-1].model_id)
+
+
+def _framework_overrides(params: Mapping[str, str]) -> list[str]:
+    """Return the overrides of a model's framework. Whoever can write to the store chooses these words."""
+    framework, version = params.get("framework", ""), params.get("framework.version", "")
+    if framework not in config.choices("framework") or not re.fullmatch(r"[\w.+]{1,40}", version):
+        raise NothingFound(f"the model is of framework={framework!r} {version!r}, which this version does not know")
+    return [f"framework={framework}", f"framework.version={version}"]
 
 
 def _check_images(images: np.ndarray, model: Model) -> None:
