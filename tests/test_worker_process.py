@@ -268,6 +268,29 @@ def test_worker_inherits_neither_tracking_variables_nor_thread_counts(
     assert received["MALLOC_TRIM_THRESHOLD_"] == "5"
 
 
+TRANSPARENT_HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+@pytest.mark.skipif(
+    not TRANSPARENT_HUGE_PAGES.exists() or "[never]" in TRANSPARENT_HUGE_PAGES.read_text(),
+    reason="the kernel gives no huge pages",
+)
+def test_the_memory_of_a_worker_lies_in_huge_pages() -> None:
+    code = (
+        "import re, pathlib\n"
+        "memory = bytearray(64 * 2**20)\n"
+        "print(re.search(r'AnonHugePages: +([0-9]+) kB', pathlib.Path('/proc/self/smaps_rollup').read_text())[1])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=worker_process.worker_environment(1, {}),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert int(done.stdout) > 32 * 1024
+
+
 def test_missing_interpreter_is_reported_in_one_line(tmp_path: Path) -> None:
     job = create_job(config.compose(["framework=reference"]), tmp_path, tmp_path)
     with pytest.raises(WorkerFailed, match=r"cannot be started with /nowhere/python: No such file"):
