@@ -16,7 +16,7 @@ from mlflow.models import Model
 from . import config, environments
 from .redaction import reveal
 from .reporting.runs import NothingFound, connect
-from .tracking.store import TrackingFailed, artifact_failure, translate_errors
+from .tracking.store import TrackingFailed, artifact_failure, no_progress_bars, translate_errors
 from .worker_process import LOG_LINES, WORKER_MAIN, WorkerFailed, worker_environment
 
 __all__ = ["PREDICTION_ERRORS", "ImagesRefused", "predict", "read_images"]
@@ -61,11 +61,12 @@ def predict(uri: str, run_id: str, images: np.ndarray) -> np.ndarray:
     with translate_errors(uri), tempfile.TemporaryDirectory(prefix="gtdl-predict-") as name:
         logged = _find_model(uri, run_id)
         try:
-            folder = Path(
-                mlflow.artifacts.download_artifacts(
-                    artifact_uri=logged.artifact_location, dst_path=name, tracking_uri=reveal(uri)
+            with no_progress_bars():
+                folder = Path(
+                    mlflow.artifacts.download_artifacts(
+                        artifact_uri=logged.artifact_location, dst_path=name, tracking_uri=reveal(uri)
+                    )
                 )
-            )
         except Exception as error:
             raise artifact_failure(error, logged.artifact_location) from error
         _check_images(images, Model.load(folder / "MLmodel"))

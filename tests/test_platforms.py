@@ -10,7 +10,7 @@ import pytest
 from helpers.planted_runs import make_finished_run, plant
 
 SIMULATION = """
-import os, pkgutil, signal, sys
+import os, pathlib, signal, sys
 # These libraries know the real system.
 import hydra, joblib, mlflow, numpy, pandas, psutil, scipy.stats, sqlalchemy, uvicorn
 import filelock, click, yaml, omegaconf, requests, xml.sax.saxutils, PIL.Image
@@ -26,9 +26,11 @@ for name in ("fcntl", "pwd", "resource") if sys.platform == "win32" else ():
     sys.modules[name] = None  # an import fails
 
 import gtdl_mlflow
-for module in pkgutil.walk_packages(gtdl_mlflow.__path__, "gtdl_mlflow."):
-    if not module.name.startswith("gtdl_mlflow.worker.") and not module.name.endswith("__main__"):
-        __import__(module.name)
+root = pathlib.Path(gtdl_mlflow.__file__).parent
+for path in root.rglob("*.py"):
+    parts = path.relative_to(root.parent).with_suffix("").parts
+    if parts[1] != "worker" and path.name not in ("__init__.py", "__main__.py"):
+        __import__(".".join(parts))
 from gtdl_mlflow.cli.__main__ import main
 sys.exit(main(sys.argv[3:]))
 """.format(

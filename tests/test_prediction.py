@@ -18,7 +18,7 @@ import pytest
 from helpers.project import ROOT, Command, need_framework, runs, wait_until
 
 import gtdl_mlflow as gtdl
-from gtdl_mlflow import config, datasets
+from gtdl_mlflow import config, datasets, environments
 from gtdl_mlflow.cli import __main__ as cli
 from gtdl_mlflow.environments import Environment, pip_settings
 from gtdl_mlflow.reporting.ui import free_port
@@ -118,7 +118,12 @@ def test_the_commands_of_the_guide_work(
     execute("bash", "-c", adapt(block("bash", "mlflow models predict")))
     predicted = json.loads(Path("predictions.json").read_text())["predictions"]
     np.testing.assert_allclose(predicted, expected, atol=1e-5)
-    (python,) = tmp_path.glob("environments/**/bin/python")
+    uri = f"models:/{replacements['MODEL_ID']}"
+    requirements = f"{mlflow.artifacts.download_artifacts(artifact_uri=uri)}/requirements.txt"
+    python = tmp_path / "loading" / "bin" / "python"
+    version = environments.ensure(config.compose([f"framework={framework}"]).framework, "cpu").python_version
+    execute("uv", "venv", "--python", version, str(tmp_path / "loading"))
+    execute("uv", "pip", "install", "--python", str(python), "-r", requirements)
     saving = "\nnumpy.save('loaded.npy', probabilities)"
     execute(str(python), "-c", adapt(block("python", "load_model")) + saving)
     np.testing.assert_allclose(np.load("loaded.npy"), expected, atol=1e-5)

@@ -381,7 +381,9 @@ class _Delivery:
             self._publish()
             set_model_id(path, model_id, record.run_id)
             client.log_model_artifacts(model_id, str(path))
-            client.log_outputs(record.run_id, [LoggedModelOutput(model_id, step=0)])
+            outputs = client.get_run(record.run_id).outputs
+            if model_id not in {each.model_id for each in (outputs.model_outputs if outputs else ())}:
+                client.log_outputs(record.run_id, [LoggedModelOutput(model_id, step=0)])  # MLflow refuses a second one
             dataset = record.model.get("dataset", ""), record.model.get("digest", "")
             metrics = [
                 Metric(

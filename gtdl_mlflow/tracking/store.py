@@ -237,6 +237,13 @@ def single_attempt() -> Iterator[None]:
 
 
 @contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """Keep MLflow from drawing progress bars of uploads and downloads."""
+    with _environment({"MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}):
+        yield
+
+
+@contextmanager
 def _environment(values: dict[str, str]) -> Iterator[None]:
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
@@ -294,7 +301,7 @@ def _database_lock(uri: str, file: Path | None) -> Iterator[None]:
     """Hold the lock of a database: its folder, which all processes share; otherwise a file of the cache directory."""
     with ExitStack() as stack:
         try:
-            if file is None:
+            if file is None or sys.platform == "win32":
                 raise OSError
             descriptor = os.open(file.parent, os.O_RDONLY)
             stack.callback(os.close, descriptor)
