@@ -10,6 +10,7 @@ if __name__ == "__main__":  # the imports take most of a second
 import atexit
 import gc
 import os
+import re
 import sys
 import time
 import warnings
@@ -97,6 +98,8 @@ def to_overrides(arguments: list[str]) -> list[str]:
         key, equals, value = argument.partition("=")
         if not key:
             raise ConfigError(f"{argument}: expected key=value")
+        if re.fullmatch(r"-[A-Z]", key):
+            raise ConfigError(f"{key}: an option of `mlflow run`; here, write {next(rest, 'key=value')} without it")
         if not argument.startswith("--") or key in HYDRA_FLAGS:
             overrides.append(argument)
         else:

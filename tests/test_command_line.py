@@ -46,6 +46,7 @@ def test_help_shows_commands_options_and_values(gtdl: Command) -> None:
         ["-m", "framework=glob(*)", "training.batch_size=0"],
         ["hardware.device=tpu"],
         ["=3"],
+        ["-P", "framework=torch"],
         ["training.checkpoint_every=3"],
         ["-m", "training.inputs.scale.factor=1,2"],
         ["training.early_stopping.patience=3"],

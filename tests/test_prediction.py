@@ -165,25 +165,30 @@ def test_python_and_the_command_give_the_same_probabilities(
         (np.zeros((3, 28, 28, 1)), "expected images of uint8 (N, 28, 28, 1); given: float64 (3, 28, 28, 1)"),
         (np.zeros((0, 28, 28, 1), np.uint8), "given: uint8 (0, 28, 28, 1)"),
         (np.array([{}]), "images.npy: not a .npy file of numbers; numpy.save writes one"),
-        (None, "images.npy: No such file or directory"),
     ],
 )
 def test_wrong_images_are_one_line(
     trained: tuple[str, RunID],
-    array: np.ndarray | None,
+    array: np.ndarray,
     message: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    if array is not None:
-        np.save("images.npy", array, allow_pickle=True)
+    np.save("images.npy", array, allow_pickle=True)
     assert cli.main(["predict", trained[1], "images.npy", "--tracking-uri", trained[0]]) == 1
     errors = capsys.readouterr().err
     assert message in errors
     assert errors.count("\n") == 1
     assert not Path("predictions.npy").exists()
+
+
+def test_missing_images_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["predict", "0" * 32, str(tmp_path / "images.npy")]) == 2
+    errors = capsys.readouterr().err
+    assert "images.npy' does not exist" in errors
+    assert errors.count("\n") == 1
 
 
 @pytest.mark.slow

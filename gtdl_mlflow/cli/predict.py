@@ -15,7 +15,7 @@ SHOWN = 10
 
 @click.command(cls=Verb)
 @click.argument("run", metavar="RUN")
-@click.argument("images", metavar="IMAGES.npy", type=click.Path(path_type=Path))
+@click.argument("images", metavar="IMAGES.npy", type=click.Path(exists=True, path_type=Path))
 @output_option("predictions.npy", "Class probabilities, float32 (images, classes).")
 @click.option("--tracking-uri", metavar="URI", help="Tracking store (default: MLFLOW_TRACKING_URI, or mlflow.db here).")
 def predict(run: str, images: Path, output: Path, tracking_uri: str | None) -> None:

@@ -47,6 +47,8 @@ def check(config: Config) -> None:
         raise ConfigError(f"model={config.model.name} on dataset={config.dataset.name}: {error}") from error
     _check_batch_size(config.training, config.dataset)
     check_tracker(config.tracking.uri)
+    if not config.tracking.experiment.strip():
+        raise ConfigError("tracking.experiment=: expected the name of an MLflow experiment, such as gtdl")
     _check_device(config)
 
 

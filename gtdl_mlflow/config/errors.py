@@ -49,6 +49,16 @@ EARLY_STOPPING = "training.early_stopping"
 """The only section that is null by default."""
 
 
+SYNONYMS = {
+    "cuda": "gpu",
+    "keras": "tensorflow",
+    "learning": "learning_rate",
+    "lr": "learning_rate",
+    "wd": "weight_decay",
+}
+"""Words that users of frameworks know, and ours."""
+
+
 def renamed(name: str, table: Mapping[str, str]) -> str | None:
     """Return the current name of an old key or metric, or None if it was never renamed."""
     for old, new in table.items():
@@ -63,7 +73,7 @@ def similar(name: str, choices: Iterable[str]) -> str:
     Upper and lower case are the same, and an abbreviation such as ``tf`` has its letters in their order.
     """
     every = list(choices)
-    word = name.lower()
+    word = SYNONYMS.get(name.lower(), name.lower())
     close = difflib.get_close_matches(word, every, 1) or [each for each in every if _abbreviates(word, each)]
     return f" (did you mean {close[0]}?)" if close else ""
 
@@ -118,7 +128,7 @@ def _explain(error: Exception, schema: type) -> str:
     if isinstance(error, OverrideParseException):
         if str(error.override).endswith(","):
             return f"{error.override}: ends with a comma; write several values without spaces"
-        return f"{error.override}: expected key=value ({message})"
+        return f"{error.override}: expected key=value, with every quotation mark and bracket closed"
     return message
 
 
@@ -164,7 +174,7 @@ def _unknown_key(key: str, siblings: list[str], schema: type) -> str:
     if new := renamed(key, RENAMED):
         return f"{key}: renamed to {new}"
     parent, _, name = key.rpartition(".")
-    elsewhere = [other for other in _keys(schema) if other.rpartition(".")[2] == name]
+    elsewhere = [other for other in _keys(schema) if other.rpartition(".")[2] == SYNONYMS.get(name, name)]
     if not parent:
         siblings = [sibling for sibling in siblings if sibling != "hydra"] + ["setting"]
     hint = f" (did you mean {elsewhere[0]}?)" if elsewhere else similar(name, siblings)
