@@ -128,6 +128,10 @@ def _explain(error: Exception, schema: type) -> str:
     if isinstance(error, OverrideParseException):
         if str(error.override).endswith(","):
             return f"{error.override}: ends with a comma; write several values without spaces"
+        if "=" not in str(error.override):
+            return f"{error.override}: expected key=value, such as framework=torch"
+        if ",," in str(error.override):
+            return f"{error.override}: a value is missing between two commas"
         return f"{error.override}: expected key=value, with every quotation mark and bracket closed"
     return message
 
