@@ -161,7 +161,7 @@ def load_runs(uri: str, experiments: Sequence[str], finished: bool = False) -> L
     Raises:
         NothingFound: an experiment does not exist, or no run in it can be used.
     """
-    from ..reporting.runs import NothingFound, experiments_with_runs, load
+    from ..reporting.runs import NothingFound, load
 
     try:
         loaded = load(uri, experiments, "attributes.status = 'FINISHED'" if finished else "")
@@ -169,12 +169,18 @@ def load_runs(uri: str, experiments: Sequence[str], finished: bool = False) -> L
             reason = "".join(loaded.remarks) or f"no {'finished run' if finished else 'run yet'}"
             raise NothingFound(f"experiment {', '.join(experiments)}: {reason}")
     except NothingFound as error:
-        others = [name for name in experiments_with_runs(uri) if name not in experiments]
-        hint = f"; there are runs in {', '.join(others)}: --experiment {others[0]}" if others else ""
-        raise NothingFound(f"{error}{hint}") from error
+        raise NothingFound(f"{error}{other_experiments(uri, experiments)}") from error
     for remark in loaded.remarks:
         info(remark)
     return loaded
+
+
+def other_experiments(uri: str, experiments: Sequence[str]) -> str:
+    """Return the end of a message that names other experiments with runs; empty if there are none."""
+    from ..reporting.runs import experiments_with_runs
+
+    others = [name for name in experiments_with_runs(uri) if name not in experiments]
+    return f"; there are runs in {', '.join(others)}: --experiment {others[0]}" if others else ""
 
 
 # Output files.

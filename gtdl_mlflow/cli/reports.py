@@ -12,6 +12,7 @@ from .common import (
     check_output,
     complete_choice,
     load_runs,
+    other_experiments,
     output_option,
     tracking_options,
     tracking_store,
@@ -104,9 +105,13 @@ def reproduction(output: Path | None, experiment: tuple[str, ...], tracking_uri:
 def ui(experiment: str, tracking_uri: str | None, port: int, no_browser: bool) -> int:
     """Open MLflow's own pages with the experiment's table arranged."""
     from ..reporting import ui
+    from ..reporting.runs import NothingFound
 
     with tracking_store(tracking_uri) as uri:
-        view = ui.arrange(uri, experiment)
+        try:
+            view = ui.arrange(uri, experiment)
+        except NothingFound as error:
+            raise NothingFound(f"{error}{other_experiments(uri, [experiment])}") from error
     with translate_errors(ui.UiFailed):
         return ui.serve(uri, view, port, browser=not no_browser)
 

@@ -188,9 +188,11 @@ def _unknown_key(key: str, siblings: list[str], schema: type) -> str:
 def _wrong_value(key: str, message: str) -> str:
     if match := re.match(r"Value '(.*)' of type '\w+' could not be converted to (\w+)", message):
         kind = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}.get(match[2], match[2])
-        return f"{key}={match[1]}: expected {kind}"
+        return (
+            f"{key}={match[1]}: expected {'a number above 0 and at most 1, such as 0.1' if key == 'budget' else kind}"
+        )
     if match := re.match(r"Invalid value '(.*)', expected one of \[(.*)\]", message):
-        return f"{key}={match[1]}: expected one of {match[2]}"
+        return f"{key}={match[1]}: expected one of {match[2]}{similar(match[1], match[2].split(', '))}"
     if "is not a ListConfig, list or tuple" in message:
         return f"{key}: expected a list, such as {key}=[0,1]"
     return f"{key}: {message}"

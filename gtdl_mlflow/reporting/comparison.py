@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from .. import config
@@ -76,7 +76,7 @@ def _label(runs: list[BenchmarkRun], frameworks: list[FrameworkResults]) -> str:
     return next((each.label for each in frameworks if {run.run_id for run in each.finished} == ids), "")
 
 
-def select(runs: Iterable[BenchmarkRun], search: Search, selector: str) -> list[BenchmarkRun]:
+def select(runs: Sequence[BenchmarkRun], search: Search, selector: str) -> list[BenchmarkRun]:
     """Return finished runs by run IDs, by a framework's name (with ``=VERSION``) or by an MLflow search.
 
     Raises:
@@ -91,7 +91,9 @@ def select(runs: Iterable[BenchmarkRun], search: Search, selector: str) -> list[
     else:
         found = list(search(selector))
     if not any(run.finished for run in found):
-        raise NothingFound(f"{selector}: no finished run in these experiments")
+        names = sorted({run.key.framework for run in runs if run.finished})
+        known = f"there are finished runs of {', '.join(names)}" if names else "no run has finished yet"
+        raise NothingFound(f"{selector}: no finished run in the experiments that are searched (--experiment); {known}")
     return [run for run in found if run.finished]
 
 
