@@ -48,12 +48,12 @@ test_images.__test__ = False  # type: ignore[attr-defined]
 
 @pytest.mark.slow
 @pytest.mark.frameworks
-@pytest.mark.parametrize("framework", [name for name in config.choices("framework") if name != "reference"])
-def test_every_framework_classifies_the_test_set_as_its_run_did(
-    gtdl: Command, store: str, framework: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_caffe_classifies_the_test_set_as_its_run_did(
+    gtdl: Command, store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    need_framework(framework)
-    done = gtdl(f"framework={framework}", "setting=caffe_mnist", "training.iterations=40", "latency.repeats=0")
+    """The other frameworks are in the test of the guide's commands."""
+    need_framework("caffe")
+    done = gtdl("framework=caffe", "setting=caffe_mnist", "training.iterations=40", "latency.repeats=0")
     assert done.returncode == 0, done.stderr
     (run,) = runs(store)
     images, labels = test_images()
@@ -94,8 +94,8 @@ def test_the_commands_of_the_guide_work(
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("MLFLOW_ENV_ROOT", str(tmp_path / "environments"))
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    images, _ = test_images()
-    np.save("images.npy", images[:3])
+    images, labels = test_images()
+    np.save("images.npy", images)
     Path("images.json").write_text(json.dumps({"inputs": images[:3].tolist()}))
     port = free_port()
     replacements = {"torch-caffe_mnist": f"{framework}-caffe_mnist", "5001": str(port)}
@@ -114,10 +114,12 @@ def test_the_commands_of_the_guide_work(
     replacements["MODEL_ID"] = execute(sys.executable, "-c", adapt(block("python", "search_logged_models"))).strip()
     execute("bash", "-c", adapt(block("bash", "gtdl predict")))
     expected = np.load("predictions.npy")
+    accuracy = 100 * (expected.argmax(axis=1) == labels).mean()
+    assert accuracy == pytest.approx(run.data.metrics["accuracy_percent"])
 
     execute("bash", "-c", adapt(block("bash", "mlflow models predict")))
     predicted = json.loads(Path("predictions.json").read_text())["predictions"]
-    np.testing.assert_allclose(predicted, expected, atol=1e-5)
+    np.testing.assert_allclose(predicted, expected[:3], atol=1e-5)
     uri = f"models:/{replacements['MODEL_ID']}"
     requirements = f"{mlflow.artifacts.download_artifacts(artifact_uri=uri)}/requirements.txt"
     python = tmp_path / "loading" / "bin" / "python"
@@ -137,7 +139,7 @@ def test_the_commands_of_the_guide_work(
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.wait(60)
-    np.testing.assert_allclose(response["predictions"], expected, atol=1e-5)
+    np.testing.assert_allclose(response["predictions"], expected[:3], atol=1e-5)
 
 
 def is_open(port: int) -> bool:
