@@ -46,8 +46,8 @@ EARLY_LEVEL = 0.99
 """Confidence level at which a difference ends a measurement before its interval is as narrow as ``FINAL_WIDTH``.
 
 A measurement that looks at its interval again and again, until that excludes 1, finds differences that do not exist:
-in 8 % of the comparisons of a framework with itself if the ratio varies by 1.5 % from restart to restart, in 17 % at
-2.8 %. With this level, it does in 3 % and 7 % (``benchmarks/coverage.py``). This is the rule of Haybittle (1971) and
+in 7 % of the comparisons of a framework with itself if the ratio varies by 1.5 % from restart to restart, in 13 % at
+2.8 %. With this level, it does in 4 % and 7 % (``benchmarks/coverage.py``). This is the rule of Haybittle (1971) and
 Peto: early looks need stronger evidence, so that the last one has nearly its nominal level.
 """
 
