@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .api import Comparison, ConfigError, Report, RunResult, compare, predict, report, results, run, sweep
+    from .api import Comparison, Report, RunResult, compare, predict, report, results, run, sweep
+    from .config import ConfigError
 
 __version__ = "0.1.0"
 

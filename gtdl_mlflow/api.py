@@ -29,19 +29,6 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas
 
-__all__ = [
-    "Comparison",
-    "ConfigError",
-    "Report",
-    "RunResult",
-    "compare",
-    "predict",
-    "report",
-    "results",
-    "run",
-    "sweep",
-]
-
 
 @dataclass(frozen=True)
 class RunResult:
