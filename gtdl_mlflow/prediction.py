@@ -19,8 +19,6 @@ from .reporting.runs import NothingFound, connect
 from .tracking.store import TrackingFailed, artifact_failure, no_progress_bars, translate_errors
 from .worker_process import LOG_LINES, WORKER_MAIN, WorkerFailed, worker_environment
 
-__all__ = ["PREDICTION_ERRORS", "ImagesRefused", "predict", "read_images"]
-
 
 class ImagesRefused(ValueError):
     """Images that the model does not take."""

@@ -137,10 +137,10 @@ def exit_with(error: Exception | str, status: int = 2) -> NoReturn:
 
 def record_refusal(reason: str) -> None:
     """Record why a request is refused in the run that `mlflow run` has created for it."""
-    if "MLFLOW_RUN_ID" in os.environ:
+    if run_id := os.environ.get("MLFLOW_RUN_ID"):
         from ..tracking import store
 
-        store.explain_refusal(redact(reason))
+        store.explain_refusal(run_id, redact(reason))
 
 
 class SweepParent(Callback):

@@ -354,11 +354,8 @@ def close_run(client: MlflowClient, run: Run, reason: str) -> None:
     client.set_terminated(run.info.run_id, "KILLED")
 
 
-def explain_refusal(reason: str) -> None:
-    """Record why a request is refused in the run that `mlflow run` has created for it; do nothing without one."""
-    run_id = os.environ.get("MLFLOW_RUN_ID")
-    if not run_id:
-        return
+def explain_refusal(run_id: str, reason: str) -> None:
+    """Record why a request is refused in the run that `mlflow run` has created; an unreachable tracker is ignored."""
     with suppress(TrackingFailed), open_store(mlflow.get_tracking_uri()) as client:
         client.set_tag(run_id, tags.FAILURE, reason)
         client.set_tag(run_id, MLFLOW_RUN_NOTE, f"FAILED: {reason}")
