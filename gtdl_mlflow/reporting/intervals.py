@@ -11,7 +11,7 @@ Repeats are of two kinds:
 - Restarts of a paired measurement have one value each: the median over the rounds of the logarithm of the ratio of two
   neighbouring turns. Restarts are the independent repeats (Kalibera and Jones 2013), and ``paired_ratio`` has the
   interval of their mean. In a simulation with heavy tails, skewed restart effects and drift
-  (``benchmarks/coverage.py``), it covers the true ratio in 94 to 95 % of the data sets. A percentile bootstrap over
+  (``benchmarks/coverage.py``), it covers the true ratio in at least 93 % of the data sets. A percentile bootstrap over
   restarts and rounds covers it in 97 to 100 %, because its intervals are 1.4 to 3.6 times as wide.
 - Whole runs are compared by their medians, which one disturbed run does not move. Welch's interval of two means is
   widened by ``MEDIAN_FACTOR``, the standard error of a median relative to that of a mean.
