@@ -86,6 +86,7 @@ def test_module_runs_the_command() -> None:
         ("report --ouput=x", "No such option '--ouput'. Did you mean '--output'?; see `gtdl report --help`"),
         ("report output=no_such_folder/x.html", "no_such_folder/x.html: the folder no_such_folder does not exist"),
         ("report output=tests", "tests: is a folder"),
+        ("answer --minutes", "Option '--minutes' requires an argument; see `gtdl answer --help`"),
         ("compare torch", "Missing argument 'SECOND'; see `gtdl compare --help`"),
         ("check gtdl", "Got unexpected extra argument (gtdl); see `gtdl check --help`"),
         ("check json=maybe", "json=maybe: expected json=true, or nothing"),

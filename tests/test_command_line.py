@@ -256,6 +256,18 @@ def test_user_without_a_home_directory_is_told_to_set_gtdl_home(tmp_path: Path) 
     assert "WARNING" not in done.stderr
 
 
+def read_terminal(terminal: int) -> bytes:
+    """Return what a process shows on a pseudo-terminal until it ends."""
+    shown = b""
+    while select.select([terminal], [], [], 120)[0]:
+        try:
+            shown += os.read(terminal, 4096)
+        except OSError:  # a pseudo-terminal raises this when its other end is closed
+            break
+    os.close(terminal)
+    return shown
+
+
 @slow
 def test_progress_line_is_shown_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -267,13 +279,25 @@ def test_progress_line_is_shown_on_a_terminal(tmp_path: Path, monkeypatch: pytes
         stderr=stderr,
     )
     os.close(stderr)
-    shown = b""
-    while select.select([terminal], [], [], 120)[0]:
-        try:
-            shown += os.read(terminal, 4096)
-        except OSError:  # a pseudo-terminal raises this when its other end is closed
-            break
-    os.close(terminal)
+    shown = read_terminal(terminal)
     assert driver.wait(timeout=60) == 0
     assert b"images/s, loss " in shown
     assert b"100%" in shown
+
+
+def test_a_terminal_shows_that_the_store_is_read_and_then_one_line(tmp_path: Path) -> None:
+    terminal, stderr = pty.openpty()
+    command = subprocess.Popen(
+        [sys.executable, "-m", "gtdl_mlflow.cli", "compare", "torch", "mxnet"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        cwd=tmp_path,
+        stderr=stderr,
+    )
+    os.close(stderr)
+    shown = read_terminal(terminal).decode()
+    assert command.wait(timeout=60) == 1
+    reading, end = shown.rsplit("\x1b[K", 1)
+    assert "reading the tracking store" in reading
+    assert end.startswith("gtdl: ")
+    assert "no such file" in end
+    assert end.count("\n") == 1

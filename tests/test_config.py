@@ -213,6 +213,7 @@ def test_new_names_are_not_in_the_tables_of_old_names() -> None:
     [
         ("framework=torchh", r"framework=torchh: expected one of .*torch.* \(did you mean torch\?\)"),
         ("dataset=imagenet", r"dataset=imagenet: expected one of .*mnist"),
+        ("training=adam", r"training=adam: expected one of .* \(did you mean training\.optimizer=adam\?\)"),
         ("setting=torch_svhn", r"setting=torch_svhn: expected one of .*torch_mnist"),
         ("hardware=tpu", r"hardware=tpu: expected one of cpu, cpu_1core, gpu"),
         ("experiment=gtdlbench", r"experiment=gtdlbench: expected one of .*gtdlbench_mnist"),

@@ -93,9 +93,7 @@ def check_command(command: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("page", "command"), TYPED)
-def test_every_command_is_accepted(
-    page: str, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_command_is_accepted(page: str, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "images.npy").touch()  # the reader's own file
     monkeypatch.chdir(tmp_path)
     check_command(command)

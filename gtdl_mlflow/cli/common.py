@@ -12,7 +12,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from .. import signals
-from ..console import info
+from ..console import info, status_line
 from ..files import write_atomically
 
 if TYPE_CHECKING:
@@ -38,7 +38,11 @@ class Verb(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         options = {_key(each.opts[0]): each for each in self.params if isinstance(each, click.Option)}
-        return super().parse_args(ctx, [_as_option(argument, options) for argument in args])
+        try:
+            return super().parse_args(ctx, [_as_option(argument, options) for argument in args])
+        except click.UsageError as error:
+            error.ctx = error.ctx or ctx  # an option without its value has none, and the message names the command
+            raise
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -144,15 +148,19 @@ def tracking_options(function: F) -> F:
 @contextmanager
 def tracking_store(tracking_uri: str | None) -> Iterator[str]:
     """Yield the address of the tracking store that a command reads; raise CommandFailed if it cannot be read."""
-    from .. import config
-    from ..reporting.runs import NothingFound
-    from ..tracking import store
+    status_line("reading the tracking store")
+    try:
+        from .. import config
+        from ..reporting.runs import NothingFound
+        from ..tracking import store
 
-    with translate_errors(store.TrackingFailed, NothingFound):
-        uri = tracking_uri or config.compose_unchecked([]).tracking.uri
-        config.check_tracker(uri)
-        with store.translate_errors(uri), store.http_timeouts(retries=2, timeout_s=30):
-            yield uri
+        with translate_errors(store.TrackingFailed, NothingFound):
+            uri = tracking_uri or config.compose_unchecked([]).tracking.uri
+            config.check_tracker(uri)
+            with store.translate_errors(uri), store.http_timeouts(retries=2, timeout_s=30):
+                yield uri
+    finally:
+        status_line("")
 
 
 def load_runs(uri: str, experiments: Sequence[str], finished: bool = False) -> LoadedRuns:
@@ -170,6 +178,7 @@ def load_runs(uri: str, experiments: Sequence[str], finished: bool = False) -> L
             raise NothingFound(f"experiment {', '.join(experiments)}: {reason}")
     except NothingFound as error:
         raise NothingFound(f"{error}{other_experiments(uri, experiments)}") from error
+    status_line("")
     for remark in loaded.remarks:
         info(remark)
     return loaded

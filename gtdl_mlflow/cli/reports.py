@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from ..console import output as print_output
+from ..console import status_line
 from .common import (
     Verb,
     check_output,
@@ -27,11 +28,12 @@ from .common import (
 def report(output: Path, experiment: tuple[str, ...], tracking_uri: str | None) -> None:
     """Write all runs of an experiment into one HTML file."""
     check_output(output)
-    from ..reporting import page
-    from ..reporting.runs import connect
-
     with tracking_store(tracking_uri) as uri:
+        from ..reporting import page
+        from ..reporting.runs import connect
+
         loaded = load_runs(uri, experiment)
+        status_line("drawing the report")
         html = page.page(loaded, connect(uri), ", ".join(experiment), loaded.remarks)
     write_output(output, html)
     print_output(f"{output}: {len(loaded.runs)} runs, {output.stat().st_size / 1e6:.1f} MB")
@@ -49,10 +51,10 @@ def compare(
 
     A side is a framework (torch, torch=2.13.0), runs (ID,ID,...) or an MLflow search.
     """
-    from ..reporting import comparison
-    from ..reporting.runs import load
-
     with tracking_store(tracking_uri) as uri:
+        from ..reporting import comparison
+        from ..reporting.runs import load
+
         loaded = load_runs(uri, experiment)
         rows = comparison.rows(
             loaded.runs, lambda search: load(uri, experiment, search).runs, first, second, across_machines
@@ -67,10 +69,10 @@ def check(as_json: bool, experiment: tuple[str, ...], tracking_uri: str | None) 
     """Check whether the runs of an experiment may be published."""
     import json
 
-    from ..reporting import check
-    from ..reporting.runs import connect
-
     with tracking_store(tracking_uri) as uri:
+        from ..reporting import check
+        from ..reporting.runs import connect
+
         loaded = load_runs(uri, experiment)
         verdict = check.check(loaded.runs, loaded.skipped)
         check.tag(verdict, loaded.runs, connect(uri))
@@ -85,10 +87,10 @@ def reproduction(output: Path | None, experiment: tuple[str, ...], tracking_uri:
     """Compare GTDLBench's published tables with the measured runs."""
     if output is not None:
         check_output(output)
-    from ..reporting import reproduction
-    from ..reporting.runs import connect
-
     with tracking_store(tracking_uri) as uri:
+        from ..reporting import reproduction
+        from ..reporting.runs import connect
+
         cells = reproduction.group_by_cell(load_runs(uri, experiment, finished=True).runs)
         markdown = reproduction.markdown(cells, f"experiment {', '.join(experiment)}", connect(uri))
     if output is None:

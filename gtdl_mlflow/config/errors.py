@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from ..redaction import redact
+from ..worker.job import Optimizer
 
 RENAMED = {
     "dataset.downloads.*.bytes": "dataset.downloads.*.size_bytes",
@@ -110,7 +111,8 @@ def _explain(error: Exception, schema: type) -> str:
         options = error.options or []
         if not group:
             return f"--config-name={name}: no such configuration; leave the option out"
-        return f"{group}={name}: expected one of {', '.join(options)}{similar(name, options)}"
+        hint = f" (did you mean training.optimizer={name}?)" if name in list(Optimizer) else similar(name, options)
+        return f"{group}={name}: expected one of {', '.join(options)}{hint}"
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OmegaConfBaseException) and cause.full_key:
