@@ -124,7 +124,9 @@ def test_notebook_of_the_guide_runs(store: str, folder: Path) -> None:
         notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": folder}}
     ).execute()
     shown = [
-        output.get("text") or output["data"].get("text/html", "")
+        output["text"]
+        if output["output_type"] == "stream"
+        else output["data"].get("text/html", output["data"]["text/plain"])
         for cell in done.cells
         if cell.cell_type == "code"
         for output in cell.outputs
@@ -133,5 +135,6 @@ def test_notebook_of_the_guide_runs(store: str, folder: Path) -> None:
     assert "PyTorch" in text or "torch 2" in text
     assert "TensorFlow" in text
     assert "8 finished of 8 cells" in text
+    assert "array([[" in text  # probabilities
     assert "expected one of caffe, " in text
     assert (folder / "report.html").is_file()
