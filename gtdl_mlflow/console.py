@@ -19,11 +19,13 @@ MINUTE_S = 60.0
 
 def info(text: str) -> None:
     """Print a message on standard error, without control characters and secrets of addresses."""
+    status_line("")
     _write(f"gtdl: {printable(redact(text))}\n", sys.stderr)
 
 
 def output(text: str) -> None:
     """Print a result on standard output, without control characters and secrets of addresses."""
+    status_line("")
     _write(f"{printable(redact(text))}\n", sys.stdout)
 
 
@@ -60,7 +62,7 @@ def conceal_arguments(arguments: Sequence[str]) -> list[str]:
 
 
 def status_line(text: str) -> None:
-    """Replace the current line of the terminal by ``text``. Without a terminal, nothing is printed."""
+    """Replace the current line of the terminal by ``text``, until a message follows. Elsewhere, nothing is printed."""
     if sys.stderr.isatty():
         _write(f"\r\x1b[K{text}", sys.stderr)
 

@@ -42,7 +42,6 @@ class ProgressLine:
         elif isinstance(event, Phase):
             self._text = f"{self._label}: {PHASES.get(event.name, event.name)}"
         elif isinstance(event, Remark):
-            status_line("")
             info(event.text)
             return
         else:

@@ -178,7 +178,6 @@ def load_runs(uri: str, experiments: Sequence[str], finished: bool = False) -> L
             raise NothingFound(f"experiment {', '.join(experiments)}: {reason}")
     except NothingFound as error:
         raise NothingFound(f"{error}{other_experiments(uri, experiments)}") from error
-    status_line("")
     for remark in loaded.remarks:
         info(remark)
     return loaded
