@@ -22,7 +22,6 @@ from substitutes import interpreter
 from gtdl_mlflow import config, environments
 from gtdl_mlflow.config.job import create_job
 from gtdl_mlflow.reporting import ratios
-from gtdl_mlflow.reporting.intervals import FEWEST_RESTARTS
 from gtdl_mlflow.reporting.ratios import CPU, WALL
 from gtdl_mlflow.sweeps.paired import Contestant, MeasurementPlan, PairedMeasurement
 from gtdl_mlflow.worker import initialization
@@ -97,7 +96,7 @@ def print_ratios(composed: config.Config, measurement: PairedMeasurement) -> Non
                 continue
             unit_ms = {each.framework: 1e3 * each.unit_s for each in ranking.frameworks}
             ratio = ratios.compare(turns, activity.value, clock, HARNESS, LOOP)
-            if ratio.n < FEWEST_RESTARTS:
+            if not ratio.has_interval:
                 continue
             print(
                 f"{composed.framework.name} {composed.model.name} {activity.value} {clock}: "
