@@ -21,8 +21,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from gtdl_mlflow.paired import MeasurementPlan
 from gtdl_mlflow.reporting.intervals import EQUAL_WITHIN, LEVEL, Ratio, Verdict, paired_ratio
-from gtdl_mlflow.sweeps.paired import MeasurementPlan
 
 TRUE_RATIO = 1.03
 RESTARTS = (4, 5, 8, 12)

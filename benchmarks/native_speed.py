@@ -21,9 +21,9 @@ from substitutes import interpreter
 
 from gtdl_mlflow import config, environments
 from gtdl_mlflow.config.job import create_job
+from gtdl_mlflow.paired import Contestant, MeasurementPlan, PairedMeasurement
 from gtdl_mlflow.reporting import ratios
 from gtdl_mlflow.reporting.ratios import CPU, WALL
-from gtdl_mlflow.sweeps.paired import Contestant, MeasurementPlan, PairedMeasurement
 from gtdl_mlflow.worker import initialization
 from gtdl_mlflow.worker.inputs import Preprocessing
 from gtdl_mlflow.worker.job import Activity, Job

@@ -38,9 +38,9 @@ from substitutes import interpreter
 
 from gtdl_mlflow import config, datasets, environments
 from gtdl_mlflow.config.job import create_job
+from gtdl_mlflow.paired import Contestant, MeasurementPlan, Restart
 from gtdl_mlflow.reporting import ratios
 from gtdl_mlflow.reporting.intervals import LEVEL, Ratio, Verdict, paired_ratio
-from gtdl_mlflow.sweeps.paired import Contestant, MeasurementPlan, Restart
 from gtdl_mlflow.worker.events import Metrics
 from gtdl_mlflow.worker.job import Activity
 from gtdl_mlflow.worker_process import run_worker

@@ -157,8 +157,8 @@ def results(*experiments: str, tracking_uri: str | None = None) -> pandas.DataFr
     """Return all runs of some experiments, one per row, the first one first.
 
     Columns are the conditions (``dataset``, ``setting``, ``framework``, ``version``, ``device``, ``threads``,
-    ``budget``, ``tuning``, ``machine``), ``seed``, ``state``, ``reason``, ``interference``, ``run_id``, and every
-    metric that a run has, by its name.
+    ``budget``, ``machine``, ``mode``, ``precision``, ``deterministic``), ``seed``, ``state``, ``reason``,
+    ``interference``, ``run_id``, and every metric that a run has, by its name.
 
     Args:
         experiments: names in MLflow; ``gtdl`` by default.

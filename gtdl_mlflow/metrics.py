@@ -33,6 +33,7 @@ GROUPS = {
 
 EVALUATION = "at every evaluation"
 SAMPLE = "every `tracking.system_metrics_interval_s` seconds"
+SAMPLED = "a worker that runs longer than `tracking.system_metrics_interval_s`"
 BATCH_SIZE = "for every batch size of `latency.batch_sizes`; the step is the batch size"
 
 
@@ -200,13 +201,20 @@ _ALL = (
           ("power_usage_watts", "W", "Power of the GPU."),
           ("power_usage_percentage", "%", "Power of the GPU, relative to its limit."),
       )),
-    Metric("system/worker_cpu_user_percent", "%", "User CPU use of the worker; 100 is one core.", recorded=SAMPLE),
-    Metric("system/worker_cpu_system_percent", "%", "System CPU use of the worker; 100 is one core.", recorded=SAMPLE),
-    Metric("system/worker_context_switches_per_s", "1/s", "Context switches of the worker.", recorded=SAMPLE),
-    Metric("system/worker_disk_read_mb_per_s", "MB/s", "Data that the worker reads from the disk.", recorded=SAMPLE),
-    Metric("system/worker_disk_write_mb_per_s", "MB/s", "Data that the worker writes to the disk.", recorded=SAMPLE),
-    Metric("system/worker_memory_mb", "MB", "Resident memory of the worker.", recorded=SAMPLE),
-    Metric("system/worker_threads", "", "Threads of the worker.", recorded=SAMPLE),
+    Metric("system/worker_cpu_user_percent", "%", "User CPU use of the worker; 100 is one core.", recorded=SAMPLE,
+           requires=SAMPLED),
+    Metric("system/worker_cpu_system_percent", "%", "System CPU use of the worker; 100 is one core.", recorded=SAMPLE,
+           requires=SAMPLED),
+    Metric("system/worker_context_switches_per_s", "1/s", "Context switches of the worker.", recorded=SAMPLE,
+           requires=SAMPLED),
+    Metric("system/worker_disk_read_mb_per_s", "MB/s", "Data that the worker reads from the disk.", recorded=SAMPLE,
+           requires=SAMPLED),
+    Metric("system/worker_disk_write_mb_per_s", "MB/s", "Data that the worker writes to the disk.", recorded=SAMPLE,
+           requires=SAMPLED),
+    Metric("system/worker_memory_mb", "MB", "Resident memory of the worker.", recorded=SAMPLE,
+           requires=SAMPLED),
+    Metric("system/worker_threads", "", "Threads of the worker.", recorded=SAMPLE,
+           requires=SAMPLED),
     Metric("system/cpu_power_w", "W", "Power of all processor packages.", recorded=SAMPLE,
            requires="readable RAPL counters"),
     Metric("system/cpu_energy_j", "J", "Energy of all processor packages during the run. Other processes are included.",

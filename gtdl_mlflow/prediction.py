@@ -6,6 +6,7 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 from mlflow.models import Model
 
 from . import config, environments
+from .config.job import environment_variables
 from .redaction import reveal
 from .reporting.runs import NothingFound, connect
 from .tracking.store import TrackingFailed, artifact_failure, no_progress_bars, translate_errors
@@ -70,11 +72,12 @@ def predict(uri: str, run_id: str, images: np.ndarray) -> np.ndarray:
         _check_images(images, Model.load(folder / "MLmodel"))
         composed = config.compose_unchecked([*_framework_overrides(logged.params), "hardware=cpu"])
         environment = environments.ensure(composed.framework, "cpu")
+        mode = replace(composed, mode=config.DEFAULT).execution  # that of the saved model
         files = Path(name, "images.npy"), Path(name, "probabilities.npy")
         np.save(files[0], images)
         done = subprocess.run(
             [environment.python, "-I", WORKER_MAIN, "predict", folder / "data", *files],
-            env=worker_environment(composed.threads, composed.speed_settings.environment),
+            env=worker_environment(composed.threads, environment_variables(mode, environment.compile_cache)),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

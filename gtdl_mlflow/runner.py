@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from . import datasets, environments
+from . import datasets, environments, modes
 from .config import Config, ConfigError, check, describe
-from .config.job import create_job
+from .config.job import create_job, environment_variables
+from .console import info
 from .datasets import PreparedDataset
 from .environments import Environment
-from .hardware import device_lock, peak
+from .hardware import device_lock, host, peak
 from .progress import ProgressLine
 from .tracking.identity import checkpoint_folder, identity
 from .tracking.recorder import Recorder, SweepPosition
 from .tracking.store import TrackingFailed
+from .worker.job import Precision
 from .worker_process import WorkerFailed, WorkerProcess
 
 
@@ -50,21 +52,26 @@ def run(config: Config, folder: Path, position: SweepPosition | None = None) -> 
         Exception: one of ``RUN_ERRORS``; the MLflow run is FAILED, with the reason.
     """
     with (
-        _started_early(config, folder) as worker,
+        _started_early(config, folder) as early,
         Recorder(config, folder, position) as recorder,
         _translated_errors(),
         device_lock.hold(config.hardware) as waited_s,
-        worker,  # it ends before the device is released
+        ExitStack() as stack,  # the worker ends before the device is released
         recorder.measuring(waited_s),
         ProgressLine(describe(config)) as progress,
     ):
         check(config)  # a sweep may combine values that are valid one by one only
+        if config.precision is Precision.bfloat16 and config.hardware.device == "cpu" and not host.has_bfloat16():
+            info("precision=bfloat16: this processor has no instructions for it, so it is slower than float32")
         data = datasets.prepare(config.dataset)
         environment = environments.ensure(config.framework, config.hardware.device)
         machine_peak = peak.get_or_measure(config.hardware, config.threads)
+        config, choice = modes.choose(config, environment, data, folder)
+        worker = stack.enter_context(early or _worker(config, environment, folder))
         pid = worker.start(environment.python)
         recorder.record_inputs(environment, data, machine_peak)
-        job = create_job(config, data.folder, folder, data.sha256)
+        recorder.record_mode(choice.name, choice.text, config.execution)
+        job = create_job(config, data.folder, folder, data.sha256, environment.compile_cache)
         with _checkpoints(config, environment, data, recorder) as checkpoints:
             recorder.start_monitoring(pid)
             # An exception in the loop must stop the worker at once, not when the generator is garbage-collected.
@@ -87,16 +94,24 @@ def _translated_errors() -> Iterator[None]:
         raise FilesFailed(f"{error.filename}: {error.strerror}" if error.filename else str(error)) from error
 
 
-def _started_early(config: Config, folder: Path) -> WorkerProcess:
-    """Return the run's worker. Its interpreter starts while MLflow creates the run, if its environment exists.
+@contextmanager
+def _started_early(config: Config, folder: Path) -> Iterator[WorkerProcess | None]:
+    """Yield the run's worker, whose interpreter starts while MLflow creates the run.
 
-    It waits for its job without using the CPU.
+    It waits for its job without using the CPU. None if its environment does not exist, or its mode is not known yet.
     """
-    worker = WorkerProcess(folder, config.threads, config.speed_settings.environment)
-    with suppress(OSError, WorkerFailed):  # run() fails in the same way and records the reason
-        if environment := environments.find(config.framework, config.hardware.device):
-            worker.start(environment.python)
-    return worker
+    with ExitStack() as stack:
+        worker = None
+        with suppress(OSError, WorkerFailed, ConfigError):  # run() fails in the same way and records the reason
+            environment = environments.find(config.framework, config.hardware.device)
+            if environment and (known := modes.recall(config)):
+                worker = stack.enter_context(_worker(known, environment, folder))
+                worker.start(environment.python)
+        yield worker
+
+
+def _worker(config: Config, environment: Environment, folder: Path) -> WorkerProcess:
+    return WorkerProcess(folder, config.threads, environment_variables(config.execution, environment.compile_cache))
 
 
 @contextmanager

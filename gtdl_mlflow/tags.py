@@ -22,7 +22,18 @@ SETTING = _tag("setting", "Network and hyper-parameters, as in `setting=`; both 
 DEVICE = _tag("device", "Device that the framework reports: `cpu` or `gpu`.")
 SEED = _tag("seed", "Seed of the initial weights, the batch order, the augmentation and dropout.")
 BUDGET = _tag("budget", "Share of the training's iterations.")
-TUNING = _tag("tuning", "`plain` or `best`, as in `tuning=`.")
+MODE = _tag("mode", "Execution mode of the run, one of the framework's.")
+MODE_REQUESTED = _tag("mode_requested", "Execution mode, as in `mode=`: `best`, `default` or the name of one.")
+MODE_CANDIDATES = _tag(
+    "mode_candidates",
+    "With `mode=best`: the measured modes, the chosen one first, with the time of a step relative to the fastest step, "
+    "and the reason for each mode that was not measured.",
+)
+PRECISION = _tag("precision", "Precision of convolutions and matrix products, as in `precision=`.")
+DETERMINISTIC = _tag("deterministic", "`true` if the same seed has to give the same bits, as in `deterministic=`.")
+COMPILE_CACHE = _tag(
+    "compile_cache", "`warm` if all compiled code came from the cache, `cold` if some was compiled; modes that compile."
+)
 SIDE_BY_SIDE = _tag("side_by_side", "`true` if other runs were allowed on other cores at the same time.")
 LABELS = _tag("labels", "Kind of labels, for data sets that have several.")
 IMAGE_SIZE = _tag("image_size", "Side of the resized images, for data sets that are resized.")

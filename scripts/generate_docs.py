@@ -6,7 +6,6 @@ import ast
 from pathlib import Path
 
 import yaml
-from omegaconf import OmegaConf
 
 from gtdl_mlflow import config
 from gtdl_mlflow.config import CONF, Config, Recipe
@@ -86,12 +85,20 @@ def framework(name: str) -> str:
         *environment(composed),
         "## Default settings",
         defaults(name),
-        "## Speed settings",
-        "`tuning=best`, the default, or `tuning=plain`; both compute the same.",
-        "```yaml\n" + OmegaConf.to_yaml(OmegaConf.structured(chosen).tuning).rstrip() + "\n```",
-        "The file gives the reason for each of them.",
+        "## Execution modes",
+        f"`mode=default` is `{chosen.default_mode}`; `mode=best`, the default, is the fastest of those that run here. "
+        "All compute the same. [Execution modes](../modes.md) explains the choice.",
+        table(["mode", "what it is", "runs on", "compiles"], [mode_row(*item) for item in chosen.modes.items()]),
+        "Precisions: " + "; ".join(f"{device}: {', '.join(some)}" for device, some in chosen.precisions.items()) + ".",
+        "The file has the options of each mode, with their reasons.",
         generated_from(path),
     )
+
+
+def mode_row(name: str, mode: config.Mode) -> list[str]:
+    """Return the row of an execution mode."""
+    condition = "" if mode.deterministic else "; needs `deterministic=false`"
+    return [f"`{name}`", f"{mode.description}{condition}", ", ".join(mode.devices), "yes" if mode.compiles else "no"]
 
 
 def first_comment(path: Path) -> str:

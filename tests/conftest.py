@@ -34,11 +34,12 @@ def remove_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 def session_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Give the session a cache directory and device locks of its own.
 
-    Prepared data and checkpoints of the user change no result of a test. Environments of frameworks and measured peaks
-    are shared with the user's cache directory, because they take long and are the same in every session.
+    Prepared data and checkpoints of the user change no result of a test. Environments of frameworks, measured peaks
+    and execution modes are shared with the user's cache directory, because they take long and are the same in every
+    session.
     """
     shared, folder = cache_dir(), tmp_path_factory.mktemp("cache")
-    for name in ("environments", "builds", "peaks"):
+    for name in ("environments", "builds", "peaks", "modes"):
         (shared / name).mkdir(parents=True, exist_ok=True)
         (folder / name).symlink_to(shared / name)
     with pytest.MonkeyPatch.context() as monkeypatch:

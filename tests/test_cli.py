@@ -26,7 +26,8 @@ VERBS = {
 
 def test_commands_and_their_verbs() -> None:
     assert set(cli.gtdl.commands) == {
-        *("run", "sweep", "answer", "report", "compare", "check", "reproduction", "ui", "predict", "machine"), *VERBS
+        *("run", "sweep", "answer", "report", "compare", "check", "reproduction", "ui", "predict", "machine", "tune"),
+        *VERBS
     }  # fmt: skip
     for name, verbs in VERBS.items():
         group = cli.gtdl.commands[name]

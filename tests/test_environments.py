@@ -114,7 +114,8 @@ def start_driver(
         "version": "1.0",
         "adapter": "json:loads",
         "python": {"preferred": preferred, "supported": ">=3.8"},
-        "tuning": {},
+        "modes": {},
+        "default_mode": "",
         "devices": {"cpu": {"unavailable": "", "recipes": [recipe]}},
     }
     return subprocess.Popen(

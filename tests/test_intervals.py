@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from gtdl_mlflow.paired import MeasurementPlan
 from gtdl_mlflow.reporting.formats import format_number, format_ratio, format_values
 from gtdl_mlflow.reporting.intervals import (
     FEWEST_RUNS,
@@ -21,7 +22,6 @@ from gtdl_mlflow.reporting.intervals import (
     repeats_needed,
     summarize,
 )
-from gtdl_mlflow.sweeps.paired import MeasurementPlan
 
 # Student's own example (1908): additional hours of sleep under two drugs.
 SLEEP_1 = [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]

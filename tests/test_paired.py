@@ -19,16 +19,10 @@ import psutil
 import pytest
 from helpers.project import Command, need_framework, start, sweep_runs, wait_until
 
-from gtdl_mlflow import config, datasets
+from gtdl_mlflow import config, datasets, paired
 from gtdl_mlflow.config.job import create_job
 from gtdl_mlflow.hardware.interference import Snapshot, metrics_between
-from gtdl_mlflow.reporting import ratios
-from gtdl_mlflow.reporting.intervals import Ratio, repeats_needed
-from gtdl_mlflow.reporting.ratios import MeasuredTurn, Ranked, Ranking
-from gtdl_mlflow.reporting.runs import BenchmarkRun, CellKey
-from gtdl_mlflow.sweeps import paired
-from gtdl_mlflow.sweeps.hydra_callbacks import SweepParent
-from gtdl_mlflow.sweeps.paired import (
+from gtdl_mlflow.paired import (
     Contestant,
     MeasurementPlan,
     PairedMeasurement,
@@ -37,6 +31,11 @@ from gtdl_mlflow.sweeps.paired import (
     link_groups,
     memory_groups,
 )
+from gtdl_mlflow.reporting import ratios
+from gtdl_mlflow.reporting.intervals import Ratio, repeats_needed
+from gtdl_mlflow.reporting.ratios import MeasuredTurn, Ranked, Ranking
+from gtdl_mlflow.reporting.runs import BenchmarkRun, CellKey
+from gtdl_mlflow.sweeps.hydra_callbacks import SweepParent
 from gtdl_mlflow.sweeps.paired_study import PairedStudy, conclude, minutes_needed, with_memory
 from gtdl_mlflow.worker.events import Turn
 from gtdl_mlflow.worker.job import Activity

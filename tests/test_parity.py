@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -18,7 +19,7 @@ from gtdl_mlflow.sweeps.hydra_callbacks import check_lines
 from gtdl_mlflow.worker import numpy_network, parity
 from gtdl_mlflow.worker.frameworks.base import Adapter, Setup
 from gtdl_mlflow.worker.frameworks.reference.adapter import Reference
-from gtdl_mlflow.worker.job import BatchOrder, Job, Optimizer, Training
+from gtdl_mlflow.worker.job import BatchOrder, Job, Optimizer, Precision, Training
 
 LAYERS = numbered(convolution(4, 3), TANH, maximum(2, 2), {"type": "dropout", "keep": 0.5}, dense())
 
@@ -102,9 +103,8 @@ class Biased(Exact):
 def test_correct_framework_passes() -> None:
     for layers, adapter in ((LAYERS, Exact), ({"dense": dense()}, Reference)):
         differences = parity.check(job(layers), adapter)
-        assert differences.keys() == parity.BOUNDS.keys()
-        assert all(0 <= value < parity.BOUNDS[name] for name, value in differences.items())
-        parity.require(differences)
+        assert list(differences) == list(parity.METRICS)
+        parity.require(differences, Precision.float32)
 
 
 @pytest.mark.parametrize(
@@ -113,12 +113,12 @@ def test_correct_framework_passes() -> None:
 )
 def test_framework_with_an_error_fails(adapter: type[Adapter], message: str) -> None:
     with pytest.raises(parity.ParityBroken, match=message):
-        parity.require(parity.check(job(LAYERS), adapter))
+        parity.require(parity.check(job(LAYERS), adapter), Precision.float32)
 
 
 def test_nan_difference_fails() -> None:
     with pytest.raises(parity.ParityBroken, match="loss_difference=nan"):
-        parity.require({**dict.fromkeys(parity.BOUNDS, 0.0), "parity/loss_difference": float("nan")})
+        parity.require({**dict.fromkeys(parity.METRICS, 0.0), "parity/loss_difference": math.nan}, Precision.float32)
 
 
 @pytest.mark.slow
@@ -129,9 +129,7 @@ def test_parity_experiment_records_and_prints_the_differences(gtdl: Command, sto
     runs: Any = mlflow.search_runs(experiment_names=["gtdl"], output_format="list")
     (run,) = [run for run in runs if "mlflow.parentRunId" in run.data.tags]
     assert run.info.status == "FINISHED"
-    assert {name: run.data.metrics[name] < bound for name, bound in parity.BOUNDS.items()} == dict.fromkeys(
-        parity.BOUNDS, True
-    )
+    parity.require({name: run.data.metrics[name] for name in parity.METRICS}, Precision.float32)
 
 
 @pytest.mark.slow

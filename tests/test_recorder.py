@@ -72,7 +72,7 @@ def test_tags_and_params_describe_the_run(finished: FinishedRun) -> None:
     expected = {
         "gtdl.framework": "reference", "gtdl.framework_version": np.__version__, "gtdl.dataset": "mnist_5k",
         "gtdl.model": "reference_mnist", "gtdl.training": "reference_mnist", "gtdl.device": "cpu", "gtdl.seed": "3",
-        "gtdl.budget": "0.5", "gtdl.tuning": "best", "gtdl.quality": "ok",
+        "gtdl.budget": "0.5", "gtdl.mode_requested": "best", "gtdl.quality": "ok",
     }  # fmt: skip
     assert {key: tags[key] for key in expected} == expected
     assert len(tags["gtdl.config_hash"]) == 16

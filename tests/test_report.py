@@ -270,8 +270,8 @@ def test_raw_values_are_sorted_filtered_and_downloaded(tab: Page, tmp_path: Path
     head = tab.locator('#raw th button[data-column="training_time_s"]')
     head.click()
     columns = [button.inner_text() for button in tab.locator("#raw th button").all()]
-    assert "tuning" not in columns  # the same in all runs
-    assert "tuning best" in tab.locator("#values p").inner_text()
+    assert "mode" not in columns  # the same in all runs
+    assert "budget 1.0" in tab.locator("#values p").inner_text()
     column = columns.index("training_time_s")
     times = [float(line.locator("td").nth(column).inner_text()) for line in lines.all()]
     assert times == sorted(times)
@@ -489,7 +489,8 @@ def hostile_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report on two frameworks whose every text is hostile, with a time that is not finite."""
     runs = []
     for text in HOSTILE:
-        names = (tags.DATASET, tags.MODEL, tags.TRAINING, tags.MACHINE, tags.FRAMEWORK_VERSION, tags.TUNING, tags.CELL)
+        names = (tags.DATASET, tags.MODEL, tags.TRAINING, tags.MACHINE, tags.FRAMEWORK_VERSION, tags.CELL,
+                 tags.MODE_REQUESTED)  # fmt: skip
         for name in ("torch", "tensorflow"):
             for seed in range(3):
                 values = dict.fromkeys((*names, tags.QUALITY if seed else tags.CHECK), text)

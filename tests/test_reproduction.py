@@ -70,7 +70,7 @@ def test_runs_under_different_conditions_are_not_combined(store: str, capsys: py
     for run in (
         make_finished_run(*own, training_s=100),
         make_finished_run(*own, "budget=0.1", training_s=10),
-        make_finished_run(*own, "tuning=plain", training_s=200),
+        make_finished_run(*own, "mode=default", training_s=200),
         make_finished_run(*own, "hardware.threads=1", training_s=100 if single_core else 180),
         make_finished_run(*own, training_s=50, **{"gtdl.machine": "another one (12345678)"}),
         make_finished_run(*own, "training.iterations=60", training_s=1, accuracy=80),
@@ -94,7 +94,7 @@ def test_transfer_matrix_is_framework_by_setting(store: str, capsys: pytest.Capt
             result = {"training_s": 100 * row + column + 1, "accuracy": 90 + row + column / 10}
             plant(make_finished_run(*overrides, **result))
     _, text, _ = reproduction(capsys)
-    title = r"## mnist: every framework under other frameworks' defaults \(cpu, \d+ threads?, budget 0.1, tuning best"
+    title = r"## mnist: every framework under other frameworks' defaults \(cpu, \d+ threads?, budget 0.1"
     assert re.search(title, text)
     found = tables(text)
     assert [list(row.values()) for row in found["Accuracy in percent:"]] == [

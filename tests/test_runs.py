@@ -80,7 +80,7 @@ def broken_run(**tags: str) -> Run:
         (broken_run(**{"gtdl.dataset": "(" * 7000}), "gtdl.dataset=((("),
         (broken_run(**{"gtdl.machine": "W" * 4999}), "gtdl.machine=WWW"),
         (broken_run(**{"gtdl.framework_version": "1\x1b[2J"}), "gtdl.framework_version=1\ufffd[2J: expected"),
-        (broken_run(**{"gtdl.tuning": "a\nb"}), "gtdl.tuning=a b: expected"),
+        (broken_run(**{"gtdl.mode_requested": "a\nb"}), "gtdl.mode_requested=a b: expected"),
     ],
 )
 def test_malformed_run_is_skipped_with_its_reason(run: Run, reason: str) -> None:
@@ -155,7 +155,8 @@ def test_a_running_run_is_running_and_not_failed() -> None:
     ],
 )
 @pytest.mark.parametrize(
-    "tag", ["framework", "dataset", "model", "training", "hardware", "tuning", "framework_version", "machine", "cell"]
+    "tag",
+    ["framework", "dataset", "model", "training", "hardware", "mode_requested", "framework_version", "machine", "cell"],
 )
 def test_tag_is_never_composed_or_opened(tag: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     composed: list[str] = []
@@ -203,7 +204,7 @@ def test_setting_of_an_unchanged_run_is_recognised_whatever_its_version_and_core
         ["hardware.cores=[0,3]"],
         ["hardware.cores=[0,3]", "hardware.threads=1"],
         ["hardware.cores=[1]", "hardware.side_by_side=true"],
-        ["hardware=cpu_1core", "budget=0.1", "tuning=plain"],
+        ["hardware=cpu_1core", "budget=0.1", "mode=default"],
     ]
     for each in overrides:
         (run,) = read([make_finished_run("framework=torch", "dataset=mnist", *each)]).runs
@@ -247,7 +248,7 @@ def test_many_different_cores_take_little_time() -> None:
 
 def test_markdown_of_hostile_text_is_one_line_of_text() -> None:
     evil = "<script>alert(1)</script> | x | `y` [a](http://example.org) ![b](c)\n# title"
-    hostile = {"gtdl.machine": evil.replace("\n", " "), "gtdl.framework_version": "1|2", "gtdl.tuning": "<b>"}
+    hostile = {"gtdl.machine": evil.replace("\n", " "), "gtdl.framework_version": "1|2", "gtdl.mode_requested": "<b>"}
     loaded = read([make_finished_run("framework=caffe", "dataset=mnist", **hostile)]).runs
     text = reproduction.markdown(reproduction.group_by_cell(loaded), evil, mlflow.MlflowClient())
     assert "<" not in text.replace("\\<", "")
@@ -269,8 +270,9 @@ def hostile_store(store: str) -> str:
     good = complete_runs()
     for run in good:
         plant(run)
-    for tag in ("framework", "dataset", "model", "tuning", "machine", "quality", "failure", "interference", "check",
-                "resumed", "cell", "data_digest", "framework_version", "hardware", "training"):  # fmt: skip
+    for tag in ("framework", "dataset", "model", "mode", "mode_candidates", "machine", "quality", "failure", "check",
+                "interference", "resumed", "cell", "data_digest", "framework_version", "hardware",
+                "training"):  # fmt: skip
         for value in (xss, escape, FORMULA):
             plant(broken_run(**{f"gtdl.{tag}": value}))
     for values in ((math.nan, 1.0, 97.0), (10.0, math.inf, 97.0), (-1.0, 0.0, math.nan), (1e308, 1e-320, 97.0)):

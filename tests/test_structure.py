@@ -17,7 +17,7 @@ PACKAGE = "gtdl_mlflow"
 
 LAYERS = (
     {"cli", "__main__", "api"},
-    {"sweeps", "runner", "reporting", "prediction"},
+    {"sweeps", "runner", "reporting", "prediction", "paired", "modes"},
     {"tracking", "environments", "datasets", "hardware", "charts", "chart_style", "progress", "worker_process"},
     {"config"},
     {"worker"},

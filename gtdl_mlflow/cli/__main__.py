@@ -16,7 +16,7 @@ import click
 from .. import __version__, files, signals
 from ..console import conceal_arguments, fail
 from ..tracking.deadline import leave
-from . import answer, data, env, machine, predict, reports, runs, track
+from . import answer, data, env, machine, predict, reports, runs, track, tune
 from .common import CommandFailed, Group
 
 # Verbs import what they need themselves, so that `gtdl --help` does not wait for Hydra, or one verb for the libraries
@@ -32,6 +32,7 @@ def gtdl() -> None:
     gtdl run framework=torch                    one run: train, test, record in MLflow
     gtdl sweep framework=torch,mxnet seed=0,1   several runs, and a ranking
     gtdl answer --minutes 10                    which framework is fastest here
+    gtdl tune framework=torch                   which execution mode is fastest here
     gtdl report                                 all results in one HTML file
     gtdl ui                                     all results in MLflow
 
@@ -53,6 +54,7 @@ for _verb in (
     data.data,
     track.track,
     machine.machine,
+    tune.tune,
 ):
     gtdl.add_command(_verb)
 

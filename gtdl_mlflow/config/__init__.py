@@ -3,11 +3,13 @@
 Nothing here imports MLflow or a framework, so a mistake on the command line is reported before anything slow starts.
 """
 
-from .checks import ConfigError, Unavailable, check, check_tracker
+from .checks import ConfigError, Unavailable, check, check_tracker, missing_tools
 from .composition import compose, compose_part, compose_unchecked, to_checked_config, to_config
 from .display import describe
 from .resolvers import CONF, choices, family
 from .schema import (
+    BEST,
+    DEFAULT,
     Build,
     Config,
     Dataset,
@@ -16,19 +18,20 @@ from .schema import (
     Framework,
     Hardware,
     Labels,
+    Mode,
     Python,
     Recipe,
     Rerun,
-    SpeedSettings,
     Study,
     SweepOrder,
     SystemPackage,
-    Tuning,
     hash_values,
 )
 
 __all__ = [
+    "BEST",
     "CONF",
+    "DEFAULT",
     "Build",
     "Config",
     "ConfigError",
@@ -38,14 +41,13 @@ __all__ = [
     "Framework",
     "Hardware",
     "Labels",
+    "Mode",
     "Python",
     "Recipe",
     "Rerun",
-    "SpeedSettings",
     "Study",
     "SweepOrder",
     "SystemPackage",
-    "Tuning",
     "Unavailable",
     "check",
     "check_tracker",
@@ -56,6 +58,7 @@ __all__ = [
     "describe",
     "family",
     "hash_values",
+    "missing_tools",
     "to_checked_config",
     "to_config",
 ]

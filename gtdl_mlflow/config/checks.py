@@ -16,7 +16,7 @@ from ..worker.job import LearningRateSchedule, Schedule, Training
 from ..worker.layers import NetworkError
 from .errors import RENAMED_METRICS, renamed, similar
 from .resolvers import LARGEST_IMAGE_SIDE, image_sides, is_residual_depth
-from .schema import Config, Dataset
+from .schema import BEST, DEFAULT, Config, Dataset, Mode
 
 
 class ConfigError(ValueError):
@@ -50,6 +50,7 @@ def check(config: Config) -> None:
     if not config.tracking.experiment.strip():
         raise ConfigError("tracking.experiment=: expected the name of an MLflow experiment, such as gtdl")
     _check_device(config)
+    _check_execution(config)
 
 
 def _check_dataset(dataset: Dataset) -> None:
@@ -253,6 +254,37 @@ def _check_device(config: Config) -> None:
             f"hardware.threads={hardware.threads}: must be at most {len(hardware.usable_cores())}, the number of cores "
             "that the worker may use"
         )
+
+
+def _check_execution(config: Config) -> None:
+    framework, device = config.framework, config.hardware.device
+    names = [BEST, DEFAULT, *framework.modes]
+    if config.mode not in names:
+        raise ConfigError(
+            f"mode={config.mode}: framework={framework.name} has {', '.join(dict.fromkeys(names))}"
+            f"{similar(config.mode, names)}"
+        )
+    precisions = framework.precisions.get(device, [])
+    if config.precision.value not in precisions:
+        raise Unavailable(
+            f"precision={config.precision.value}: framework={framework.name} has {', '.join(precisions)} on "
+            f"hardware.device={device}"
+        )
+    if config.mode == BEST:
+        return
+    name, mode = config.mode_names[0], config.execution
+    if device not in mode.devices:
+        raise Unavailable(f"mode={name}: framework={framework.name} has this mode on {', '.join(mode.devices)} only")
+    if config.deterministic and not mode.deterministic:
+        raise ConfigError(f"mode={name}: the same seed may give other bits; add deterministic=false")
+    if missing := missing_tools(mode):
+        packages = ", ".join(missing)
+        raise Unavailable(f"mode={name}: needs {packages} on the PATH; on Debian: apt-get install {' '.join(missing)}")
+
+
+def missing_tools(mode: Mode) -> list[str]:
+    """Return the programs that a mode needs and that are not on the PATH."""
+    return [tool for tool in mode.tools if shutil.which(tool) is None]
 
 
 def has_gpu() -> bool:

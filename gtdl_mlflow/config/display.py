@@ -7,8 +7,9 @@ from typing import Any
 
 import yaml
 
+from ..worker.job import Precision
 from .resolvers import CONF, choices
-from .schema import Config
+from .schema import BEST, Config
 
 UNKNOWN_COLOR = "#767676"
 """Colour of a framework that has no yaml, as in old runs."""
@@ -22,6 +23,14 @@ def label(framework: str) -> str:
 def color(framework: str) -> str:
     """Return the colour of ``framework`` in charts as ``#RRGGBB``; a grey if it has no yaml."""
     return str(_yaml(framework).get("color", UNKNOWN_COLOR))
+
+
+def variant(mode: str, precision: str, deterministic: bool) -> str:
+    """Return what distinguishes runs of one framework and version: `` eager bfloat16``; empty for the defaults."""
+    words = [mode] if mode != BEST else []
+    words += [precision] if precision != Precision.float32.value else []
+    words += [] if deterministic else ["nondeterministic"]
+    return "".join(f" {word}" for word in words)
 
 
 def describe(config: Config) -> str:

@@ -31,6 +31,7 @@ RENAMED = {
     "training.schedule.boundaries": "training.schedule.boundary_iterations",
     "training.schedule.every": "training.schedule.every_iterations",
     "training.target_accuracy": "training.target_accuracy_percent",
+    "tuning": "mode",
 }
 """Keys of older versions, and their names now. ``*`` is any one name, the same on both sides."""
 

@@ -3,21 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from ..worker.job import Job
-from .schema import Config
+from .schema import DEFAULT, Config, Mode
+
+COMPILE_CACHE = "{compile_cache}"
+"""Placeholder in ``Mode.environment``."""
 
 
-def create_job(config: Config, data: Path, folder: Path, data_sha256: Mapping[str, str] | None = None) -> Job:
+def environment_variables(mode: Mode, compile_cache: Path | None) -> dict[str, str]:
+    """Return the environment variables of a mode's worker, whose compiled code goes to the folder ``compile_cache``."""
+    return {name: value.replace(COMPILE_CACHE, str(compile_cache)) for name, value in mode.environment.items()}
+
+
+def create_job(
+    config: Config,
+    data: Path,
+    folder: Path,
+    data_sha256: Mapping[str, str] | None = None,
+    compile_cache: Path | None = None,
+) -> Job:
     """Return the job of a run.
 
-    ``data`` is the folder of the prepared data set, of whose files the worker checks ``data_sha256``. The trained model
-    goes to ``folder / "model"``.
+    Args:
+        config: a configuration with one execution mode.
+        data: folder of the prepared data set.
+        folder: folder whose subfolder ``model`` gets the trained model.
+        data_sha256: SHA-256 of the files in ``data``, which the worker checks.
+        compile_cache: folder of compiled code, for a mode that compiles.
+
+    Raises:
+        ValueError: ``mode=best`` leaves the choice between several modes.
     """
+    mode, default = config.execution, replace(config, mode=DEFAULT).execution
     return Job(
         adapter=config.framework.adapter,
-        options=config.speed_settings.options,
+        options=mode.options,
+        saved_options=default.options,
         layers=config.model.layers,
         image_shape=config.dataset.image_shape,
         classes=config.dataset.classes,
@@ -33,4 +57,7 @@ def create_job(config: Config, data: Path, folder: Path, data_sha256: Mapping[st
         mean_per_class=config.dataset.mean_per_class,
         parity=config.parity,
         latency=config.latency,
+        precision=config.precision,
+        deterministic=config.deterministic,
+        compile_cache=str(compile_cache) if compile_cache and mode.compiles else "",
     )

@@ -12,17 +12,10 @@ from omegaconf import MISSING
 
 from .. import cgroups
 from ..worker import inputs, network
-from ..worker.job import Latency, Training
+from ..worker.job import Latency, Precision, Training
 
-
-class Tuning(str, Enum):
-    """Choice of a framework's speed settings; both compute the same.
-
-    ``plain``: as in the framework's own tutorial; ``best``: the fastest settings that were found.
-    """
-
-    plain = "plain"
-    best = "best"
+BEST, DEFAULT = "best", "default"
+"""Choices of ``mode`` beside the names of a framework's modes: the measured winner, and the mode of its tutorial."""
 
 
 @dataclass
@@ -103,13 +96,23 @@ class DeviceSupport:
 
 
 @dataclass
-class SpeedSettings:
-    """Settings that change the speed of a framework and not its results."""
+class Mode:
+    """One way in which a framework executes a network. All modes of a framework compute the same function."""
 
+    description: str = MISSING
+    """What the mode does, in one line."""
     options: dict[str, Any] = field(default_factory=dict)
     """Options of the adapter."""
     environment: dict[str, str] = field(default_factory=dict)
-    """Environment variables of the worker's process."""
+    """Environment variables of the worker's process. ``{compile_cache}`` is the folder of compiled code."""
+    compiles: bool = False
+    """Whether the mode compiles for seconds before its first step, which a short training cannot win back."""
+    tools: list[str] = field(default_factory=list)
+    """Programs that the mode needs on the PATH."""
+    devices: list[str] = field(default_factory=lambda: ["cpu", "gpu"])
+    """Devices on which the mode runs."""
+    deterministic: bool = True
+    """Whether the same seed gives the same bits; if not, the mode needs ``deterministic=false``."""
 
 
 @dataclass
@@ -129,8 +132,12 @@ class Framework:
     python: Python = field(default_factory=Python)
     devices: dict[str, DeviceSupport] = field(default_factory=dict)
     """Support by device: ``cpu``, ``gpu``."""
-    tuning: dict[str, SpeedSettings] = field(default_factory=dict)
-    """Speed settings by the names of ``Tuning``."""
+    modes: dict[str, Mode] = field(default_factory=dict)
+    """Execution modes by their names."""
+    default_mode: str = MISSING
+    """Mode of the framework's own tutorial, which ``mode=default`` selects."""
+    precisions: dict[str, list[str]] = field(default_factory=dict)
+    """Names of ``Precision`` by device."""
 
 
 @dataclass
@@ -338,16 +345,40 @@ class Config:
     """Seed of the initial weights, the order of the images, augmentation and dropout."""
     budget: float = 1.0
     """Share of the training's iterations, above 0 and at most 1. The learning-rate schedule is compressed with it."""
-    tuning: Tuning = Tuning.best
-    """Choice of the framework's speed settings."""
+    mode: str = BEST
+    """Execution mode: one of ``framework.modes``, ``default`` or ``best``."""
+    precision: Precision = Precision.float32
+    """Precision of convolutions and matrix products."""
+    deterministic: bool = True
+    """Whether the same seed must give the same bits."""
     latency: Latency = field(default_factory=Latency)
     parity: bool = False
     """Whether to compare the framework's computation with a float64 NumPy network before training."""
 
     @property
-    def speed_settings(self) -> SpeedSettings:
-        """The framework's speed settings that ``tuning`` selects."""
-        return self.framework.tuning[self.tuning.value]
+    def mode_names(self) -> list[str]:
+        """Modes between which ``mode`` leaves the choice: several for ``best``, otherwise one."""
+        framework = self.framework
+        if self.mode == DEFAULT:
+            return [framework.default_mode]
+        if self.mode != BEST:
+            return [self.mode]
+        usable = {
+            name: mode
+            for name, mode in framework.modes.items()
+            if self.hardware.device in mode.devices and (mode.deterministic or not self.deterministic)
+        }
+        return list(usable)
+
+    @property
+    def execution(self) -> Mode:
+        """The framework's execution mode.
+
+        Raises:
+            ValueError: ``mode`` is ``best``; ``modes.choose`` selects one.
+        """
+        [name] = self.mode_names
+        return self.framework.modes[name]
 
     @property
     def network(self) -> network.Network:
@@ -397,6 +428,8 @@ class Config:
         values = self.to_dict()
         del values["tracking"], values["sweep"], values["limits"], values["latency"]
         del values["framework"]["label"], values["framework"]["color"]
+        for mode in values["framework"]["modes"].values():
+            del mode["description"]
         for device in values["framework"]["devices"].values():
             for recipe in device["recipes"]:
                 del recipe["lock"]  # the environment's key has what is installed

@@ -181,8 +181,10 @@ def _check_import(framework: config.Framework, python: Path) -> None:
         EnvironmentFailed: the import failed.
     """
     module = framework.adapter.partition(":")[0]
-    tuning = framework.tuning.get("best")
-    environment = worker_environment(1, tuning.environment if tuning else {})
+    from ..config.job import environment_variables  # the schema imports Hydra
+
+    mode = framework.modes.get(framework.default_mode)
+    environment = worker_environment(1, environment_variables(mode, python.parents[1] / "compiled") if mode else {})
     result = subprocesses.run([str(python), "-I", "-c", _IMPORT, str(WORKER_MAIN), module], environment)
     if result.returncode:
         lines = [line.strip() for line in result.stderr.splitlines() if line.strip()]

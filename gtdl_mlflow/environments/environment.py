@@ -64,6 +64,11 @@ class Environment:
     entries: Mapping[str, str] = field(default_factory=dict)
     """Listing of the site-packages when the environment was complete, see ``installed.listing``."""
 
+    @property
+    def compile_cache(self) -> Path | None:
+        """Folder of the code that execution modes compile; it is deleted together with the environment."""
+        return self.folder / "compiled" if self.folder else None
+
     def changes(self) -> str:
         """Return how the installed packages differ from those of the complete environment; empty if they do not."""
         return installed.changes(self.folder, self.entries) if self.folder else ""

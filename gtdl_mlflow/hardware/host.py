@@ -6,6 +6,7 @@ import hashlib
 import json
 import platform
 import subprocess
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,15 @@ from typing import Any
 import psutil
 
 from .. import cgroups
+
+
+@cache
+def has_bfloat16() -> bool:
+    """Return whether the processor has instructions for bfloat16, as far as Linux reports them."""
+    with suppress(OSError):
+        words = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
+        return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
+    return True
 
 
 @cache

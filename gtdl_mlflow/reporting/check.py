@@ -191,7 +191,7 @@ def _environment_recorded(runs: list[BenchmarkRun]) -> Violations:
 
 def _device_as_requested(runs: list[BenchmarkRun]) -> Violations:
     for run in _finished_runs(runs):
-        requested = {"device": run.tags.get(tags.DEVICE, ""), "precision": "float32"}
+        requested = {"device": run.tags.get(tags.DEVICE, ""), "precision": run.key.precision}
         if run.key.device == "cpu":
             requested["threads"] = run.key.threads
         for name, value in requested.items():
@@ -283,6 +283,7 @@ RULES: dict[str, Callable[[list[BenchmarkRun]], Violations]] = {
     "same_machine": _same(lambda run: run.key.machine, "machines"),
     "same_data": _same_data,
     "same_code": _same(lambda run: run.tags.get(tags.CODE, "unknown"), "versions of the code"),
+    "same_mode": _same(lambda run: run.tags.get(tags.MODE, ""), "execution modes"),
     "environment_recorded": _environment_recorded,
     "device_as_requested": _device_as_requested,
     "finite_results": _finite_results,

@@ -66,7 +66,7 @@ def rows(
             found.append(ComparisonRow(_text(conditions), question, one, other, result, warnings))
     if not found:
         hint = "" if across_machines else "; --across-machines compares runs of different machines"
-        raise NothingFound(f"{first} and {second}: no data set, setting, budget, tuning and device in common{hint}")
+        raise NothingFound(f"{first} and {second}: no data set, setting, budget and device in common{hint}")
     return found
 
 
@@ -111,8 +111,6 @@ def _text(conditions: Conditions) -> str:
     parts = [conditions.dataset, conditions.setting, conditions.hardware]
     if conditions.budget != 1:
         parts.append(f"budget {conditions.budget:g}")
-    if conditions.tuning != "best":
-        parts.append(f"tuning {conditions.tuning}")
     if conditions.machine:
         parts.append(conditions.machine)
     return ", ".join(parts)

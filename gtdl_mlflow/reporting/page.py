@@ -36,7 +36,7 @@ CHARTED = 12
 
 METRIC_COLUMNS = ("training_time_s", "testing_time_s", "accuracy_percent", "train/images_per_s")
 
-COLUMNS = ("dataset", "framework", "version", "setting", "device", "threads", "budget", "tuning", "seed", "status",
+COLUMNS = ("dataset", "framework", "version", "setting", "device", "threads", "budget", "mode", "seed", "status",
            *METRIC_COLUMNS, "quality", "check", "reason", "started", "machine", "run_id")  # fmt: skip
 """Columns of the raw values."""
 
@@ -242,6 +242,7 @@ def raw_values(run: BenchmarkRun) -> list[Any]:
     values = {
         **{name: getattr(key, name) for name in COLUMNS if hasattr(key, name)},
         **{name: _shown(run.metrics.get(name)) for name in METRIC_COLUMNS},
+        "mode": run.mode,
         "seed": run.seed,
         "status": run.state.upper(),
         "quality": run.quality,
@@ -264,21 +265,21 @@ def _shown(value: float | None) -> float | str | None:
 def published_tables(runs: Iterable[BenchmarkRun], original: PublishedFigures) -> list[tuple[str, Table]]:
     """Return tables, with their titles, of each framework under its own default beside GTDLBench's results.
 
-    There is a table for each data set, machine, budget and tuning that has published results. Every number of CPU
+    There is a table for each data set, machine and budget that has published results. Every number of CPU
     threads has one of its own, with the GPU's results beside it.
     """
-    groups: dict[tuple[str, str, float, str], list[BenchmarkRun]] = defaultdict(list)
+    groups: dict[tuple[str, str, float], list[BenchmarkRun]] = defaultdict(list)
     for run in runs:
         key = run.key
         if run.finished and key.is_default and key.dataset in original.datasets:
-            groups[key.dataset, key.machine, key.budget, key.tuning].append(run)
+            groups[key.dataset, key.machine, key.budget].append(run)
     tables = []
-    for (dataset, machine, budget, tuning), some in sorted(groups.items()):
+    for (dataset, machine, budget), some in sorted(groups.items()):
         gpu = [run for run in some if run.key.device == "gpu"]
         for hardware in sorted({run.key.hardware for run in some if run.key.device != "gpu"}) or ["gpu"]:
             cpu = [run for run in some if run.key.hardware == hardware and run.key.device != "gpu"]
             share = [f"{budget:.3g} of the iterations"] if budget != 1 else []
-            parts = [dataset, hardware, *share, *([f"tuning {tuning}"] if tuning != "best" else []), machine]
+            parts = [dataset, hardware, *share, machine]
             columns = {"cpu": cpu, "gpu": gpu}
             frameworks = {run.key.label: run.key.framework for column in columns.values() for run in column}
             header = [f"{device.upper()}: {each.metric.title}" for device in columns for each in QUESTIONS]
@@ -314,8 +315,7 @@ def tracks(compared: Compared) -> list[tuple[str, Table]]:
     """Return tables, with their titles, of each framework under its own default and under the common settings."""
     groups: dict[str, Compared] = defaultdict(list)
     for conditions, frameworks in compared:
-        settings = f"budget {conditions.budget:g}, tuning {conditions.tuning}"
-        title = f"{conditions.dataset}, {conditions.hardware}, {settings}, {conditions.machine}"
+        title = f"{conditions.dataset}, {conditions.hardware}, budget {conditions.budget:g}, {conditions.machine}"
         groups[title].append((conditions, frameworks))
     shown = [METRICS[name] for name in ("training_time_s", "accuracy_percent")]
     tables = []
@@ -342,7 +342,7 @@ def transfer(runs: Iterable[BenchmarkRun]) -> list[Chart]:
     drawn = []
     for cells in reproduction.group_for_transfer(reproduction.group_by_cell(runs)):
         key = cells[0].key
-        note = f"Medians; {key.hardware}, budget {key.budget:g}, tuning {key.tuning}, {key.machine}."
+        note = f"Medians; {key.hardware}, budget {key.budget:g}, {key.machine}."
         for name, logarithmic in TRANSFER:
             metric = METRICS[name]
             medians = {(cell.key.label, cell.key.setting): cell.median(name) for cell in cells}

@@ -27,25 +27,23 @@ class Conditions:
     """Name of a setting, or ``OWN``."""
     hardware: str
     budget: float
-    tuning: str
     machine: str
     """Empty if runs of all machines are compared."""
 
     @property
     def text(self) -> str:
         share = "" if self.budget == 1 else f", {self.budget:.3g} of the iterations"
-        tuning = "" if self.tuning == "best" else f", tuning {self.tuning}"
         setting = f"{OWN} (networks differ)" if self.setting == OWN else f"all under {self.setting}"
-        return f"{self.dataset}, {setting}, {self.hardware}{share}{tuning}"
+        return f"{self.dataset}, {setting}, {self.hardware}{share}"
 
 
 @dataclass(frozen=True)
 class FrameworkResults:
-    """Runs of one version of a framework under the same conditions."""
+    """Runs of one version of a framework, executed in one way, under the same conditions."""
 
     framework: str
     label: str
-    """Label and version of the framework."""
+    """Label and version of the framework, with the mode if one was requested."""
     finished: tuple[BenchmarkRun, ...]
     failed: tuple[BenchmarkRun, ...]
     """Last run of each seed that never finished and is not running."""
@@ -109,14 +107,14 @@ def group_by_conditions(
 
     def order(each: Conditions) -> tuple[object, ...]:
         first = len(results[each]) < 2, each.dataset, each.setting != OWN, each.setting
-        return *first, each.machine, each.hardware, -each.budget, each.tuning
+        return *first, each.machine, each.hardware, -each.budget
 
     return {conditions: results[conditions] for conditions in sorted(results, key=order)}
 
 
 def _conditions(key: CellKey, setting: str, across_machines: bool) -> Conditions:
     machine = "" if across_machines else key.machine
-    return Conditions(key.dataset, setting, key.hardware, key.budget, key.tuning, machine)
+    return Conditions(key.dataset, setting, key.hardware, key.budget, machine)
 
 
 def _results(label: str, runs: list[BenchmarkRun]) -> FrameworkResults:

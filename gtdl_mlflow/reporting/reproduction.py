@@ -74,7 +74,7 @@ def group_by_cell(runs: Iterable[BenchmarkRun]) -> list[ReproductionCell]:
 
 
 def _order(key: CellKey) -> tuple[Any, ...]:
-    return key.dataset, key.machine, key.hardware, -key.budget, key.framework, key.setting, key.version, key.tuning
+    return key.dataset, key.machine, key.hardware, -key.budget, key.framework, key.setting, key.version, key.label
 
 
 def group_for_transfer(cells: Iterable[ReproductionCell]) -> list[list[ReproductionCell]]:
@@ -82,7 +82,7 @@ def group_for_transfer(cells: Iterable[ReproductionCell]) -> list[list[Reproduct
     groups: dict[tuple[Any, ...], list[ReproductionCell]] = defaultdict(list)
     for cell in cells:
         key = cell.key
-        groups[key.dataset, key.machine, key.hardware, key.budget, key.tuning].append(cell)
+        groups[key.dataset, key.machine, key.hardware, key.budget].append(cell)
     return list(groups.values())
 
 
@@ -229,13 +229,13 @@ def _accuracy_at(curve: LearningCurve, iterations: float) -> float | None:
 
 
 def _transfer(dataset: str, cells: list[ReproductionCell], letters: Mapping[str, str]) -> list[str]:
-    """Return a section with a pair of matrices for each machine, budget, hardware and tuning."""
+    """Return a section with a pair of matrices for each machine, budget and hardware."""
     parts = []
     for group in group_for_transfer(cells):
         if all(cell.key.is_default for cell in group):  # the first table has them
             continue
         key = group[0].key
-        conditions = f"{key.hardware}, budget {key.budget:g}, tuning {key.tuning}, machine {letters[key.machine]}"
+        conditions = f"{key.hardware}, budget {key.budget:g}, machine {letters[key.machine]}"
         title = f"{dataset}: every framework under other frameworks' defaults ({conditions})"
         parts += [
             f"## {formats.markdown(title)}",

@@ -31,6 +31,7 @@ from .. import config, tags
 from ..config import display
 from ..metrics import HEADLINE
 from ..tracking import store
+from ..worker.job import Precision
 from .formats import count, shorten
 
 SQLITE = "sqlite:///"
@@ -108,15 +109,20 @@ class CellKey:
     device: str
     threads: str
     budget: float
-    tuning: str
     machine: str
+    mode: str = config.BEST
+    """Execution mode as it was requested: ``best``, ``default`` or a name."""
+    precision: str = Precision.float32.value
+    deterministic: bool = True
     side_by_side: bool = False
     """Whether other runs were allowed on other cores at the same time."""
 
     @property
     def label(self) -> str:
-        """Label and version of the framework, without the suffix of a build such as ``+cpu``."""
-        return f"{display.label(self.framework)} {self.version.partition('+')[0]}"
+        """Label and version of the framework, without the suffix of a build such as ``+cpu``, and the variant of its
+        execution if that is not the default: ``PyTorch 2.13.0 eager bfloat16``."""
+        variant = display.variant(self.mode, self.precision, self.deterministic)
+        return f"{display.label(self.framework)} {self.version.partition('+')[0]}{variant}"
 
     @property
     def is_default(self) -> bool:
@@ -158,6 +164,12 @@ class BenchmarkRun:
     """Params that the worker reported: device, threads, precision, build."""
     requested_version: str
     """Version of the framework that was requested, as in ``framework.version=``."""
+
+    @property
+    def mode(self) -> str:
+        """Execution mode of the run, and the request if it names no mode: ``compiled (best)``; empty if unknown."""
+        used, requested = self.tags.get(tags.MODE, ""), self.key.mode
+        return used if used in ("", requested) else f"{used} ({requested})"
 
     @property
     def finished(self) -> bool:
@@ -471,8 +483,10 @@ def _key(run: Run) -> CellKey:
         device=_device(run_tags),
         threads=str(_threads(run.data.params)),
         budget=_budget(run_tags),
-        tuning=_word(run_tags, tags.TUNING),
         machine=_word(run_tags, tags.MACHINE),
+        mode=_requested_mode(run_tags),
+        precision=_word(run_tags, tags.PRECISION) if tags.PRECISION in run_tags else Precision.float32.value,
+        deterministic=run_tags.get(tags.DETERMINISTIC) != "false",
         side_by_side=tags.SIDE_BY_SIDE in run_tags,
     )
     if _is_unchanged(run, key):
@@ -480,6 +494,13 @@ def _key(run: Run) -> CellKey:
     # Frameworks with the same change are compared. Older runs have no hash of the work.
     work = run_tags.get(tags.WORK, run_tags.get(tags.CELL, "unknown"))[:4]
     return dataclasses.replace(key, setting=f"{setting} (changed, {work if work.isprintable() else '?'})")
+
+
+def _requested_mode(run_tags: Mapping[str, str]) -> str:
+    """Return the requested execution mode. Runs of versions before 0.5 have its predecessor, ``tuning``."""
+    if tags.MODE_REQUESTED not in run_tags and run_tags.get("gtdl.tuning") in ("plain", "best"):
+        return config.DEFAULT if run_tags["gtdl.tuning"] == "plain" else config.BEST
+    return _word(run_tags, tags.MODE_REQUESTED)
 
 
 def _is_unchanged(run: Run, key: CellKey) -> bool:
@@ -492,11 +513,12 @@ def _is_unchanged(run: Run, key: CellKey) -> bool:
     cell, version = run_tags.get(tags.CELL), params.get("framework.version", "")
     choices = tuple(run_tags.get(tag, "") for tag in CHOICES.values())
     known = all(choice in _known(group) for group, choice in zip(CHOICES, choices, strict=True))
-    if not known or key.tuning not in list(config.Tuning) or len(version) > LONGEST:
+    if not known or key.precision not in list(Precision) or len(version) > LONGEST:
         return False
-    if cell == _cell_hash(choices, version, key.budget, key.tuning):
+    execution = key.mode, key.precision, key.deterministic
+    if cell == _cell_hash(choices, version, key.budget, execution):
         return True
-    values = _cell_values(choices, version, key.budget, key.tuning)
+    values = _cell_values(choices, version, key.budget, execution)
     cores = params.get("hardware.cores", "None")
     if not re.fullmatch(r"None|\[([0-9]{1,9}, )*[0-9]{1,9}\]", cores):
         return False
@@ -520,16 +542,25 @@ def _is_default(dataset: str, framework: str, setting: str) -> bool:
 
 
 @cache
-def _cell_hash(choices: tuple[str, ...], version: str, budget: float, tuning: str) -> str:
-    return config.hash_values(_cell_values(choices, version, budget, tuning))
+def _cell_hash(choices: tuple[str, ...], version: str, budget: float, execution: tuple[str, str, bool]) -> str:
+    return config.hash_values(_cell_values(choices, version, budget, execution))
 
 
 @cache
-def _cell_values(choices: tuple[str, ...], version: str, budget: float, tuning: str) -> dict[str, Any]:
-    """Return the values that the cell of some choices is the hash of, by today's ``conf/``."""
+def _cell_values(
+    choices: tuple[str, ...], version: str, budget: float, execution: tuple[str, str, bool]
+) -> dict[str, Any]:
+    """Return the values that the cell of some choices is the hash of, by today's ``conf/``.
+
+    ``execution`` is the mode, the precision and whether the run is deterministic.
+    """
+    mode, precision, deterministic = execution
     parts = {group: _compose(group, choice) for group, choice in zip(CHOICES, choices, strict=True)}
     parts["framework"] = _substitute(parts["framework"], version)
-    return config.Config(**parts, budget=budget, tuning=config.Tuning(tuning)).cell_values()
+    chosen = config.Config(
+        **parts, budget=budget, mode=mode, precision=Precision(precision), deterministic=deterministic
+    )
+    return chosen.cell_values()
 
 
 @cache

@@ -94,6 +94,8 @@ class Section:
     paired: Table | None
     """Ranking of a paired measurement; None if there was none."""
     ranking: Table
+    modes: Table | None
+    """How the candidates of ``mode=best`` compare; None if no framework had a choice."""
     same: list[str]
     """What is the same for all frameworks in the ranking, such as the number of runs."""
     sentences: list[str]
@@ -117,11 +119,14 @@ def section(
     measured = paired_rankings(paired, labels)
     sentences = [f"{CLOCKS[each.clock]}, taking turns: {ratios.sentence(each)}" for each in measured if _complete(each)]
     finished = [each for each in frameworks if each.finished]
+    ranking, same = ranking_table(frameworks, found).without_constant_columns(1 + len(QUESTIONS))
     return Section(
         conditions,
         labels,
         paired_table(measured) if measured else None,
-        *ranking_table(frameworks, found).without_constant_columns(1 + len(QUESTIONS)),
+        ranking,
+        modes_table(frameworks),
+        same,
         sentences + [answer.sentence for answer in found],
         remarks(frameworks),
         section_charts(finished, target_accuracy(conditions.dataset), client) if client else [],
@@ -196,9 +201,21 @@ def ranking_table(frameworks: Sequence[FrameworkResults], found: Sequence[Answer
             if place.label == label
         }
         cells = [_measured(each, question, distances.get(question.name)) for question in QUESTIONS]
-        rows.append([label, *cells, *(_median(each, name) for name in RESOURCES), _runs(each)])
+        modes = ", ".join(sorted({run.mode for run in each.finished if run.mode}))
+        rows.append([label, *cells, *(_median(each, name) for name in RESOURCES), modes, _runs(each)])
     titles = [*(question.metric.title for question in QUESTIONS), *(METRICS[name].title for name in RESOURCES)]
-    return Table(["framework", *titles, "runs"], rows).without_empty_columns()
+    return Table(["framework", *titles, "mode", "runs"], rows).without_empty_columns()
+
+
+def modes_table(frameworks: Iterable[FrameworkResults]) -> Table | None:
+    """Return the candidates of ``mode=best`` in the last run of each framework; None if there are none."""
+    rows = []
+    for each in frameworks:
+        last = max(each.finished, key=lambda run: run.started_ms, default=None)
+        if last and (candidates := last.tags.get(tags.MODE_CANDIDATES)):
+            chosen, _, others = candidates.partition("; ")
+            rows.append([each.label, chosen, "\n".join(others.split("; "))])
+    return Table(["framework", "best mode", "others"], rows).without_empty_columns() if rows else None
 
 
 def _measured(framework: FrameworkResults, question: Question, distance: str | None) -> str:

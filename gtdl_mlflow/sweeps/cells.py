@@ -39,7 +39,8 @@ SUMMARY = "summary.csv"
 DISTURBED = "*"
 """Mark of a cell that other load disturbed."""
 
-COLUMNS = (tags.FRAMEWORK, tags.DATASET, tags.MODEL, tags.TRAINING, tags.DEVICE, tags.SEED, tags.BUDGET, tags.TUNING)
+COLUMNS = (tags.FRAMEWORK, tags.DATASET, tags.MODEL, tags.TRAINING, tags.DEVICE, tags.SEED, tags.BUDGET,
+           tags.MODE_REQUESTED, tags.PRECISION)  # fmt: skip
 """Tags that are columns of the summary."""
 
 NOT_DECISIVE = ("sweep.", "tracking.", "limits.", "hydra.", "hydra/", "+hydra.", "tracking=")

@@ -13,19 +13,19 @@ from pathlib import Path
 import psutil
 from mlflow.entities import Run
 
-from .. import cgroups, datasets, environments
-from ..config import Config, ConfigError, check
-from ..config.job import create_job
+from .. import cgroups, datasets, environments, modes
+from ..config import Config, ConfigError, check, display
 from ..console import aligned, info, status_line
 from ..files import write_csv
 from ..hardware import device_lock, interference
+from ..paired import Contestant, MeasurementPlan, PairedMeasurement, link_groups
 from ..reporting import ratios
 from ..reporting.formats import count, format_number
 from ..reporting.intervals import Verdict, repeats_needed
 from ..reporting.ranking import answers, group_by_conditions
 from ..reporting.ratios import CPU, WALL, MeasuredTurn, Ranked, Ranking
 from ..reporting.runs import BenchmarkRun, read
-from .paired import Contestant, MeasurementPlan, PairedMeasurement, link_groups
+from ..worker_process import WorkerFailed
 from .studies import StudyResult
 
 TURNS, RATIOS = "turns.csv", "ratios.csv"
@@ -57,7 +57,8 @@ class PairedStudy:
     ) -> None:
         self._configs: dict[str, Config] = {}
         for each in configs:
-            self._configs.setdefault(f"{each.framework.label} {each.framework.version}", each)
+            variant = display.variant(each.mode, each.precision.value, each.deterministic)
+            self._configs.setdefault(f"{each.framework.label} {each.framework.version}{variant}", each)
         self._minutes, self._sweep_minutes, self._folder = minutes, sweep_minutes, folder
         self._started = time.monotonic()
         self._measurement: PairedMeasurement | None = None
@@ -107,18 +108,23 @@ class PairedStudy:
             check(config)
             environment = environments.ensure(config.framework, config.hardware.device)
             data = datasets.prepare(config.dataset)
-        except (ConfigError, environments.EnvironmentFailed, datasets.DatasetError) as error:
+            with device_lock.hold(config.hardware):
+                config, _ = modes.choose(config, environment, data, self._folder)
+        except (ConfigError, environments.EnvironmentFailed, datasets.DatasetError, WorkerFailed) as error:
             self._remarks.append(f"{label} is left out: {error}")
             return None
-        job = create_job(config, data.folder, self._folder / "paired", data.sha256)
-        return Contestant(label, environment.python, config.speed_settings.environment, job)
+        return modes.contestant(label, config, environment, data, self._folder / "paired")
 
     def _by_label(self, runs: Iterable[Run]) -> dict[str, list[BenchmarkRun]]:
         """Return the finished runs of each framework."""
         found: dict[str, list[BenchmarkRun]] = defaultdict(list)
-        labels = {(each.framework.name, each.framework.version): label for label, each in self._configs.items()}
+        labels = {
+            (each.framework.name, each.framework.version, each.mode, each.precision.value, each.deterministic): label
+            for label, each in self._configs.items()
+        }
         for run in read(runs).runs:
-            label = labels.get((run.key.framework, run.requested_version))
+            key = run.key
+            label = labels.get((key.framework, run.requested_version, key.mode, key.precision, key.deterministic))
             if run.finished and label:
                 found[label].append(run)
         return found

@@ -18,17 +18,17 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from .. import config, datasets, environments
-from ..config.job import create_job
+from .. import config, datasets, environments, modes
+from ..config.job import create_job, environment_variables
 from ..console import info, status_line
 from ..hardware import device_lock
+from ..paired import TURN_S, MeasurementPlan
 from ..reporting.formats import count
 from ..reporting.intervals import EQUAL_WITHIN, FEWEST_RESTARTS
 from ..worker.events import Metadata, Metrics
 from ..worker.inputs import split
 from ..worker.job import Activity, Latency
 from ..worker_process import WorkerFailed, run_worker
-from .paired import TURN_S, MeasurementPlan
 
 DEFAULTS = {"dataset": "mnist_5k", "setting": "caffe_mnist"}
 """What is compared: the digits that come with the benchmark, and a small network that every framework can run."""
@@ -150,14 +150,15 @@ def probe(composed: config.Config) -> Cost:
     training, data = composed.training, datasets.prepare(composed.dataset)
     environment = environments.ensure(composed.framework, composed.hardware.device)
     with tempfile.TemporaryDirectory(prefix="gtdl-answer-") as name, device_lock.hold(composed.hardware):
-        job = create_job(composed, data.folder, Path(name), data.sha256)
+        composed, _ = modes.choose(composed, environment, data, Path(name))
+        job = create_job(composed, data.folder, Path(name), data.sha256, environment.compile_cache)
         few = replace(job.training, iterations=PROBE_STEPS, epochs=None, evaluate_every_epochs=0, early_stopping=None)
         job = replace(job, training=few, budget=1.0, latency=Latency(repeats=0))
         started = time.monotonic()
         metrics: dict[str, float] = {}
         metadata: dict[str, object] = {}
-        settings = composed.speed_settings.environment
-        for event in run_worker(job, environment.python, settings, Path(name), composed.limits.run_timeout_s):
+        variables = environment_variables(composed.execution, environment.compile_cache)
+        for event in run_worker(job, environment.python, variables, Path(name), composed.limits.run_timeout_s):
             if isinstance(event, Metrics):
                 metrics |= event.values
             elif isinstance(event, Metadata):

@@ -13,11 +13,11 @@ from mlflow.entities import Run
 
 from ..console import aligned
 from ..files import write_csv
+from ..paired import Contestant
 from ..reporting import ratios
 from ..reporting.formats import count
 from ..reporting.intervals import EQUAL_WITHIN, FEWEST_RESTARTS, POWER, Ratio, paired_ratio, restarts_for
 from ..reporting.ratios import CPU, WALL, MeasuredTurn
-from .paired import Contestant
 from .paired_study import TURNS, PairedStudy, counted_turns, interference_remarks
 from .studies import StudyResult
 

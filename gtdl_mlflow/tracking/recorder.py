@@ -20,7 +20,7 @@ from mlflow.types import Schema, TensorSpec
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
 from .. import __version__, signals, tags
-from ..config import Config, Unavailable
+from ..config import Config, Mode, Unavailable
 from ..console import info, printable
 from ..datasets import PreparedDataset
 from ..environments import Environment
@@ -157,6 +157,14 @@ class Recorder:
         self.record.tags |= {tags.DATA_DIGEST: data.digest, tags.ENVIRONMENT: environment.key}
         self.record.tags[tags.ENVIRONMENT_LOCKED] = environment.locked
         self.record.inputs = [_dataset_input(self._config, data)]
+
+    def record_mode(self, name: str, candidates: str, mode: Mode) -> None:
+        """Record the execution mode, its options and, if it was chosen, how the candidates compare."""
+        self.record.tags[tags.MODE] = name
+        if candidates:
+            self.record.tags[tags.MODE_CANDIDATES] = candidates[:REASON_LIMIT]
+        params = _flatten("framework.options", mode.options) | _flatten("framework.environment", mode.environment)
+        self.record.params |= {key: str(value) for key, value in params.items()}
 
     def start_monitoring(self, pid: int) -> None:
         """Monitor the worker with this process ID from now on."""
@@ -297,7 +305,7 @@ class Recorder:
         self.record.artifacts = [*missing, *(name for name in ARTIFACTS if name != CONFIG)]
 
     def _add_metadata_tags(self) -> None:
-        for tag in (tags.FRAMEWORK_VERSION, tags.DEVICE, tags.WEIGHTS_SHA256):
+        for tag in (tags.FRAMEWORK_VERSION, tags.DEVICE, tags.WEIGHTS_SHA256, tags.COMPILE_CACHE):
             if (key := tag.removeprefix("gtdl.")) in self._metadata:
                 self.record.tags[tag] = str(self._metadata[key])
         if self._resumed is not None and "resumed_from_iteration" in self._metadata:
@@ -357,7 +365,9 @@ def _run_tags(config: Config) -> dict[str, str]:
         tags.HARDWARE: config.hardware.name,
         tags.SEED: str(config.seed),
         tags.BUDGET: f"{config.budget:g}",
-        tags.TUNING: config.tuning.value,
+        tags.MODE_REQUESTED: config.mode,
+        tags.PRECISION: config.precision.value,
+        tags.DETERMINISTIC: str(config.deterministic).lower(),
         tags.SERIES: _series(config),
         tags.CONFIG_HASH: config.hash(),
         tags.CELL: config.cell(),
@@ -374,10 +384,8 @@ def _params(config: Config) -> dict[str, Any]:
     params: dict[str, Any] = {
         group: plain[group]["name"] for group in ("framework", "dataset", "model", "training", "hardware")
     }
-    params |= {key: plain[key] for key in ("seed", "budget", "tuning")}
+    params |= {key: plain[key] for key in ("seed", "budget", "mode", "precision", "deterministic")}
     params["framework.version"] = config.framework.version
-    params |= _flatten("framework.options", config.speed_settings.options)
-    params |= _flatten("framework.environment", config.speed_settings.environment)
     params |= _flatten("training", {key: value for key, value in plain["training"].items() if key != "name"})
     params |= _flatten("hardware", {**plain["hardware"], "threads": config.threads})
     params |= _flatten("machine", host.describe())

@@ -33,6 +33,8 @@ def build_model(job: Job, adapter_class: type[Adapter]) -> tuple[Preprocessing, 
         threads=job.threads,
         seed=job.seed,
         options=job.options,
+        precision=job.precision,
+        deterministic=job.deterministic,
     )
     return preprocessing, adapter_class(setup), network
 

@@ -19,6 +19,7 @@ from ..metrics import METRICS
 from . import initialization, latency, parity
 from .assembly import build_model, description, load_adapter
 from .clock import Clock
+from .compile_cache import CompileCache
 from .events import ConfusionMatrix, Finished, Metadata, Metrics, Phase, Remark, one_line
 from .frameworks.base import Adapter
 from .inputs import Preprocessing, test_batches
@@ -50,6 +51,7 @@ def run(job: Job, emit: Emit, start_s: float | None = None) -> None:
         check_parity(job, adapter_class, emit)
     with _Timed(emit, "setup/build_s"):
         preprocessing, model, network = build_model(job, adapter_class)
+    compile_cache = CompileCache(job.compile_cache)
     with _Timed(emit, "setup/compile_s"):
         model.compile()
     with FileAccess() as data_files:
@@ -70,7 +72,7 @@ def run(job: Job, emit: Emit, start_s: float | None = None) -> None:
     }
     emit(Metadata(metadata))
     state = train(job, model, data, emit)
-    emit(Metadata({"weights_sha256": weights_sha256(model.weights())}))
+    emit(Metadata({"weights_sha256": weights_sha256(model.weights()), **compile_cache.state}))
     test(job, model, data, state, emit)
     with _Timed(emit, "save/model_s"):
         try:
@@ -112,7 +114,7 @@ def check_parity(job: Job, adapter_class: type[Adapter], emit: Emit) -> None:
     with _Timed(emit, "setup/parity_s"):
         differences = parity.check(job, adapter_class)
     emit(Metrics(differences))
-    parity.require(differences)
+    parity.require(differences, job.precision)
 
 
 def test(job: Job, model: Adapter, data: Data, state: TrainingState, emit: Emit) -> None:
@@ -148,7 +150,9 @@ def save(job: Job, model: Adapter, preprocessing: Preprocessing, folder: Path) -
     """Write the native model, and what ``SavedModel`` needs to classify raw images with it."""
     folder.mkdir(parents=True, exist_ok=True)
     model.save(folder)
-    portable = replace(job, data="", folder="", checkpoints="", cores=None)  # nothing of this machine
+    # Nothing of this machine, and nothing that has to be compiled before a prediction.
+    options = job.options if job.saved_options is None else job.saved_options
+    portable = replace(job, data="", folder="", checkpoints="", cores=None, compile_cache="", options=options)
     portable.write(folder / "job.json")
     (folder / "preprocessing.json").write_text(json.dumps(preprocessing.statistics))
 

@@ -33,6 +33,18 @@ class Optimizer(str, Enum):
     adam = "adam"
 
 
+class Precision(str, Enum):
+    """Precision of convolutions and matrix products; weights and the optimizer's state are always float32.
+
+    ``tf32``: float32 with a mantissa of 10 bits in the products, on NVIDIA GPUs; ``bfloat16``: the framework's
+    automatic mixed precision.
+    """
+
+    float32 = "float32"
+    tf32 = "tf32"
+    bfloat16 = "bfloat16"
+
+
 class Schedule(str, Enum):
     """Learning-rate schedule.
 
@@ -229,6 +241,13 @@ class Job:
     parity: bool = False
     """Whether to check first that the framework computes the network."""
     latency: Latency = field(default_factory=Latency)
+    precision: Precision = Precision.float32
+    deterministic: bool = True
+    """Whether the same seed must give the same bits."""
+    compile_cache: str = ""
+    """Folder of compiled code that later runs reuse; empty: the mode has none."""
+    saved_options: dict[str, Any] | None = None
+    """Options of the adapter for the saved model, which needs no compiler; None: ``options``."""
     takes_turns: bool = False
     """Whether the worker does turns of a paired measurement on request (``turns.py``) instead of one run."""
 
@@ -243,7 +262,8 @@ class Job:
     def parse(cls, text: str) -> Job:
         values = json.loads(text)
         training, latency = training_from_json(values["training"]), Latency(**values.get("latency", {}))
-        return cls(**{**values, "training": training, "latency": latency})
+        precision = Precision(values.get("precision", Precision.float32))
+        return cls(**{**values, "training": training, "latency": latency, "precision": precision})
 
 
 def training_from_json(values: dict[str, Any]) -> Training:

@@ -17,6 +17,7 @@ import numpy as np
 
 from .assembly import build_model, description, load_adapter
 from .clock import Clock
+from .compile_cache import CompileCache
 from .events import Metadata, Turn
 from .job import Activity, Job
 from .prepared_data import open_arrays
@@ -42,14 +43,26 @@ class Turns:
         """Build the job's model and load its data."""
         self._job = job
         preprocessing, self.model, _ = build_model(job, load_adapter(job.adapter))
+        cache = CompileCache(job.compile_cache)
+        started = time.perf_counter()
         self.model.compile()
+        self.compile_s = time.perf_counter() - started
         self._data = Data(job, preprocessing, self.model, open_arrays(job))
         self._batches = self._data.training_batches(0)
         self._test_images = self.model.to_native(self._data.test_images)
         self._image = self.model.to_native(np.ascontiguousarray(self._data.test_images[:1]))
         self._step = 0
+        first, second = self._timed_step(), self._timed_step()
+        self.compile_s += max(0.0, first - second)
+        self.compile_cache = cache.state
         self._units: dict[Activity, int] = {}
         self._waiting_since = time.process_time()
+
+    def _timed_step(self) -> float:
+        """Do one training step and return its seconds."""
+        started = time.perf_counter()
+        self._do(Activity.training, 1)
+        return time.perf_counter() - started
 
     def turn(self, activity: Activity, seconds: float) -> Turn:
         """Do one turn of about ``seconds``, after a lead-in. The first one of an activity warms it up before."""
@@ -101,7 +114,8 @@ def serve(job: Job, requests: IO[str], emit: Emit) -> None:
     A line is a JSON object with ``activity`` and ``seconds``. Each turn is reported as an event ``Turn``.
     """
     turns = Turns(job)
-    emit(Metadata(description(turns.model)))
+    compilation = {"compile_s": turns.compile_s, **turns.compile_cache}
+    emit(Metadata({**description(turns.model), **compilation}))
     for line in requests:
         request = json.loads(line)
         emit(turns.turn(Activity(request["activity"]), request["seconds"]))

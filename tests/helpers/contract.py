@@ -29,7 +29,7 @@ spec.loader.exec_module(package)
 
 from gtdl_mlflow.worker import assembly, experiment  # noqa: E402
 from gtdl_mlflow.worker.inputs import aligned, batches, test_batches, to_layout  # noqa: E402
-from gtdl_mlflow.worker.job import BatchOrder, Job, training_from_json  # noqa: E402
+from gtdl_mlflow.worker.job import BatchOrder, Job  # noqa: E402
 from gtdl_mlflow.worker.saved_model import SavedModel  # noqa: E402
 
 
@@ -51,7 +51,7 @@ class CountingIterator:
 def run(case: dict[str, Any], images: np.ndarray, labels: np.ndarray, folder: Path) -> list[Any]:
     """Return the result of each of the case's steps: an array, arrays by name, or plain data under ``data``."""
     values = case["job"]
-    job = Job(**{**values, "training": training_from_json(values["training"])})
+    job = Job.parse(json.dumps(values))
     preprocessing, model, _ = assembly.build_model(job, assembly.load_adapter(job.adapter))
     inputs = model.to_native(aligned(to_layout(images.transpose(0, 2, 3, 1), model.layout)))
     labels = model.to_native(labels.astype(model.label_type))

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..initialization import Weights
 from ..inputs import Batch
-from ..job import Training, WeightDecayOn
+from ..job import Precision, Training, WeightDecayOn
 from ..layers import Dense, Layer
 from ..network import Network
 from ..random_streams import framework_seed
@@ -37,7 +37,11 @@ class Setup:
     seed: int
     """Seed of the framework's own random numbers (dropout)."""
     options: dict[str, Any]
-    """Speed options of the framework, from ``conf/framework/X.yaml``."""
+    """Options of the execution mode, from ``conf/framework/X.yaml``."""
+    precision: Precision = Precision.float32
+    """Precision of convolutions and matrix products."""
+    deterministic: bool = True
+    """Whether the same seed must give the same bits."""
 
     def step_seed(self, step: int) -> int:
         """Return a seed below 2**31 for one step, for frameworks whose generator state cannot be saved."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from tensorflow.python.util import _pywrap_util_port
 
 from ...initialization import Weights
 from ...inputs import ALIGNMENT, Batch, address, consecutive
-from ...job import Optimizer
+from ...job import Optimizer, Precision
 from ...network import Node
 from ..base import Adapter, Setup
 from .network import TensorFlowForward, logits
@@ -24,25 +25,28 @@ from .network import TensorFlowForward, logits
 class TensorFlow(Adapter):
     """Network in TensorFlow.
 
-    Options: ``fused`` (one kernel per parameter and update), ``bytes_per_call`` (bytes of images per call of a graph).
-    Starting a graph costs as much as a small step, so one call does as many steps as fit into ``bytes_per_call``, and
-    at least one.
+    Options: ``fused`` (one kernel per parameter and update), ``bytes_per_call`` (bytes of images per call of a graph),
+    ``xla`` (XLA compiles the graphs). Starting a graph costs as much as a small step, so one call does as many steps as
+    fit into ``bytes_per_call``, and at least one; with ``xla`` exactly one, because XLA compiles for fixed shapes.
     """
 
     layout = "NHWC"
 
     def __init__(self, setup: Setup) -> None:
-        _configure(setup.device, setup.threads)
+        _configure(setup)
         self._setup, self._training = setup, setup.training
+        self._xla: bool = setup.options["xla"]
+        self._compute_type = tf.bfloat16 if setup.precision == Precision.bfloat16 else tf.float32
         nodes = setup.network.nodes
         self._nodes = {f"{node.layer.name}/{array}": node for node in nodes for array in node.parameters}
         self._variables = {
             name: tf.Variable(_to_native_layout(node, setup.weights[name])) for name, node in self._nodes.items()
         }
         self._statistics = {name: tf.Variable(setup.weights[name]) for name in setup.network.state}
-        # A masked weight starts at 0 and stays 0 without a gradient, so the weights themselves need no mask.
+        # A masked weight starts at 0 and stays 0 without a gradient, so the weights themselves need no mask. Masks are
+        # variables, because they depend on the seed: XLA's cache has no entry for a graph with other constants.
         self._masks = {
-            name: np.ascontiguousarray(np.broadcast_to(mask.transpose(2, 3, 1, 0), self._variables[name].shape))
+            name: tf.Variable(np.broadcast_to(mask.transpose(2, 3, 1, 0), self._variables[name].shape))
             for name, mask in setup.masks.items()
         }
         self._average = None
@@ -60,11 +64,16 @@ class TensorFlow(Adapter):
             tf.config.experimental.reset_memory_stats("GPU:0")
 
     def compile(self) -> None:
-        # TensorFlow optimizes a graph when it first runs: here over zero training steps, and to classify one image.
-        images = tf.zeros((0, self._training.batch_size, *self._image_shape))
-        labels, rows = tf.zeros(images.shape[:2], tf.int64), tf.zeros((0, 4))
-        self._train(images, labels, rows, tf.constant(0, tf.int64))
-        self._predict(tf.zeros((1, 1, *self._image_shape)))
+        # TensorFlow optimizes a graph when it first runs: here over zero training steps, and to classify one image. XLA
+        # compiles it for the shapes of the first run: here one step, which is undone, and the batches of the test.
+        steps, tested = (1, self._training.test_batch_size) if self._xla else (0, 1)
+        images = tf.zeros((steps, self._training.batch_size, *self._image_shape))
+        labels, rows = tf.zeros(images.shape[:2], tf.int64), tf.zeros((steps, 4))
+        before = [value.numpy() for value in self._training_state]
+        self._train(images, labels, rows, self._seed(0))
+        for value, initial in zip(self._training_state, before, strict=True):
+            value.assign(initial)
+        self._predict(tf.zeros((1, tested, *self._image_shape)))
         self._synchronize()
 
     def train(self, batches: Iterable[Batch], rates: list[float]) -> np.ndarray:
@@ -77,9 +86,8 @@ class TensorFlow(Adapter):
             images, labels = zip(first, *more, strict=True)
             stop = start + len(images)
             joined_labels = tf.constant(np.concatenate(labels).reshape(len(labels), -1))
-            first_step = tf.constant(self._steps + start, tf.int64)
             scalars = tf.constant(rows[start:stop])
-            losses.append(self._train(self._stacked(images), joined_labels, scalars, first_step))
+            losses.append(self._train(self._stacked(images), joined_labels, scalars, self._seed(self._steps + start)))
             start = stop
         self._steps += len(rates)
         values = np.concatenate([part.numpy() for part in losses])
@@ -87,17 +95,34 @@ class TensorFlow(Adapter):
         return values
 
     def predict(self, batches: Iterable[np.ndarray]) -> np.ndarray:
-        outputs: list[tf.Tensor] = []
-        pending: list[np.ndarray] = []
-        for images in batches:
-            if pending and (len(images) != len(pending[0]) or len(pending) == self._batches_per_call(images)):
-                outputs.append(self._predict(self._stacked(pending)))
-                pending = []
-            pending.append(images)
-        outputs.append(self._predict(self._stacked(pending)))
+        outputs = list(self._predict_padded(batches) if self._xla else self._predict_joined(batches))
         values = np.concatenate([part.numpy().reshape(-1, part.shape[-1]) for part in outputs])
         self._synchronize()
         return values
+
+    def _predict_joined(self, batches: Iterable[np.ndarray]) -> Iterator[tf.Tensor]:
+        """Yield the logits (batches, images, classes) of each call, which gets many batches of one size."""
+        pending: list[np.ndarray] = []
+        for images in batches:
+            if pending and (len(images) != len(pending[0]) or len(pending) == self._batches_per_call(images)):
+                yield self._predict(self._stacked(pending))
+                pending = []
+            pending.append(images)
+        yield self._predict(self._stacked(pending))
+
+    def _predict_padded(self, batches: Iterable[np.ndarray]) -> Iterator[tf.Tensor]:
+        """Yield the logits (1, images, classes) of each batch.
+
+        XLA compiles for every batch size, so a batch is padded to the size of those before it.
+        """
+        size = 0
+        for images in batches:
+            count, size = len(images), max(len(images), size)
+            if count == size:
+                yield self._predict(self._stacked([images]))
+            else:
+                padding = np.zeros((size - count, *self._image_shape), np.float32)
+                yield self._predict(self._stacked([np.concatenate([images, padding])]))[:, :count]
 
     def weights(self) -> Weights:
         parameters = {
@@ -130,7 +155,7 @@ class TensorFlow(Adapter):
         metadata = {
             "version": tf.__version__,
             "device": tf.DeviceSpec.from_string(value.device).device_type.lower(),
-            "precision": value.dtype.name,
+            "precision": Precision(self._setup.precision).value,
             "threads": tf.config.threading.get_intra_op_parallelism_threads(),
             "threads_between_operations": tf.config.threading.get_inter_op_parallelism_threads(),
             "onednn": _pywrap_util_port.IsMklEnabled(),
@@ -162,11 +187,15 @@ class TensorFlow(Adapter):
         values = {**self._evaluated, **self._statistics}
         return tf.train.Checkpoint(**{name.replace("/", "_"): value for name, value in values.items()})
 
-    def _training_checkpoint(self) -> tf.train.Checkpoint:
+    @property
+    def _training_state(self) -> list[tf.Variable]:
+        """All variables that a training step changes."""
         parameters = [self._variables, *([] if self._average is None else [self._average])]
         flat = [value for values in (*parameters, self._statistics) for value in values.values()]
-        flat += itertools.chain.from_iterable(self._moments.values())
-        return tf.train.Checkpoint(**{f"value{number}": value for number, value in enumerate(flat)})
+        return [*flat, *itertools.chain.from_iterable(self._moments.values())]
+
+    def _training_checkpoint(self) -> tf.train.Checkpoint:
+        return tf.train.Checkpoint(**{f"value{number}": value for number, value in enumerate(self._training_state)})
 
     def _batches_per_call(self, images: np.ndarray) -> int:
         """Return how many batches of this size one call of a graph gets."""
@@ -194,48 +223,64 @@ class TensorFlow(Adapter):
             rows.append((rate, training.beta1**step, training.beta2**step, ema_decay))
         return np.array(rows, np.float32)
 
+    def _seed(self, step: int) -> tf.Tensor:
+        """Return the seed of dropout and the number of a training step, an argument because constants are compiled."""
+        return tf.constant((self._setup.seed, step), tf.int64)
+
     # The graphs are called without tf.function's dispatch, which takes a third of a millisecond to compare arguments
     # with the signature.
 
     @cached_property
     def _train(self) -> Any:
-        images = tf.TensorSpec((None, None, *self._image_shape), tf.float32)
-        labels, rows = tf.TensorSpec((None, None), tf.int64), tf.TensorSpec((None, 4), tf.float32)
-        return tf.function(self._loop).get_concrete_function(images, labels, rows, tf.TensorSpec((), tf.int64))
+        steps, size = (1, self._training.batch_size) if self._xla else (None, None)
+        images = tf.TensorSpec((steps, size, *self._image_shape), tf.float32)
+        labels, rows = tf.TensorSpec((steps, size), tf.int64), tf.TensorSpec((steps, 4), tf.float32)
+        return self._graph(self._loop, images, labels, rows, tf.TensorSpec((2,), tf.int64))
 
     @cached_property
     def _predict(self) -> Any:
-        return tf.function(self._classify).get_concrete_function(
-            tf.TensorSpec((None, None, *self._image_shape), tf.float32)
-        )
+        calls = 1 if self._xla else None
+        return self._graph(self._classify, tf.TensorSpec((calls, None, *self._image_shape), tf.float32))
 
-    def _loop(self, images: tf.Tensor, labels: tf.Tensor, rows: tf.Tensor, first: tf.Tensor) -> tf.Tensor:
+    def _graph(self, function: Callable[..., tf.Tensor], *signature: tf.TensorSpec) -> Any:
+        return tf.function(function, jit_compile=self._xla or None).get_concrete_function(*signature)
+
+    def _loop(self, images: tf.Tensor, labels: tf.Tensor, rows: tf.Tensor, first_seed: tf.Tensor) -> tf.Tensor:
         """Do one training step on each batch and return the losses."""
+        if self._xla:  # without a loop, in which XLA's convolutions take ten times as long
+            return tf.expand_dims(self._step(images[0], labels[0], rows[0], first_seed), 0)
         count = tf.shape(rows)[0]
         losses = tf.TensorArray(tf.float32, count, element_shape=())
         for step in tf.range(count):
-            loss = self._step(images[step], labels[step], rows[step], first + tf.cast(step, tf.int64))
-            losses = losses.write(step, loss)
+            seed = first_seed + tf.stack([0, tf.cast(step, tf.int64)])
+            losses = losses.write(step, self._step(images[step], labels[step], rows[step], seed))
         return losses.stack()
 
     def _classify(self, images: tf.Tensor) -> tf.Tensor:
         """Return the logits, (batches, images, classes), of all batches."""
+        forward = self._forward_pass({name: value.read_value() for name, value in self._evaluated.items()})
+        if self._xla:
+            return tf.expand_dims(logits(images[0], forward), 0)
         count = tf.shape(images)[0]
         classes = self._setup.network.nodes[-1].output[0]
         outputs = tf.TensorArray(tf.float32, count, element_shape=(None, classes))
-        values = {name: value.read_value() for name, value in self._evaluated.items()}
         for batch in tf.range(count):
-            outputs = outputs.write(batch, logits(images[batch], self._forward_pass(values)))
+            outputs = outputs.write(batch, logits(images[batch], forward))
         return outputs.stack()
 
-    def _forward_pass(self, values: dict[str, tf.Tensor], step: tf.Tensor | None = None) -> TensorFlowForward:
-        return TensorFlowForward(self._setup.network, values, self._statistics, self._setup.seed, step)
+    def _forward_pass(self, values: dict[str, tf.Tensor], seed: tf.Tensor | None = None) -> TensorFlowForward:
+        """Return a forward pass in the type of the precision; batch normalization takes its parameters in float32."""
+        parameters = {
+            name: value if name.endswith(("/beta", "/gamma")) else tf.cast(value, self._compute_type)
+            for name, value in values.items()
+        }
+        return TensorFlowForward(self._setup.network, parameters, self._statistics, self._compute_type, seed)
 
-    def _step(self, images: tf.Tensor, labels: tf.Tensor, scalars: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
+    def _step(self, images: tf.Tensor, labels: tf.Tensor, scalars: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         values = {name: value.read_value() for name, value in self._variables.items()}
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(values)
-            outputs = logits(images, self._forward_pass(values, step))
+            outputs = logits(images, self._forward_pass(values, seed))
             loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=outputs))
         for name, gradient in tape.gradient(loss, values).items():
             if name in self._masks:
@@ -289,18 +334,21 @@ class TensorFlow(Adapter):
             variable.assign_sub(rate * gradient)
 
 
-def _configure(device: str, threads: int) -> None:
-    """Set threads and devices of the process; TensorFlow accepts no other settings once it has computed."""
-    tf.config.threading.set_intra_op_parallelism_threads(threads)
-    tf.config.threading.set_inter_op_parallelism_threads(threads)
-    tf.config.experimental.enable_tensor_float_32_execution(False)
-    if device == "cpu":
+def _configure(setup: Setup) -> None:
+    """Set threads, devices and precision of the process; TensorFlow accepts few settings once it has computed."""
+    tf.config.threading.set_intra_op_parallelism_threads(setup.threads)
+    tf.config.threading.set_inter_op_parallelism_threads(setup.threads)
+    tf.config.experimental.enable_tensor_float_32_execution(setup.precision == Precision.tf32)
+    if setup.device == "cpu":
         tf.config.set_visible_devices([], "GPU")
     elif not tf.config.get_visible_devices("GPU"):  # TensorFlow would compute on the CPU without an error
         raise RuntimeError("framework=tensorflow: no GPU that TensorFlow can use; its log above has the reason")
     for gpu in tf.config.get_visible_devices("GPU"):
         tf.config.experimental.set_memory_growth(gpu, True)
-    if device == "gpu":  # the same seed gives the same bits; CPU kernels are deterministic anyway
+    if setup.device == "gpu" and setup.deterministic:  # CPU kernels are deterministic anyway
+        # cuDNN selects its kernels by its heuristics. Autotuning times them in the first step and may select others in
+        # the next run, so that the last bits of the results differ.
+        os.environ["TF_CUDNN_USE_AUTOTUNE"] = "0"
         tf.config.experimental.enable_op_determinism()
 
 

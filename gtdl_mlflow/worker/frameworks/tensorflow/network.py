@@ -22,21 +22,24 @@ class TensorFlowForward:
 
     network: Network
     parameters: dict[str, tf.Tensor]
-    """Values of the parameters, by canonical name."""
+    """Values of the parameters, by canonical name: float32 for batch normalization, else ``compute_type``."""
     statistics: dict[str, tf.Variable]
     """Running statistics, by canonical name."""
-    seed: int
-    step: tf.Tensor | None
-    """Number of the training step, int64; None in inference: no dropout, running statistics instead of the batch's."""
+    compute_type: tf.DType
+    """Type of the layers' inputs and outputs."""
+    seed: tf.Tensor | None
+    """Seed of dropout and number of the training step, int64 (2,); None in inference: no dropout, running statistics
+    instead of the batch's.
+    """
 
 
 def logits(images: tf.Tensor, forward: TensorFlowForward) -> tf.Tensor:
-    """Return the logits of one batch of images."""
-    outputs = {IMAGES: images}
+    """Return the logits, float32, of one batch of images."""
+    outputs = {IMAGES: tf.cast(images, forward.compute_type)}
     for position, node in enumerate(forward.network.nodes):
         inputs = [outputs[source] for source in node.sources]
         outputs[position] = implementation("tensorflow", LAYERS, node.layer)(node.layer, node, inputs, forward)
-    return outputs[position]
+    return tf.cast(outputs[position], tf.float32)
 
 
 def _convolution(
@@ -63,7 +66,7 @@ def _average_pool(
         return tf.nn.avg_pool2d(inputs[0], layer.size, layer.stride, padding)
     value = tf.pad(inputs[0], _explicit_padding(node.pads))
     # Cells of each window over those inside the image.
-    share = np.asarray(layer.size**2 / node.cells, np.float32)[..., None]
+    share = tf.constant((layer.size**2 / node.cells)[..., None], value.dtype)
     return tf.nn.avg_pool2d(value, layer.size, layer.stride, "VALID") * share
 
 
@@ -80,17 +83,18 @@ def _dense(layer: layers.Dense, node: Node, inputs: list[tf.Tensor], forward: Te
 
 
 def _dropout(layer: layers.Dropout, node: Node, inputs: list[tf.Tensor], forward: TensorFlowForward) -> tf.Tensor:
-    if forward.step is None or layer.keep == 1:
+    if forward.seed is None or layer.keep == 1:
         return inputs[0]
-    position = forward.network.nodes.index(node)
-    seed = tf.stack([tf.constant(forward.seed, tf.int64), forward.step * 1000 + position])
+    seed = forward.seed * [1, 1000] + [0, forward.network.nodes.index(node)]
     return tf.nn.experimental.stateless_dropout(inputs[0], 1 - layer.keep, seed)
 
 
 def _local_response_normalization(
     layer: layers.LocalResponseNormalization, node: Node, inputs: list[tf.Tensor], forward: TensorFlowForward
 ) -> tf.Tensor:
-    return tf.nn.local_response_normalization(inputs[0], layer.radius, layer.bias, layer.alpha, layer.beta)
+    value = tf.cast(inputs[0], tf.float32)  # TensorFlow has no kernel for bfloat16
+    normalized = tf.nn.local_response_normalization(value, layer.radius, layer.bias, layer.alpha, layer.beta)
+    return tf.cast(normalized, inputs[0].dtype)
 
 
 def _batch_normalization(
@@ -100,7 +104,7 @@ def _batch_normalization(
     gamma = forward.parameters[f"{layer.name}/gamma"] if layer.scale else tf.ones_like(beta)
     mean, variance = (forward.statistics[f"{layer.name}/{name}"] for name in ("mean", "variance"))
     operands = {"x": inputs[0], "scale": gamma, "offset": beta, "epsilon": layer.epsilon}
-    if forward.step is None:
+    if forward.seed is None:
         return tf.raw_ops.FusedBatchNormV3(**operands, mean=mean, variance=variance, is_training=False).y
     # In training the operation takes no statistics and returns the batch's mean and unbiased variance.
     normalized = tf.raw_ops.FusedBatchNormV3(**operands, mean=[], variance=[], is_training=True)

@@ -36,9 +36,9 @@ OPENMP = ctypes.CDLL("libgomp.so.1")
 os.environ["LIBRARY_PATH"] = str(_mkl.parent)
 os.environ["THEANO_FLAGS"] = ",".join(
     [
-        *filter(None, [os.environ.get("THEANO_FLAGS")]),  # the speed options of conf/framework/theano.yaml
+        *filter(None, [os.environ.get("THEANO_FLAGS")]),  # the flags of the mode, in conf/framework/theano.yaml
         "floatX=float32",
-        f'base_compiledir="{Path(sys.prefix) / "theano"}"',  # deleted together with the environment
+        f'base_compiledir="{os.environ.get("GTDL_COMPILE_CACHE", Path(sys.prefix) / "compiled")}"',
         f"blas__ldflags=-l:{_mkl.name}",
     ]
 )

@@ -33,7 +33,6 @@ class Theano(Adapter):
         self._average = None
         if setup.training.ema_decay is not None:
             self._average = {name: theano.shared(setup.weights[name], name) for name in self._weights}
-        self._cached_modules = _count_cached_modules()
         self._steps = 0
         self._step: Any = None
         self._predictor: Any = None
@@ -108,7 +107,6 @@ class Theano(Adapter):
             "blas": mkl.value.decode().strip(),
             "compiler": f"g++ {gcc_version()}",
             "compiler_flags": " ".join(march),
-            "compile_cache": "warm" if _count_cached_modules() == self._cached_modules else "cold",
         }
 
     @property
@@ -128,11 +126,6 @@ class Theano(Adapter):
         if self._average is not None:
             columns.append(np.array([1 - training.ema_decay_at(int(number)) for number in numbers]))
         return [tuple(map(np.asarray, row)) for row in np.stack(columns, axis=1).astype(np.float32)]
-
-
-def _count_cached_modules() -> int:
-    """Return how many operations Theano's compilation cache holds."""
-    return sum(1 for _ in Path(theano.config.compiledir).glob("tmp*/key.pkl"))
 
 
 def _compile_training_step(

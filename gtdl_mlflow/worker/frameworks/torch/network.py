@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from ... import layers
 from ...layers import Layer, Pads
 from ...network import IMAGES, Network, Node
 from ..base import implementation
+from .opaque_max_pool import max_pool
 
 ALLOW_IN_PLACE = (
     layers.Convolution,
@@ -28,10 +29,14 @@ ALLOW_IN_PLACE = (
 
 
 class TorchNetwork(nn.Module):
-    """The network's layers, named as in the model, and the connections between them."""
+    """The network's layers, named as in the model, and the connections between them.
 
-    def __init__(self, network: Network) -> None:
+    With ``bfloat16`` autocast chooses the type of each operation. The logits are float32 in any case.
+    """
+
+    def __init__(self, network: Network, bfloat16: bool) -> None:
         super().__init__()
+        self.bfloat16 = bfloat16
         nodes = network.nodes
         uses = Counter(source for node in nodes for source in node.sources)
         for node in nodes:
@@ -49,6 +54,12 @@ class TorchNetwork(nn.Module):
         ]
 
     def forward(self, images: Tensor) -> Tensor:
+        if not self.bfloat16:
+            return self._logits(images)
+        with torch.autocast(images.device.type, torch.bfloat16):
+            return self._logits(images).float()
+
+    def _logits(self, images: Tensor) -> Tensor:
         if self._is_chain:
             value = images
             for module in self._modules.values():
@@ -91,6 +102,8 @@ class PaddedMaxPool2d(nn.MaxPool2d):
     def forward(self, images: Tensor) -> Tensor:
         if self._explicit:
             images = F.pad(images, self._explicit, value=-torch.inf)
+        if torch.compiler.is_compiling():
+            return max_pool(images, self.kernel_size, self.stride, self.padding, self.ceil_mode)
         return super().forward(images)
 
 
@@ -187,6 +200,26 @@ LAYERS: dict[type[Layer], Callable[[Any, Node, bool], nn.Module]] = {
     layers.Tanh: lambda layer, node, in_place: TanhActivation(in_place),
 }
 """Functions (layer, node, whether the layer may overwrite its input) that create the module of a layer."""
+
+
+CANONICAL_NAMES = {
+    "weight": "weights",
+    "bias": "biases",
+    "gamma": "gamma",
+    "beta": "beta",
+    "running_mean": "mean",
+    "running_var": "variance",
+}
+"""Canonical array names by the names of the modules' tensors."""
+
+
+def by_canonical_name(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the tensors of a module by their canonical names ``layer/array``."""
+    renamed = {}
+    for name, tensor in tensors:
+        layer, array = name.split(".")
+        renamed[f"{layer}/{CANONICAL_NAMES[array]}"] = tensor
+    return renamed
 
 
 def _split_padding(pads: Pads, largest_native: float = math.inf) -> tuple[tuple[int, int], tuple[int, ...]]:

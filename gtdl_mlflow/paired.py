@@ -17,12 +17,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..hardware.interference import Snapshot, metrics_between
-from ..reporting import ratios
-from ..reporting.intervals import FEWEST_RESTARTS
-from ..reporting.ratios import MeasuredTurn, Ranking
-from ..worker.job import Activity, Job
-from ..worker_process import WorkerFailed, WorkerProcess
+from .hardware.interference import Snapshot, metrics_between
+from .reporting import ratios
+from .reporting.intervals import FEWEST_RESTARTS
+from .reporting.ratios import MeasuredTurn, Ranking
+from .worker.events import Metadata
+from .worker.job import Activity, Job
+from .worker_process import WorkerFailed, WorkerProcess
 
 TURN_S = 0.1
 """Seconds of a turn: long beside the cost of a switch, short beside the time in which a machine changes its speed."""
@@ -54,6 +55,16 @@ class Contestant:
     """Memory that its worker is expected to need, in MB; 0 if unknown."""
 
 
+@dataclass(frozen=True)
+class Compilation:
+    """Compilation of a worker that takes turns."""
+
+    seconds: float
+    """Wall-clock time ahead of the first step, and of the first step beyond that of the second."""
+    cache: str
+    """``cold`` or ``warm``; empty without a cache."""
+
+
 class Restart:
     """The processes of one restart: the frameworks of one group, built and warmed up, of which one runs at a time.
 
@@ -70,6 +81,8 @@ class Restart:
         self._stack = ExitStack()
         self.failures: dict[str, str] = {}
         """Reason for each framework that was left out."""
+        self.compilation: dict[str, Compilation] = {}
+        """How long each framework compiled."""
 
     def __enter__(self) -> Restart:
         with self._stack as stack:  # ends the workers if a step is interrupted
@@ -81,7 +94,10 @@ class Restart:
                     worker.begin_turns(replace(each.job, threads=self._threads), TURN_LIMIT_S)
             for name in list(self._workers):  # they build at the same time, which no clock measures
                 with self._leave_out_if_it_fails(name):
-                    self._workers[name].next_event()  # what the framework reports of itself: the model is built
+                    event = self._workers[name].next_event()  # what the framework reports: the model is built
+                    if isinstance(event, Metadata):
+                        values = event.values
+                        self.compilation[name] = Compilation(values["compile_s"], values.get("compile_cache", ""))
                     self._workers[name].pause()
             self._stack = stack.pop_all()
         return self

@@ -1,0 +1,344 @@
+"""Choice of a framework's execution mode: ``mode=best`` is the fastest one for this work, machine and number of steps.
+
+Each mode is measured once per machine, like its peak: compilation and steady step alone, then the close ones in a
+paired measurement. What was measured is stored in ``GTDL_HOME/modes``; the choice for a number of steps follows from
+it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import random
+import shutil
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from .config import Config, Mode, Unavailable, missing_tools
+from .config.job import create_job, environment_variables
+from .console import aligned, info, status_line
+from .datasets import PreparedDataset
+from .environments import Environment
+from .files import cache_dir, read_state, write_atomically
+from .hardware import host
+from .paired import Contestant, MeasurementPlan, PairedMeasurement, Restart, link_groups
+from .reporting import ratios
+from .reporting.intervals import Ratio
+from .reporting.ratios import CPU, WALL, MeasuredTurn
+from .tracking.identity import worker_code_version
+from .worker.job import Activity
+from .worker_process import WorkerFailed
+
+COMPILATION_PAYS_S = 10.0
+"""Training time below which modes that compile are not measured. Compilation takes 2 s or more even with a warm cache,
+and no compiled mode has been found that saves a fifth of a step on a CPU."""
+
+CLOSE = 1.25
+"""Largest ratio of the time of a whole training to the fastest, measured alone, with which a mode takes part in the
+paired measurement. Two measurements of one mode alone differed by up to 15 % on a busy machine."""
+
+ROUNDS = 3
+"""Turns of a mode that is measured alone."""
+
+PAIRED_S = 60.0
+"""Time limit of the paired measurement for a run; ``gtdl tune`` has an option for its own."""
+
+IRRELEVANT = ("name", "order", "validation", "epochs", "iterations", "learning_rate", "schedule", "early_stopping",
+              "evaluate_every_epochs", "target_accuracy_percent", "checkpoint_every_s")  # fmt: skip
+"""Keys of ``training`` that do not change the time of a step."""
+
+
+@dataclass(frozen=True)
+class ModeCost:
+    """Measured cost of training in one mode."""
+
+    step_s: float
+    """Seconds of a training step: CPU time with one thread, wall clock otherwise."""
+    compile_s: float = 0.0
+    """Seconds of compilation, ahead and in the first step, with what an earlier run left in the cache."""
+    cold_compile_s: float | None = None
+    """The same with an empty cache; None if it was not empty."""
+    ratio: float = math.nan
+    """Time of a step relative to the mode with the fastest step."""
+    low: float = math.nan
+    high: float = math.nan
+    """Interval of ``ratio``; nan if the mode was measured alone only."""
+    restarts: int = 0
+    """Restarts of the paired measurement."""
+
+    def total_s(self, steps: int) -> float:
+        """Return the seconds of a training with ``steps`` steps."""
+        return self.compile_s + steps * self.step_s
+
+    @property
+    def ratio_text(self) -> str:
+        """The ratio with its interval: ``1.04x [1.01, 1.07]``."""
+        if math.isnan(self.low):
+            return f"{self.ratio:.2f}x"
+        return Ratio(self.ratio, self.low, self.high, self.restarts).text
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The execution mode of a run, and how it compares with the others."""
+
+    name: str
+    costs: Mapping[str, ModeCost]
+    """Measured modes, by name; empty if there was nothing to choose."""
+    skipped: Mapping[str, str]
+    """Reason for each mode that was not measured."""
+    steps: int = 0
+
+    @property
+    def text(self) -> str:
+        """The candidates in one line, the chosen mode first: ``graph 12.10 ms; xla 1.77x [1.67, 1.87]``."""
+        order = sorted(self.costs, key=lambda name: (name != self.name, self.costs[name].total_s(self.steps)))
+        parts = [f"{name} {_candidate(self.costs[name])}" for name in order]
+        parts += [f"{name} not measured: {reason}" for name, reason in self.skipped.items()]
+        return "; ".join(parts)
+
+
+def _candidate(cost: ModeCost) -> str:
+    compilation = f", compilation {cost.compile_s:.1f} s" if cost.compile_s >= 0.1 else ""
+    return f"{cost.ratio_text} ({1e3 * cost.step_s:.3g} ms/step{compilation})"
+
+
+def usable(config: Config) -> tuple[list[str], dict[str, str]]:
+    """Return the modes between which ``config`` leaves the choice, and the reason for each that cannot run here."""
+    names, reasons = [], {}
+    for name in config.mode_names:
+        if missing := missing_tools(config.framework.modes[name]):
+            reasons[name] = f"{', '.join(missing)} is not on the PATH"
+        else:
+            names.append(name)
+    return names, reasons
+
+
+def recall(config: Config) -> Config | None:
+    """Return ``config`` with its execution mode if no measurement is needed for it; None otherwise."""
+    names, _ = usable(config)
+    return replace(config, mode=names[0]) if len(names) == 1 else None
+
+
+def choose(config: Config, environment: Environment, data: PreparedDataset, folder: Path) -> tuple[Config, Choice]:
+    """Return ``config`` with its execution mode, and the choice. The caller holds the device.
+
+    Modes that were never measured for this work on this machine are measured first; their files go to ``folder``.
+
+    Raises:
+        Unavailable: no mode can run on this machine.
+        WorkerFailed: no mode finished its measurement.
+    """
+    names, skipped = usable(config)
+    if not names:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
+        raise Unavailable(f"mode={config.mode}: framework={config.framework.name} has no mode that can run: {reasons}")
+    if len(names) == 1:
+        return replace(config, mode=names[0]), Choice(names[0], {}, skipped)
+    count = steps(config, data)
+    study = ModeStudy(config, environment, data, folder / "modes")
+    study.read()
+    study.measure(names, count)
+    costs = {name: cost for name, cost in study.costs.items() if name in names}
+    best = min(costs, key=lambda name: costs[name].total_s(count))
+    return replace(config, mode=best), Choice(best, costs, skipped | study.skipped, count)
+
+
+def steps(config: Config, data: PreparedDataset) -> int:
+    """Return the number of training steps of a run."""
+    images = data.train_images - config.training.validation.count(data.train_images)
+    return config.training.steps(images, config.budget)
+
+
+class ModeStudy:
+    """The measurement of a framework's modes for one network, batch size, device and number of threads."""
+
+    def __init__(self, config: Config, environment: Environment, data: PreparedDataset, folder: Path) -> None:
+        self._config, self._environment, self._data, self._folder = config, environment, data, folder
+        self._threads = config.threads
+        self._clock = CPU if config.hardware.device == "cpu" and self._threads == 1 else WALL
+        self._generator = random.Random(0)
+        self.costs: dict[str, ModeCost] = {}
+        self.skipped: dict[str, str] = {}
+        """Reason for each mode that was not measured."""
+        self._failures: list[Exception] = []
+
+    # Storage.
+
+    def read(self) -> None:
+        """Read what was measured before."""
+        with suppress(TypeError, AttributeError):  # written by another version
+            stored = read_state(self._path) or {}
+            self.costs = {name: ModeCost(**values) for name, values in stored.items()}
+
+    def _write(self) -> None:
+        try:
+            write_atomically(
+                self._path, json.dumps({name: asdict(cost) for name, cost in self.costs.items()}, indent=1)
+            )
+        except OSError as error:
+            info(f"{error.filename or self._path}: {error.strerror}: the next run measures the modes again")
+
+    @property
+    def _path(self) -> Path:
+        config = self._config
+        values = config.to_dict()
+        training = {key: value for key, value in values["training"].items() if key not in IRRELEVANT}
+        modes = {name: {**mode, "description": ""} for name, mode in values["framework"]["modes"].items()}
+        what = [config.framework.name, modes, values["model"]["layers"], training, self._data.image_shape]
+        where = [
+            host.fingerprint(),
+            self._environment.key,
+            worker_code_version(),
+            config.hardware.device,
+            self._threads,
+        ]
+        how = [config.precision.value, config.deterministic, config.dataset.classes]
+        key = hashlib.sha256(json.dumps([what, where, how], sort_keys=True).encode()).hexdigest()[:16]
+        return cache_dir() / "modes" / f"{key}.json"
+
+    # Measurement.
+
+    def measure(self, names: Sequence[str], steps: int) -> None:
+        """Measure the modes that are not known yet and that matter for a training with ``steps`` steps.
+
+        Raises:
+            WorkerFailed: no mode finished.
+        """
+        modes = self._config.framework.modes
+        fast = [name for name in names if not modes[name].compiles] or list(names)
+        new = [name for name in fast if name not in self.costs]
+        self._measure_alone(new)
+        compiling = [name for name in names if name not in fast]
+        training_s = min((self.costs[name].total_s(steps) for name in fast if name in self.costs), default=math.inf)
+        if training_s >= COMPILATION_PAYS_S:
+            later = [name for name in compiling if name not in self.costs]
+            self._measure_alone(later)
+            new += later
+        else:
+            reason = f"the training takes {training_s:.1f} s, too short to compile for"
+            self.skipped |= {name: reason for name in compiling if name not in self.costs}
+        if not self.costs:
+            raise self._failures[0]
+        if new:
+            shortest = min(cost.total_s(steps) for cost in self.costs.values())
+            close = [name for name, cost in self.costs.items() if cost.total_s(steps) <= CLOSE * shortest]
+            self.compare(close, PAIRED_S)
+            self._write()
+
+    def measure_all(self, names: Sequence[str], seconds: float) -> None:
+        """Measure all modes anew, with an empty cache first, and all of them in a paired measurement of ``seconds``."""
+        self.costs = {}
+        empty = self._folder / "compiled"
+        try:
+            self._measure_alone(names, empty)
+        finally:
+            shutil.rmtree(empty, ignore_errors=True)
+        if not self.costs:
+            raise self._failures[0]
+        self.compare(list(self.costs), seconds)
+        self._write()
+
+    def _measure_alone(self, names: Sequence[str], compile_cache: Path | None = None) -> None:
+        """Measure modes one by one; those that compile twice, to know both costs of compilation."""
+        if not names:
+            return
+        for name in names:
+            cold = None
+            for start in range(2 if self._config.framework.modes[name].compiles else 1):
+                status_line(f"{self._config.framework.name}: measuring mode {name}")
+                folder = self._folder / f"{name}-{start}"
+                with Restart([self._contestant(name, compile_cache)], self._threads, folder, 0) as restart:
+                    turns = list(restart.turns([Activity.training], ROUNDS, self._generator))
+                if reason := restart.failures.get(name):
+                    self.skipped[name] = reason
+                    self._failures.append(WorkerFailed(reason))
+                    break
+                compiled = restart.compilation[name]
+                if start == 0 and compiled.cache == "cold":
+                    cold = compiled.seconds
+                self.costs[name] = ModeCost(self._step_s(turns), compiled.seconds, cold)
+        status_line("")
+        self._add_ratios({})
+
+    def compare(self, names: Sequence[str], seconds: float) -> None:
+        """Compare modes in a paired measurement of at most ``seconds``."""
+        if len(names) < 2:
+            return
+        plan = MeasurementPlan(seconds, fewest=3, activities=(Activity.training,), clock=self._clock)
+        contestants = [self._contestant(name) for name in names]
+        measurement = PairedMeasurement(contestants, self._threads, plan, self._folder / "paired")
+        for turn in measurement.run():
+            status_line(f"{self._config.framework.name}: comparing {', '.join(names)}: restart {turn.restart + 1}")
+        status_line("")
+        ranking = ratios.rank(link_groups(measurement.turns), Activity.training.value, self._clock)
+        if ranking.frameworks:
+            best_s = ranking.frameworks[0].unit_s
+            paired = {each.framework: each.ratio for each in ranking.frameworks}
+            for name, ratio in paired.items():
+                self.costs[name] = replace(self.costs[name], step_s=best_s * ratio.value)
+            self._add_ratios(paired)
+
+    def _add_ratios(self, paired: Mapping[str, Ratio]) -> None:
+        """Set the ratios to the fastest step: the ``paired`` ones, and those of the modes that were measured alone."""
+        fastest = min((cost.step_s for cost in self.costs.values()), default=math.nan)
+        for name, cost in self.costs.items():
+            if ratio := paired.get(name):
+                changes = {"ratio": ratio.value, "low": ratio.low, "high": ratio.high}
+                self.costs[name] = replace(cost, **changes, restarts=ratio.n)
+            else:
+                self.costs[name] = replace(cost, ratio=cost.step_s / fastest, low=math.nan, high=math.nan, restarts=0)
+
+    def _step_s(self, turns: Iterable[MeasuredTurn]) -> float:
+        return statistics.median((turn.cpu_s if self._clock == CPU else turn.wall_s) / turn.units for turn in turns)
+
+    def _contestant(self, name: str, compile_cache: Path | None = None) -> Contestant:
+        config = replace(self._config, mode=name)
+        return contestant(name, config, self._environment, self._data, self._folder, compile_cache)
+
+
+def contestant(
+    name: str,
+    config: Config,
+    environment: Environment,
+    data: PreparedDataset,
+    folder: Path,
+    compile_cache: Path | None = None,
+) -> Contestant:
+    """Return a configuration with one execution mode as a contestant of a paired measurement.
+
+    ``compile_cache`` is the folder of compiled code; None: the environment's own.
+    """
+    cache = compile_cache or environment.compile_cache
+    job = create_job(config, data.folder, folder, data.sha256, cache)
+    return Contestant(name, environment.python, environment_variables(config.execution, cache), job)
+
+
+def break_even_steps(cost: ModeCost, other: ModeCost) -> float:
+    """Return the steps after which a mode with a longer compilation has the shorter training; infinite if never."""
+    saved_s = other.step_s - cost.step_s
+    return max(0.0, cost.compile_s - other.compile_s) / saved_s if saved_s > 0 else math.inf
+
+
+def table(costs: Mapping[str, ModeCost], modes: Mapping[str, Mode], batch_size: int, steps: int) -> list[str]:
+    """Return the lines of a table of the modes, the fastest training of ``steps`` steps first."""
+    uncompiled = [cost for name, cost in costs.items() if not modes[name].compiles]
+    rows = [
+        ["mode", "ms/step", "images/s", "x the fastest", "compile s cold", "warm", "pays after", f"{steps:,} steps"]
+    ]
+    for name, cost in sorted(costs.items(), key=lambda item: item[1].total_s(steps)):
+        cold = "" if cost.cold_compile_s is None else f"{cost.cold_compile_s:.1f}"
+        pays = ""
+        if modes[name].compiles and uncompiled:
+            after = break_even_steps(cost, min(uncompiled, key=lambda each: each.step_s))
+            pays = "never" if math.isinf(after) else f"{after:,.0f} steps"
+        speed = f"{batch_size / cost.step_s:,.0f}"
+        total = f"{cost.total_s(steps):,.1f} s"
+        rows.append(
+            [name, f"{1e3 * cost.step_s:.3g}", speed, cost.ratio_text, cold, f"{cost.compile_s:.1f}", pays, total]
+        )
+    return aligned(rows)
