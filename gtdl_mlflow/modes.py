@@ -76,8 +76,8 @@ class ModeCost:
 
     @property
     def ratio_text(self) -> str:
-        """The ratio with its interval: ``1.04x [1.01, 1.07]``."""
-        if math.isnan(self.low):
+        """The ratio with its interval, if there is one: ``1.04x [1.01, 1.07]``."""
+        if math.isnan(self.low) or self.low == self.high:
             return f"{self.ratio:.2f}x"
         return Ratio(self.ratio, self.low, self.high, self.restarts).text
 
