@@ -33,7 +33,12 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0, help="approximate training time of each repeat")
     options = parser.parse_args()
     augmented = config.compose(
-        [f"framework={options.framework}", "setting=tensorflow_cifar10", "training.evaluate_every_epochs=0"]
+        [
+            f"framework={options.framework}",
+            "mode=default",
+            "setting=tensorflow_cifar10",
+            "training.evaluate_every_epochs=0",
+        ]
     )
     augmented.training.iterations = int(options.seconds * IMAGES_PER_S / augmented.training.batch_size)
     preprocessed = copy.deepcopy(augmented)
@@ -67,7 +72,7 @@ def images_per_s(composed: config.Config, data: Path) -> float:
         job = create_job(composed, data, Path(folder))
         job.image_shape = [32, 32, 3]
         values: dict[str, float] = {}
-        for event in run_worker(job, environment.python, composed.speed_settings.environment, Path(folder), 3600):
+        for event in run_worker(job, environment.python, composed.execution.environment, Path(folder), 3600):
             if isinstance(event, Metrics):
                 values |= event.values
     return values["train/steady_state_images_per_s"]

@@ -44,7 +44,7 @@ SHORT = ["latency.repeats=0", "training.evaluate_every_epochs=0", "training.chec
 
 COMMANDS = {
     "reference": ["framework=reference", "training.epochs=40", *SHORT],
-    "torch": ["framework=torch", "budget=0.02", *SHORT],
+    "torch": ["framework=torch", "mode=default", "budget=0.02", *SHORT],
     "sweep": ["-m", "framework=reference", "training.epochs=20", *SHORT],
 }
 """Overrides of the commands, without their seeds."""

@@ -1,6 +1,7 @@
 """Training and testing time of the harness over a hand-written native loop: same network, data in memory and threads.
 
-    python benchmarks/native_speed.py [--minutes 2] [--frameworks torch ...] [--networks caffe_mnist ...] [--control]
+    python benchmarks/native_speed.py [--minutes 2] [--frameworks torch ...] [--networks caffe_mnist ...]
+                                      [--modes compiled ...] [--control]
 
 The harness and the loop take turns on the same random images, each in its own process and in the framework's own
 environment: a paired measurement, as in ``experiment=paired``. Prints, for each network, the ratio of the times by CPU
@@ -20,7 +21,7 @@ import numpy as np
 from substitutes import interpreter
 
 from gtdl_mlflow import config, environments
-from gtdl_mlflow.config.job import create_job
+from gtdl_mlflow.config.job import create_job, environment_variables
 from gtdl_mlflow.paired import Contestant, MeasurementPlan, PairedMeasurement
 from gtdl_mlflow.reporting import ratios
 from gtdl_mlflow.reporting.ratios import CPU, WALL
@@ -48,6 +49,7 @@ def main() -> None:
     frameworks = sorted(path.stem.removesuffix("_loop") for path in NATIVE.glob("*_loop.py"))
     parser.add_argument("--frameworks", nargs="+", choices=frameworks, default=frameworks)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--modes", nargs="+", help="execution modes; by default all deterministic ones of a framework")
     parser.add_argument("--threads", type=int, default=0, help="threads for the wall clock; 0: one per core")
     parser.add_argument("--control", action="store_true", help="measure the harness against itself")
     parser.add_argument("--hardware", default="cpu", help="cpu or gpu; only PyTorch's loop supports a GPU")
@@ -55,10 +57,12 @@ def main() -> None:
     if options.hardware == "gpu" and options.frameworks != ["torch"]:
         parser.error("--hardware gpu: only PyTorch's loop supports a GPU; add --frameworks torch")
     for framework, network in itertools.product(options.frameworks, options.networks):
-        composed = config.compose([f"framework={framework}", f"setting={network}", f"hardware={options.hardware}"])
-        composed.hardware.threads = options.threads or None
-        with tempfile.TemporaryDirectory() as folder:
-            print_ratios(composed, measure(composed, Path(folder), options.minutes, options.control))
+        overrides = [f"framework={framework}", f"setting={network}", f"hardware={options.hardware}"]
+        for mode in options.modes or config.compose(overrides).mode_names:
+            composed = config.compose([*overrides, f"mode={mode}"])
+            composed.hardware.threads = options.threads or None
+            with tempfile.TemporaryDirectory() as folder:
+                print_ratios(composed, measure(composed, Path(folder), options.minutes, options.control))
 
 
 def measure(composed: config.Config, folder: Path, minutes: float, control: bool) -> PairedMeasurement:
@@ -66,13 +70,14 @@ def measure(composed: config.Config, folder: Path, minutes: float, control: bool
     # The setting's own test batches, but not all test images at once: Caffe would need a gigabyte.
     composed.training.test_batch_size = min(composed.training.test_batch_size, LARGEST_TEST_BATCH)
     network = composed.model.name
-    python = environments.ensure(composed.framework, composed.hardware.device).python
+    found = environments.ensure(composed.framework, composed.hardware.device)
+    python = found.python
     job = job_of_random_images(composed, random_data(network, folder), folder)
-    environment = composed.speed_settings.environment
+    environment = environment_variables(composed.execution, found.compile_cache)
     if control:
         other = Contestant(LOOP, python, environment, job)
     else:
-        options = {"framework": composed.framework.name, "network": network, "data": job.data}
+        options = {"framework": composed.framework.name, "mode": composed.mode, "network": network, "data": job.data}
         native = replace(job, adapter="native_adapter:NativeLoop", options=options)
         other = Contestant(LOOP, interpreter(python, NATIVE, folder), environment, native)
     clock = ratios.WALL if composed.hardware.device == "gpu" else ratios.CPU
@@ -99,7 +104,7 @@ def print_ratios(composed: config.Config, measurement: PairedMeasurement) -> Non
             if not ratio.has_interval:
                 continue
             print(
-                f"{composed.framework.name} {composed.model.name} {activity.value} {clock}: "
+                f"{composed.framework.name} {composed.mode} {composed.model.name} {activity.value} {clock}: "
                 f"{unit_ms[HARNESS]:.3f} over {unit_ms[LOOP]:.3f} ms a batch  "
                 f"ratio {ratio.value:.3f} ({ratio.low:.3f} to {ratio.high:.3f}, {ratio.n} restarts)",
                 flush=True,

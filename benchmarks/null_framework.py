@@ -78,7 +78,7 @@ def main() -> None:
 
 def train(overrides: list[str], order: str, size: int, steps: int) -> float:
     """Return the training time in seconds."""
-    composed = config.compose([*overrides, f"training.order={order}", f"training.batch_size={size}"])
+    composed = config.compose(["mode=default", *overrides, f"training.order={order}", f"training.batch_size={size}"])
     with tempfile.TemporaryDirectory() as folder, Path(os.devnull).open("w", encoding="utf-8") as pipe:
         job = create_job(composed, datasets.prepare(composed.dataset).folder, Path(folder))
         job = replace(job, training=replace(job.training, iterations=steps, epochs=None), adapter=f"{__name__}:Null")

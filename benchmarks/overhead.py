@@ -34,7 +34,9 @@ with mlflow.start_run():
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("overrides", nargs="*", default=["framework=torch", "setting=caffe_mnist", "budget=0.02"])
+    parser.add_argument(
+        "overrides", nargs="*", default=["framework=torch", "mode=default", "setting=caffe_mnist", "budget=0.02"]
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         one_run(folder, options.overrides)  # creates the store, the environment and the prepared data

@@ -23,7 +23,7 @@ from mlflow.tracking import MlflowClient
 
 from gtdl_mlflow.files import cache_dir
 
-RUN = ["framework=torch", "setting=caffe_mnist", "training.checkpoint_every_s=1"]
+RUN = ["framework=torch", "mode=default", "setting=caffe_mnist", "training.checkpoint_every_s=1"]
 
 
 def main() -> None:

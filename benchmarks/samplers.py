@@ -21,6 +21,7 @@ from native_speed import job_of_random_images, random_data
 from scipy import stats
 
 from gtdl_mlflow import config, environments
+from gtdl_mlflow.config.job import environment_variables
 from gtdl_mlflow.hardware.system_metrics import Sampler
 from gtdl_mlflow.worker.job import Activity
 from gtdl_mlflow.worker_process import WorkerProcess
@@ -37,7 +38,8 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", default=["setting=caffe_mnist"])
     options = parser.parse_args()
     for framework in options.frameworks:
-        composed = config.compose([f"framework={framework}", *options.overrides, "training.evaluate_every_epochs=0"])
+        overrides = [f"framework={framework}", "mode=default", *options.overrides]
+        composed = config.compose([*overrides, "training.evaluate_every_epochs=0"])
         ratios, shares = measure(composed, options.pairs, options.seconds, options.interval)
         low, high = interval(ratios)
         print(
@@ -50,11 +52,11 @@ def main() -> None:
 
 def measure(composed: config.Config, pairs: int, seconds: float, interval_s: float) -> tuple[list[float], list[float]]:
     """Return the ratio of times of each pair, and the sampler's share of a core in each of its turns."""
-    python = environments.ensure(composed.framework, composed.hardware.device).python
-    environment = composed.speed_settings.environment
+    found = environments.ensure(composed.framework, composed.hardware.device)
+    environment = environment_variables(composed.execution, found.compile_cache)
     with tempfile.TemporaryDirectory() as name, WorkerProcess(Path(name), composed.threads, environment) as worker:
         folder = Path(name)
-        pid = worker.start(python)
+        pid = worker.start(found.python)
         job = job_of_random_images(composed, random_data(composed.model.name, folder), folder)
         worker.begin_turns(job, math.inf)
         worker.next_event()  # the model is built

@@ -84,8 +84,9 @@ class Trial:
 
 def contestants(setting: str, folder: Path, overrides: Sequence[str] = ()) -> list[Contestant]:
     """Return PyTorch, PyTorch again, and PyTorch slowed down."""
-    composed = config.compose(["framework=torch", f"setting={setting}", "hardware.threads=1", *overrides])
-    python, environment = environments.ensure(composed.framework, "cpu").python, composed.speed_settings.environment
+    fixed = ["framework=torch", "mode=eager_tuned", "hardware.threads=1"]
+    composed = config.compose([*fixed, f"setting={setting}", *overrides])
+    python, environment = environments.ensure(composed.framework, "cpu").python, composed.execution.environment
     data = datasets.prepare(composed.dataset)
     job = create_job(composed, data.folder, folder / "job", data.sha256)
     slowed_python, slowed = interpreter(python, ADAPTERS, folder), replace(job, adapter="slowed:Slowed")

@@ -29,7 +29,7 @@ def setup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         "    return (lambda count: calls.append(('train', count))), (lambda count: calls.append(('test', count))), 64\n"
     )
     np.save(tmp_path / "test_labels.npy", np.zeros(35, np.uint8))
-    options = {"framework": "made_up", "network": "caffe_mnist", "data": str(tmp_path)}
+    options = {"framework": "made_up", "mode": "best", "network": "caffe_mnist", "data": str(tmp_path)}
     training = SimpleNamespace(batch_size=64, test_batch_size=10)
     yield SimpleNamespace(options=options, training=training, device="cpu", threads=1)
     sys.modules.pop("made_up_loop", None)
@@ -54,14 +54,14 @@ def test_times_and_ratio_of_both_activities_are_printed() -> None:
     need_framework("torch")
     command = [sys.executable, str(SCRIPT), "--minutes", "0.01", "--threads", "1"]
     done = subprocess.run(
-        [*command, "--frameworks", "torch", "--networks", "torch_mnist"],
+        [*command, "--frameworks", "torch", "--networks", "torch_mnist", "--modes", "eager_tuned"],
         cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=600,
     )
     assert done.returncode == 0, done.stderr
-    row = r"^torch torch_mnist (\w+) cpu: ([\d.]+) over ([\d.]+) ms a batch  ratio ([\d.]+) .* to .*, 3 restarts"
+    row = r"^torch eager_tuned torch_mnist (\w+) cpu: ([\d.]+) over ([\d.]+) ms a batch  ratio ([\d.]+) .*, 3 restarts"
     rows = re.findall(row, done.stdout, re.MULTILINE)
     assert [activity for activity, *_ in rows] == ["training", "testing"]
     for _, harness, loop, ratio in rows:

@@ -20,7 +20,12 @@ Run = Callable[[int], None]
 class SGD(mx.optimizer.SGD):
     """SGD with one operator per parameter; MXNet's own updates several per operator, which is slower on a CPU."""
 
+    one_by_one = True
+
     def update(self, index: int, weight: mx.nd.NDArray, grad: mx.nd.NDArray, state: mx.nd.NDArray | None) -> None:
+        if not self.one_by_one:
+            super().update(index, weight, grad, state)
+            return
         self._update_count(index)
         rates = {"lr": self._get_lr(index), "wd": self._get_wd(index)}
         if state is None:
@@ -115,17 +120,21 @@ class Loss(gluon.HybridBlock):
         return -F.mean(F.pick(F.log_softmax(self.net(images)), labels), keepdims=True)
 
 
-def loop(name: str, folder: Path, threads: int, test_batch: int) -> tuple[Run, Run, int]:
+MODES = ("hybrid", "hybrid_static")
+
+
+def loop(name: str, folder: Path, threads: int, test_batch: int, mode: str = "hybrid_static") -> tuple[Run, Run, int]:
     """Return the training and testing of a network, and its batch size.
 
-    The first does a number of further steps, the second classifies a number of images.
+    The first does a number of further steps, the second classifies a number of images. ``hybrid`` is the tutorial's
+    loop with a Trainer.
     """
     mx.random.seed(0)
     net, optimizer, batch = globals()[name]()
     net.initialize(mx.init.Xavier())
     graph = Loss(net)
     for block in (graph, net):
-        block.hybridize(static_alloc=True, static_shape=True)
+        block.hybridize(static_alloc=mode == "hybrid_static", static_shape=mode == "hybrid_static")
 
     def images(part: str) -> np.ndarray:
         return np.ascontiguousarray(np.load(folder / f"{part}_preprocessed.npy").transpose(0, 3, 1, 2))
@@ -144,6 +153,8 @@ def loop(name: str, folder: Path, threads: int, test_batch: int) -> tuple[Run, R
     ]
     for weight, _, chosen in masked:
         weight *= chosen
+    optimizer.one_by_one = mode == "hybrid_static"
+    trainer = gluon.Trainer(net.collect_params(), optimizer) if mode == "hybrid" else None
     states = [optimizer.create_state(index, data) for index, (data, _) in enumerate(arrays)]
 
     def train(count: int) -> None:
@@ -155,6 +166,9 @@ def loop(name: str, folder: Path, threads: int, test_batch: int) -> tuple[Run, R
             loss.backward()
             for _, gradient, chosen_weights in masked:
                 mx.nd.elemwise_mul(gradient, chosen_weights, out=gradient)
+            if trainer:
+                trainer.step(1)
+                continue
             for index, (data, gradient) in enumerate(arrays):
                 optimizer.update(index, data, gradient, states[index])
         mx.nd.waitall()

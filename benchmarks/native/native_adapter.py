@@ -15,7 +15,7 @@ from gtdl_mlflow.worker.frameworks.base import Setup
 class NativeLoop:
     """The part of an adapter's interface that a turn uses. It ignores the batches and reads its own data.
 
-    ``setup.options`` has ``framework``, ``network`` and ``data``, the folder of the loop's inputs.
+    ``setup.options`` has ``framework``, ``mode``, ``network`` and ``data``, the folder of the loop's inputs.
     """
 
     layout, label_type = "NHWC", "int64"
@@ -23,9 +23,11 @@ class NativeLoop:
     def __init__(self, setup: Setup) -> None:
         framework, network, data = (setup.options[name] for name in ("framework", "network", "data"))
         loop = importlib.import_module(f"{framework}_loop")
-        device = {} if setup.device == "cpu" else {"device": setup.device}  # few loops support a GPU
+        more = {} if setup.device == "cpu" else {"device": setup.device}  # few loops support a GPU
+        if hasattr(loop, "MODES"):  # others have one mode, or differ in environment variables only
+            more["mode"] = setup.options["mode"]
         self._size = setup.training.test_batch_size
-        self._train, self._test, batch_size = loop.loop(network, Path(data), setup.threads, self._size, **device)
+        self._train, self._test, batch_size = loop.loop(network, Path(data), setup.threads, self._size, **more)
         if batch_size != setup.training.batch_size:
             raise ValueError(f"{network}: the loop's batches have {batch_size} images, not {setup.training.batch_size}")
         self._test_batches = len(np.load(Path(data) / "test_labels.npy", mmap_mode="r")) // self._size

@@ -162,7 +162,12 @@ def caffe_cifar10(p: Parameters) -> tuple[Forward, Update, int]:
     return forward, sgd(p, 0.001, 0.9, 0.004, 2), 100
 
 
-def loop(name: str, folder: Path, threads: int, test_batch: int) -> tuple[Run, Run, int]:
+MODES = ("graph", "graph_multi_step", "xla")
+
+
+def loop(
+    name: str, folder: Path, threads: int, test_batch: int, mode: str = "graph_multi_step"
+) -> tuple[Run, Run, int]:
     """Return the training and testing of a network, and its batch size.
 
     The first does a number of further steps, the second classifies a number of images.
@@ -200,15 +205,37 @@ def loop(name: str, folder: Path, threads: int, test_batch: int) -> tuple[Run, R
             logits = logits.write((start - first) // test_batch, forward(x_test[start : start + test_batch], False))
         return logits.concat()
 
+    @tf.function(jit_compile=mode == "xla")
+    def train_step(images: tf.Tensor, labels: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
+        with tf.GradientTape() as tape:
+            logits = forward(images, True)
+            loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits))
+        update(tape.gradient(loss, list(parameters)), step)
+        return loss
+
+    @tf.function(jit_compile=mode == "xla")
+    def classify_batch(images: tf.Tensor) -> tf.Tensor:
+        return forward(images, False)
+
     done = 0
 
     def train(count: int) -> None:
         nonlocal done
         first, done = done, done + count
+        if mode != "graph_multi_step":
+            for step in range(first, done):
+                start = step * batch % (len(x) - batch)
+                loss = train_step(x[start : start + batch], y[start : start + batch], tf.constant(step))
+            loss.numpy()
+            return
         for start in range(first, first + count, call):
             train_steps(tf.constant(start), tf.constant(min(call, first + count - start))).numpy()
 
     def test(count: int) -> None:
+        if mode != "graph_multi_step":
+            batches = [x_test[start : start + test_batch] for start in range(0, count, test_batch)]
+            tf.concat([classify_batch(images) for images in batches], 0).numpy()
+            return
         images = call * test_batch
         stops = [(start, min(start + images, count)) for start in range(0, count, images)]
         tf.concat([classify(tf.constant(start), tf.constant(stop)) for start, stop in stops], 0).numpy()

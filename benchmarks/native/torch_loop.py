@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch._dynamo
 import torch.nn.functional as F
 from torch import nn
 
@@ -88,16 +89,61 @@ def caffe_cifar10() -> tuple[nn.Module, torch.optim.Optimizer, int]:
     return net, torch.optim.SGD(groups, momentum=0.9, weight_decay=0.004, fused=True), 100
 
 
-def loop(name: str, folder: Path, threads: int, test_batch: int, device: str = "cpu") -> tuple[Run, Run, int]:
+MODES = ("eager", "eager_tuned", "compiled")
+
+Step = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def compiled_step(net: nn.Module, optimizer: torch.optim.Optimizer, masks: dict[torch.Tensor, torch.Tensor]) -> Step:
+    """Return a training step (images, labels, decay of the learning rate and step number) as one compiled graph."""
+    torch._dynamo.config.trace_autograd_ops = True
+    groups = optimizer.param_groups
+    states = {p: [torch.zeros_like(p.detach()) for _ in range(2)] for group in groups for p in group["params"]}
+
+    def step(images: torch.Tensor, labels: torch.Tensor, scalars: torch.Tensor) -> torch.Tensor:
+        decay, number = scalars.unbind()
+        loss = F.cross_entropy(net(images), labels)
+        gradients = iter(torch.autograd.grad(loss, list(states)))
+        with torch.no_grad():
+            for group in groups:
+                for p in group["params"]:
+                    first, second = states[p]
+                    gradient = next(gradients)
+                    if p in masks:
+                        gradient = gradient * masks[p]
+                    if isinstance(optimizer, torch.optim.Adam):
+                        first.lerp_(gradient, 0.1)
+                        second.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
+                        root = (second / (1 - 0.999**number)).sqrt() + 1e-8
+                        p.sub_(group["lr"] / (1 - 0.9**number) * first / root)
+                        continue
+                    if group["weight_decay"]:
+                        gradient = gradient + group["weight_decay"] * p
+                    if group["momentum"]:
+                        gradient = first.mul_(group["momentum"]).add_(gradient)
+                    p.sub_(group["lr"] * decay * gradient)
+        return loss.detach()
+
+    return torch.compile(step, fullgraph=True, dynamic=False)
+
+
+def loop(
+    name: str, folder: Path, threads: int, test_batch: int, device: str = "cpu", mode: str = "eager_tuned"
+) -> tuple[Run, Run, int]:
     """Return the training and testing of a network, and its batch size.
 
-    The first does a number of further steps, the second classifies a number of images.
+    The first does a number of further steps, the second classifies a number of images. ``eager`` has PyTorch's own
+    memory layout and optimizers that are not fused.
 
     On a GPU the images stay in pinned memory of the host, as those of a larger data set would.
     """
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     net, optimizer, batch = globals()[name]()
+    if mode == "eager":
+        net.to(memory_format=torch.contiguous_format)
+        for group in optimizer.param_groups:
+            group["fused"] = group["foreach"] = False
     on_gpu = device == "gpu"
     target = torch.device("cuda" if on_gpu else "cpu")
     net.to(target)  # the optimizer keeps its parameters
@@ -111,8 +157,8 @@ def loop(name: str, folder: Path, threads: int, test_batch: int, device: str = "
         return tensor.to(target, non_blocking=True) if on_gpu else tensor
 
     def images(part: str) -> torch.Tensor:
-        tensor = pinned(torch.from_numpy(np.load(folder / f"{part}_preprocessed.npy")))
-        return tensor.permute(0, 3, 1, 2)  # channels last
+        tensor = torch.from_numpy(np.load(folder / f"{part}_preprocessed.npy")).permute(0, 3, 1, 2)  # channels last
+        return pinned(tensor.contiguous() if mode == "eager" else tensor)
 
     x, y = images("train"), pinned(torch.from_numpy(np.load(folder / "train_labels.npy").astype(np.int64)))
     x_test = images("test")
@@ -121,6 +167,17 @@ def loop(name: str, folder: Path, threads: int, test_batch: int, device: str = "
     masked = [(layer.weight, layer.mask) for layer in net if isinstance(layer, Connected)]
 
     numbers = itertools.count()
+    evaluated = torch.compile(net, fullgraph=True, dynamic=False) if mode == "compiled" else net
+    whole_step = compiled_step(net, optimizer, dict(masked))
+
+    def train_compiled(count: int) -> None:
+        net.train()
+        steps = list(itertools.islice(numbers, count))
+        scalars = torch.tensor([[(1 + gamma * step) ** -power, step + 1.0] for step in steps]).to(target)
+        for step, row in zip(steps, scalars.unbind(), strict=True):
+            start = (step * batch) % (len(x) - batch)
+            whole_step(to_device(x[start : start + batch]), to_device(y[start : start + batch]), row)
+        wait()
 
     def train(count: int) -> None:
         net.train()
@@ -142,7 +199,7 @@ def loop(name: str, folder: Path, threads: int, test_batch: int, device: str = "
             # One tensor for all logits: a list of small ones would fragment the free memory.
             logits = torch.empty(count, 10, device=target)
             for start in range(0, count, test_batch):
-                logits[start : start + test_batch] = net(to_device(x_test[start : start + test_batch]))
+                logits[start : start + test_batch] = evaluated(to_device(x_test[start : start + test_batch]))
             logits.cpu()
 
-    return train, test, batch
+    return train_compiled if mode == "compiled" else train, test, batch
