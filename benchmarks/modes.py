@@ -3,8 +3,8 @@
     python benchmarks/modes.py [--frameworks torch ...] [--networks caffe_mnist ...] [--choices 2] [--minutes 1]
 
 For each framework and network, all modes are measured as ``gtdl tune`` does, and, independently, ``mode=best`` chooses
-anew ``--choices`` times for each of ``STEPS`` steps, from nothing that was stored. A choice is right if its training, by
-the first measurement, takes at most 2 % longer than the shortest. Everything runs with one thread, by CPU time.
+anew ``--choices`` times for each of ``STEPS`` steps, from nothing that was stored. A choice is right if its training,
+by the first measurement, takes at most 2 % longer than the shortest. Everything runs with one thread, by CPU time.
 """
 
 from __future__ import annotations
