@@ -51,15 +51,16 @@ def compare(framework: str, network: str, choices: int, minutes: float) -> tuple
     right = 0
     with tempfile.TemporaryDirectory() as name, device_lock.hold(composed.hardware):
         names, _ = modes.usable(composed)
-        reference = modes.ModeStudy(composed, environment, data, Path(name, "reference"))
-        reference.measure_all(names, 60 * minutes)
+        reference = modes.ModeStudy(composed, environment)
+        reference.measure_all(names, 60 * minutes, data, Path(name, "reference"))
         print(f"\n{framework}, {network}")
         lines = modes.table(reference.costs, composed.framework.modes, composed.training.batch_size, STEPS[-1])
         print("\n".join(lines), flush=True)
         for number, steps in itertools.product(range(choices), STEPS):
-            study = modes.ModeStudy(composed, environment, data, Path(name, f"{number}-{steps}"))
-            study.measure(names, steps)
-            best = min(study.costs, key=lambda mode: study.costs[mode].total_s(steps))
+            study = modes.ModeStudy(composed, environment)
+            study.costs = {}
+            study.measure(names, steps, data, Path(name, f"{number}-{steps}"))
+            best = study.best(names, steps)
             seconds = {mode: cost.total_s(steps) for mode, cost in reference.costs.items()}
             ratio = seconds[best] / min(seconds.values())
             right += ratio <= ALLOWED

@@ -118,10 +118,16 @@ def usable(config: Config) -> tuple[list[str], dict[str, str]]:
     return names, reasons
 
 
-def recall(config: Config) -> Config | None:
-    """Return ``config`` with its execution mode if no measurement is needed for it; None otherwise."""
+def recall(config: Config, environment: Environment) -> Config | None:
+    """Return ``config`` with its execution mode if no measurement is needed for it; None if it is not known."""
     names, _ = usable(config)
-    return replace(config, mode=names[0]) if len(names) == 1 else None
+    images = config.dataset.training_images
+    if len(names) == 1:
+        return replace(config, mode=names[0])
+    study = ModeStudy(config, environment)
+    if not names or images is None or study.missing(names, count := steps(config, images)):
+        return None
+    return replace(config, mode=study.best(names, count))
 
 
 def choose(config: Config, environment: Environment, data: PreparedDataset, folder: Path) -> tuple[Config, Choice]:
@@ -139,47 +145,67 @@ def choose(config: Config, environment: Environment, data: PreparedDataset, fold
         raise Unavailable(f"mode={config.mode}: framework={config.framework.name} has no mode that can run: {reasons}")
     if len(names) == 1:
         return replace(config, mode=names[0]), Choice(names[0], {}, skipped)
-    count = steps(config, data)
-    study = ModeStudy(config, environment, data, folder / "modes")
-    study.read()
-    study.measure(names, count)
+    count = steps(config, data.train_images)
+    study = ModeStudy(config, environment)
+    study.measure(names, count, data, folder / "modes")
+    best = study.best(names, count)
     costs = {name: cost for name, cost in study.costs.items() if name in names}
-    best = min(costs, key=lambda name: costs[name].total_s(count))
-    return replace(config, mode=best), Choice(best, costs, skipped | study.skipped, count)
+    return replace(config, mode=best), Choice(best, costs, skipped | study.reasons(names, count), count)
 
 
-def steps(config: Config, data: PreparedDataset) -> int:
-    """Return the number of training steps of a run."""
-    images = data.train_images - config.training.validation.count(data.train_images)
-    return config.training.steps(images, config.budget)
+def steps(config: Config, images: int) -> int:
+    """Return the number of training steps of a run on a data set with so many training images."""
+    return config.training.steps(images - config.training.validation.count(images), config.budget)
 
 
 class ModeStudy:
-    """The measurement of a framework's modes for one network, batch size, device and number of threads."""
+    """Measured costs of a framework's modes for one network, batch size, device and number of threads.
 
-    def __init__(self, config: Config, environment: Environment, data: PreparedDataset, folder: Path) -> None:
-        self._config, self._environment, self._data, self._folder = config, environment, data, folder
-        self._threads = config.threads
+    What was measured before on this machine is read from ``GTDL_HOME``.
+    """
+
+    def __init__(self, config: Config, environment: Environment) -> None:
+        self._config, self._environment = config, environment
+        self._modes, self._threads = config.framework.modes, config.threads
         self._clock = CPU if config.hardware.device == "cpu" and self._threads == 1 else WALL
         self._generator = random.Random(0)
         self.costs: dict[str, ModeCost] = {}
-        self.skipped: dict[str, str] = {}
-        """Reason for each mode that was not measured."""
-        self._failures: list[Exception] = []
+        self.failures: dict[str, str] = {}
+        """Reason for each mode that could not be measured. It is not tried again, except by ``gtdl tune``."""
+        stored = read_state(self._path) or {}
+        with suppress(TypeError, AttributeError, KeyError):  # written by another version
+            costs = {name: ModeCost(**values) for name, values in stored["costs"].items()}
+            self.costs, self.failures = costs, {**stored["failures"]}
 
-    # Storage.
+    def missing(self, names: Sequence[str], steps: int) -> list[str]:
+        """Return the modes to measure next before the best one for a training of ``steps`` steps is known."""
+        fast = self._fast(names)
+        unknown = [name for name in names if name not in self.costs and name not in self.failures]
+        if self._training_s(fast, steps) < COMPILATION_PAYS_S or set(unknown) & set(fast):
+            return [name for name in unknown if name in fast]
+        return unknown
 
-    def read(self) -> None:
-        """Read what was measured before."""
-        with suppress(TypeError, AttributeError):  # written by another version
-            stored = read_state(self._path) or {}
-            self.costs = {name: ModeCost(**values) for name, values in stored.items()}
+    def best(self, names: Iterable[str], steps: int) -> str:
+        """Return the measured mode with the shortest training of ``steps`` steps."""
+        return min((name for name in names if name in self.costs), key=lambda name: self.costs[name].total_s(steps))
+
+    def reasons(self, names: Sequence[str], steps: int) -> dict[str, str]:
+        """Return the reason for each mode that was not measured for a training of ``steps`` steps."""
+        seconds = self._training_s(self._fast(names), steps)
+        short = f"the training takes {seconds:.1f} s, too short to compile for"
+        return {name: self.failures.get(name, short) for name in names if name not in self.costs}
+
+    def _fast(self, names: Sequence[str]) -> list[str]:
+        """Return the modes that do not compile; all if all do."""
+        return [name for name in names if not self._modes[name].compiles] or list(names)
+
+    def _training_s(self, names: Iterable[str], steps: int) -> float:
+        return min((self.costs[name].total_s(steps) for name in names if name in self.costs), default=math.inf)
 
     def _write(self) -> None:
+        costs = {name: asdict(cost) for name, cost in self.costs.items()}
         try:
-            write_atomically(
-                self._path, json.dumps({name: asdict(cost) for name, cost in self.costs.items()}, indent=1)
-            )
+            write_atomically(self._path, json.dumps({"costs": costs, "failures": self.failures}, indent=1))
         except OSError as error:
             info(f"{error.filename or self._path}: {error.strerror}: the next run measures the modes again")
 
@@ -189,74 +215,67 @@ class ModeStudy:
         values = config.to_dict()
         training = {key: value for key, value in values["training"].items() if key not in IRRELEVANT}
         modes = {name: {**mode, "description": ""} for name, mode in values["framework"]["modes"].items()}
-        what = [config.framework.name, modes, values["model"]["layers"], training, self._data.image_shape]
-        where = [
-            host.fingerprint(),
-            self._environment.key,
-            worker_code_version(),
-            config.hardware.device,
-            self._threads,
-        ]
-        how = [config.precision.value, config.deterministic, config.dataset.classes]
-        key = hashlib.sha256(json.dumps([what, where, how], sort_keys=True).encode()).hexdigest()[:16]
+        data = [config.dataset.image_shape, config.dataset.classes]
+        work = [config.framework.name, modes, values["model"]["layers"], training, data]
+        machine = [host.fingerprint(), self._environment.key, worker_code_version()]
+        execution = [config.hardware.device, self._threads, config.precision.value, config.deterministic]
+        key = hashlib.sha256(json.dumps([work, machine, execution], sort_keys=True).encode()).hexdigest()[:16]
         return cache_dir() / "modes" / f"{key}.json"
 
     # Measurement.
 
-    def measure(self, names: Sequence[str], steps: int) -> None:
-        """Measure the modes that are not known yet and that matter for a training with ``steps`` steps.
+    def measure(self, names: Sequence[str], steps: int, data: PreparedDataset, folder: Path) -> None:
+        """Measure the modes that are not known yet and that matter for a training of ``steps`` steps.
 
         Raises:
             WorkerFailed: no mode finished.
         """
-        modes = self._config.framework.modes
-        fast = [name for name in names if not modes[name].compiles] or list(names)
-        new = [name for name in fast if name not in self.costs]
-        self._measure_alone(new)
-        compiling = [name for name in names if name not in fast]
-        training_s = min((self.costs[name].total_s(steps) for name in fast if name in self.costs), default=math.inf)
-        if training_s >= COMPILATION_PAYS_S:
-            later = [name for name in compiling if name not in self.costs]
-            self._measure_alone(later)
-            new += later
-        else:
-            reason = f"the training takes {training_s:.1f} s, too short to compile for"
-            self.skipped |= {name: reason for name in compiling if name not in self.costs}
-        if not self.costs:
-            raise self._failures[0]
-        if new:
-            shortest = min(cost.total_s(steps) for cost in self.costs.values())
-            close = [name for name, cost in self.costs.items() if cost.total_s(steps) <= CLOSE * shortest]
-            self.compare(close, PAIRED_S)
+        measured = False
+        while new := self.missing(names, steps):
+            self._measure_alone(new, data, folder)
+            measured = True
+        if measured:
+            self._require_one()
+            limit = CLOSE * self._training_s(self.costs, steps)
+            self._compare(
+                [name for name, cost in self.costs.items() if cost.total_s(steps) <= limit], PAIRED_S, data, folder
+            )
             self._write()
 
-    def measure_all(self, names: Sequence[str], seconds: float) -> None:
-        """Measure all modes anew, with an empty cache first, and all of them in a paired measurement of ``seconds``."""
-        self.costs = {}
-        empty = self._folder / "compiled"
+    def measure_all(self, names: Sequence[str], seconds: float, data: PreparedDataset, folder: Path) -> None:
+        """Measure all modes anew, with an empty cache first, and all of them in a paired measurement of ``seconds``.
+
+        Raises:
+            WorkerFailed: no mode finished.
+        """
+        self.costs, self.failures = {}, {}
+        empty = folder / "compiled"
         try:
-            self._measure_alone(names, empty)
+            self._measure_alone(names, data, folder, empty)
         finally:
             shutil.rmtree(empty, ignore_errors=True)
-        if not self.costs:
-            raise self._failures[0]
-        self.compare(list(self.costs), seconds)
+        self._require_one()
+        self._compare(list(self.costs), seconds, data, folder)
         self._write()
 
-    def _measure_alone(self, names: Sequence[str], compile_cache: Path | None = None) -> None:
+    def _require_one(self) -> None:
+        if not self.costs:
+            raise WorkerFailed(next(iter(self.failures.values())))
+
+    def _measure_alone(
+        self, names: Iterable[str], data: PreparedDataset, folder: Path, compile_cache: Path | None = None
+    ) -> None:
         """Measure modes one by one; those that compile twice, to know both costs of compilation."""
-        if not names:
-            return
         for name in names:
             cold = None
-            for start in range(2 if self._config.framework.modes[name].compiles else 1):
+            for start in range(2 if self._modes[name].compiles else 1):
                 status_line(f"{self._config.framework.name}: measuring mode {name}")
-                folder = self._folder / f"{name}-{start}"
-                with Restart([self._contestant(name, compile_cache)], self._threads, folder, 0) as restart:
+                own = folder / f"{name}-{start}"
+                alone = contestant(name, replace(self._config, mode=name), self._environment, data, own, compile_cache)
+                with Restart([alone], self._threads, own, 0) as restart:
                     turns = list(restart.turns([Activity.training], ROUNDS, self._generator))
                 if reason := restart.failures.get(name):
-                    self.skipped[name] = reason
-                    self._failures.append(WorkerFailed(reason))
+                    self.failures[name] = reason
                     break
                 compiled = restart.compilation[name]
                 if start == 0 and compiled.cache == "cold":
@@ -265,13 +284,15 @@ class ModeStudy:
         status_line("")
         self._add_ratios({})
 
-    def compare(self, names: Sequence[str], seconds: float) -> None:
+    def _compare(self, names: Sequence[str], seconds: float, data: PreparedDataset, folder: Path) -> None:
         """Compare modes in a paired measurement of at most ``seconds``."""
         if len(names) < 2:
             return
         plan = MeasurementPlan(seconds, fewest=3, activities=(Activity.training,), clock=self._clock)
-        contestants = [self._contestant(name) for name in names]
-        measurement = PairedMeasurement(contestants, self._threads, plan, self._folder / "paired")
+        contestants = [
+            contestant(name, replace(self._config, mode=name), self._environment, data, folder) for name in names
+        ]
+        measurement = PairedMeasurement(contestants, self._threads, plan, folder / "paired")
         for turn in measurement.run():
             status_line(f"{self._config.framework.name}: comparing {', '.join(names)}: restart {turn.restart + 1}")
         status_line("")
@@ -295,10 +316,6 @@ class ModeStudy:
 
     def _step_s(self, turns: Iterable[MeasuredTurn]) -> float:
         return statistics.median((turn.cpu_s if self._clock == CPU else turn.wall_s) / turn.units for turn in turns)
-
-    def _contestant(self, name: str, compile_cache: Path | None = None) -> Contestant:
-        config = replace(self._config, mode=name)
-        return contestant(name, config, self._environment, self._data, self._folder, compile_cache)
 
 
 def contestant(

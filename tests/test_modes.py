@@ -36,12 +36,13 @@ def compose(*overrides: str) -> Config:
     )
 
 
-def store(composed: Config, tmp_path: Path, **costs: ModeCost) -> modes.ModeStudy:
-    """Store measured costs as an earlier run would."""
-    study = modes.ModeStudy(composed, NO_FRAMEWORK, datasets.prepare(composed.dataset), tmp_path)
-    study._path.parent.mkdir(parents=True, exist_ok=True)
-    study._path.write_text(json.dumps({name: asdict(cost) for name, cost in costs.items()}))
-    return study
+def store(composed: Config, **costs: ModeCost) -> Path:
+    """Store measured costs as an earlier run would; return their file."""
+    path = modes.ModeStudy(composed, NO_FRAMEWORK)._path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = {name: asdict(cost) for name, cost in costs.items()}
+    path.write_text(json.dumps({"costs": values, "failures": {}}))
+    return path
 
 
 def run_verb(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -66,7 +67,7 @@ def test_the_length_of_the_training_decides_whether_compilation_pays(
     iterations: int, best: str, tmp_path: Path, cache_folders: None
 ) -> None:
     composed = compose("training.epochs=null", f"training.iterations={iterations}")
-    store(composed, tmp_path, **COSTS)
+    store(composed, **COSTS)
     data = datasets.prepare(composed.dataset)
     chosen, choice = modes.choose(composed, NO_FRAMEWORK, data, tmp_path)
     assert (chosen.mode, choice.name) == (best, best)
@@ -91,20 +92,36 @@ def test_a_mode_that_never_pays() -> None:
     "change",
     ["training.batch_size=32", "hardware=cpu", "precision=bfloat16", "model=caffe_mnist", "deterministic=false"],
 )
-def test_costs_belong_to_the_work_and_the_machine(change: str, tmp_path: Path, cache_folders: None) -> None:
-    path = store(compose(), tmp_path, **COSTS)._path
-    other = modes.ModeStudy(compose(change), NO_FRAMEWORK, datasets.prepare(compose().dataset), tmp_path)
-    assert other._path != path
-    same = modes.ModeStudy(compose("seed=3", "budget=0.1"), NO_FRAMEWORK, datasets.prepare(compose().dataset), tmp_path)
-    assert same._path == path
+def test_costs_belong_to_the_work_and_the_machine(change: str, cache_folders: None) -> None:
+    path = store(compose(), **COSTS)
+    assert modes.ModeStudy(compose(change), NO_FRAMEWORK)._path != path
+    assert modes.ModeStudy(compose("seed=3", "budget=0.1"), NO_FRAMEWORK)._path == path
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"eager": 1}', '{"eager": {"speed": 2}}'])
-def test_unreadable_costs_are_measured_again(content: str, tmp_path: Path, cache_folders: None) -> None:
-    study = store(compose(), tmp_path)
-    study._path.write_text(content)
-    study.read()
+def test_a_run_whose_mode_is_known_starts_its_worker_early(cache_folders: None) -> None:
+    composed = compose()
+    assert modes.recall(composed, NO_FRAMEWORK) is None
+    store(composed, **COSTS)
+    known = modes.recall(composed, NO_FRAMEWORK)
+    assert known is not None
+    assert known.mode == "compiled"
+
+
+def test_a_mode_that_failed_is_not_tried_again(tmp_path: Path, cache_folders: None) -> None:
+    composed = compose()
+    path = store(composed, **{name: cost for name, cost in COSTS.items() if name != "compiled"})
+    path.write_text(json.dumps({**json.loads(path.read_text()), "failures": {"compiled": "the worker crashed"}}))
+    _, choice = modes.choose(composed, NO_FRAMEWORK, datasets.prepare(composed.dataset), tmp_path)
+    assert choice.name == "eager_tuned"
+    assert choice.text.endswith("compiled not measured: the worker crashed")
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"eager": 1}', '{"costs": {"eager": {"speed": 2}}}'])
+def test_unreadable_costs_are_measured_again(content: str, cache_folders: None) -> None:
+    store(compose()).write_text(content)
+    study = modes.ModeStudy(compose(), NO_FRAMEWORK)
     assert study.costs == {}
+    assert study.missing(["eager", "eager_tuned", "compiled"], 1000) == ["eager", "eager_tuned"]
 
 
 def test_modes_without_their_compiler_are_left_out(

@@ -49,16 +49,13 @@ def tune(minutes: float, overrides: tuple[str, ...]) -> int:
             data = datasets.prepare(each.dataset)
             with tempfile.TemporaryDirectory(prefix="gtdl-tune-") as name, device_lock.hold(each.hardware):
                 names, skipped = modes.usable(each)
-                study = modes.ModeStudy(each, environment, data, Path(name))
-                study.measure_all(names, 60 * minutes)
+                study = modes.ModeStudy(each, environment)
+                study.measure_all(names, 60 * minutes, data, Path(name))
+            steps = modes.steps(each, data.train_images)
             threads = "1 thread" if each.threads == 1 else f"{each.threads} threads"
             print(f"{config.describe(each)}, {each.hardware.device}, {threads}:")
-            print(
-                "\n".join(
-                    modes.table(study.costs, each.framework.modes, each.training.batch_size, modes.steps(each, data))
-                )
-            )
-            for mode, reason in (skipped | study.skipped).items():
+            print("\n".join(modes.table(study.costs, each.framework.modes, each.training.batch_size, steps)))
+            for mode, reason in (skipped | study.failures).items():
                 info(f"{each.framework.name}: {mode} is not measured: {reason}")
     return 0
 
