@@ -130,10 +130,13 @@ def recall(config: Config, environment: Environment) -> Config | None:
     return replace(config, mode=study.best(names, count))
 
 
-def choose(config: Config, environment: Environment, data: PreparedDataset, folder: Path) -> tuple[Config, Choice]:
+def choose(
+    config: Config, environment: Environment, data: PreparedDataset, folder: Path, paired_s: float = PAIRED_S
+) -> tuple[Config, Choice]:
     """Return ``config`` with its execution mode, and the choice. The caller holds the device.
 
-    Modes that were never measured for this work on this machine are measured first; their files go to ``folder``.
+    Modes that were never measured for this work on this machine are measured first; their files go to ``folder``, and
+    their paired measurement takes about ``paired_s`` seconds at most.
 
     Raises:
         Unavailable: no mode can run on this machine.
@@ -147,7 +150,7 @@ def choose(config: Config, environment: Environment, data: PreparedDataset, fold
         return replace(config, mode=names[0]), Choice(names[0], {}, skipped)
     count = steps(config, data.train_images)
     study = ModeStudy(config, environment)
-    study.measure(names, count, data, folder / "modes")
+    study.measure(names, count, data, folder / "modes", paired_s)
     best = study.best(names, count)
     costs = {name: cost for name, cost in study.costs.items() if name in names}
     return replace(config, mode=best), Choice(best, costs, skipped | study.reasons(names, count), count)
@@ -224,7 +227,9 @@ class ModeStudy:
 
     # Measurement.
 
-    def measure(self, names: Sequence[str], steps: int, data: PreparedDataset, folder: Path) -> None:
+    def measure(
+        self, names: Sequence[str], steps: int, data: PreparedDataset, folder: Path, paired_s: float = PAIRED_S
+    ) -> None:
         """Measure the modes that are not known yet and that matter for a training of ``steps`` steps.
 
         Raises:
@@ -237,9 +242,8 @@ class ModeStudy:
         if measured:
             self._require_one()
             limit = CLOSE * self._training_s(self.costs, steps)
-            self._compare(
-                [name for name, cost in self.costs.items() if cost.total_s(steps) <= limit], PAIRED_S, data, folder
-            )
+            close = [name for name, cost in self.costs.items() if cost.total_s(steps) <= limit]
+            self._compare(close, paired_s, data, folder)
             self._write()
 
     def measure_all(self, names: Sequence[str], seconds: float, data: PreparedDataset, folder: Path) -> None:

@@ -36,6 +36,9 @@ DEFAULTS = {"dataset": "mnist_5k", "setting": "caffe_mnist"}
 RUNS_SHARE = 0.3
 """Share of the time that the whole runs may take. The paired measurement decides, and has the rest."""
 
+MODES_SHARE = 0.2
+"""Share of the time for paired measurements of the frameworks' execution modes, if they are not known yet."""
+
 SMALLEST_BUDGET = 0.01
 """Smallest useful budget: below it, nothing is learned."""
 
@@ -129,7 +132,7 @@ def describe(frameworks: Sequence[config.Framework], composed: config.Config, mi
     lines = [
         f"plan: {names}; {composed.training.name} on {composed.dataset.name}, {device}, "
         f"{count(composed.threads, 'thread')}",
-        f"  1. time {PROBE_STEPS} training steps of each framework",
+        f"  1. choose each framework's execution mode, unless it is known, and time {PROBE_STEPS} training steps",
         f"  2. train and test each framework once, for accuracy, memory and energy: "
         f"at most {RUNS_SHARE * minutes:.1f} min",
         f"  3. paired measurement of training, testing and single images, {clock}: "
@@ -141,8 +144,10 @@ def describe(frameworks: Sequence[config.Framework], composed: config.Config, mi
     return lines
 
 
-def probe(composed: config.Config) -> Cost:
+def probe(composed: config.Config, modes_s: float) -> Cost:
     """Time a few training steps and the testing of ``composed``, and return the cost of its whole run.
+
+    The choice of its execution mode has ``modes_s`` seconds for a paired measurement.
 
     Raises:
         WorkerFailed: the worker failed.
@@ -150,7 +155,7 @@ def probe(composed: config.Config) -> Cost:
     training, data = composed.training, datasets.prepare(composed.dataset)
     environment = environments.ensure(composed.framework, composed.hardware.device)
     with tempfile.TemporaryDirectory(prefix="gtdl-answer-") as name, device_lock.hold(composed.hardware):
-        composed, _ = modes.choose(composed, environment, data, Path(name))
+        composed, _ = modes.choose(composed, environment, data, Path(name), modes_s)
         job = create_job(composed, data.folder, Path(name), data.sha256, environment.compile_cache)
         few = replace(job.training, iterations=PROBE_STEPS, epochs=None, evaluate_every_epochs=0, early_stopping=None)
         job = replace(job, training=few, budget=1.0, latency=Latency(repeats=0))
@@ -174,17 +179,18 @@ def probe(composed: config.Config) -> Cost:
     return Cost(fixed_s, training_s, "cold" in (metadata.get("framework_files"), metadata.get("compile_cache")))
 
 
-def probe_all(composed: Iterable[config.Config], ends: float) -> tuple[dict[str, Cost], list[str]]:
+def probe_all(composed: Collection[config.Config], ends: float) -> tuple[dict[str, Cost], list[str]]:
     """Return the costs of the frameworks, and one line for each that failed. ``ends`` is a monotonic time."""
     costs: dict[str, Cost] = {}
     failures = []
+    modes_s = MODES_SHARE * (ends - time.monotonic()) / max(1, len(composed))
     for each in composed:
         name = each.framework.name
         status_line(f"timing a few steps of {name}, at most {max(0.0, ends - time.monotonic()) / 60:.1f} min left")
         try:
-            costs[name] = probe(each)
+            costs[name] = probe(each, modes_s)
             if costs[name].is_cold:
-                costs[name] = probe(each)
+                costs[name] = probe(each, modes_s)
         except WorkerFailed as error:
             costs.pop(name, None)
             failures.append(f"{name} is left out: {error}")
@@ -237,7 +243,7 @@ def run(minutes: float, wanted: Sequence[str], overrides: Sequence[str], experim
         info(line)
     names, failures = create_environments(frameworks, device)
     ends = time.monotonic() + 60 * minutes
-    costs, failed_probes = probe_all((config.compose([f"framework={name}", *every]) for name in names), ends)
+    costs, failed_probes = probe_all([config.compose([f"framework={name}", *every]) for name in names], ends)
     remarks += failures + failed_probes
     for remark in remarks:
         info(remark)
