@@ -26,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from . import files
 from .config import CONF, Config, ConfigError, Unavailable, describe, to_config
-from .config.errors import explain, explain_null_section
+from .config.errors import explain, explain_null_section, refusal
 from .console import conceal_arguments, info, output
 from .sweeps.hydra_callbacks import SweepParent, record_refusal
 from .tracking.deadline import leave
@@ -59,6 +59,8 @@ def main() -> None:
     try:
         files.name_user()
         sys.argv[1:] = to_overrides(sys.argv[1:])
+        if message := refusal(sys.argv[1:]):
+            raise ConfigError(message)
         application()
     except ConfigError as error:
         _refuse(str(error))
@@ -97,7 +99,7 @@ def to_overrides(arguments: list[str]) -> list[str]:
     for argument in rest:
         key, equals, value = argument.partition("=")
         if not key:
-            raise ConfigError(f"{argument}: expected key=value")
+            raise ConfigError(f"{argument}: expected key=value, without spaces beside the =")
         if re.fullmatch(r"-[A-Z]", key):
             raise ConfigError(f"{key}: an option of `mlflow run`; here, write {next(rest, 'key=value')} without it")
         if not argument.startswith("--") or key in HYDRA_FLAGS:

@@ -38,8 +38,9 @@ def fetch(arguments: tuple[str, ...]) -> int:
     """Download data sets from their publishers or mirrors. Overrides are those of a run: limits.fetch_timeout_s=5."""
     from .. import config
 
-    names = [word for word in arguments if "=" not in word]
-    overrides = [word for word in arguments if "=" in word]
+    words = [word.removeprefix("dataset=") for word in arguments]
+    names = [word for word in words if "=" not in word]
+    overrides = [word for word in words if "=" in word]
     if not names:
         raise CommandFailed(
             f"{' '.join(overrides)}: expected the name of a data set too; `gtdl data list` lists them", status=2

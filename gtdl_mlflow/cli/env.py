@@ -51,6 +51,8 @@ def create(framework: str, overrides: tuple[str, ...]) -> None:
     """
     from .. import config, environments
 
+    if "," in framework:
+        raise CommandFailed(f"{framework}: expected one framework at a time", status=2)
     with translate_errors(environments.EnvironmentFailed):
         composed = config.compose([f"framework={framework}", *overrides])
         environment = environments.ensure(composed.framework, composed.hardware.device)
@@ -82,11 +84,16 @@ def list_packages(framework: str | None) -> None:
 @FRAMEWORK
 def remove(framework: str) -> None:
     """Delete all environments of a framework."""
-    from .. import environments
+    from .. import config, environments
+    from ..config.errors import similar
 
     with translate_errors(environments.EnvironmentFailed):
         removed = environments.remove(framework)
     if not removed:
+        if framework not in config.choices("framework"):
+            hint = similar(framework, config.choices("framework"))
+            names = ", ".join(config.choices("framework"))
+            raise CommandFailed(f"{framework}: expected one of {names}{hint}", status=2)
         existing = ", ".join(sorted({each.framework for each in environments.list_environments()})) or "no framework"
         raise CommandFailed(f"no environment of {framework} to remove; there are environments of: {existing}")
     for folder in removed:

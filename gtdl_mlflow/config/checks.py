@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -36,6 +37,7 @@ def check(config: Config) -> None:
     """
     _check_dataset(config.dataset)
     _check_ranges(config)
+    _check_version(config)
     _check_objective(config.sweep.objective)
     _check_training(config.training, config.dataset)
     depth = config.model.depth
@@ -154,8 +156,17 @@ def _check_ranges(config: Config) -> None:
         raise ConfigError(
             f"budget={config.budget}: must be above 0 and at most 1; budget=0.1 runs a tenth of the iterations"
         )
+    target = training.target_accuracy_percent
+    if target is not None and not 0 < target <= 100:
+        raise ConfigError(f"training.target_accuracy_percent={target}: must be above 0 and at most 100")
     if not 0 <= config.seed < 2**32:
         raise ConfigError(f"seed={config.seed}: must be at least 0 and below 2**32")
+
+
+def _check_version(config: Config) -> None:
+    version = config.framework.version
+    if not re.match(r"\d", version):
+        raise ConfigError(f"framework.version={version}: expected a version, such as 2.13.0")
 
 
 def _check_objective(name: str) -> None:

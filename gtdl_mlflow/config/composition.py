@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ..redaction import conceal_all
 from .checks import ConfigError, check
-from .errors import explain, explain_null_section, unknown_key
+from .errors import explain, explain_null_section, refusal, unknown_key
 from .resolvers import CONF, choices
 from .schema import Config
 
@@ -44,6 +44,8 @@ def compose_unchecked(overrides: list[str]) -> Config:
     Raises:
         ConfigError: a key, a choice or a type is wrong; the message is one line.
     """
+    if message := refusal(overrides):
+        raise ConfigError(message)
     # Inside a running Hydra application, Hydra is initialized already.
     running = GlobalHydra.instance().is_initialized()
     start = nullcontext() if running else initialize_config_dir(str(CONF), version_base="1.3", job_name="gtdl")

@@ -14,6 +14,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from ..redaction import redact
 from ..worker.job import Optimizer
+from .resolvers import choices
 
 RENAMED = {
     "dataset.downloads.*.bytes": "dataset.downloads.*.size_bytes",
@@ -51,12 +52,27 @@ EARLY_STOPPING = "training.early_stopping"
 """The only section that is null by default."""
 
 
+NAMED = ("framework", "dataset", "model", "training", "hardware")
+"""Config groups whose choices have a name of their own."""
+
 SYNONYMS = {
+    "cpu": "hardware",
     "cuda": "gpu",
+    "device": "hardware",
+    "gpu": "hardware",
     "keras": "tensorflow",
     "learning": "learning_rate",
     "lr": "learning_rate",
     "wd": "weight_decay",
+    "experiment_name": "experiment",
+    "experiment-name": "experiment",
+    "32": "float32",
+    "fp32": "float32",
+    "float64": "float32",
+    "16": "bfloat16",
+    "bf16": "bfloat16",
+    "fp16": "bfloat16",
+    "float16": "bfloat16",
 }
 """Words that users of frameworks know, and ours."""
 
@@ -83,6 +99,20 @@ def similar(name: str, choices: Iterable[str]) -> str:
 def _abbreviates(word: str, name: str) -> bool:
     letters = iter(name)
     return len(word) > 1 and word[:1] == name[:1] and all(letter in letters for letter in word)
+
+
+def refusal(overrides: Iterable[str]) -> str | None:
+    """Return a message if an override would change the name of a choice, or is one that Hydra fails on; else None."""
+    for override in overrides:
+        key, _, value = override.partition("=")
+        group, _, name = key.lstrip("+").rpartition(".")
+        if name == "name" and group in NAMED:
+            return f"{key}: the name of the choice cannot be set; {group}=NAME selects another one"
+        if key in NAMED and re.fullmatch(r"(?i)[+-]?\d+(\.\d*)?|true|false|null|none", value):
+            return f"{key}={value}: expected one of {', '.join(choices(key))}"
+        if value.startswith("="):
+            return f"{override}: one = too many; write {key}={value.lstrip('=')}"
+    return None
 
 
 def explain(error: Exception, schema: type, overrides: Iterable[str]) -> str:
@@ -126,13 +156,20 @@ def _explain(error: Exception, schema: type) -> str:
             return _wrong_value(key, _first_line(cause))
         cause = cause.__cause__
     message = _first_line(error)
+    if existing := re.search(r"An item is already at '(.*)'", message):
+        return f"+{existing[1]}: the key exists already; write {existing[1]}=... without the +"
+    if search := re.search(r"Sweep parameters '(.*)' requires --multirun", message):
+        return f"{search[1]}: a range to search needs gtdl sweep and hydra/sweeper=optuna"
     if ambiguous := re.search(r"Ambiguous value for argument '(.*)'", message):
+        key, _, value = ambiguous[1].partition("=")
+        if _is_list(schema, key):
+            return f"{ambiguous[1]}: expected a list, {key}=[{value}]; without brackets, the values make a sweep"
         return f"{ambiguous[1]}: several values make a sweep: gtdl sweep, mlflow run . -e sweep, or the option -m"
     if isinstance(error, OverrideParseException):
         if str(error.override).endswith(","):
             return f"{error.override}: ends with a comma; write several values without spaces"
         if "=" not in str(error.override):
-            return f"{error.override}: expected key=value, such as framework=torch"
+            return f"{error.override}: expected key=value without spaces, such as framework=torch"
         if ",," in str(error.override):
             return f"{error.override}: a value is missing between two commas"
         return f"{error.override}: expected key=value, with every quotation mark and bracket closed"
@@ -191,14 +228,35 @@ def _unknown_key(key: str, siblings: list[str], schema: type) -> str:
 def _wrong_value(key: str, message: str) -> str:
     if match := re.match(r"Value '(.*)' of type '\w+' could not be converted to (\w+)", message):
         kind = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}.get(match[2], match[2])
+        if match[1].startswith("["):
+            return _one_value(key, match[1], kind)
         return (
             f"{key}={match[1]}: expected {'a number above 0 and at most 1, such as 0.1' if key == 'budget' else kind}"
         )
     if match := re.match(r"Invalid value '(.*)', expected one of \[(.*)\]", message):
         return f"{key}={match[1]}: expected one of {match[2]}{similar(match[1], match[2].split(', '))}"
+    if match := re.match(r"Value '(.*)' is not a valid bool", message):
+        return f"{key}={match[1]}: expected true or false"
+    if match := re.match(r"Cannot convert 'list' to string: '(.*)'", message):
+        return _one_value(key, match[1].replace("'", ""), "one name")
+    if match := re.match(r"Invalid type assigned: \w+ is not a subclass of (\w+)\. value: (.*)", message):
+        return f"{key}={match[2]}: expected keys below it, such as {key}.type={match[2]}; --cfg job prints them"
     if "is not a ListConfig, list or tuple" in message:
-        return f"{key}: expected a list, such as {key}=[0,1]"
+        return f"{key}: expected a list, such as {key}=[1,8]"
     return f"{key}: {message}"
+
+
+def _one_value(key: str, value: str, kind: str) -> str:
+    several = value.strip("[]").replace(" ", "")
+    return f"{key}={value}: expected {kind}; several make a sweep: gtdl sweep {key}={several}"
+
+
+def _is_list(schema: type, key: str) -> bool:
+    """Return whether a dotted key of a dataclass is a list."""
+    kind: Any = schema
+    for name in key.split("."):
+        kind = get_type_hints(kind).get(name) if is_dataclass(kind) else None
+    return "list[" in str(kind)
 
 
 def _keys(schema: type, prefix: str = "") -> list[str]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from .. import config
 from ..config import display
+from ..config.errors import similar
 from ..console import aligned
 from .formats import count, one_line
 from .intervals import LEVEL, SEEDS_TO_PUBLISH, Difference, Ratio
@@ -80,14 +81,22 @@ def select(runs: Sequence[BenchmarkRun], search: Search, selector: str) -> list[
     """Return finished runs by run IDs, by a framework's name (with ``=VERSION``) or by an MLflow search.
 
     Raises:
+        ConfigError: the selector is none of these.
         NothingFound: no finished run matches.
     """
     ids = selector.split(",")
-    name, _, version = selector.partition("=")
+    name, _, version = selector.removeprefix("framework=").partition("=")
     if all(re.fullmatch(r"[0-9a-f]{32}", each) for each in ids):
         found = [run for run in runs if run.run_id in ids]
     elif _is_framework(name):
         found = [run for run in runs if run.key.framework == name and version in ("", run.requested_version)]
+    elif re.fullmatch(r"[\w.,=-]+", selector) and not re.match(r"(metrics|params|tags|attributes)\b", selector):
+        frameworks = config.choices("framework")
+        length = "; a run ID has 32 characters" if re.fullmatch(r"[0-9a-f]+", selector) else ""
+        raise config.ConfigError(
+            f"{selector}: expected a framework ({', '.join(frameworks)}), run IDs, or an MLflow search such as "
+            f"\"params.framework = 'torch'\"{length}{similar(name, frameworks)}"
+        )
     else:
         found = list(search(selector))
     if not any(run.finished for run in found):
@@ -99,7 +108,7 @@ def select(runs: Sequence[BenchmarkRun], search: Search, selector: str) -> list[
 
 def title(selector: str) -> str:
     """Return the name of a side in tables: ``PyTorch 2.13.0`` for ``torch=2.13.0``, any other selector unchanged."""
-    name, _, version = selector.partition("=")
+    name, _, version = selector.removeprefix("framework=").partition("=")
     return f"{display.label(name)} {version}".rstrip() if _is_framework(name) else selector
 
 
