@@ -21,7 +21,7 @@ import numpy as np
 from substitutes import interpreter
 
 from gtdl_mlflow import config, environments
-from gtdl_mlflow.config.job import create_job, environment_variables
+from gtdl_mlflow.config.job import create_job
 from gtdl_mlflow.paired import Contestant, MeasurementPlan, PairedMeasurement
 from gtdl_mlflow.reporting import ratios
 from gtdl_mlflow.reporting.ratios import CPU, WALL
@@ -29,6 +29,7 @@ from gtdl_mlflow.worker import initialization
 from gtdl_mlflow.worker.inputs import Preprocessing
 from gtdl_mlflow.worker.job import Activity, Job
 from gtdl_mlflow.worker.network import build
+from gtdl_mlflow.worker_process import environment_variables
 
 NATIVE = Path(__file__).parent / "native"
 NETWORKS = ("tensorflow_mnist", "caffe_mnist", "torch_mnist", "caffe_cifar10", "torch_cifar10")

@@ -21,10 +21,9 @@ from native_speed import job_of_random_images, random_data
 from scipy import stats
 
 from gtdl_mlflow import config, environments
-from gtdl_mlflow.config.job import environment_variables
 from gtdl_mlflow.hardware.system_metrics import Sampler
 from gtdl_mlflow.worker.job import Activity
-from gtdl_mlflow.worker_process import WorkerProcess
+from gtdl_mlflow.worker_process import WorkerProcess, environment_variables
 
 LEVEL = 0.95
 

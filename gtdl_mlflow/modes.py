@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from .config import Config, Mode, Unavailable, missing_tools
-from .config.job import create_job, environment_variables
+from .config.job import create_job
 from .console import aligned, info, status_line
 from .datasets import PreparedDataset
 from .environments import Environment
@@ -31,7 +31,7 @@ from .reporting.intervals import Ratio
 from .reporting.ratios import CPU, WALL, MeasuredTurn
 from .tracking.identity import worker_code_version
 from .worker.job import Activity
-from .worker_process import WorkerFailed
+from .worker_process import WorkerFailed, environment_variables
 
 COMPILATION_PAYS_S = 10.0
 """Training time below which modes that compile are not measured. Compilation takes 2 s or more even with a warm cache,

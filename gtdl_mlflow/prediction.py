@@ -15,11 +15,10 @@ import numpy as np
 from mlflow.models import Model
 
 from . import config, environments
-from .config.job import environment_variables
 from .redaction import reveal
 from .reporting.runs import NothingFound, connect
 from .tracking.store import TrackingFailed, artifact_failure, no_progress_bars, translate_errors
-from .worker_process import LOG_LINES, WORKER_MAIN, WorkerFailed, worker_environment
+from .worker_process import LOG_LINES, WORKER_MAIN, WorkerFailed, environment_variables, worker_environment
 
 
 class ImagesRefused(ValueError):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from . import datasets, environments, modes
 from .config import Config, ConfigError, check, describe
-from .config.job import create_job, environment_variables
+from .config.job import create_job
 from .console import info
 from .datasets import PreparedDataset
 from .environments import Environment
@@ -20,7 +20,7 @@ from .tracking.identity import checkpoint_folder, identity
 from .tracking.recorder import Recorder, SweepPosition
 from .tracking.store import TrackingFailed
 from .worker.job import Precision
-from .worker_process import WorkerFailed, WorkerProcess
+from .worker_process import WorkerFailed, WorkerProcess, environment_variables
 
 
 class FilesFailed(Exception):

@@ -14,13 +14,16 @@ import time
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from .console import info, printable
 from .metrics import HEADLINE
 from .process_tree import descendants
 from .worker import events
 from .worker.job import Activity, Job
+
+if TYPE_CHECKING:  # the schema imports Hydra
+    from .config import Mode
 
 WORKER_MAIN = Path(__file__).parent / "worker" / "__main__.py"
 
@@ -32,6 +35,9 @@ INHERITED = {
     "NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES",
     "OPENBLAS_CORETYPE",  # set where an older OpenBLAS would compute wrong results on this processor
 }  # fmt: skip
+
+COMPILE_CACHE = "{compile_cache}"
+"""Placeholder in ``Mode.environment``."""
 
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 """Variables with which glibc asks for huge pages. Linux gives them unless its transparent huge pages are ``never``."""
@@ -371,6 +377,11 @@ def run_worker(
     with WorkerProcess(folder, job.threads, environment) as worker:
         worker.start(python)
         yield from worker.run(job, timeout_s)
+
+
+def environment_variables(mode: Mode, compile_cache: Path | None) -> dict[str, str]:
+    """Return the environment variables of a mode's worker, whose compiled code goes to the folder ``compile_cache``."""
+    return {name: value.replace(COMPILE_CACHE, str(compile_cache)) for name, value in mode.environment.items()}
 
 
 def worker_environment(threads: int, framework: dict[str, str]) -> dict[str, str]:

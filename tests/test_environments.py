@@ -836,10 +836,10 @@ def test_environments_are_listed_and_removed(capsys: pytest.CaptureFixture[str])
     assert row.split()[:4] == ["tiny", "1.0", "cpu", created.python_version]
     assert row.endswith(created.folder.name)
     assert f"GTDL_HOME={cache_dir()}" in folder
-    assert cli.main(["env", "remove", "tinny"]) == 1
-    [reason] = capsys.readouterr().err.splitlines()
-    assert reason.startswith("gtdl: no environment of tinny")
-    assert "tiny" in reason.split()
+    assert cli.main(["env", "remove", "tinny"]) == 2
+    assert capsys.readouterr().err.endswith("(did you mean tiny?)\n")
+    assert cli.main(["env", "remove", "torch"]) == 1
+    assert capsys.readouterr().err == "gtdl: no environment of torch to remove; there are environments of: tiny\n"
     assert cli.main(["env", "remove", "tiny"]) == 0
     assert capsys.readouterr().out == f"removed {created.folder}\n"
     assert list_environments() == []

@@ -34,7 +34,6 @@ from omegaconf import OmegaConf
 
 from gtdl_mlflow import config, environments, worker_process
 from gtdl_mlflow.config import checks
-from gtdl_mlflow.config.job import environment_variables
 from gtdl_mlflow.worker import initialization, numpy_network, parity
 from gtdl_mlflow.worker.inputs import Preprocessing
 from gtdl_mlflow.worker.job import (
@@ -48,6 +47,7 @@ from gtdl_mlflow.worker.job import (
     WeightDecayOn,
 )
 from gtdl_mlflow.worker.network import Network, build, expand_blocks
+from gtdl_mlflow.worker_process import environment_variables
 
 ROOT = Path(__file__).parents[1]
 pytestmark = [pytest.mark.frameworks, pytest.mark.slow]

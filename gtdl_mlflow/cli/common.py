@@ -73,6 +73,13 @@ class Group(click.Group):
 
     command_class = Verb
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if "=" in args[0] and ctx.parent is None:
+            raise click.UsageError(f"{args[0]}: a verb comes first, such as gtdl run {args[0]}", ctx)
+        return super().resolve_command(ctx, args)
+
 
 @contextmanager
 def translate_errors(*failures: type[Exception]) -> Iterator[None]:

@@ -90,11 +90,11 @@ def remove(framework: str) -> None:
     with translate_errors(environments.EnvironmentFailed):
         removed = environments.remove(framework)
     if not removed:
-        if framework not in config.choices("framework"):
-            hint = similar(framework, config.choices("framework"))
-            names = ", ".join(config.choices("framework"))
-            raise CommandFailed(f"{framework}: expected one of {names}{hint}", status=2)
-        existing = ", ".join(sorted({each.framework for each in environments.list_environments()})) or "no framework"
-        raise CommandFailed(f"no environment of {framework} to remove; there are environments of: {existing}")
+        existing = sorted({each.framework for each in environments.list_environments()})
+        known = sorted({*config.choices("framework"), *existing})
+        if framework not in known:
+            raise CommandFailed(f"{framework}: expected one of {', '.join(known)}{similar(framework, known)}", status=2)
+        others = ", ".join(existing) or "no framework"
+        raise CommandFailed(f"no environment of {framework} to remove; there are environments of: {others}")
     for folder in removed:
         print(f"removed {folder}")

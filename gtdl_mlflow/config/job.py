@@ -7,15 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..worker.job import Job
-from .schema import DEFAULT, Config, Mode
-
-COMPILE_CACHE = "{compile_cache}"
-"""Placeholder in ``Mode.environment``."""
-
-
-def environment_variables(mode: Mode, compile_cache: Path | None) -> dict[str, str]:
-    """Return the environment variables of a mode's worker, whose compiled code goes to the folder ``compile_cache``."""
-    return {name: value.replace(COMPILE_CACHE, str(compile_cache)) for name, value in mode.environment.items()}
+from .schema import DEFAULT, Config
 
 
 def create_job(

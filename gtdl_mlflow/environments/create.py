@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from ..console import info, report_every_minute
 from ..files import hold_folder_lock
 from ..redaction import redact
-from ..worker_process import worker_environment
+from ..worker_process import environment_variables, worker_environment
 from . import cmake_build, installed, locks, pip_settings, subprocesses, uv_command
 from .environment import (
     Environment,
@@ -181,8 +181,6 @@ def _check_import(framework: config.Framework, python: Path) -> None:
         EnvironmentFailed: the import failed.
     """
     module = framework.adapter.partition(":")[0]
-    from ..config.job import environment_variables  # the schema imports Hydra
-
     mode = framework.modes.get(framework.default_mode)
     environment = worker_environment(1, environment_variables(mode, python.parents[1] / "compiled") if mode else {})
     result = subprocesses.run([str(python), "-I", "-c", _IMPORT, str(WORKER_MAIN), module], environment)

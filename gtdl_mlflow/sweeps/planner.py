@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .. import config, datasets, environments, modes
-from ..config.job import create_job, environment_variables
+from ..config.job import create_job
 from ..console import info, status_line
 from ..hardware import device_lock
 from ..paired import TURN_S, MeasurementPlan
@@ -28,7 +28,7 @@ from ..reporting.intervals import EQUAL_WITHIN, FEWEST_RESTARTS
 from ..worker.events import Metadata, Metrics
 from ..worker.inputs import split
 from ..worker.job import Activity, Latency
-from ..worker_process import WorkerFailed, run_worker
+from ..worker_process import WorkerFailed, environment_variables, run_worker
 
 DEFAULTS = {"dataset": "mnist_5k", "setting": "caffe_mnist"}
 """What is compared: the digits that come with the benchmark, and a small network that every framework can run."""
