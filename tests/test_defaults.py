@@ -39,6 +39,8 @@ LAYERS: dict[str, list[str]] = {
                       "tanh", "dense 10"],
     "theano_cifar10": ["conv 3x3x4", "relu", "max 3/3", "conv 3x3x8", "relu", "max 2/2", "dense 100", "relu",
                        "dense 10"],
+    "jax_mnist": ["dense 512", "relu", "dense 512", "relu", "dense 10"],
+    "jax_cifar10": ["dense 512", "relu", "dense 512", "relu", "dense 10"],
     "reference_mnist": ["dense 10"],
     "reference_cifar10": ["dense 10"],
 }  # fmt: skip
@@ -77,6 +79,8 @@ INITIAL: dict[str, tuple[list[Any], list[Any]]] = {
     "torch_cifar10": ([(FAN_IN, 1)], [(FAN_IN, 1)]),
     "theano_cifar10": ([(NORMAL, 0.1)], [(NORMAL, 0.1)]),
     "mxnet_cifar10": ([("normal_fan_in", 2)], [0]),
+    "jax_mnist": ([(NORMAL, 0.01)], [(NORMAL, 0.01)]),
+    "jax_cifar10": ([(NORMAL, 0.01)], [(NORMAL, 0.01)]),
     "reference_mnist": ([0], [0]),
     "reference_cifar10": ([0], [0]),
 }
@@ -138,6 +142,14 @@ HYPER_PARAMETERS: dict[str, dict[str, Any]] = {
         "batch_size": 128, "test_batch_size": 128, "epochs": 300, "optimizer": "sgd", "momentum": 0.9,
         "weight_decay": 0.0001, "weight_decay_on": "weights", "learning_rate": 0.05,
         "schedule": {"type": "multistep", "gamma": 0.1, "boundary_iterations": [200 * 50000 / 128, 250 * 50000 / 128]},
+    },
+    "jax_mnist": {
+        "preprocessing": {}, "order": "sequential", "batch_size": 128, "test_batch_size": 10000, "epochs": 8,
+        "optimizer": "sgd", "learning_rate": 0.001,
+    },
+    "jax_cifar10": {
+        "preprocessing": {}, "order": "sequential", "batch_size": 128, "test_batch_size": 10000, "epochs": 8,
+        "optimizer": "sgd", "learning_rate": 0.001,
     },
     "reference_mnist": {
         "preprocessing": UNIT, "order": "shuffled", "batch_size": 50, "test_batch_size": 1000, "epochs": 20,
@@ -239,6 +251,7 @@ def test_default_names_its_source(group: str, setting: str) -> None:
         "torch": "Torch7's demos",
         "theano": "tutorial",
         "mxnet": "MXNet's",
+        "jax": "tutorial",
         "reference": "Softmax regression",
     }
     assert first.startswith("#")
