@@ -39,7 +39,11 @@ LABELS = _tag("labels", "Kind of labels, for data sets that have several.")
 IMAGE_SIZE = _tag("image_size", "Side of the resized images, for data sets that are resized.")
 TRAIN_LIMIT = _tag("train_limit", "Largest number of training images, if limited.")
 TEST_LIMIT = _tag("test_limit", "Largest number of test images, if limited.")
-SERIES = _tag("series", "Framework, setting, data set and budget: the run's name without its seed.")
+SERIES = _tag(
+    "series",
+    "Framework, with its mode and precision if they were requested, setting, data set and budget: the run's name without "
+    "its seed.",
+)
 CONFIG_HASH = _tag("config_hash", "Hash of everything in the configuration that can change a result.")
 CELL = _tag("cell", "The same hash without the seed: runs of one cell are repeats.")
 WORK = _tag(

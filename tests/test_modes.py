@@ -151,6 +151,7 @@ def test_modes_of_one_framework_are_ranked_like_frameworks() -> None:
         for mode, precision in (("best", "float32"), ("eager", "float32"), ("eager", "bfloat16"))
         for seed in range(3)
     ]
+    assert runs[-1].data.tags["gtdl.series"] == "torch eager bfloat16 · torch_mnist · mnist_5k"
     labels = {each.label for each in frameworks(*runs)}
     assert labels == {"PyTorch 2.13.0", "PyTorch 2.13.0 eager", "PyTorch 2.13.0 eager bfloat16"}
 

@@ -20,7 +20,7 @@ from mlflow.types import Schema, TensorSpec
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
 from .. import __version__, signals, tags
-from ..config import Config, Mode, Unavailable
+from ..config import Config, Mode, Unavailable, display
 from ..console import info, printable
 from ..datasets import PreparedDataset
 from ..environments import Environment
@@ -344,9 +344,10 @@ def _run_name(config: Config) -> str:
 
 
 def _series(config: Config) -> str:
-    """Return what the repeats of a run have in common: ``torch · torch_mnist · mnist_5k · 0.05``."""
+    """Return what the repeats of a run have in common: ``torch compiled · torch_mnist · mnist_5k · 0.05``."""
     budget = [] if config.budget == 1 else [f"{config.budget:g}"]
-    return " · ".join([config.framework.name, config.setting_name, config.dataset.name, *budget])
+    variant = display.variant(config.mode, config.precision.value, config.deterministic)
+    return " · ".join([f"{config.framework.name}{variant}", config.setting_name, config.dataset.name, *budget])
 
 
 def _run_tags(config: Config) -> dict[str, str]:
