@@ -41,7 +41,7 @@ TRAIN_LIMIT = _tag("train_limit", "Largest number of training images, if limited
 TEST_LIMIT = _tag("test_limit", "Largest number of test images, if limited.")
 SERIES = _tag(
     "series",
-    "Framework, with its mode and precision if they were requested, setting, data set and budget: the run's name without "
+    "Framework, with its mode and precision if requested, setting, data set and budget: the run's name without "
     "its seed.",
 )
 CONFIG_HASH = _tag("config_hash", "Hash of everything in the configuration that can change a result.")
