@@ -141,7 +141,8 @@ def loop(
     torch.manual_seed(0)
     net, optimizer, batch = globals()[name]()
     if mode == "eager":
-        net.to(memory_format=torch.contiguous_format)
+        for p in net.parameters():  # a clone, because PyTorch takes filters of one map for both layouts
+            p.data = p.data.clone(memory_format=torch.contiguous_format)
         for group in optimizer.param_groups:
             group["fused"] = group["foreach"] = False
     on_gpu = device == "gpu"
@@ -158,7 +159,7 @@ def loop(
 
     def images(part: str) -> torch.Tensor:
         tensor = torch.from_numpy(np.load(folder / f"{part}_preprocessed.npy")).permute(0, 3, 1, 2)  # channels last
-        return pinned(tensor.contiguous() if mode == "eager" else tensor)
+        return pinned(tensor.clone(memory_format=torch.contiguous_format) if mode == "eager" else tensor)
 
     x, y = images("train"), pinned(torch.from_numpy(np.load(folder / "train_labels.npy").astype(np.int64)))
     x_test = images("test")

@@ -25,9 +25,9 @@ from .network import TensorFlowForward, logits
 class TensorFlow(Adapter):
     """Network in TensorFlow.
 
-    Options: ``fused`` (one kernel per parameter and update), ``bytes_per_call`` (bytes of images per call of a graph),
-    ``xla`` (XLA compiles the graphs). Starting a graph costs as much as a small step, so one call does as many steps as
-    fit into ``bytes_per_call``, and at least one; with ``xla`` exactly one, because XLA compiles for fixed shapes.
+    Options: ``bytes_per_call`` (bytes of images per call of a graph), ``xla`` (XLA compiles the graphs). Starting a graph
+    costs as much as a small step, so one call does as many steps as fit into ``bytes_per_call``, and at least one; with
+    ``xla`` exactly one, because XLA compiles for fixed shapes.
     """
 
     layout = "NHWC"
@@ -293,45 +293,30 @@ class TensorFlow(Adapter):
         return loss
 
     def _update(self, name: str, gradient: tf.Tensor, scalars: tf.Tensor) -> None:
+        """Change a parameter and its moments with one kernel."""
         training, variable, moments = self._training, self._variables[name], self._moments[name]
         rate = scalars[0] * self._setup.lr_multiplier(name)
-        fused = self._setup.options["fused"]
         if training.optimizer is Optimizer.adam:
             first, second = moments
-            # TensorFlow adds epsilon before the bias of the second moment is corrected, so epsilon is corrected too.
-            correction = tf.sqrt(1 - scalars[2])
-            epsilon = training.epsilon * correction
-            if fused:
-                tf.raw_ops.ResourceApplyAdam(
-                    var=variable.handle,
-                    m=first.handle,
-                    v=second.handle,
-                    beta1_power=scalars[1],
-                    beta2_power=scalars[2],
-                    lr=rate,
-                    beta1=training.beta1,
-                    beta2=training.beta2,
-                    epsilon=epsilon,
-                    grad=gradient,
-                )
-                return
-            first.assign_add((gradient - first) * (1 - training.beta1))
-            second.assign_add((tf.square(gradient) - second) * (1 - training.beta2))
-            update = first * (rate * correction / (1 - scalars[1]))
-            variable.assign_sub(update / (tf.sqrt(second) + epsilon))
+            tf.raw_ops.ResourceApplyAdam(
+                var=variable.handle,
+                m=first.handle,
+                v=second.handle,
+                beta1_power=scalars[1],
+                beta2_power=scalars[2],
+                lr=rate,
+                beta1=training.beta1,
+                beta2=training.beta2,
+                # TensorFlow adds epsilon before the bias of the second moment is corrected, so it is corrected too.
+                epsilon=training.epsilon * tf.sqrt(1 - scalars[2]),
+                grad=gradient,
+            )
         elif training.momentum:
-            [velocity] = moments
-            if fused:
-                tf.raw_ops.ResourceApplyKerasMomentum(
-                    var=variable.handle, accum=velocity.handle, lr=rate, grad=gradient, momentum=training.momentum
-                )
-                return
-            velocity.assign(training.momentum * velocity - rate * gradient)
-            variable.assign_add(velocity)
-        elif fused:
-            tf.raw_ops.ResourceApplyGradientDescent(var=variable.handle, alpha=rate, delta=gradient)
+            tf.raw_ops.ResourceApplyKerasMomentum(
+                var=variable.handle, accum=moments[0].handle, lr=rate, grad=gradient, momentum=training.momentum
+            )
         else:
-            variable.assign_sub(rate * gradient)
+            tf.raw_ops.ResourceApplyGradientDescent(var=variable.handle, alpha=rate, delta=gradient)
 
 
 def _configure(setup: Setup) -> None:

@@ -102,7 +102,7 @@ class PaddedMaxPool2d(nn.MaxPool2d):
     def forward(self, images: Tensor) -> Tensor:
         if self._explicit:
             images = F.pad(images, self._explicit, value=-torch.inf)
-        if torch.compiler.is_compiling():
+        if self.training and torch.compiler.is_compiling():
             return max_pool(images, self.kernel_size, self.stride, self.padding, self.ceil_mode)
         return super().forward(images)
 

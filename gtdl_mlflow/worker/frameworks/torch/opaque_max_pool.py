@@ -55,8 +55,8 @@ _operator.register_autograd(_backward, setup_context=_save)
 def max_pool(images: Tensor, size: int, stride: int, padding: tuple[int, int], ceil_mode: bool) -> Tensor:
     """Return the largest value of each window, computed by the native kernels.
 
-    With max-pooling that inductor compiles, a step of caffe_mnist takes 1.3 times as long on a CPU. On a CPU, inductor
-    of torch 2.13 also computed a gradient of 0 for a convolution before tanh, max-pooling and dense layers.
+    With max-pooling that inductor compiles, a training step of caffe_mnist takes 1.3 times as long on a CPU. On a CPU,
+    inductor of torch 2.13 also computed a gradient of 0 for a convolution before tanh, max-pooling and dense layers.
     """
     values, _ = _operator(images, [size, size], [stride, stride], list(padding), ceil_mode)
     return values
