@@ -25,9 +25,9 @@ from .network import TensorFlowForward, logits
 class TensorFlow(Adapter):
     """Network in TensorFlow.
 
-    Options: ``bytes_per_call`` (bytes of images per call of a graph), ``xla`` (XLA compiles the graphs). Starting a graph
-    costs as much as a small step, so one call does as many steps as fit into ``bytes_per_call``, and at least one; with
-    ``xla`` exactly one, because XLA compiles for fixed shapes.
+    Options: ``bytes_per_call`` (bytes of images per call of a graph), ``xla`` (XLA compiles the graphs). Starting a
+    graph costs as much as a small step, so one call does as many steps as fit into ``bytes_per_call``, at least one.
+    With ``xla`` it does exactly one, because XLA compiles for fixed shapes.
     """
 
     layout = "NHWC"
