@@ -25,7 +25,7 @@ from .datasets import PreparedDataset
 from .environments import Environment
 from .files import cache_dir, read_state, write_atomically
 from .hardware import host
-from .paired import Contestant, MeasurementPlan, PairedMeasurement, Restart, link_groups
+from .paired import Compilation, Contestant, MeasurementPlan, PairedMeasurement, Restart, link_groups
 from .reporting import ratios
 from .reporting.intervals import Ratio
 from .reporting.ratios import CPU, WALL, MeasuredTurn
@@ -269,22 +269,24 @@ class ModeStudy:
     def _measure_alone(
         self, names: Iterable[str], data: PreparedDataset, folder: Path, compile_cache: Path | None = None
     ) -> None:
-        """Measure modes one by one; those that compile twice, to know both costs of compilation."""
+        """Measure modes one by one, each in two processes: the second finds what the first has compiled."""
         for name in names:
-            cold = None
-            for start in range(2 if self._modes[name].compiles else 1):
+            turns: list[MeasuredTurn] = []
+            compilations: list[Compilation] = []
+            for start in range(2):
                 status_line(f"{self._config.framework.name}: measuring mode {name}")
                 own = folder / f"{name}-{start}"
                 alone = contestant(name, replace(self._config, mode=name), self._environment, data, own, compile_cache)
                 with Restart([alone], self._threads, own, 0) as restart:
-                    turns = list(restart.turns([Activity.training], ROUNDS, self._generator))
+                    turns += restart.turns([Activity.training], ROUNDS, self._generator)
                 if reason := restart.failures.get(name):
                     self.failures[name] = reason
                     break
-                compiled = restart.compilation[name]
-                if start == 0 and compiled.cache == "cold":
-                    cold = compiled.seconds
-                self.costs[name] = ModeCost(self._step_s(turns), compiled.seconds, cold)
+                compilations.append(restart.compilation[name])
+            else:
+                first, second = compilations
+                cold = first.seconds if first.cache == "cold" else None
+                self.costs[name] = ModeCost(self._step_s(turns), min(first.seconds, second.seconds), cold)
         status_line("")
         self._add_ratios({})
 
