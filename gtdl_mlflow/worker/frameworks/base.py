@@ -14,7 +14,7 @@ from ..initialization import Weights
 from ..inputs import Batch
 from ..job import Precision, Training, WeightDecayOn
 from ..layers import Dense, Layer
-from ..network import Network
+from ..network import Network, Node
 from ..random_streams import framework_seed
 
 Implementation = TypeVar("Implementation")
@@ -153,3 +153,25 @@ def implementation(
         raise NotImplementedError(
             f"framework={framework} does not implement {type(layer).__name__} (layer {layer.name})"
         ) from None
+
+
+def to_channels_last(node: Node, value: np.ndarray) -> np.ndarray:
+    """Convert a parameter of ``node`` from the canonical layout to that of a framework with NHWC images.
+
+    Filters become (height, width, in, out); a dense layer after an image gets its input flattened channels fastest.
+    """
+    if value.ndim == 4:
+        return np.ascontiguousarray(value.transpose(2, 3, 1, 0))
+    if value.ndim == 2 and len(node.input) == 3:
+        return value.reshape(*node.input, -1).transpose(1, 2, 0, 3).reshape(value.shape)
+    return value
+
+
+def from_channels_last(node: Node, value: np.ndarray) -> np.ndarray:
+    """Return a copy of a parameter in the canonical layout; the inverse of ``to_channels_last``."""
+    if value.ndim == 4:
+        return np.ascontiguousarray(value.transpose(3, 2, 0, 1))
+    if value.ndim == 2 and len(node.input) == 3:
+        channels, height, width = node.input
+        return value.reshape(height, width, channels, -1).transpose(2, 0, 1, 3).reshape(value.shape)
+    return value.copy()

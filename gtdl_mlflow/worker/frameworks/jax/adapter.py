@@ -15,8 +15,7 @@ from jax import Array
 from ...initialization import Weights
 from ...inputs import Batch
 from ...job import Optimizer, Precision
-from ...network import Node
-from ..base import Adapter, Setup
+from ..base import Adapter, Setup, from_channels_last, to_channels_last
 from .network import JaxForward, logits
 
 MATMUL_PRECISION = {
@@ -41,7 +40,7 @@ class Jax(Adapter):
         self._compute_type = jnp.bfloat16 if setup.precision == Precision.bfloat16 else jnp.float32
         nodes = setup.network.nodes
         self._nodes = {f"{node.layer.name}/{array}": node for node in nodes for array in node.parameters}
-        values = {name: _to_native_layout(node, setup.weights[name]) for name, node in self._nodes.items()}
+        values = {name: to_channels_last(node, setup.weights[name]) for name, node in self._nodes.items()}
         moments = 2 if setup.training.optimizer is Optimizer.adam else 1 if setup.training.momentum else 0
         self._state: State = _on_device(
             {
@@ -105,7 +104,7 @@ class Jax(Adapter):
 
     def weights(self) -> Weights:
         parameters, statistics = jax.device_get((self._evaluated, self._state["statistics"]))
-        canonical = {name: _to_canonical_layout(self._nodes[name], value) for name, value in parameters.items()}
+        canonical = {name: from_channels_last(self._nodes[name], value) for name, value in parameters.items()}
         return {**canonical, **{name: value.copy() for name, value in statistics.items()}}
 
     def save(self, folder: Path) -> None:
@@ -248,22 +247,3 @@ def _threads() -> int:
 def _on_device(values: Any) -> Any:
     """Return copies of arrays on the device: a step overwrites its state, which must not be NumPy's memory."""
     return jax.tree.map(lambda value: jnp.array(np.asarray(value)), values)
-
-
-def _to_native_layout(node: Node, value: np.ndarray) -> np.ndarray:
-    """Convert from the canonical layout to JAX's, where a dense layer's input is flattened channels fastest."""
-    if value.ndim == 4:
-        return value.transpose(2, 3, 1, 0)
-    if value.ndim == 2 and len(node.input) == 3:
-        return value.reshape(*node.input, -1).transpose(1, 2, 0, 3).reshape(value.shape)
-    return value
-
-
-def _to_canonical_layout(node: Node, value: np.ndarray) -> np.ndarray:
-    """Return a copy in the canonical layout."""
-    if value.ndim == 4:
-        return np.ascontiguousarray(value.transpose(3, 2, 0, 1))
-    if value.ndim == 2 and len(node.input) == 3:
-        channels, height, width = node.input
-        return value.reshape(height, width, channels, -1).transpose(2, 0, 1, 3).reshape(value.shape)
-    return value.copy()

@@ -17,8 +17,7 @@ from tensorflow.python.util import _pywrap_util_port
 from ...initialization import Weights
 from ...inputs import ALIGNMENT, Batch, address, consecutive
 from ...job import Optimizer, Precision
-from ...network import Node
-from ..base import Adapter, Setup
+from ..base import Adapter, Setup, from_channels_last, to_channels_last
 from .network import TensorFlowForward, logits
 
 
@@ -40,7 +39,7 @@ class TensorFlow(Adapter):
         nodes = setup.network.nodes
         self._nodes = {f"{node.layer.name}/{array}": node for node in nodes for array in node.parameters}
         self._variables = {
-            name: tf.Variable(_to_native_layout(node, setup.weights[name])) for name, node in self._nodes.items()
+            name: tf.Variable(to_channels_last(node, setup.weights[name])) for name, node in self._nodes.items()
         }
         self._statistics = {name: tf.Variable(setup.weights[name]) for name in setup.network.state}
         # A masked weight starts at 0 and stays 0 without a gradient, so the weights themselves need no mask. Masks are
@@ -126,7 +125,7 @@ class TensorFlow(Adapter):
 
     def weights(self) -> Weights:
         parameters = {
-            name: _to_canonical_layout(self._nodes[name], value.numpy()) for name, value in self._evaluated.items()
+            name: from_channels_last(self._nodes[name], value.numpy()) for name, value in self._evaluated.items()
         }
         return {**parameters, **{name: value.numpy() for name, value in self._statistics.items()}}
 
@@ -335,22 +334,3 @@ def _configure(setup: Setup) -> None:
         # the next run, so that the last bits of the results differ.
         os.environ["TF_CUDNN_USE_AUTOTUNE"] = "0"
         tf.config.experimental.enable_op_determinism()
-
-
-def _to_native_layout(node: Node, value: np.ndarray) -> np.ndarray:
-    """Convert from the canonical layout to TensorFlow's, where a dense layer's input is flattened channels fastest."""
-    if value.ndim == 4:
-        return np.ascontiguousarray(value.transpose(2, 3, 1, 0))
-    if value.ndim == 2 and len(node.input) == 3:
-        return value.reshape(*node.input, -1).transpose(1, 2, 0, 3).reshape(value.shape)
-    return value
-
-
-def _to_canonical_layout(node: Node, value: np.ndarray) -> np.ndarray:
-    """Return a copy in the canonical layout."""
-    if value.ndim == 4:
-        return np.ascontiguousarray(value.transpose(3, 2, 0, 1))
-    if value.ndim == 2 and len(node.input) == 3:
-        channels, height, width = node.input
-        return value.reshape(height, width, channels, -1).transpose(2, 0, 1, 3).reshape(value.shape)
-    return value.copy()
