@@ -157,8 +157,8 @@ def results(*experiments: str, tracking_uri: str | None = None) -> pandas.DataFr
     """Return all runs of some experiments, one per row, the first one first.
 
     Columns are the conditions (``dataset``, ``setting``, ``framework``, ``version``, ``device``, ``threads``,
-    ``budget``, ``machine``, ``mode``, ``precision``, ``deterministic``), ``seed``, ``state``, ``reason``,
-    ``interference``, ``run_id``, and every metric that a run has, by its name.
+    ``budget``, ``machine``, the requested ``mode``, ``precision``, ``deterministic``), ``used_mode``, ``seed``,
+    ``state``, ``reason``, ``interference``, ``run_id``, and every metric that a run has, by its name.
 
     Args:
         experiments: names in MLflow; ``gtdl`` by default.
@@ -243,6 +243,7 @@ def _frame(found: Sequence[BenchmarkRun]) -> pandas.DataFrame:
     rows: list[dict[str, Any]] = [
         {
             **{each.name: getattr(run.key, each.name) for each in fields(run.key)},
+            "used_mode": run.tags.get(tags.MODE, ""),
             "seed": run.seed,
             "state": run.state,
             "reason": run.reason,

@@ -86,12 +86,17 @@ def test_results_compare_and_report(store: str, folder: Path) -> None:
         for seed in range(5):
             plant(
                 make_finished_run(
-                    f"framework={framework}", "setting=caffe_mnist", seed=seed, training_s=seconds + seed / 10
+                    f"framework={framework}",
+                    "setting=caffe_mnist",
+                    seed=seed,
+                    training_s=seconds + seed / 10,
+                    **{"gtdl.mode": "compiled"},
                 )
             )
     table = gtdl.results()
     assert len(table) == 10
     assert {"framework", "setting", "seed", "training_time_s", "accuracy_percent", "run_id"} <= set(table.columns)
+    assert (set(table["mode"]), set(table["used_mode"])) == ({"best"}, {"compiled"})
     assert table.groupby("framework").training_time_s.median().to_dict() == {"tensorflow": 20.2, "torch": 10.2}
     comparison = gtdl.compare("torch", "tensorflow")
     assert "x as fast" in str(comparison)

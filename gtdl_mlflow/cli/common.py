@@ -76,8 +76,15 @@ class Group(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if "=" in args[0] and ctx.parent is None:
-            raise click.UsageError(f"{args[0]}: a verb comes first, such as gtdl run {args[0]}", ctx)
+        if ctx.parent is None and args[0] not in self.commands:
+            from ..config import choices
+
+            if "=" in args[0]:
+                raise click.UsageError(f"{args[0]}: a verb comes first, such as gtdl run {args[0]}", ctx)
+            if args[0] in choices("framework"):
+                raise click.UsageError(f"{args[0]}: write gtdl run framework={args[0]}", ctx)
+            if args[0] in ("train", "fit", "benchmark", "test"):
+                raise click.UsageError(f"{args[0]}: no such command; gtdl run trains and tests", ctx)
         return super().resolve_command(ctx, args)
 
 

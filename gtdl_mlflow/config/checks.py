@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import itertools
 import os
 import re
@@ -60,6 +61,12 @@ def _check_dataset(dataset: Dataset) -> None:
         value = getattr(dataset, key)
         if value is not None and value < 1:
             raise ConfigError(f"dataset.{key}={value}: must be at least 1")
+    for part in ("train", "test"):
+        limit, images = getattr(dataset, f"{part}_limit"), getattr(dataset, f"{part}_images")
+        if limit is not None and images is not None and limit > images:
+            raise ConfigError(
+                f"dataset.{part}_limit={limit}: must be at most {images}, the images of dataset={dataset.name}"
+            )
     if dataset.labels is not None and dataset.labels.value not in dataset.label_classes:
         raise ConfigError(
             f"dataset.labels={dataset.labels.value}: dataset={dataset.name} has only one kind of labels; "
@@ -82,6 +89,10 @@ def _check_dataset(dataset: Dataset) -> None:
     _check_image_size(dataset)
 
 
+SCHEMES = ("http", "https", "databricks", "sqlite", "postgresql", "mysql", "mssql")
+"""Schemes of MLflow's tracking stores. It has another for folders of files, to which it writes no more."""
+
+
 def check_tracker(uri: str) -> None:
     """Raise ConfigError for an address that no tracker can ever have.
 
@@ -90,7 +101,9 @@ def check_tracker(uri: str) -> None:
     try:
         parts = urlsplit(uri)
         complete = parts.scheme not in ("http", "https") or (parts.hostname and parts.port != 0)
-        complete = complete and ("://" in uri or uri == "databricks") and parts.scheme != "file"
+        plugins = importlib.metadata.entry_points(group="mlflow.tracking_store")
+        known = parts.scheme.partition("+")[0] in SCHEMES or uri == "databricks" or parts.scheme in plugins.names
+        complete = complete and known and ("://" in uri or uri == "databricks")
     except ValueError:  # a port that is no number, an incomplete IPv6 address
         complete = False
     if not complete:

@@ -32,6 +32,7 @@ RENAMED = {
     "training.schedule.boundaries": "training.schedule.boundary_iterations",
     "training.schedule.every": "training.schedule.every_iterations",
     "training.target_accuracy": "training.target_accuracy_percent",
+    "framework.tuning": "framework.modes",
     "tuning": "mode",
 }
 """Keys of older versions, and their names now. ``*`` is any one name, the same on both sides."""
@@ -103,7 +104,8 @@ def _abbreviates(word: str, name: str) -> bool:
 
 def refusal(overrides: Iterable[str]) -> str | None:
     """Return a message if an override would change the name of a choice, or is one that Hydra fails on; else None."""
-    for override in overrides:
+    every = list(overrides)
+    for override in every:
         key, _, value = override.partition("=")
         group, _, name = key.lstrip("+").rpartition(".")
         if name == "name" and group in NAMED:
@@ -112,6 +114,12 @@ def refusal(overrides: Iterable[str]) -> str | None:
             return f"{key}={value}: expected one of {', '.join(choices(key))}"
         if value.startswith("="):
             return f"{override}: one = too many; write {key}={value.lstrip('=')}"
+        if (
+            value.startswith("interval(")
+            and not key.startswith("hydra")
+            and not any("optuna" in each for each in every)
+        ):
+            return f"{override}: an interval needs a search: gtdl sweep hydra/sweeper=optuna {override}"
     return None
 
 
@@ -159,7 +167,7 @@ def _explain(error: Exception, schema: type) -> str:
     if existing := re.search(r"An item is already at '(.*)'", message):
         return f"+{existing[1]}: the key exists already; write {existing[1]}=... without the +"
     if search := re.search(r"Sweep parameters '(.*)' requires --multirun", message):
-        return f"{search[1]}: a range to search needs gtdl sweep and hydra/sweeper=optuna"
+        return f"{search[1]}: several values make a sweep: gtdl sweep {search[1]}"
     if ambiguous := re.search(r"Ambiguous value for argument '(.*)'", message):
         key, _, value = ambiguous[1].partition("=")
         if _is_list(schema, key):
@@ -169,7 +177,7 @@ def _explain(error: Exception, schema: type) -> str:
         if str(error.override).endswith(","):
             return f"{error.override}: ends with a comma; write several values without spaces"
         if "=" not in str(error.override):
-            return f"{error.override}: expected key=value without spaces, such as framework=torch"
+            return f"{error.override}: expected key=value without spaces, such as framework=torch or hardware=cpu"
         if ",," in str(error.override):
             return f"{error.override}: a value is missing between two commas"
         return f"{error.override}: expected key=value, with every quotation mark and bracket closed"

@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from mlflow.exceptions import MlflowException
+
 from .. import config
 from ..config import display
 from ..config.errors import similar
@@ -98,9 +100,17 @@ def select(runs: Sequence[BenchmarkRun], search: Search, selector: str) -> list[
             f"\"params.framework = 'torch'\"{length}{similar(name, frameworks)}"
         )
     else:
-        found = list(search(selector))
+        try:
+            found = list(search(selector))
+        except MlflowException as error:
+            if error.error_code != "INVALID_PARAMETER_VALUE":
+                raise
+            reason = one_line(str(error.message))
+            raise config.ConfigError(
+                f"{selector}: no MLflow search ({reason}); text is quoted: ... = 'torch'"
+            ) from error
     if not any(run.finished for run in found):
-        names = sorted({run.key.framework for run in runs if run.finished})
+        names = sorted({f"{run.key.framework}={run.requested_version}" for run in runs if run.finished})
         known = f"there are finished runs of {', '.join(names)}" if names else "no run has finished yet"
         raise NothingFound(f"{selector}: no finished run in the experiments that are searched (--experiment); {known}")
     return [run for run in found if run.finished]
