@@ -79,7 +79,7 @@ def test_operations_equal_those_that_torch_counts(framework: str, dataset: str, 
         "torch_cifar10": ["model.layers.conv1.connections=null", "model.layers.conv2.connections=null"],
     }.get(setting, [])
     published = "mnist_5k" if dataset == "mnist" else dataset
-    selection = ["framework=torch", f"setting={setting}", f"dataset={published}", "hardware.threads=1"]
+    selection = ["framework=torch", "mode=default", f"setting={setting}", f"dataset={published}", "hardware.threads=1"]
     composed = config.compose([*selection, "training.batch_size=4", *overrides])
     environment = environments.ensure(composed.framework, "cpu")
     create_job(composed, tmp_path, tmp_path).write(tmp_path / "job.json")
