@@ -67,8 +67,7 @@ def run(config: Config, folder: Path, position: SweepPosition | None = None) -> 
         environment = environments.ensure(config.framework, config.hardware.device)
         machine_peak = peak.get_or_measure(config.hardware, config.threads)
         config, choice = modes.choose(config, environment, data, folder)
-        started = early is not None and early[0] == config.mode
-        worker = stack.enter_context(early[1] if early and started else _worker(config, environment, folder))
+        worker = stack.enter_context(early.get(config.mode) or _worker(config, environment, folder))
         pid = worker.start(environment.python)
         recorder.record_inputs(environment, data, machine_peak)
         recorder.record_mode(choice.name, choice.text, config.execution)
@@ -96,19 +95,19 @@ def _translated_errors() -> Iterator[None]:
 
 
 @contextmanager
-def _started_early(config: Config, folder: Path) -> Iterator[tuple[str, WorkerProcess] | None]:
-    """Yield the run's mode and its worker, whose interpreter starts while MLflow creates the run.
+def _started_early(config: Config, folder: Path) -> Iterator[dict[str, WorkerProcess]]:
+    """Yield the run's worker by its mode. Its interpreter starts while MLflow creates the run.
 
-    It waits for its job without using the CPU. None if its environment does not exist, or its mode is not known yet.
+    It waits for its job without using the CPU. Empty if its environment does not exist, or its mode is not known yet.
     """
+    started = {}
     with ExitStack() as stack:
-        started = None
         with suppress(OSError, WorkerFailed, ConfigError):  # run() fails in the same way and records the reason
             environment = environments.find(config.framework, config.hardware.device)
             if environment and (known := modes.recall(config, environment)):
                 worker = stack.enter_context(_worker(known, environment, folder))
                 worker.start(environment.python)
-                started = known.mode, worker
+                started[known.mode] = worker
         yield started
 
 
