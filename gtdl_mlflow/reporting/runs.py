@@ -497,7 +497,7 @@ def _key(run: Run) -> CellKey:
 
 
 def _requested_mode(run_tags: Mapping[str, str]) -> str:
-    """Return the requested execution mode. Runs of versions before 0.5 have its predecessor, ``tuning``."""
+    """Return the requested execution mode. Runs of older development versions have ``tuning`` instead."""
     if tags.MODE_REQUESTED not in run_tags and run_tags.get("gtdl.tuning") in ("plain", "best"):
         return config.DEFAULT if run_tags["gtdl.tuning"] == "plain" else config.BEST
     return _word(run_tags, tags.MODE_REQUESTED)
