@@ -135,7 +135,7 @@ class Jax(Adapter):
         metadata = {
             "version": jax.__version__,
             "device": self._device.platform,
-            "precision": Precision(self._setup.precision).value,
+            "precision": self._setup.precision.value,
             "threads": _threads(),
         }
         if metadata["device"] == "gpu":
@@ -230,7 +230,7 @@ def _configure(setup: Setup) -> None:
     """Set threads, devices and precision of the process; JAX reads most settings when it first uses a device."""
     os.environ["NPROC"] = str(setup.threads)  # the size of XLA's thread pools
     jax.config.update("jax_platforms", "cpu" if setup.device == "cpu" else "cuda,cpu")
-    jax.config.update("jax_default_matmul_precision", MATMUL_PRECISION[Precision(setup.precision)])
+    jax.config.update("jax_default_matmul_precision", MATMUL_PRECISION[setup.precision])
     if setup.device == "gpu":
         try:
             jax.devices("gpu")

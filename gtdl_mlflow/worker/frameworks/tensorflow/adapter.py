@@ -154,7 +154,7 @@ class TensorFlow(Adapter):
         metadata = {
             "version": tf.__version__,
             "device": tf.DeviceSpec.from_string(value.device).device_type.lower(),
-            "precision": Precision(self._setup.precision).value,
+            "precision": self._setup.precision.value,
             "threads": tf.config.threading.get_intra_op_parallelism_threads(),
             "threads_between_operations": tf.config.threading.get_inter_op_parallelism_threads(),
             "onednn": _pywrap_util_port.IsMklEnabled(),
