@@ -12,7 +12,7 @@ from pathlib import Path
 
 import mlflow
 import pytest
-from helpers.project import ROOT, Command, own_cache_directory
+from helpers.project import ROOT, STARTED, Command, own_cache_directory
 
 from gtdl_mlflow.files import cache_dir
 
@@ -28,6 +28,30 @@ def remove_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith(("MLFLOW_", "GTDL_")) and name not in KEPT:
             monkeypatch.delenv(name)
+
+
+ALL_CORES = os.sched_getaffinity(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def core_of_its_own() -> None:
+    """Give each process of pytest-xdist one core, so that a run in one test does not disturb a run in another.
+
+    Otherwise both have a thread per core: a step waits for the thread that has lost its core, which makes it up to 60
+    times as long.
+    """
+    if process := os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw"):
+        cores = sorted(ALL_CORES)
+        os.sched_setaffinity(0, {cores[int(process) % len(cores)]})
+
+
+@pytest.fixture
+def all_cores() -> Iterator[None]:
+    """Let a test use all cores of the machine."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, ALL_CORES)
+    yield
+    os.sched_setaffinity(0, before)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -54,6 +78,17 @@ def session_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
 def clean_environment(session_environment: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Remove what an earlier test left in the environment."""
     remove_settings(monkeypatch)
+
+
+@pytest.fixture(autouse=True)
+def no_process_left() -> Iterator[None]:
+    """End the runs that a failed test has left: they would hold the device, and later tests would wait for it."""
+    yield
+    while STARTED:
+        process = STARTED.pop()
+        if process.poll() is None:
+            process.terminate()
+            process.communicate(timeout=60)
 
 
 @pytest.fixture

@@ -84,7 +84,7 @@ def test_mlflow_creates_the_drivers_environment_with_uv(
 @pytest.mark.slow
 @pytest.mark.frameworks
 def test_pytorch_trains(gtdl: Command, store: str, torch_environment: None) -> None:
-    done = gtdl("framework=torch", "setting=caffe_mnist", "training.iterations=60")
+    done = gtdl("mode=default", "setting=caffe_mnist", "training.iterations=60")
     assert done.returncode == 0, done.stderr
     run = only_run()
     assert run.data.metrics["accuracy_percent"] > 60
@@ -97,7 +97,7 @@ def test_pytorch_trains(gtdl: Command, store: str, torch_environment: None) -> N
 @pytest.mark.slow
 @pytest.mark.frameworks
 def test_a_killed_worker_fails_its_run_and_nothing_else(gtdl: Command, store: str, torch_environment: None) -> None:
-    driver = start("training.epochs=1000", "training.checkpoint_every_s=0")
+    driver = start("mode=default", "training.epochs=1000", "training.checkpoint_every_s=0")
     worker = wait_for_worker(driver)
     time.sleep(random.random())
     os.kill(worker, signal.SIGKILL)

@@ -23,6 +23,9 @@ ROOT = Path(__file__).parents[2]
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 """Type of the fixture ``gtdl``."""
 
+STARTED: list[subprocess.Popen[str]] = []
+"""Processes that a test has started with ``start``. Those that it leaves are ended."""
+
 
 def runs(uri: str, name: str = "gtdl") -> list[Run]:
     """Return all runs of an experiment, the newest first."""
@@ -73,7 +76,7 @@ def need_framework(name: str) -> None:
 
 def start(*arguments: str, stdout: int = subprocess.DEVNULL, **options: Any) -> subprocess.Popen[str]:
     """Start ``python -m gtdl_mlflow ARGUMENTS`` of this checkout; ``options`` are those of ``Popen``."""
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-m", "gtdl_mlflow", *arguments],
         env={**os.environ, "PYTHONPATH": str(ROOT), **options.pop("env", {})},
         stdout=stdout,
@@ -81,6 +84,8 @@ def start(*arguments: str, stdout: int = subprocess.DEVNULL, **options: Any) -> 
         text=True,
         **options,
     )
+    STARTED.append(process)
+    return process
 
 
 def mlflow_run(*arguments: str) -> subprocess.CompletedProcess[str]:
