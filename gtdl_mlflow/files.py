@@ -35,10 +35,13 @@ def datasets_dir() -> Path:
     """Return the folder of published data sets, one subfolder each: ``GTDL_DATA``, or a folder in ``cache_dir()``.
 
     Raises:
-        OSError: the user has no home directory.
+        OSError: the user has no home directory, or GTDL_DATA is a file.
     """
     chosen = os.environ.get("GTDL_DATA")
-    return _absolute(lambda: Path(chosen), "GTDL_DATA") if chosen else cache_dir() / "datasets"
+    folder = _absolute(lambda: Path(chosen), "GTDL_DATA") if chosen else cache_dir() / "datasets"
+    if folder.is_file():
+        raise NotADirectoryError(errno.ENOTDIR, "is a file; expected the folder of the data sets", f"GTDL_DATA={folder}")
+    return folder
 
 
 def _absolute(folder: Callable[[], Path], variable: str) -> Path:

@@ -45,7 +45,8 @@ ROUNDS = 3
 """Turns of a mode that is measured alone."""
 
 PAIRED_S = 60.0
-"""Time limit of the paired measurement for a run; ``gtdl tune`` has an option for its own."""
+"""Longest paired measurement for a run, which never takes longer than the training itself, except for its fewest
+restarts; ``gtdl tune`` has an option for its own."""
 
 IRRELEVANT = ("name", "order", "validation", "epochs", "iterations", "learning_rate", "schedule", "early_stopping",
               "evaluate_every_epochs", "target_accuracy_percent", "checkpoint_every_s")  # fmt: skip
@@ -241,9 +242,9 @@ class ModeStudy:
             measured = True
         if measured:
             self._require_one()
-            limit = CLOSE * self._training_s(self.costs, steps)
-            close = [name for name, cost in self.costs.items() if cost.total_s(steps) <= limit]
-            self._compare(close, paired_s, data, folder)
+            training_s = self._training_s(self.costs, steps)
+            close = [name for name, cost in self.costs.items() if cost.total_s(steps) <= CLOSE * training_s]
+            self._compare(close, min(paired_s, training_s), data, folder)
             self._write()
 
     def measure_all(self, names: Sequence[str], seconds: float, data: PreparedDataset, folder: Path) -> None:

@@ -149,7 +149,7 @@ class WorkerProcess:
                     f"the worker was killed after limits.run_timeout_s={timeout_s:g} seconds; {self._log_tail()}"
                 )
             if status or not finished:
-                raise WorkerFailed(f"the worker {self._exit_reason(status)}; {self._log_tail()}")
+                raise WorkerFailed(self._failure(status))
 
     def begin_turns(self, job: Job, timeout_s: float) -> None:
         """Let the worker build the job's model for a paired measurement.
@@ -186,7 +186,7 @@ class WorkerProcess:
         if timed_out.is_set():
             raise WorkerFailed(f"the worker was killed after {self._turn_limit_s:g} seconds; {self._log_tail()}")
         if not line.endswith(b"\n"):
-            raise WorkerFailed(f"the worker {self._exit_reason(process.wait())}; {self._log_tail()}")
+            raise WorkerFailed(self._failure(process.wait()))
         try:
             return events.parse(line)
         except ValueError as error:
@@ -279,14 +279,22 @@ class WorkerProcess:
             self._events.close()
             self._events = None
 
-    def _log_tail(self) -> str:
+    def _failure(self, status: int) -> str:
+        """Return why a worker with this exit status did not finish."""
+        if status == events.REFUSED and (lines := self._last_lines()):
+            return lines[-1]
+        return f"the worker {self._exit_reason(status)}; {self._log_tail()}"
+
+    def _last_lines(self) -> list[str]:
         assert self._process is not None
         assert self._log is not None
         self._kill(self._process)  # no process can write any more
         self._log.close()
         lines = [printable(line.expandtabs().strip()) for line in self._log.end.splitlines()]
-        last = [line[:LINE_LIMIT] for line in lines if line.strip("~^ ")][-LOG_LINES:]  # not a traceback's marks
-        path = self._folder / LOG
+        return [line[:LINE_LIMIT] for line in lines if line.strip("~^ ")][-LOG_LINES:]  # not a traceback's marks
+
+    def _log_tail(self) -> str:
+        last, path = self._last_lines(), self._folder / LOG
         return f"last lines of {path}: {' | '.join(last)}" if last else f"{path} is empty"
 
     def _exit_reason(self, status: int) -> str:

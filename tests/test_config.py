@@ -211,6 +211,7 @@ def test_new_names_are_not_in_the_tables_of_old_names() -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
+        ("framework.adapter=", "framework.adapter=: expected MODULE:CLASS, such as my_package.adapter:MyFramework"),
         ("framework=torchh", r"framework=torchh: expected one of .*torch.* \(did you mean torch\?\)"),
         ("dataset=imagenet", r"dataset=imagenet: expected one of .*mnist"),
         ("training=adam", r"training=adam: expected one of .* \(did you mean training\.optimizer=adam\?\)"),

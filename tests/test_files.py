@@ -42,6 +42,13 @@ def test_folders_follow_the_environment_variables(
     assert (files.cache_dir(), files.datasets_dir()) == tuple(tmp_path / path for path in expected)
 
 
+def test_data_sets_are_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mnist.zip").touch()
+    monkeypatch.setenv("GTDL_DATA", str(tmp_path / "mnist.zip"))
+    with pytest.raises(NotADirectoryError, match="is a file; expected the folder of the data sets"):
+        files.datasets_dir()
+
+
 def test_cache_directory_is_the_users_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GTDL_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -242,7 +242,7 @@ def test_compare_selects_by_ids_version_and_search(store: str, capsys: pytest.Ca
 
 def test_compare_prints_what_matches_no_run(store: str, capsys: pytest.CaptureFixture[str]) -> None:
     plant_all(repeats("torch", 10, 98, seeds=1))
-    for selector, expected in (("nonsense", 2), ("caffe", 1), ("0" * 32, 1)):
+    for selector, expected in (("nonsense", 2), ("caffe", 1), ("0" * 32, 1), ("torch", 2)):
         status, out, err = compare(capsys, selector, "torch")
         assert (status, out) == (expected, "")
         assert err.count("\n") == 1

@@ -85,7 +85,7 @@ def no_children() -> bool:
         ("send deep nesting", r"sent an invalid event: '\[+'; .*next: send deep nesting"),
         ("send an endless line", r"sent an invalid event: '\[+'; .*next: send an endless line"),
         ("send nothing more", r"finished without training_time_s, testing_time_s, accuracy_percent; "),
-        ("stop within a line", r"exited with status 3"),
+        ("stop within a line", r"exited with status 4"),
     ],
 )
 def test_failure_has_the_way_the_worker_ended_and_its_last_output(
@@ -100,6 +100,11 @@ def test_failure_has_the_way_the_worker_ended_and_its_last_output(
     assert str(tmp_path / "worker.log") in str(failure.value)
     assert '"setup/import_s": 1.5' in (tmp_path / "events.jsonl").read_text()
     assert no_children()
+
+
+def test_a_refusal_is_the_whole_message(start: Any) -> None:
+    with pytest.raises(WorkerFailed, match=r"^framework=sample cannot run layer conv1$"):
+        list(start("refuse"))
 
 
 def test_kill_for_lack_of_memory_is_named(start: Any) -> None:
@@ -203,7 +208,7 @@ def test_other_children_of_the_driver_are_left_alone(start: Any) -> None:
 
 
 def test_long_output_is_limited_on_the_disk_and_in_the_message(start: Any, tmp_path: Path) -> None:
-    with pytest.raises(WorkerFailed, match="exited with status 3") as failure:
+    with pytest.raises(WorkerFailed, match="exited with status 4") as failure:
         list(start("print much"))
     log = (tmp_path / "worker.log").read_bytes()
     assert len(log) < 2 * worker_process.LOG_LIMIT + 100

@@ -37,6 +37,8 @@ def answer(minutes: float, framework: str, device: str | None, output: Path, wor
 
     if math.isnan(minutes):
         raise click.BadParameter("nan is no number", param_hint="'--minutes'")
+    if number := next((word for word in words if word.isdigit()), None):
+        raise click.UsageError(f"{number}: a number has a name, such as --minutes {number}")
     check_output(output)
     started_ms = time.time() * 1000
     with translate_errors():

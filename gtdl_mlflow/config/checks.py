@@ -38,7 +38,7 @@ def check(config: Config) -> None:
     """
     _check_dataset(config.dataset)
     _check_ranges(config)
-    _check_version(config)
+    _check_framework(config)
     _check_objective(config.sweep.objective)
     _check_training(config.training, config.dataset)
     depth = config.model.depth
@@ -176,10 +176,13 @@ def _check_ranges(config: Config) -> None:
         raise ConfigError(f"seed={config.seed}: must be at least 0 and below 2**32")
 
 
-def _check_version(config: Config) -> None:
+def _check_framework(config: Config) -> None:
     version = config.framework.version
     if not re.match(r"\d", version):
         raise ConfigError(f"framework.version={version}: expected a version, such as 2.13.0")
+    adapter = config.framework.adapter
+    if not re.fullmatch(r"[\w.]+:\w+", adapter):
+        raise ConfigError(f"framework.adapter={adapter}: expected MODULE:CLASS, such as my_package.adapter:MyFramework")
 
 
 def _check_objective(name: str) -> None:

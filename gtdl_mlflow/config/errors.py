@@ -32,7 +32,7 @@ RENAMED = {
     "training.schedule.boundaries": "training.schedule.boundary_iterations",
     "training.schedule.every": "training.schedule.every_iterations",
     "training.target_accuracy": "training.target_accuracy_percent",
-    "framework.tuning": "framework.modes",
+    "framework.tuning": "mode",
     "tuning": "mode",
 }
 """Keys of older versions, and their names now. ``*`` is any one name, the same on both sides."""

@@ -48,10 +48,13 @@ def rows(
         across_machines: whether to compare runs of different machines.
 
     Raises:
+        ConfigError: a side is not a selector, or both sides are the same runs.
         NothingFound: a side has no finished run, or the sides have no condition in common.
     """
     every = list(runs)
     sides = [{run.run_id for run in select(every, search, selector)} for selector in (first, second)]
+    if sides[0] == sides[1]:
+        raise config.ConfigError(f"{first} and {second} are the same runs: name two frameworks, searches or sets of runs")
     found = []
     for conditions, frameworks in group_by_conditions(every, across_machines).items():
         finished = [run for each in frameworks for run in each.finished]

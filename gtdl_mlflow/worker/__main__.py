@@ -67,9 +67,9 @@ def main(arguments: list[str]) -> int:
                 turns.serve(job, sys.stdin, lambda event: events.write(stream, event))
             else:
                 experiment.run(job, lambda event: events.write(stream, event), start_s)
-        except DataChanged as error:
+        except (DataChanged, NotImplementedError) as error:
             print(error, file=sys.stderr)
-            return 1
+            return events.REFUSED
         except BrokenPipeError:
             # The result has no reader any more, and other runs wait for the device.
             print("the driver has ended, stopping", file=sys.stderr)

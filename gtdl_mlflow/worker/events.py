@@ -88,6 +88,9 @@ class Finished:
 Event = Metadata | Phase | Progress | Metrics | ConfusionMatrix | Remark | Turn | Finished
 _TYPES: dict[str, type] = {kind.__name__.lower(): kind for kind in Event.__args__}
 
+REFUSED = 3
+"""Exit status of a worker that cannot do its job, without an error in it; the last line of its log has the reason."""
+
 LONGEST_LINE = 2**24
 """Most bytes of an event: a confusion matrix of 1000 classes fits."""
 

@@ -43,6 +43,9 @@ if behaviour == "send deep nesting":
     time.sleep(60)
 if behaviour == "stop within a line":
     send('{"event": "metr')
+    sys.exit(4)
+if behaviour == "refuse":
+    print("framework=sample cannot run layer conv1")
     sys.exit(3)
 if behaviour == "hang with a child":
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
@@ -71,10 +74,10 @@ if behaviour == "print much":
     for number in range(50_000):
         os.write(1, b"%d " % number + b"x" * 100 + b"\n")
     os.write(1, b"y" * 3_000_000)
-    sys.exit(3)
+    sys.exit(4)
 if behaviour == "print control characters":
     os.write(2, b"before\x00after\x1b[31m\ttab\xff\x9b\r\n" + b"z" * 100_000)
-    sys.exit(3)
+    sys.exit(4)
 if behaviour == "send an endless line":
     while True:
         send("[" * 100_000)
