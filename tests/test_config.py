@@ -258,7 +258,7 @@ def test_new_names_are_not_in_the_tables_of_old_names() -> None:
         ("seed=range(3)", r"seed=range\(3\): several values make a sweep: gtdl sweep seed=range\(3\)"),
         ("dataset.train_limit=1000000", r"dataset\.train_limit=1000000: must be at most 4000"),
         ("tracking.uri=htp://host:5000", r"tracking\.uri=htp://host:5000: expected http://HOST:PORT"),
-        ("framework.tuning=best", r"framework\.tuning: renamed to framework\.modes"),
+        ("framework.tuning=best", r"framework\.tuning: renamed to mode"),
         ("gpu=1", r"gpu: no such key; .*\(did you mean hardware\?\)"),
         ("seed=1.5", r"seed=1\.5: expected a whole number"),
         ("model.layers.conv1.filter=3", r"model\.layers\.conv1\.filter: .*\(did you mean filters\?\)"),
