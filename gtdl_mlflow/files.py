@@ -40,7 +40,9 @@ def datasets_dir() -> Path:
     chosen = os.environ.get("GTDL_DATA")
     folder = _absolute(lambda: Path(chosen), "GTDL_DATA") if chosen else cache_dir() / "datasets"
     if folder.is_file():
-        raise NotADirectoryError(errno.ENOTDIR, "is a file; expected the folder of the data sets", f"GTDL_DATA={folder}")
+        raise NotADirectoryError(
+            errno.ENOTDIR, "is a file; expected the folder of the data sets", f"GTDL_DATA={folder}"
+        )
     return folder
 
 

@@ -73,7 +73,7 @@ def test_module_runs_the_command() -> None:
     ("arguments", "message"),
     [
         ("env create nonsense", "framework=nonsense: expected one of caffe, "),
-        ("env create torch training.decayed=all", "training.decayed: renamed to training.weight_decay_on"),
+        ("env create torch training.decayed=all", "training.decayed: renamed; write training.weight_decay_on=VALUE"),
         ("env packages nonsense", "framework=nonsense: expected one of caffe, "),
         ("data fetch nonsense", "dataset=nonsense: expected one of att_faces, "),
         ("data fetch limits.fetch_timeout_s=5", "limits.fetch_timeout_s=5: expected the name of a data set too"),
@@ -95,9 +95,10 @@ def test_module_runs_the_command() -> None:
         ("answer framework=torch,nonsense", "framework=nonsense: expected one of caffe, "),
         (
             "answer minutes=5 --training.checkpoint_every 3",
-            "training.checkpoint_every: renamed to training.checkpoint_every_s",
+            "training.checkpoint_every: renamed; write training.checkpoint_every_s=VALUE",
         ),
         ("answer =3", "=3: expected key=value"),
+        ("answer 10", "10: a number needs its option, such as --minutes 10"),
     ],
 )
 def test_wrong_request_is_one_line_and_status_2(

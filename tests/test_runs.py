@@ -364,7 +364,12 @@ def test_store_that_is_no_database_or_unreachable_is_one_line(
     (tmp_path / "text.db").write_text("this is no database, " * 100)
     sqlite3.connect(tmp_path / "empty.db").close()
     monkeypatch.chdir(tmp_path)
-    stores = {f"sqlite:///{tmp_path}/text.db": 1, "http://127.0.0.1:9": 1, "nonsense://x": 2, f"sqlite:///{tmp_path}": 1}
+    stores = {
+        f"sqlite:///{tmp_path}/text.db": 1,
+        "http://127.0.0.1:9": 1,
+        "nonsense://x": 2,
+        f"sqlite:///{tmp_path}": 1,
+    }
     for uri, status in stores.items():
         for command in (["report"], ["check"], ["compare", "torch", "mxnet"], ["reproduction"]):
             assert cli.main([*command, "--tracking-uri", uri]) == status, uri

@@ -37,13 +37,13 @@ def answer(minutes: float, framework: str, device: str | None, output: Path, wor
 
     if math.isnan(minutes):
         raise click.BadParameter("nan is no number", param_hint="'--minutes'")
-    if number := next((word for word in words if word.isdigit()), None):
-        raise click.UsageError(f"{number}: a number has a name, such as --minutes {number}")
     check_output(output)
     started_ms = time.time() * 1000
     with translate_errors():
         every = to_overrides(list(words))
         frameworks = [*filter(None, framework.split(",")), *(each for each in every if "=" not in each)]
+        if number := next((name for name in frameworks if name.isdigit()), None):
+            raise click.UsageError(f"{number}: a number needs its option, such as --minutes {number}")
         overrides = [each for each in every if "=" in each] + ([f"hardware={device}"] if device else [])
         composed = config.compose(overrides)
         for name in frameworks:

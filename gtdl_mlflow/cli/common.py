@@ -170,7 +170,7 @@ def tracking_store(tracking_uri: str | None) -> Iterator[str]:
 
         with translate_errors(store.TrackingFailed, NothingFound):
             uri = tracking_uri or config.compose_unchecked([]).tracking.uri
-            config.check_tracker(uri)
+            config.check_tracker(uri, "--tracking-uri " if tracking_uri else "tracking.uri=")
             with store.translate_errors(uri), store.http_timeouts(retries=2, timeout_s=30):
                 yield uri
     finally:

@@ -93,10 +93,11 @@ SCHEMES = ("http", "https", "databricks", "sqlite", "postgresql", "mysql", "mssq
 """Schemes of MLflow's tracking stores. It has another for folders of files, to which it writes no more."""
 
 
-def check_tracker(uri: str) -> None:
+def check_tracker(uri: str, option: str = "tracking.uri=") -> None:
     """Raise ConfigError for an address that no tracker can ever have.
 
-    Its runs would be saved for a delivery that never succeeds. MLflow writes to a folder of files no more.
+    Its runs would be saved for a delivery that never succeeds. MLflow writes to a folder of files no more. ``option``
+    is what the user wrote before the address.
     """
     try:
         parts = urlsplit(uri)
@@ -108,10 +109,10 @@ def check_tracker(uri: str) -> None:
         complete = False
     if not complete:
         variable = "MLFLOW_TRACKING_URI"
-        name = variable if os.environ.get(variable) == uri else "tracking.uri"
-        raise ConfigError(f"{name}={redact(uri)}: expected http://HOST:PORT, or a database such as sqlite:///mlflow.db")
+        name = f"{variable}=" if os.environ.get(variable) == uri else option
+        raise ConfigError(f"{name}{redact(uri)}: expected http://HOST:PORT, or a database such as sqlite:///mlflow.db")
     if uri.startswith("sqlite:") and uri.partition("?")[0].rstrip("/").endswith((":memory:", "sqlite:")):
-        raise ConfigError(f"tracking.uri={uri}: a database in memory is lost with its process; use sqlite:///mlflow.db")
+        raise ConfigError(f"{option}{uri}: a database in memory is lost with its process; use sqlite:///mlflow.db")
 
 
 def _check_image_size(dataset: Dataset) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, get_type_hints
@@ -119,7 +120,7 @@ def refusal(overrides: Iterable[str]) -> str | None:
             and not key.startswith("hydra")
             and not any("optuna" in each for each in every)
         ):
-            return f"{override}: an interval needs a search: gtdl sweep hydra/sweeper=optuna {override}"
+            return f"{override}: an interval needs a search: gtdl sweep hydra/sweeper=optuna {shlex.quote(override)}"
     return None
 
 
@@ -196,7 +197,7 @@ def explain_null_section(error: Exception, overrides: Iterable[str]) -> str | No
     if key is None:
         return None
     if new := renamed(key, RENAMED):
-        return f"{key}: renamed to {new}"
+        return f"{key}: renamed; write {new}=VALUE"
     return f"{key}: {EARLY_STOPPING} is null here; choose a training that sets it"
 
 
@@ -224,7 +225,7 @@ def _unknown_below(composed: Any, schema: type) -> str | None:
 
 def _unknown_key(key: str, siblings: list[str], schema: type) -> str:
     if new := renamed(key, RENAMED):
-        return f"{key}: renamed to {new}"
+        return f"{key}: renamed; write {new}=VALUE"
     parent, _, name = key.rpartition(".")
     elsewhere = [other for other in _keys(schema) if other.rpartition(".")[2] == SYNONYMS.get(name, name)]
     if not parent:

@@ -54,7 +54,9 @@ def rows(
     every = list(runs)
     sides = [{run.run_id for run in select(every, search, selector)} for selector in (first, second)]
     if sides[0] == sides[1]:
-        raise config.ConfigError(f"{first} and {second} are the same runs: name two frameworks, searches or sets of runs")
+        raise config.ConfigError(
+            f"{first} and {second} are the same runs: name two frameworks, searches or sets of runs"
+        )
     found = []
     for conditions, frameworks in group_by_conditions(every, across_machines).items():
         finished = [run for each in frameworks for run in each.finished]
@@ -115,6 +117,8 @@ def select(runs: Sequence[BenchmarkRun], search: Search, selector: str) -> list[
     if not any(run.finished for run in found):
         names = sorted({f"{run.key.framework}={run.requested_version}" for run in runs if run.finished})
         known = f"there are finished runs of {', '.join(names)}" if names else "no run has finished yet"
+        if _is_framework(name):
+            known += f"; to make one: gtdl run framework={name}{version and f' framework.version={version}'}"
         raise NothingFound(f"{selector}: no finished run in the experiments that are searched (--experiment); {known}")
     return [run for run in found if run.finished]
 

@@ -151,7 +151,8 @@ def implementation(
         return implementations[type(layer)]
     except KeyError:
         raise NotImplementedError(
-            f"framework={framework} does not implement {type(layer).__name__} (layer {layer.name})"
+            f"framework={framework} does not implement {type(layer).__name__} (layer {layer.name}): choose another "
+            "setting or framework"
         ) from None
 
 

@@ -22,17 +22,25 @@ class Reference(Adapter):
 
     def __init__(self, setup: Setup) -> None:
         nodes = setup.network.nodes
-        if len(nodes) > 1 or not isinstance(nodes[0].layer, Dense):
+        first = nodes[0].layer
+        if len(nodes) > 1 or not isinstance(first, Dense):
             raise NotImplementedError(
-                f"framework=reference is softmax regression, one dense layer; it cannot run layer {nodes[0].layer.name}"
+                f"framework=reference is softmax regression, one dense layer; it cannot run layer {first.name}: choose "
+                "setting=reference_mnist or another framework"
             )
         training = setup.training
-        unsupported = (training.momentum, training.weight_decay, training.ema_decay)
-        if training.optimizer is not Optimizer.sgd or any(unsupported):
+        if training.optimizer is not Optimizer.sgd:
             raise NotImplementedError(
-                "framework=reference trains by sgd without momentum, weight decay and averaging only"
+                f"training.optimizer={training.optimizer.value}: framework=reference has sgd only: choose that or "
+                "another framework"
             )
-        self._name = nodes[0].layer.name
+        for name in ("momentum", "weight_decay", "ema_decay"):
+            if value := getattr(training, name):
+                raise NotImplementedError(
+                    f"training.{name}={value:g}: framework=reference has none: choose "
+                    "setting=reference_mnist or another framework"
+                )
+        self._name = first.name
         self._weights = setup.weights[f"{self._name}/weights"].copy()
         self._biases = setup.weights[f"{self._name}/biases"].copy()
         self._bias_lr_multiplier = training.bias_lr_multiplier
