@@ -217,7 +217,7 @@ def test_new_names_are_not_in_the_tables_of_old_names() -> None:
         ("training=adam", r"training=adam: expected one of .* \(did you mean training\.optimizer=adam\?\)"),
         ("setting=torch_svhn", r"setting=torch_svhn: expected one of .*torch_mnist"),
         ("hardware=tpu", r"hardware=tpu: expected one of cpu, cpu_1core, gpu"),
-        ("experiment=gtdlbench", r"experiment=gtdlbench: expected one of .*gtdlbench_mnist"),
+        ("experiment=gtdlbenc", r"experiment=gtdlbenc: expected one of .*gtdlbench_mnist"),
         ("training.batch_siz=3", r"training\.batch_siz: no such key; training has .*\(did you mean batch_size\?\)"),
         ("batch_size=3", r"batch_size: no such key; the configuration has .*\(did you mean training\.batch_size\?\)"),
         ("+batch_size=3", r"batch_size: no such key; the configuration has .*"),

@@ -28,6 +28,12 @@ LAYERS = (
 FRAMEWORKS = {"torch", "tensorflow", "mxnet", "theano", "caffe", "jax"}
 """Importable in the worker's environments only."""
 
+NAMED = {
+    ("hardware/peak.py", "torch"),  # measures the peak of the machine
+    ("reporting/ranking.py", "reference"),  # is no framework to choose
+}
+"""Modules that name one framework, and why: everything else is in its yaml and its folder."""
+
 DRIVER_ONLY = {"mlflow", "hydra", "omegaconf"}
 
 
@@ -133,6 +139,17 @@ def cycle(graph: dict[str, dict[str, Import]]) -> list[Import]:
         if loop := search(start, []):
             return [graph[importer][imported] for importer, imported in itertools.pairwise(loop)]
     return []
+
+
+def test_no_module_names_a_framework() -> None:
+    names = {path.stem for path in (ROOT / "conf" / "framework").glob("*.yaml")}
+    found = set()
+    for path in modules().values():
+        place = path.relative_to(ROOT / PACKAGE).as_posix()
+        if not place.startswith("worker/frameworks/"):
+            constants = (node.value for node in ast.walk(tree(path)) if isinstance(node, ast.Constant))
+            found |= {(place, value) for value in constants if isinstance(value, str) and value in names}
+    assert found == NAMED
 
 
 def test_every_package_and_top_level_module_has_a_layer() -> None:

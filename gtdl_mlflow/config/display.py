@@ -25,6 +25,11 @@ def color(framework: str) -> str:
     return str(_yaml(framework).get("color", UNKNOWN_COLOR))
 
 
+def last_release(framework: str) -> int | None:
+    """Return the year of the last release of ``framework`` if it is no longer developed, else None."""
+    return _yaml(framework).get("last_release")
+
+
 def variant(mode: str, precision: str, deterministic: bool) -> str:
     """Return what distinguishes runs of one framework and version: `` eager bfloat16``; empty for the defaults."""
     words = [mode] if mode != BEST else []

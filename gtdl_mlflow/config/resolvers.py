@@ -61,6 +61,16 @@ def _settings_for(dataset: str) -> str:
     return ",".join(names)
 
 
+def _frameworks_in_development() -> str:
+    """Return the frameworks that have an environment of their own and are still developed, separated by commas."""
+    every = {path.stem: OmegaConf.load(path) for path in sorted((CONF / "framework").glob("*.yaml"))}
+    return ",".join(
+        name
+        for name, framework in every.items()
+        if OmegaConf.select(framework, "devices.cpu.recipes") and not OmegaConf.select(framework, "last_release")
+    )
+
+
 def _image_shape(size: Any, channels: int) -> list[int]:
     """Return ``dataset.image_shape`` for ``dataset.image_size``; zeros for an invalid size, which ``check`` reports."""
     return [*(image_sides(size) or (0, 0)), channels]
@@ -104,6 +114,7 @@ OmegaConf.register_new_resolver("tracking_uri", _tracking_uri, replace=True)
 OmegaConf.register_new_resolver("dataset_family", family, replace=True)
 OmegaConf.register_new_resolver("other_family", _other_family, replace=True)
 OmegaConf.register_new_resolver("settings_for", _settings_for, replace=True)
+OmegaConf.register_new_resolver("frameworks_in_development", _frameworks_in_development, replace=True)
 OmegaConf.register_new_resolver("residual_units", _residual_units, replace=True)
 OmegaConf.register_new_resolver("image_shape", _image_shape, replace=True)
 OmegaConf.register_new_resolver("thread_counts", _thread_counts, replace=True)

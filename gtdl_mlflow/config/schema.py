@@ -125,6 +125,8 @@ class Framework:
     color: str = MISSING
     """Colour in charts, as ``#RRGGBB``."""
     version: str = MISSING
+    last_release: int | None = None
+    """Year of the last release of a framework that is no longer developed; None: it is developed."""
     adapter: str = MISSING
     """``module:Class``, imported in the worker only."""
     numpy: str = ""
@@ -427,7 +429,7 @@ class Config:
         addresses of downloads, locks, targets and checkpoints."""
         values = self.to_dict()
         del values["tracking"], values["sweep"], values["limits"], values["latency"]
-        del values["framework"]["label"], values["framework"]["color"]
+        del values["framework"]["label"], values["framework"]["color"], values["framework"]["last_release"]
         for mode in values["framework"]["modes"].values():
             del mode["description"]
         for device in values["framework"]["devices"].values():

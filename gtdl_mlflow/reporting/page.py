@@ -99,6 +99,9 @@ def _page(
         facets={id(each): _facets(each.conditions, each.labels) for each in sections},
         selectors=selectors(runs),
         colors={run.key.label: display.color(run.key.framework) for run in runs},
+        last_releases={
+            run.key.label: year for run in runs if (year := display.last_release(run.key.framework)) is not None
+        },
         published_tables=published_tables(runs, original),
         original=original,
         notes=notes(runs, original),

@@ -12,6 +12,7 @@ from typing import Any
 from mlflow.tracking import MlflowClient
 
 from .. import charts, config, tags
+from ..config import display
 from ..metrics import METRICS, PHASES
 from . import ratios
 from .formats import format_number, one_line
@@ -127,7 +128,7 @@ def section(
         ranking,
         modes_table(frameworks),
         same,
-        sentences + [answer.sentence for answer in found],
+        sentences + [answer.sentence for answer in found] + in_development(frameworks),
         remarks(frameworks),
         section_charts(finished, target_accuracy(conditions.dataset), client) if client else [],
     )
@@ -216,6 +217,15 @@ def modes_table(frameworks: Iterable[FrameworkResults]) -> Table | None:
             chosen, _, others = candidates.partition("; ")
             rows.append([each.label, chosen, "\n".join(others.split("; "))])
     return Table(["framework", "best mode", "others"], rows).without_empty_columns() if rows else None
+
+
+def in_development(frameworks: Sequence[FrameworkResults]) -> list[str]:
+    """Return the answers for the frameworks that are still developed, if there are others too."""
+    current = [each for each in frameworks if display.last_release(each.framework) is None]
+    if len(current) == len(frameworks):
+        return []
+    found = [answer for answer in answers(current) if len(answer.ranking) > 1]
+    return [f"Frameworks in development only: {answer.sentence}" for answer in found]
 
 
 def _measured(framework: FrameworkResults, question: Question, distance: str | None) -> str:
