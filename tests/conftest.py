@@ -12,6 +12,7 @@ from pathlib import Path
 
 import mlflow
 import pytest
+from helpers import share
 from helpers.project import ROOT, STARTED, Command, own_cache_directory
 
 from gtdl_mlflow.files import cache_dir
@@ -19,8 +20,12 @@ from gtdl_mlflow.files import cache_dir
 # A process that a shell starts in the background ignores SIGINT, and so do its children: tests send SIGINT to theirs.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-KEPT = ("GTDL_HOME", "GTDL_DATA", "GTDL_LOCKS", "GTDL_VERIFY_HASHES", "GTDL_REQUIRE_FRAMEWORKS")
+KEPT = ("GTDL_HOME", "GTDL_DATA", "GTDL_LOCKS", "GTDL_VERIFY_HASHES", "GTDL_REQUIRE_FRAMEWORKS", share.VARIABLE)
 """Variables of this project that the tests do not remove."""
+
+
+def pytest_report_header() -> str:
+    return share.header()
 
 
 def remove_settings(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import itertools
 import json
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from helpers.networks import (
     maximum,
     numbered,
 )
+from helpers.share import share
 from omegaconf import OmegaConf
 
 from gtdl_mlflow import config, environments, worker_process
@@ -92,6 +93,17 @@ def executions() -> Iterator[Execution]:
         for precision in framework.precisions[device][1:]:
             yield Execution(name, device, framework.default_mode, precision)
         yield Execution(name, device, framework.default_mode, threads=2)
+
+
+def session_executions() -> Sequence[Execution]:
+    """Return what this session runs: every framework in its default mode, and a share of the others."""
+    every = list(executions())
+    default = [
+        each
+        for each in every
+        if each == Execution(each.framework, each.device, load_framework(each.framework).default_mode)
+    ]
+    return share(every, default)
 
 
 @functools.cache
@@ -463,7 +475,7 @@ def first_process(execution: Execution, factory: pytest.TempPathFactory) -> tupl
     return FIRST[execution]
 
 
-ALONE = [each for each in executions() if each.precision == "float32" and each.threads == 1]
+ALONE = [each for each in session_executions() if each.precision == "float32" and each.threads == 1]
 """One execution for each mode."""
 
 
@@ -550,7 +562,7 @@ def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return first_process(request.param, tmp_path_factory)[1]
 
 
-@pytest.fixture(scope="module", params=list(executions()), ids=str)
+@pytest.fixture(scope="module", params=session_executions(), ids=str)
 def network_results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Results:
     """Results of each process, all of which ran at least the cases of whole networks."""
     return first_process(request.param, tmp_path_factory)[1]

@@ -1,0 +1,39 @@
+"""The share of slow combinations that a session of the tests runs."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
+
+VARIABLE = "GTDL_TEST_SHARE"
+"""Environment variable with the number of the share, or ``all``. The processes of a session have the same."""
+
+SHARES = 3
+"""Days on which each combination runs once."""
+
+
+def number() -> int | None:
+    """Return the number of the share of this session, from 0, or None for all combinations."""
+    value = os.environ.setdefault(VARIABLE, str(datetime.datetime.now(datetime.timezone.utc).toordinal() % SHARES))
+    return None if value == "all" else int(value) % SHARES
+
+
+def share(combinations: Iterable[T], always: Iterable[T]) -> Sequence[T]:
+    """Return the combinations that run always, and those of this session's share, in their order."""
+    every, fixed, chosen = list(combinations), list(always), number()
+    rotating = [each for each in every if each not in fixed]
+    return [each for each in every if each in fixed or chosen is None or rotating.index(each) % SHARES == chosen]
+
+
+def header() -> str:
+    """Return the line of the report that names the share."""
+    if (chosen := number()) is None:
+        return "modes, precisions and threads of the frameworks: all"
+    return (
+        f"modes, precisions and threads of the frameworks: every framework in its default mode, and share "
+        f"{chosen + 1} of {SHARES} of the others, which changes every day; {VARIABLE}=all runs all"
+    )
