@@ -390,7 +390,9 @@ def test_every_sentence_and_number_is_that_of_the_planted_runs(browser: Browser,
             "MXNet 1.9.1 took 1.03x [1.03, 1.03] as long, TensorFlow 2.21.0 2.00x [1.99, 2.01]. Not resolved: Theano"
         ) in text
         assert "MXNet 1.9.1 is 2.00 points [1.96, 2.04] behind." in text
-        current = "Frameworks in development only: PyTorch 2.13.0 trained fastest: 10.00 s. TensorFlow 2.21.0 took 2.00x"
+        current = (
+            "Frameworks in development only: PyTorch 2.13.0 trained fastest: 10.00 s. TensorFlow 2.21.0 took 2.00x"
+        )
         assert current in text
         assert text.count("last release 2022") == 1  # below MXNet's name
         assert "The same for all: CPU use in training, %: 90.00." in text
