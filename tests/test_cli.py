@@ -27,6 +27,7 @@ VERBS = {
 def test_commands_and_their_verbs() -> None:
     assert set(cli.gtdl.commands) == {
         *("run", "sweep", "answer", "report", "compare", "check", "reproduction", "ui", "predict", "machine", "tune"),
+        *("export", "merge", "publish"),
         *VERBS
     }  # fmt: skip
     for name, verbs in VERBS.items():
@@ -89,7 +90,7 @@ def test_module_runs_the_command() -> None:
         ("report output=tests", "tests: is a folder"),
         ("answer --minutes", "Option '--minutes' requires an argument; see `gtdl answer --help`"),
         ("compare torch", "Missing argument 'SECOND'; see `gtdl compare --help`"),
-        ("check gtdl", "Got unexpected extra argument (gtdl); see `gtdl check --help`"),
+        ("check gtdl", "Invalid value for 'FILE...': File 'gtdl' does not exist; see `gtdl check --help`"),
         ("check json=maybe", "json=maybe: expected json=true, or nothing"),
         ("ui port=70000", "Invalid value for '--port': 70000 is not in the range"),
         ("answer framework=torch,nonsense", "framework=nonsense: expected one of caffe, "),

@@ -94,7 +94,8 @@ def check_command(command: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("page", "command"), TYPED)
 def test_every_command_is_accepted(page: str, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "images.npy").touch()  # the reader's own file
+    for name in ("images.npy", "epyc.csv", "laptop.csv", "results.csv"):  # the reader's own files
+        (tmp_path / name).touch()
     monkeypatch.chdir(tmp_path)
     check_command(command)
 

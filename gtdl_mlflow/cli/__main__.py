@@ -16,7 +16,7 @@ import click
 from .. import __version__, files, signals
 from ..console import conceal_arguments, fail
 from ..tracking.deadline import leave
-from . import answer, data, env, machine, predict, reports, runs, track, tune
+from . import answer, data, env, machine, predict, reports, results, runs, track, tune
 from .common import CommandFailed, Group
 
 # Verbs import what they need themselves, so that `gtdl --help` does not wait for Hydra, or one verb for the libraries
@@ -49,6 +49,7 @@ for _verb in (
     *runs.VERBS,
     answer.answer,
     *reports.VERBS,
+    *results.VERBS,
     predict.predict,
     env.env,
     data.data,

@@ -16,7 +16,8 @@ from ..console import info, status_line
 from ..files import write_atomically
 
 if TYPE_CHECKING:
-    from ..reporting.runs import LoadedRuns
+    from ..reporting.result_file import ResultFiles
+    from ..reporting.runs import LoadedRuns, MetricHistories
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -197,12 +198,48 @@ def load_runs(uri: str, experiments: Sequence[str], finished: bool = False) -> L
     return loaded
 
 
+@contextmanager
+def results(
+    files: Sequence[Path], tracking_uri: str | None, experiments: Sequence[str], finished: bool = False
+) -> Iterator[tuple[LoadedRuns, MetricHistories]]:
+    """Yield the runs of result files, or without any those of a tracking store, and the history of their metrics."""
+    if files:
+        found = result_files(files)
+        yield found.loaded, found
+    else:
+        with tracking_store(tracking_uri) as uri:
+            from ..reporting.runs import connect
+
+            yield load_runs(uri, experiments, finished), connect(uri)
+
+
 def other_experiments(uri: str, experiments: Sequence[str]) -> str:
     """Return the end of a message that names other experiments with runs; empty if there are none."""
     from ..reporting.runs import experiments_with_runs
 
     others = [name for name in experiments_with_runs(uri) if name not in experiments]
     return f"; there are runs in {', '.join(others)}: --experiment {others[0]}" if others else ""
+
+
+# Result files.
+
+
+def result_files_argument(required: bool = False) -> Callable[[F], F]:
+    """Add the argument for result files."""
+    kind = click.Path(path_type=Path, exists=True, dir_okay=False)
+    return click.argument("files", metavar="FILE...", nargs=-1, type=kind, required=required)
+
+
+def result_files(paths: Sequence[Path]) -> ResultFiles:
+    """Return the runs of result files; raise CommandFailed if they cannot be used."""
+    from ..reporting.result_file import InvalidResultFile, ResultFiles
+
+    with translate_errors(InvalidResultFile):
+        found = ResultFiles(paths)
+        if not found.loaded.runs:
+            reasons = "".join(f": {each}" for each in found.loaded.remarks)
+            raise CommandFailed(f"{', '.join(map(str, paths))}: no run that can be used{reasons}")
+    return found
 
 
 # Output files.

@@ -15,6 +15,8 @@ from .common import (
     load_runs,
     other_experiments,
     output_option,
+    result_files_argument,
+    results,
     tracking_options,
     tracking_store,
     translate_errors,
@@ -25,16 +27,16 @@ from .common import (
 @click.command(cls=Verb)
 @output_option("gtdl_report.html", "HTML file.")
 @tracking_options
-def report(output: Path, experiment: tuple[str, ...], tracking_uri: str | None) -> None:
-    """Write all runs of an experiment into one HTML file."""
+@result_files_argument()
+def report(output: Path, experiment: tuple[str, ...], tracking_uri: str | None, files: tuple[Path, ...]) -> None:
+    """Write all runs of an experiment, or of result files, into one HTML file."""
     check_output(output)
-    with tracking_store(tracking_uri) as uri:
+    with results(files, tracking_uri, experiment) as (loaded, histories):
         from ..reporting import page
-        from ..reporting.runs import connect
 
-        loaded = load_runs(uri, experiment)
         status_line("drawing the report")
-        html = page.page(loaded, connect(uri), ", ".join(experiment), loaded.remarks)
+        title = ", ".join([path.name for path in files] or experiment)
+        html = page.page(loaded, histories, title, loaded.remarks)
     write_output(output, html)
     print_output(f"{output}: {len(loaded.runs)} runs, {output.stat().st_size / 1e6:.1f} MB")
 
@@ -65,17 +67,18 @@ def compare(
 @click.command(cls=Verb)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @tracking_options
-def check(as_json: bool, experiment: tuple[str, ...], tracking_uri: str | None) -> int:
-    """Check whether the runs of an experiment may be published."""
+@result_files_argument()
+def check(as_json: bool, experiment: tuple[str, ...], tracking_uri: str | None, files: tuple[Path, ...]) -> int:
+    """Check whether the runs of an experiment, or of result files, may be published."""
     import json
 
-    with tracking_store(tracking_uri) as uri:
+    with results(files, tracking_uri, experiment) as (loaded, histories):
         from ..reporting import check
         from ..reporting.runs import connect
 
-        loaded = load_runs(uri, experiment)
         verdict = check.check(loaded.runs, loaded.skipped)
-        check.tag(verdict, loaded.runs, connect(uri))
+        if not files:
+            check.tag(verdict, loaded.runs, connect(histories.tracking_uri))
     print_output(json.dumps(verdict.json(), indent=1) if as_json else verdict.text())
     return 0 if verdict.passed else 1
 
@@ -83,16 +86,19 @@ def check(as_json: bool, experiment: tuple[str, ...], tracking_uri: str | None) 
 @click.command(cls=Verb)
 @click.option("--output", type=click.Path(path_type=Path), help="Markdown file (default: standard output).")
 @tracking_options
-def reproduction(output: Path | None, experiment: tuple[str, ...], tracking_uri: str | None) -> None:
-    """Compare GTDLBench's published tables with the measured runs."""
+@result_files_argument()
+def reproduction(
+    output: Path | None, experiment: tuple[str, ...], tracking_uri: str | None, files: tuple[Path, ...]
+) -> None:
+    """Compare GTDLBench's published tables with the measured runs of an experiment, or of result files."""
     if output is not None:
         check_output(output)
-    with tracking_store(tracking_uri) as uri:
+    with results(files, tracking_uri, experiment, finished=True) as (loaded, histories):
         from ..reporting import reproduction
-        from ..reporting.runs import connect
 
-        cells = reproduction.group_by_cell(load_runs(uri, experiment, finished=True).runs)
-        markdown = reproduction.markdown(cells, f"experiment {', '.join(experiment)}", connect(uri))
+        cells = reproduction.group_by_cell(run for run in loaded.runs if run.finished)
+        source = ", ".join(path.name for path in files) or f"experiment {', '.join(experiment)}"
+        markdown = reproduction.markdown(cells, source, histories)
     if output is None:
         print_output(markdown.rstrip("\n"))
     else:

@@ -16,7 +16,6 @@ from typing import Any
 import jinja2
 import vl_convert
 from markupsafe import Markup
-from mlflow.tracking import MlflowClient
 
 from .. import __version__, charts, tags
 from ..config import display
@@ -27,7 +26,7 @@ from .formats import count, format_number, format_published
 from .intervals import FEWEST_RUNS, SEEDS_TO_PUBLISH
 from .published_figures import PublishedFigures
 from .ranking import Conditions, FrameworkResults, group_by_conditions
-from .runs import OWN, BenchmarkRun, CellKey, LoadedRuns, NothingFound
+from .runs import OWN, BenchmarkRun, CellKey, LoadedRuns, MetricHistories, NothingFound
 from .sections import SAMPLE, Chart, Paired, Table, paired_ratios, section
 from .verdicts import QUESTIONS, sample
 
@@ -52,7 +51,7 @@ TRANSFER = (("accuracy_percent", False), ("training_time_s", True))
 Compared = list[tuple[Conditions, list[FrameworkResults]]]
 
 
-def page(loaded: LoadedRuns, client: MlflowClient, experiment: str, remarks: Sequence[str] = ()) -> str:
+def page(loaded: LoadedRuns, client: MetricHistories, experiment: str, remarks: Sequence[str] = ()) -> str:
     """Return the whole HTML file.
 
     Args:
@@ -72,7 +71,7 @@ def page(loaded: LoadedRuns, client: MlflowClient, experiment: str, remarks: Seq
 
 
 def _page(
-    loaded: LoadedRuns, client: MlflowClient, experiment: str, remarks: Sequence[str], script: Future[Markup]
+    loaded: LoadedRuns, client: MetricHistories, experiment: str, remarks: Sequence[str], script: Future[Markup]
 ) -> str:
     runs = loaded.runs
     compared = _compared(group_by_conditions(runs))

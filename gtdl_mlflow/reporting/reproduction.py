@@ -13,13 +13,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mlflow.tracking import MlflowClient
-
 from ..metrics import METRICS
 from . import formats, published_figures
 from .formats import format_number, format_published, format_ratio
 from .published_figures import PublishedFigures, PublishedResult
-from .runs import BenchmarkRun, CellKey, LearningCurve, learning_curve
+from .runs import BenchmarkRun, CellKey, LearningCurve, MetricHistories, learning_curve
 from .verdicts import sample
 
 SHARES = (0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
@@ -86,7 +84,7 @@ def group_for_transfer(cells: Iterable[ReproductionCell]) -> list[list[Reproduct
     return list(groups.values())
 
 
-def markdown(cells: list[ReproductionCell], store: str, client: MlflowClient) -> str:
+def markdown(cells: list[ReproductionCell], store: str, client: MetricHistories) -> str:
     """Return the whole document in Markdown.
 
     Args:
@@ -194,7 +192,7 @@ def _number(value: float) -> str:
 
 
 def _accuracy_by_iterations(
-    dataset: str, cells: list[ReproductionCell], original: PublishedFigures, client: MlflowClient
+    dataset: str, cells: list[ReproductionCell], original: PublishedFigures, client: MetricHistories
 ) -> list[str]:
     """Return the section of accuracies after shares of the iterations; nothing without evaluations during training."""
     rows = []

@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from functools import cache
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
-from mlflow.entities import LifecycleStage, Run
+from mlflow.entities import LifecycleStage, Metric, Run
 from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
@@ -201,8 +201,18 @@ def load(uri: str, experiments: Iterable[str], condition: str = "") -> LoadedRun
     Raises:
         NothingFound: an experiment does not exist or was deleted.
     """
-    client, identifiers = connect(uri), []
-    for name in dict.fromkeys(experiments):
+    client = connect(uri)
+    return _read_from_both_ends(client, uri, active_experiments(client, experiments), condition)
+
+
+def active_experiments(client: MlflowClient, names: Iterable[str]) -> list[str]:
+    """Return the IDs of experiments by their names.
+
+    Raises:
+        NothingFound: an experiment does not exist or was deleted.
+    """
+    identifiers = []
+    for name in dict.fromkeys(names):
         experiment = client.get_experiment_by_name(name)
         if experiment is None:
             raise NothingFound(f"experiment {name}: not found in this tracking store")
@@ -210,7 +220,7 @@ def load(uri: str, experiments: Iterable[str], condition: str = "") -> LoadedRun
             command = f"mlflow experiments restore -x {experiment.experiment_id}"
             raise NothingFound(f"experiment {name}: was deleted; `{command}` restores it")
         identifiers.append(experiment.experiment_id)
-    return _read_from_both_ends(client, uri, identifiers, condition)
+    return identifiers
 
 
 class Page(NamedTuple):
@@ -440,14 +450,26 @@ class LearningCurve:
     accuracy: tuple[float, ...]
 
 
-def learning_curve(run: BenchmarkRun, client: MlflowClient) -> LearningCurve:
+CURVE = ("eval/accuracy_percent", "train/elapsed_s")
+"""Metrics of which a learning curve has every value."""
+
+
+class MetricHistories(Protocol):
+    """What has the history of metrics: a client of MLflow, or result files."""
+
+    @property
+    def tracking_uri(self) -> str: ...
+
+    def get_metric_history(self, run_id: str, key: str) -> list[Metric]: ...
+
+
+def learning_curve(run: BenchmarkRun, client: MetricHistories) -> LearningCurve:
     """Read the evaluations of a finished run."""
-    names = "eval/accuracy_percent", "train/elapsed_s"
     points: list[tuple[float, float, float]] = []
-    if all(name in run.metrics for name in names):  # a request for each costs more than all the rest of a chart
+    if all(name in run.metrics for name in CURVE):  # a request for each costs more than all the rest of a chart
         accuracies, times = (
             {point.step: _number(point.value) for point in client.get_metric_history(run.run_id, name)}
-            for name in names
+            for name in CURVE
         )
         points = [(float(step), times[step], accuracies[step]) for step in sorted(accuracies) if step in times]
     end = run.metrics.get("train/iterations", math.nan)

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from mlflow.tracking import MlflowClient
-
 from .. import charts, config, tags
 from ..config import display
 from ..metrics import METRICS, PHASES
@@ -18,7 +16,7 @@ from . import ratios
 from .formats import format_number, one_line
 from .intervals import Difference, Ratio, Verdict
 from .ranking import Answer, Conditions, FrameworkResults, answers, remarks
-from .runs import BenchmarkRun, LearningCurve, learning_curve
+from .runs import BenchmarkRun, LearningCurve, MetricHistories, learning_curve
 from .verdicts import QUESTIONS, Question
 
 OTHER = "other"
@@ -105,7 +103,7 @@ class Section:
 
 
 def section(
-    conditions: Conditions, frameworks: list[FrameworkResults], paired: Paired, client: MlflowClient | None
+    conditions: Conditions, frameworks: list[FrameworkResults], paired: Paired, client: MetricHistories | None
 ) -> Section:
     """Build the section of some conditions.
 
@@ -267,7 +265,7 @@ def _runs(framework: FrameworkResults) -> str:
 # Charts.
 
 
-def section_charts(frameworks: list[FrameworkResults], target: float, client: MlflowClient) -> list[Chart]:
+def section_charts(frameworks: list[FrameworkResults], target: float, client: MetricHistories) -> list[Chart]:
     """Return the charts that compare at least two values.
 
     Args:

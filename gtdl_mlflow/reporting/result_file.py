@@ -1,0 +1,161 @@
+"""Result files: the runs of a tracking store as one CSV file, with everything that reports and checks need.
+
+Each line is one value of one run: ``run`` (its ID), ``kind`` (``info``, ``param``, ``tag`` or ``metric``), ``name``,
+``step`` (of a metric) and ``value``. Metrics that are drawn as curves have a line per step, others their last value.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from mlflow.entities import LifecycleStage, Metric, Param, Run, RunData, RunInfo, RunTag
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
+from .. import tags
+from ..tracking import store
+from .runs import CURVE, LoadedRuns, MetricHistories, NothingFound, active_experiments, connect, read
+
+HEADER = ["run", "kind", "name", "step", "value"]
+
+TAGS = re.compile(rf"gtdl\.[\w.]+|{re.escape(MLFLOW_PARENT_RUN_ID)}")
+"""Tags that are exported: MLflow's own have names of users and paths."""
+
+PRIVATE_PARAMS = ("tracking.", "hydra.")
+"""Beginnings of params that are not exported: addresses and folders."""
+
+INFO = ("experiment", "status", "start_time", "end_time")
+"""Facts about a run: the ID of its experiment, MLflow's status, and milliseconds since 1970."""
+
+
+class InvalidResultFile(Exception):
+    """A result file cannot be used; the message is one line with the file and the reason."""
+
+
+def export(uri: str, experiments: Iterable[str]) -> str:
+    """Return the runs of some experiments as the text of a result file, the oldest first.
+
+    Raises:
+        NothingFound: an experiment does not exist or has no run of this project.
+    """
+    client, names = connect(uri), list(experiments)
+    pages = store.search_pages(client, active_experiments(client, names), "", "ASC")
+    runs = [run for page in pages for run in page if tags.FRAMEWORK in run.data.tags or tags.SWEEP in run.data.tags]
+    if not runs:
+        raise NothingFound(f"experiment {', '.join(names)}: no run yet")
+    return write((run, client) for run in runs)
+
+
+def write(runs: Iterable[tuple[Run, MetricHistories]]) -> str:
+    """Return runs, each with what has the history of its metrics, as the text of a result file."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(HEADER)
+    for run, histories in runs:
+        writer.writerows([run.info.run_id, *row] for row in _rows(run, histories))
+    return text.getvalue()
+
+
+def _rows(run: Run, histories: MetricHistories) -> Iterator[Sequence[Any]]:
+    info, data = run.info, run.data
+    for name, value in zip(INFO, (info.experiment_id, info.status, info.start_time, info.end_time), strict=True):
+        yield "info", name, "", value or ""
+    for name, value in sorted(data.params.items()):
+        if not name.startswith(PRIVATE_PARAMS):
+            yield "param", name, "", value
+    for name, value in sorted(data.tags.items()):
+        if TAGS.fullmatch(name):
+            yield "tag", name, "", value
+    curve = all(name in data.metrics for name in CURVE)
+    for name, value in sorted(data.metrics.items()):
+        if curve and name in CURVE:
+            for point in sorted(histories.get_metric_history(info.run_id, name), key=lambda each: each.step):
+                yield "metric", name, point.step, repr(point.value)
+        else:
+            yield "metric", name, "", repr(value)
+
+
+class ResultFiles:
+    """The runs of some result files, each once. It has the history of their metrics, as a client of MLflow has.
+
+    Raises:
+        InvalidResultFile: a file cannot be read, a line is wrong, or two files have other values of one run.
+    """
+
+    tracking_uri = ""
+    """There is no server to link to."""
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        self._metrics: dict[str, dict[str, list[Metric]]] = {}
+        self.runs: list[Run] = []
+        lines: dict[str, tuple[Path, list[list[str]]]] = {}
+        for path in paths:
+            for run_id, some in _lines(path).items():
+                known, same = lines.setdefault(run_id, (path, some))
+                if same != some:
+                    raise InvalidResultFile(f"{path}: other values of run {run_id} than in {known}")
+        for run_id, (path, some) in lines.items():
+            try:
+                self.runs.append(self._run(run_id, some))
+            except (ValueError, KeyError) as error:
+                raise InvalidResultFile(f"{path}: run {run_id} has a wrong line: {error}") from error
+
+    @property
+    def loaded(self) -> LoadedRuns:
+        """The runs as a report uses them, the newest first."""
+        return read(sorted(self.runs, key=lambda run: -(run.info.start_time or 0)))
+
+    def get_metric_history(self, run_id: str, name: str) -> list[Metric]:
+        """Return the values of a metric of a run, one per step."""
+        return self._metrics[run_id][name]
+
+    def _run(self, run_id: str, lines: Iterable[list[str]]) -> Run:
+        values: dict[str, dict[str, str]] = {"info": {}, "param": {}, "tag": {}}
+        metrics = self._metrics[run_id] = defaultdict(list)
+        for kind, name, step, value in lines:
+            if kind == "metric":
+                metrics[name].append(Metric(name, float(value), 0, int(step or 0)))
+            else:
+                values[kind][name] = value
+        info = values["info"]
+        start, end = (int(info[name] or 0) for name in ("start_time", "end_time"))
+        return Run(
+            RunInfo(
+                run_id=run_id,
+                experiment_id=info["experiment"],
+                user_id="",
+                status=info["status"],
+                start_time=start,
+                end_time=end,
+                lifecycle_stage=LifecycleStage.ACTIVE,
+            ),
+            RunData(
+                [points[-1] for points in metrics.values()],
+                [Param(name, value) for name, value in values["param"].items()],
+                [RunTag(name, value) for name, value in values["tag"].items()],
+            ),
+        )
+
+
+def _lines(path: Path) -> dict[str, list[list[str]]]:
+    """Return the lines of each run of a file, without its ID."""
+    found: dict[str, list[list[str]]] = defaultdict(list)
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = csv.reader(file, strict=True)
+            if next(rows, None) != HEADER:
+                raise InvalidResultFile(f"{path}: no result file; `gtdl export` writes one")
+            for row in rows:
+                if len(row) != len(HEADER):
+                    raise InvalidResultFile(f"{path}, line {rows.line_num}: expected {','.join(HEADER)}")
+                found[row[0]].append(row[1:])
+    except OSError as error:
+        raise InvalidResultFile(f"{path}: {error.strerror}") from error
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise InvalidResultFile(f"{path}: no CSV file in UTF-8: {error}") from error
+    return found

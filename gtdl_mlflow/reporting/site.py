@@ -1,0 +1,79 @@
+"""``gtdl publish``: result files as a static site."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+import jinja2
+
+from .. import __version__
+from ..config import display
+from ..files import write_atomically
+from . import page
+from .formats import count
+from .result_file import ResultFiles
+from .runs import BenchmarkRun, LoadedRuns
+
+ALL = "all.html"
+"""Page with the results of all machines."""
+
+
+def write(files: ResultFiles, paths: Iterable[Path], folder: Path) -> int:
+    """Write the pages and copies of the result files to ``folder``; return the number of pages.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    loaded = files.loaded
+    machines = by_machine(loaded)
+    pages = {ALL: page.page(loaded, files, "all machines", loaded.remarks)}
+    links = []
+    for machine, some in machines.items():
+        name = f"{slug(machine)}.html"
+        pages[name] = page.page(some, files, machine, some.remarks)
+        links.append((name, machine, _summary(some.runs)))
+    downloads = list(dict.fromkeys(path.name for path in paths))
+    pages["index.html"] = _template().render(links=links, all=ALL, downloads=downloads, version=__version__)
+    for name, html in pages.items():
+        write_atomically(folder / name, html)
+    for path in paths:
+        shutil.copyfile(path, folder / path.name)
+    return len(pages)
+
+
+def by_machine(loaded: LoadedRuns) -> dict[str, LoadedRuns]:
+    """Return the runs of each machine, in the order of the machines' names, with the sweeps that they belong to."""
+    runs: dict[str, list[BenchmarkRun]] = defaultdict(list)
+    for run in loaded.runs:
+        runs[run.key.machine].append(run)
+    found = {}
+    for machine, some in sorted(runs.items()):
+        sweeps = {run.parent_id for run in some}
+        paired = {run_id: ratios for run_id, ratios in loaded.paired.items() if run_id in sweeps}
+        found[machine] = LoadedRuns(some, [], paired)
+    return found
+
+
+def slug(machine: str) -> str:
+    """Return the name of a machine as a part of an address: lower-case letters, digits and hyphens."""
+    return re.sub(r"[^a-z0-9]+", "-", machine.lower()).strip("-")
+
+
+def _summary(runs: Iterable[BenchmarkRun]) -> list[str]:
+    """Return the number of runs, the frameworks, the data sets and the devices."""
+    every = list(runs)
+    return [
+        count(len(every), "run"),
+        ", ".join(sorted({display.label(run.key.framework) for run in every})),
+        ", ".join(sorted({run.key.dataset for run in every})),
+        ", ".join(sorted({run.key.hardware for run in every})),
+    ]
+
+
+def _template() -> jinja2.Template:
+    loader = jinja2.PackageLoader(__package__, ".")
+    return jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True).get_template("site.html")
