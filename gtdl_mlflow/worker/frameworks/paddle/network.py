@@ -170,7 +170,10 @@ class BatchNormalization(nn.Layer):
         self._layer, maps = layer, node.input[0]
         self.gamma = self.create_parameter([maps]) if layer.scale else None
         self.beta = self.create_parameter([maps], is_bias=True)
-        self.register_buffer("ones", None if layer.scale else paddle.ones([maps]), persistable=False)
+        if not layer.scale:
+            # With a factor that needs no gradient, Paddle 3.3 computes a wrong gradient of beta.
+            self.register_buffer("ones", paddle.ones([maps]), persistable=False)
+            self.ones.stop_gradient = False
         self.register_buffer("mean", paddle.zeros([maps]))
         self.register_buffer("variance", paddle.ones([maps]))
         self.register_buffer("batch_mean", paddle.zeros([maps]), persistable=False)
@@ -190,6 +193,8 @@ class BatchNormalization(nn.Layer):
         count, share = batch_size * self._cells, 1 - self._layer.momentum
         self.mean.lerp_(self.batch_mean, share)
         self.variance.lerp_(self.batch_variance * (count / (count - 1)), share)
+        if self.gamma is None:
+            self.ones.clear_gradient(False)
 
 
 class Add(nn.Layer):
