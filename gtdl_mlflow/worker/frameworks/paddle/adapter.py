@@ -51,6 +51,9 @@ class Paddle(Adapter):
             _set(arrays, setup.weights)
         self._optimizer = self._create_optimizer()
         self._steps, self._last_rate = 0, 0.0
+        # A graph's inputs are released by another thread, which would wait for ever for Python's lock to release NumPy's
+        # memory, so a graph gets copies.
+        self._to_tensor = paddle.to_tensor if setup.options["to_static"] else paddle.from_dlpack
         if setup.options["to_static"]:
             # Without a number of images, so that a smaller last batch needs no other graph.
             spec = paddle.static.InputSpec([None, *setup.network.nodes[0].input], "float32")
@@ -78,7 +81,7 @@ class Paddle(Adapter):
     def predict(self, batches: Iterable[np.ndarray]) -> np.ndarray:
         self._tested.eval()
         with paddle.no_grad():
-            return paddle.concat([self._tested(paddle.from_dlpack(images)) for images in batches]).numpy()
+            return paddle.concat([self._tested(self._to_tensor(images)) for images in batches]).numpy()
 
     def weights(self) -> Weights:
         shapes = self._setup.network.parameters
@@ -156,7 +159,7 @@ class Paddle(Adapter):
                 average.lerp_(self._parameters[name], share)
 
     def _loss(self, images: np.ndarray, labels: np.ndarray) -> Tensor:
-        return F.cross_entropy(self._network(paddle.from_dlpack(images)), paddle.from_dlpack(labels))
+        return F.cross_entropy(self._network(self._to_tensor(images)), paddle.from_dlpack(labels))
 
     def _set_learning_rate(self, rate: float) -> None:
         self._optimizer.set_lr(rate)

@@ -33,8 +33,8 @@ class PaddleNetwork(nn.Layer):
 
     def forward(self, images: Tensor) -> Tensor:
         outputs = {IMAGES: images}
-        for position, (layer, sources) in enumerate(zip(self.layers, self._sources, strict=True)):
-            outputs[position] = layer(*[outputs[source] for source in sources])
+        for position, layer in enumerate(self.layers):
+            outputs[position] = layer(*[outputs[source] for source in self._sources[position]])
         return outputs[len(self._sources) - 1]
 
     def named(self) -> Iterator[tuple[str, nn.Layer]]:
