@@ -1,4 +1,4 @@
-"""PaddlePaddle adapter: eager layers and an optimizer of ``paddle.optimizer``; the layers may be compiled to a graph."""
+"""PaddlePaddle adapter: the same layers, called one by one or compiled to a graph, and an optimizer of Paddle's."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ class Paddle(Adapter):
             _set(arrays, setup.weights)
         self._optimizer = self._create_optimizer()
         self._steps, self._last_rate = 0, 0.0
-        # A graph's inputs are released by another thread, which would wait for ever for Python's lock to release NumPy's
-        # memory, so a graph gets copies.
+        # Another thread releases the inputs of a graph. For NumPy's memory it would wait for Python's lock for ever, so a
+        # graph gets copies.
         self._to_tensor = paddle.to_tensor if setup.options["to_static"] else paddle.from_dlpack
         if setup.options["to_static"]:
             # Without a number of images, so that a smaller last batch needs no other graph.
