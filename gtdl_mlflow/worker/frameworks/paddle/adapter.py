@@ -19,7 +19,7 @@ from ...inputs import Batch
 from ...job import Optimizer
 from ...layers import Dropout
 from ..base import Adapter, Setup
-from .network import BatchNormalization, PaddleNetwork
+from .network import PaddleBatchNormalization, PaddleNetwork
 
 
 class Paddle(Adapter):
@@ -33,7 +33,7 @@ class Paddle(Adapter):
         self._setup, self._training = setup, setup.training
         self._network = PaddleNetwork(setup.network)
         self._parameters, self._statistics = self._network.arrays(), self._network.statistics()
-        self._normalizations = [each for _, each in self._network.named() if isinstance(each, BatchNormalization)]
+        self._normalizations = [each for _, each in self._network.named() if isinstance(each, PaddleBatchNormalization)]
         self._masks = [
             (self._parameters[name], paddle.to_tensor(np.broadcast_to(mask, setup.network.parameters[name]).copy()))
             for name, mask in setup.masks.items()
@@ -44,15 +44,15 @@ class Paddle(Adapter):
             self._tested = PaddleNetwork(setup.network)
             self._tested.eval()
             for own, shared in zip(self._tested.named(), self._network.named(), strict=True):
-                if isinstance(own[1], BatchNormalization):
+                if isinstance(own[1], PaddleBatchNormalization):
                     own[1].mean, own[1].variance = shared[1].mean, shared[1].variance
         self._evaluated = self._tested.arrays()
         for arrays in (self._parameters, self._evaluated, self._statistics):
             _set(arrays, setup.weights)
         self._optimizer = self._create_optimizer()
         self._steps, self._last_rate = 0, 0.0
-        # Another thread releases the inputs of a graph. For NumPy's memory it would wait for Python's lock for ever, so a
-        # graph gets copies.
+        # Another thread releases the inputs of a graph. To release NumPy's memory it would wait for Python's lock for
+        # ever, so a graph gets copies.
         self._to_tensor = paddle.to_tensor if setup.options["to_static"] else paddle.from_dlpack
         if setup.options["to_static"]:
             # Without a number of images, so that a smaller last batch needs no other graph.
@@ -76,12 +76,12 @@ class Paddle(Adapter):
         # The rates come first: zip must not take a batch that is not used.
         for rate, (images, labels) in zip(rates, batches, strict=False):
             losses.append(self._train_step(images, labels, rate))
-        return paddle.stack(losses).numpy()
+        return np.asarray(paddle.stack(losses))
 
     def predict(self, batches: Iterable[np.ndarray]) -> np.ndarray:
         self._tested.eval()
         with paddle.no_grad():
-            return paddle.concat([self._tested(self._to_tensor(images)) for images in batches]).numpy()
+            return np.asarray(paddle.concat([self._tested(self._to_tensor(images)) for images in batches]))
 
     def weights(self) -> Weights:
         shapes = self._setup.network.parameters

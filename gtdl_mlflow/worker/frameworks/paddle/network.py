@@ -43,17 +43,17 @@ class PaddleNetwork(nn.Layer):
 
     def arrays(self) -> dict[str, Tensor]:
         """Return the parameters by their canonical names ``layer/array``."""
-        return {f"{name}/{array}": tensor for name, layer in self.named() for array, tensor in _parameters(layer)}
+        return {f"{name}/{array}": tensor for name, layer in self.named() for array, tensor in layer.named_parameters()}
 
     def statistics(self) -> dict[str, Tensor]:
         """Return the running statistics by their canonical names ``layer/array``."""
-        normalizations = [(name, layer) for name, layer in self.named() if isinstance(layer, BatchNormalization)]
+        normalizations = [(name, layer) for name, layer in self.named() if isinstance(layer, PaddleBatchNormalization)]
         return {
             f"{name}/{array}": getattr(layer, array) for name, layer in normalizations for array in ("mean", "variance")
         }
 
 
-class Convolution(nn.Layer):
+class PaddleConvolution(nn.Layer):
     """Convolution with padding that may differ from side to side."""
 
     def __init__(self, layer: layers.Convolution, node: Node) -> None:
@@ -71,7 +71,7 @@ class Convolution(nn.Layer):
         return (value.flatten(2) + self.biases).reshape(value.shape)
 
 
-class MaxPool(nn.Layer):
+class PaddleMaxPool(nn.Layer):
     """Max-pooling with padding that may differ from side to side."""
 
     def __init__(self, layer: layers.MaxPool, node: Node) -> None:
@@ -97,7 +97,7 @@ class MaxPool(nn.Layer):
         return pooled
 
 
-class AveragePool(nn.Layer):
+class PaddleAveragePool(nn.Layer):
     """Mean of the cells of each window that lie inside the image."""
 
     def __init__(self, layer: layers.AveragePool, node: Node) -> None:
@@ -108,7 +108,7 @@ class AveragePool(nn.Layer):
         return F.avg_pool2d(images, self._size, self._stride, self._padding, exclusive=True)
 
 
-class GlobalAveragePool(nn.Layer):
+class PaddleGlobalAveragePool(nn.Layer):
     """Mean of each map."""
 
     def __init__(self, layer: layers.GlobalAveragePool, node: Node) -> None:
@@ -118,7 +118,7 @@ class GlobalAveragePool(nn.Layer):
         return images.mean([2, 3], keepdim=True)
 
 
-class Dense(nn.Layer):
+class PaddleDense(nn.Layer):
     """Dense layer that first flattens its input."""
 
     def __init__(self, layer: layers.Dense, node: Node) -> None:
@@ -130,7 +130,7 @@ class Dense(nn.Layer):
         return F.linear(images.flatten(1), self.weights, self.biases)
 
 
-class Dropout(nn.Layer):
+class PaddleDropout(nn.Layer):
     """Dropout, which Paddle's default generator draws."""
 
     def __init__(self, layer: layers.Dropout, node: Node) -> None:
@@ -141,7 +141,7 @@ class Dropout(nn.Layer):
         return F.dropout(values, self._share, training=self.training) if self._share else values
 
 
-class LocalResponseNormalization(nn.Layer):
+class PaddleLocalResponseNormalization(nn.Layer):
     """Normalization by the sum of squares of neighbouring maps."""
 
     def __init__(self, layer: layers.LocalResponseNormalization, node: Node) -> None:
@@ -158,7 +158,7 @@ class LocalResponseNormalization(nn.Layer):
         return images * paddle.exp(-self._layer.beta * paddle.log(sums))
 
 
-class BatchNormalization(nn.Layer):
+class PaddleBatchNormalization(nn.Layer):
     """Batch normalization.
 
     F.batch_norm stores the variance of the batch's values, and the procedure the one that the batch estimates. So it
@@ -197,7 +197,7 @@ class BatchNormalization(nn.Layer):
             self.ones.clear_gradient(False)
 
 
-class Add(nn.Layer):
+class PaddleAdd(nn.Layer):
     """Sum of two outputs."""
 
     def __init__(self, layer: layers.Add, node: Node) -> None:
@@ -208,23 +208,19 @@ class Add(nn.Layer):
 
 
 LAYERS: dict[type[Layer], Callable[[Any, Node], nn.Layer]] = {
-    layers.Convolution: Convolution,
-    layers.MaxPool: MaxPool,
-    layers.AveragePool: AveragePool,
-    layers.GlobalAveragePool: GlobalAveragePool,
-    layers.Dense: Dense,
-    layers.Dropout: Dropout,
-    layers.LocalResponseNormalization: LocalResponseNormalization,
-    layers.BatchNormalization: BatchNormalization,
-    layers.Add: Add,
+    layers.Convolution: PaddleConvolution,
+    layers.MaxPool: PaddleMaxPool,
+    layers.AveragePool: PaddleAveragePool,
+    layers.GlobalAveragePool: PaddleGlobalAveragePool,
+    layers.Dense: PaddleDense,
+    layers.Dropout: PaddleDropout,
+    layers.LocalResponseNormalization: PaddleLocalResponseNormalization,
+    layers.BatchNormalization: PaddleBatchNormalization,
+    layers.Add: PaddleAdd,
     layers.Relu: lambda layer, node: nn.ReLU(),
     layers.Tanh: lambda layer, node: nn.Tanh(),
 }
 """Functions (layer, node) that create Paddle's layer of a layer."""
-
-
-def _parameters(layer: nn.Layer) -> Iterator[tuple[str, Tensor]]:
-    return layer.named_parameters()
 
 
 def _sides(node: Node) -> list[int]:
