@@ -100,7 +100,7 @@ def loop(name: str, folder: Path, threads: int, test_batch: int, mode: str = "dy
     The first does a number of further steps, the second classifies a number of images.
     """
     cpu = Path("/proc/cpuinfo").read_text()
-    if "AuthenticAMD" in cpu:  # otherwise Paddle's MKL uses SSE there, which takes three times as long
+    if "AuthenticAMD" in cpu:  # otherwise Paddle's MKL uses narrow instructions there
         os.environ["MKL_DEBUG_CPU_TYPE"] = "7" if " avx512vl" in cpu else "5"
     core.set_num_threads(threads)
     paddle.seed(0)

@@ -201,9 +201,10 @@ def _configure(setup: Setup) -> None:
 
 
 def _mkl_cpu_type(cpuinfo: Path) -> str:
-    """Return the value of MKL_DEBUG_CPU_TYPE that selects the widest instructions of this processor; empty on Intel's.
+    """Return the value of MKL_DEBUG_CPU_TYPE for the widest instructions of this processor; empty for Intel's.
 
-    Paddle's MKL, of 2018, uses SSE on the processors of other manufacturers, which takes three times as long.
+    Paddle 3.3 has MKL 2019.0.5, which uses narrow instructions on the processors of other manufacturers: a convolution
+    took 35 instead of 15 ms on an AMD EPYC with AVX-512.
     """
     try:
         text = cpuinfo.read_text()
