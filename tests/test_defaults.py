@@ -41,6 +41,10 @@ LAYERS: dict[str, list[str]] = {
                        "dense 10"],
     "jax_mnist": ["dense 512", "relu", "dense 512", "relu", "dense 10"],
     "jax_cifar10": ["dense 512", "relu", "dense 512", "relu", "dense 10"],
+    "paddle_mnist": ["conv 5x5x6 pad 2", "relu", "max 2/2", "conv 5x5x16", "relu", "max 2/2", "dense 120", "relu",
+                     "dense 84", "relu", "dense 10"],
+    "paddle_cifar10": ["conv 3x3x32", "relu", "max 2/2", "conv 3x3x64", "relu", "max 2/2", "conv 3x3x64", "relu",
+                       "dense 64", "relu", "dense 10"],
     "reference_mnist": ["dense 10"],
     "reference_cifar10": ["dense 10"],
 }  # fmt: skip
@@ -81,6 +85,8 @@ INITIAL: dict[str, tuple[list[Any], list[Any]]] = {
     "mxnet_cifar10": ([("normal_fan_in", 2)], [0]),
     "jax_mnist": ([(NORMAL, 0.01)], [(NORMAL, 0.01)]),
     "jax_cifar10": ([(NORMAL, 0.01)], [(NORMAL, 0.01)]),
+    "paddle_mnist": ([("normal_fan_in", 2)] * 2 + [("uniform_fan_in_out", 6)], [0]),
+    "paddle_cifar10": ([("normal_fan_in", 2)] * 3 + [("uniform_fan_in_out", 6)], [0]),
     "reference_mnist": ([0], [0]),
     "reference_cifar10": ([0], [0]),
 }
@@ -150,6 +156,14 @@ HYPER_PARAMETERS: dict[str, dict[str, Any]] = {
     "jax_cifar10": {
         "preprocessing": {}, "order": "sequential", "batch_size": 128, "test_batch_size": 10000, "epochs": 8,
         "optimizer": "sgd", "learning_rate": 0.001,
+    },
+    "paddle_mnist": {
+        "preprocessing": {"normalize": {"mean": 127.5, "deviation": 127.5}}, "order": "shuffled", "batch_size": 64,
+        "test_batch_size": 64, "epochs": 2, "optimizer": "adam", "learning_rate": 0.001,
+    },
+    "paddle_cifar10": {
+        "preprocessing": UNIT, "order": "shuffled", "batch_size": 32, "test_batch_size": 32, "epochs": 10,
+        "optimizer": "adam", "learning_rate": 0.001,
     },
     "reference_mnist": {
         "preprocessing": UNIT, "order": "shuffled", "batch_size": 50, "test_batch_size": 1000, "epochs": 20,
@@ -252,6 +266,7 @@ def test_default_names_its_source(group: str, setting: str) -> None:
         "theano": "tutorial",
         "mxnet": "MXNet's",
         "jax": "tutorial",
+        "paddle": "tutorial",
         "reference": "Softmax regression",
     }
     assert first.startswith("#")

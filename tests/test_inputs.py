@@ -132,6 +132,11 @@ def test_without_operations_pixels_are_unchanged() -> None:
     assert (preprocessed({}) == RAW).all()
 
 
+def test_normalize_subtracts_the_mean_and_divides_by_the_deviation() -> None:
+    result = preprocessed({"normalize": {"mean": 127.5, "deviation": 127.5}})
+    assert result == pytest.approx((RAW.astype(np.float64) - 127.5) / 127.5, rel=1e-6)
+
+
 def test_scale_multiplies_every_pixel() -> None:
     result = preprocessed({"scale": {"factor": 1 / 255}})
     for index in np.ndindex(RAW.shape):

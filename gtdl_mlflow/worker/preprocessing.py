@@ -46,6 +46,12 @@ def _scale(images: np.ndarray, own: Statistics, train: Statistics, factor: float
     return images
 
 
+def _normalize(images: np.ndarray, own: Statistics, train: Statistics, mean: float, deviation: float) -> np.ndarray:
+    images -= np.float32(mean)
+    images /= np.float32(deviation)
+    return images
+
+
 def _pad(images: np.ndarray, own: Statistics, train: Statistics, pixels: int) -> np.ndarray:
     return np.pad(images, ((0, 0), (pixels, pixels), (pixels, pixels), (0, 0)))
 
@@ -205,6 +211,7 @@ OPERATIONS: dict[str, Operation] = {
     "standardize": Operation(_standardize, of_set=True),
     "subtract_mean": Operation(_subtract_mean, of_set=True),
     "standardize_image": Operation(_standardize_image),
+    "normalize": Operation(_normalize, options={"mean": float, "deviation": float}),
     "central_crop": Operation(_central_crop, options=PIXELS, sides=_cropped_sides),
     "random_crop": Operation(_central_crop, _random_crop, {**PIXELS, "padding": int}, _cropped_sides),
     "random_flip": Operation(_identity, _random_flip),
