@@ -25,7 +25,7 @@ LAYERS = (
 )
 """Packages and top-level modules. A module may import from its own layer and the layers below it."""
 
-FRAMEWORKS = {"torch", "tensorflow", "mxnet", "theano", "caffe", "jax"}
+FRAMEWORKS = {"torch", "tensorflow", "mxnet", "theano", "caffe", "jax", "tinygrad"}
 """Importable in the worker's environments only."""
 
 DRIVER_ONLY = {"mlflow", "hydra", "omegaconf"}
