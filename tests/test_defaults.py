@@ -18,6 +18,9 @@ from gtdl_mlflow.worker.network import Node
 
 SETTINGS = choices("setting")
 
+TINYGRAD = ["conv 5x5x32", "relu", "conv 5x5x32", "relu", "batch 0.9 1e-05", "max 2/2", "conv 3x3x64", "relu",
+            "conv 3x3x64", "relu", "batch 0.9 1e-05", "max 2/2", "dense 10"]  # fmt: skip
+
 # Layers in order, without their initial values, which are in INITIAL.
 LAYERS: dict[str, list[str]] = {
     "tensorflow_mnist": ["conv 5x5x32 same", "relu", "max 2/2 same", "conv 5x5x64 same", "relu", "max 2/2 same",
@@ -41,6 +44,8 @@ LAYERS: dict[str, list[str]] = {
                        "dense 10"],
     "jax_mnist": ["dense 512", "relu", "dense 512", "relu", "dense 10"],
     "jax_cifar10": ["dense 512", "relu", "dense 512", "relu", "dense 10"],
+    "tinygrad_mnist": TINYGRAD,
+    "tinygrad_cifar10": TINYGRAD,
     "reference_mnist": ["dense 10"],
     "reference_cifar10": ["dense 10"],
 }  # fmt: skip
@@ -81,6 +86,8 @@ INITIAL: dict[str, tuple[list[Any], list[Any]]] = {
     "mxnet_cifar10": ([("normal_fan_in", 2)], [0]),
     "jax_mnist": ([(NORMAL, 0.01)], [(NORMAL, 0.01)]),
     "jax_cifar10": ([(NORMAL, 0.01)], [(NORMAL, 0.01)]),
+    "tinygrad_mnist": ([(FAN_IN, 1)], [(FAN_IN, 1)]),
+    "tinygrad_cifar10": ([(FAN_IN, 1)], [(FAN_IN, 1)]),
     "reference_mnist": ([0], [0]),
     "reference_cifar10": ([0], [0]),
 }
@@ -150,6 +157,14 @@ HYPER_PARAMETERS: dict[str, dict[str, Any]] = {
     "jax_cifar10": {
         "preprocessing": {}, "order": "sequential", "batch_size": 128, "test_batch_size": 10000, "epochs": 8,
         "optimizer": "sgd", "learning_rate": 0.001,
+    },
+    "tinygrad_mnist": {
+        "preprocessing": {}, "order": "shuffled", "batch_size": 512, "test_batch_size": 10000, "iterations": 70,
+        "optimizer": "adam", "learning_rate": 0.001,
+    },
+    "tinygrad_cifar10": {
+        "preprocessing": {}, "order": "shuffled", "batch_size": 512, "test_batch_size": 10000, "iterations": 70,
+        "optimizer": "adam", "learning_rate": 0.001,
     },
     "reference_mnist": {
         "preprocessing": UNIT, "order": "shuffled", "batch_size": 50, "test_batch_size": 1000, "epochs": 20,
@@ -252,6 +267,7 @@ def test_default_names_its_source(group: str, setting: str) -> None:
         "theano": "tutorial",
         "mxnet": "MXNet's",
         "jax": "tutorial",
+        "tinygrad": "tutorial",
         "reference": "Softmax regression",
     }
     assert first.startswith("#")
