@@ -92,10 +92,8 @@ class Tinygrad(Adapter):
         return np.concatenate(outputs)
 
     def weights(self) -> Weights:
-        canonical = {
-            name: from_channels_last(self._nodes[name], _memory(tensor)) for name, tensor in self._evaluated.items()
-        }
-        return {**canonical, **{name: _memory(tensor).copy() for name, tensor in self._statistics.items()}}
+        values = {name: _memory(tensor).copy() for name, tensor in {**self._evaluated, **self._statistics}.items()}
+        return values | {name: from_channels_last(self._nodes[name], values[name]) for name in self._evaluated}
 
     def save(self, folder: Path) -> None:
         safe_save({**self._evaluated, **self._statistics}, str(folder / "weights.safetensors"))

@@ -71,10 +71,10 @@ def _convolution(layer: layers.Convolution, node: Node, inputs: list[Tensor], fo
 
 
 def _max_pool(layer: layers.MaxPool, node: Node, inputs: list[Tensor], forward: TinygradForward) -> Tensor:
-    value = inputs[0].pad(_explicit_padding(node.pads), value=-math.inf)
+    # The gradient belongs to the cells that equal the maximum: computed again in another kernel, a cell can differ.
+    value = _materialize(inputs[0].pad(_explicit_padding(node.pads), value=-math.inf))
     if _is_tiled(layer, value):
         return _tiles(value, layer.size).max((2, 4))
-    value = _materialize(value)
     for size, stride in _directions(layer):
         value = _materialize(value.permute(0, 3, 1, 2).max_pool2d(size, stride).permute(0, 2, 3, 1))
     return value
