@@ -138,7 +138,7 @@ def memory(x: Tensor) -> np.ndarray:
 
 
 def start(folder: Path) -> tuple[list[Any], list[Any]]:
-    """Return the initial [weights, biases] of each layer, and the masks of weights of which only some learn, or None."""
+    """Return the initial [weights, biases] of each layer, and the masks of weights that only partly learn, or None."""
     with np.load(folder / "start.npz") as saved:
         layers = [name.removesuffix("/weights") for name in saved if name.endswith("/weights")]
         parameters, masks = [], []
