@@ -18,6 +18,9 @@ from gtdl_mlflow.worker.network import Node
 
 SETTINGS = choices("setting")
 
+TINYGRAD = ["conv 5x5x32", "relu", "conv 5x5x32", "relu", "batch 0.9 1e-05", "max 2/2", "conv 3x3x64", "relu",
+            "conv 3x3x64", "relu", "batch 0.9 1e-05", "max 2/2", "dense 10"]  # fmt: skip
+
 # Layers in order, without their initial values, which are in INITIAL.
 LAYERS: dict[str, list[str]] = {
     "tensorflow_mnist": ["conv 5x5x32 same", "relu", "max 2/2 same", "conv 5x5x64 same", "relu", "max 2/2 same",
@@ -45,6 +48,8 @@ LAYERS: dict[str, list[str]] = {
                      "dense 84", "relu", "dense 10"],
     "paddle_cifar10": ["conv 3x3x32", "relu", "max 2/2", "conv 3x3x64", "relu", "max 2/2", "conv 3x3x64", "relu",
                        "dense 64", "relu", "dense 10"],
+    "tinygrad_mnist": TINYGRAD,
+    "tinygrad_cifar10": TINYGRAD,
     "reference_mnist": ["dense 10"],
     "reference_cifar10": ["dense 10"],
 }  # fmt: skip
@@ -87,6 +92,8 @@ INITIAL: dict[str, tuple[list[Any], list[Any]]] = {
     "jax_cifar10": ([(NORMAL, 0.01)], [(NORMAL, 0.01)]),
     "paddle_mnist": ([("normal_fan_in", 2)] * 2 + [("uniform_fan_in_out", 6)], [0]),
     "paddle_cifar10": ([("normal_fan_in", 2)] * 3 + [("uniform_fan_in_out", 6)], [0]),
+    "tinygrad_mnist": ([(FAN_IN, 1)], [(FAN_IN, 1)]),
+    "tinygrad_cifar10": ([(FAN_IN, 1)], [(FAN_IN, 1)]),
     "reference_mnist": ([0], [0]),
     "reference_cifar10": ([0], [0]),
 }
@@ -163,6 +170,14 @@ HYPER_PARAMETERS: dict[str, dict[str, Any]] = {
     },
     "paddle_cifar10": {
         "preprocessing": UNIT, "order": "shuffled", "batch_size": 32, "test_batch_size": 32, "epochs": 10,
+        "optimizer": "adam", "learning_rate": 0.001,
+    },
+    "tinygrad_mnist": {
+        "preprocessing": {}, "order": "shuffled", "batch_size": 512, "test_batch_size": 10000, "iterations": 70,
+        "optimizer": "adam", "learning_rate": 0.001,
+    },
+    "tinygrad_cifar10": {
+        "preprocessing": {}, "order": "shuffled", "batch_size": 512, "test_batch_size": 10000, "iterations": 70,
         "optimizer": "adam", "learning_rate": 0.001,
     },
     "reference_mnist": {
@@ -267,6 +282,7 @@ def test_default_names_its_source(group: str, setting: str) -> None:
         "mxnet": "MXNet's",
         "jax": "tutorial",
         "paddle": "tutorial",
+        "tinygrad": "tutorial",
         "reference": "Softmax regression",
     }
     assert first.startswith("#")

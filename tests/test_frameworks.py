@@ -92,7 +92,8 @@ def executions() -> Iterator[Execution]:
                 yield Execution(name, device, mode)
         for precision in framework.precisions[device][1:]:
             yield Execution(name, device, framework.default_mode, precision)
-        yield Execution(name, device, framework.default_mode, threads=2)
+        if framework.max_threads != 1:
+            yield Execution(name, device, framework.default_mode, threads=2)
 
 
 def session_executions() -> Sequence[Execution]:

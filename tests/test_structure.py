@@ -25,7 +25,9 @@ LAYERS = (
 )
 """Packages and top-level modules. A module may import from its own layer and the layers below it."""
 
-FRAMEWORKS = {"torch", "tensorflow", "mxnet", "theano", "caffe", "jax", "paddle"}
+FRAMEWORKS = {path.parent.name for path in (ROOT / PACKAGE / "worker" / "frameworks").glob("*/adapter.py")} - {
+    "reference"
+}
 """Importable in the worker's environments only."""
 
 NAMED = {

@@ -131,6 +131,8 @@ class Framework:
     """``module:Class``, imported in the worker only."""
     numpy: str = ""
     """NumPy's version in the framework's environment, for use in the recipes."""
+    max_threads: int | None = None
+    """Largest number of threads that the framework computes with on the CPU; None if it has no limit."""
     python: Python = field(default_factory=Python)
     devices: dict[str, DeviceSupport] = field(default_factory=dict)
     """Support by device: ``cpu``, ``gpu``."""
@@ -398,7 +400,8 @@ class Config:
     @property
     def threads(self) -> int:
         """Number of threads that the framework may use."""
-        return self.hardware.threads or cgroups.threads_for(len(self.hardware.usable_cores()))
+        threads = self.hardware.threads or cgroups.threads_for(len(self.hardware.usable_cores()))
+        return min(threads, self.framework.max_threads or threads)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the configuration as plain types that JSON can represent."""
@@ -437,8 +440,11 @@ class Config:
                 del recipe["lock"]  # the environment's key has what is installed
         del values["dataset"]["downloads"], values["dataset"]["target_accuracy_percent"]
         del values["training"]["checkpoint_every_s"], values["training"]["target_accuracy_percent"]
+        # The hash of runs that are older than these keys stays the same.
         if not self.hardware.side_by_side:
-            del values["hardware"]["side_by_side"]  # the hash of runs that are older than this key stays the same
+            del values["hardware"]["side_by_side"]
+        if self.framework.max_threads is None:
+            del values["framework"]["max_threads"]
         return values
 
 

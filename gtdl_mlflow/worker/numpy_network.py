@@ -251,8 +251,10 @@ def _max_pool(layer: Any, own: ArraysByName, value: np.ndarray) -> tuple[np.ndar
     def backward(gradient: np.ndarray) -> tuple[np.ndarray, ArraysByName]:
         by_value = np.zeros_like(value)
         for row, column, rows, columns in windows:
+            # Equal maxima share the gradient. They occur after a ReLU and a batch normalization.
             largest = value[:, :, rows, columns] == result[:, :, row : row + 1, column : column + 1]
-            by_value[:, :, rows, columns] += largest * gradient[:, :, row : row + 1, column : column + 1]
+            shares = largest / largest.sum(axis=(2, 3), keepdims=True)
+            by_value[:, :, rows, columns] += shares * gradient[:, :, row : row + 1, column : column + 1]
         return by_value, {}
 
     return result, backward
