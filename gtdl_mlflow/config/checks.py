@@ -17,8 +17,8 @@ from ..worker import preprocessing
 from ..worker.job import LearningRateSchedule, Schedule, Training
 from ..worker.layers import NetworkError
 from .errors import RENAMED_METRICS, renamed, similar
-from .resolvers import LARGEST_IMAGE_SIDE, image_sides, is_residual_depth
-from .schema import BEST, DEFAULT, Config, Dataset, Mode
+from .resolvers import LARGEST_IMAGE_SIDE, choices, image_sides, is_residual_depth
+from .schema import BEST, DEFAULT, Config, Dataset, Framework, Mode
 
 
 class ConfigError(ValueError):
@@ -39,6 +39,7 @@ def check(config: Config) -> None:
     _check_dataset(config.dataset)
     _check_ranges(config)
     _check_version(config)
+    _check_plain(config.framework)
     _check_objective(config.sweep.objective)
     _check_training(config.training, config.dataset)
     depth = config.model.depth
@@ -180,6 +181,14 @@ def _check_version(config: Config) -> None:
     version = config.framework.version
     if not re.match(r"\d", version):
         raise ConfigError(f"framework.version={version}: expected a version, such as 2.13.0")
+
+
+def _check_plain(framework: Framework) -> None:
+    others = [name for name in choices("framework") if name != framework.name]
+    if framework.plain is not None and framework.plain not in others:
+        raise ConfigError(
+            f"framework.plain={framework.plain}: expected one of {', '.join(others)}{similar(framework.plain, others)}"
+        )
 
 
 def _check_objective(name: str) -> None:

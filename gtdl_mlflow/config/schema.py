@@ -127,6 +127,10 @@ class Framework:
     version: str = MISSING
     adapter: str = MISSING
     """``module:Class``, imported in the worker only."""
+    plain: str | None = None
+    """Framework that this one is built on and compared with: the cost of the abstraction; None: it has its own engine."""
+    default_settings: str | None = None
+    """First part of the names of its default settings, as in ``keras_mnist``; None: its own name."""
     numpy: str = ""
     """NumPy's version in the framework's environment, for use in the recipes."""
     python: Python = field(default_factory=Python)
@@ -427,7 +431,8 @@ class Config:
         addresses of downloads, locks, targets and checkpoints."""
         values = self.to_dict()
         del values["tracking"], values["sweep"], values["limits"], values["latency"]
-        del values["framework"]["label"], values["framework"]["color"]
+        for key in ("label", "color", "plain", "default_settings"):
+            del values["framework"][key]
         for mode in values["framework"]["modes"].values():
             del mode["description"]
         for device in values["framework"]["devices"].values():
