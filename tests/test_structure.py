@@ -25,8 +25,11 @@ LAYERS = (
 )
 """Packages and top-level modules. A module may import from its own layer and the layers below it."""
 
-FRAMEWORKS = {"torch", "tensorflow", "mxnet", "theano", "caffe", "jax"}
+FRAMEWORKS = {"torch", "tensorflow", "mxnet", "theano", "caffe", "jax", "keras"}
 """Importable in the worker's environments only."""
+
+BACKENDS = {"keras": {"torch", "tensorflow", "jax"}}
+"""Frameworks that another one computes with: its adapter may import them."""
 
 DRIVER_ONLY = {"mlflow", "hydra", "omegaconf"}
 
@@ -187,13 +190,11 @@ def test_frameworks_are_imported_in_the_worker_only() -> None:
 
 def test_an_adapter_imports_no_other_framework() -> None:
     adapters = f"{PACKAGE}.worker.frameworks."
-    wrong = [
-        each
-        for each in imports()
-        if framework(each)
-        and each.importer.startswith(adapters)
-        and each.importer.removeprefix(adapters).partition(".")[0] != framework(each)
-    ]
+    wrong = []
+    for each in imports():
+        adapter = each.importer.removeprefix(adapters).partition(".")[0]
+        if each.importer.startswith(adapters) and framework(each) not in {"", adapter, *BACKENDS.get(adapter, ())}:
+            wrong.append(each)
     assert not wrong, "\n".join(map(str, wrong))
 
 
