@@ -128,7 +128,7 @@ class Framework:
     adapter: str = MISSING
     """``module:Class``, imported in the worker only."""
     plain: str | None = None
-    """Framework that this one runs on; the report compares the two (the cost of the abstraction). None: no other one."""
+    """Framework that this one runs on; a report compares the two (the cost of the abstraction). None: no other."""
     default_settings: str | None = None
     """First part of the names of its default settings, as in ``keras_mnist``; None: its own name."""
     numpy: str = ""

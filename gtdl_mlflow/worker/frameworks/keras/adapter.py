@@ -37,7 +37,8 @@ class Keras(Adapter):
         self._model = network.build(setup.network, setup.step_seed)
         self._variables = network.variables(self._model, setup.network)
         for name, value in setup.weights.items():
-            self._variables[name].assign(self._to_keras(name, value))
+            converted = to_channels_last(self._nodes[name], value) if name in self._nodes else value
+            network.assign(self._variables[name], converted)
         self._optimizer = optimizers.create(setup, self._model, self._variables)
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         self._model.compile(self._optimizer, loss, jit_compile=setup.options["jit_compile"])
@@ -119,9 +120,6 @@ class Keras(Adapter):
             "jit_compile": self._model.jit_compile,
         }
 
-    def _to_keras(self, name: str, value: np.ndarray) -> np.ndarray:
-        return to_channels_last(self._nodes[name], value) if name in self._nodes else value
-
     def _synchronize(self) -> None:
         """Wait for the device, which computes asynchronously; called before a clock starts or stops."""
         backend.synchronize(self._setup, self._model.variables)
@@ -132,7 +130,7 @@ class Keras(Adapter):
             return
         averages = self._optimizer.averages
         for name, variable in self._evaluated_variables.items():
-            variable.assign(averages.get(name, self._variables[name]))
+            network.assign(variable, averages.get(name, self._variables[name]))
 
     # The state of a training includes that of dropout's random numbers, which Keras has among the model's variables.
 
@@ -144,7 +142,7 @@ class Keras(Adapter):
 
     def _load_training_state(self, values: list[np.ndarray]) -> None:
         for variable, value in zip(self._training_variables(), values, strict=True):
-            variable.assign(value)
+            network.assign(variable, value)
         self._update_evaluated()
         self._synchronize()
 

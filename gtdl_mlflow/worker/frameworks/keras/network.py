@@ -55,6 +55,11 @@ def variables(model: keras.Model, network: Network) -> dict[str, keras.Variable]
     }
 
 
+def assign(variable: keras.Variable, value: Any) -> None:
+    """Set a variable to a copy of ``value``: with JAX, a step overwrites the memory of the model's variables."""
+    variable.assign(ops.copy(value))
+
+
 class PaddedMaxPooling2D(keras.layers.Layer):
     """Max-pooling whose padding may differ from side to side."""
 

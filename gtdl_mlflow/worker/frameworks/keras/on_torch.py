@@ -20,7 +20,7 @@ def synchronize(setup: Setup, variables: list[Any]) -> None:
 
 def peak_memory_mb() -> float:
     """Return the peak memory of the GPU."""
-    return torch.cuda.max_memory_allocated() / 1e6
+    return float(torch.cuda.max_memory_allocated() / 1e6)
 
 
 def describe(variable: Any) -> dict[str, Any]:

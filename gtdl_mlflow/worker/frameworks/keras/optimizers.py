@@ -11,6 +11,7 @@ from keras import ops
 
 from ...job import Optimizer
 from ..base import Setup, to_channels_last
+from .network import assign
 
 
 def create(setup: Setup, model: keras.Model, variables: Mapping[str, keras.Variable]) -> Any:
@@ -53,13 +54,13 @@ class ParameterWise:
         for name, mask in setup.masks.items():
             variable = optimizer.add_variable_from_reference(parameters[name], "mask")
             whole = np.ascontiguousarray(np.broadcast_to(mask, nodes[name].parameters[name.rpartition("/")[2]]))
-            variable.assign(to_channels_last(nodes[name], whole))
+            assign(variable, to_channels_last(nodes[name], whole))
             self._masks[name] = variable
-        self._parameters, self.averages = dict(parameters), {}
+        self.averages: dict[str, keras.Variable] = {}
         if setup.training.ema_decay is not None:
             for name, variable in parameters.items():
                 self.averages[name] = optimizer.add_variable_from_reference(variable, "average")
-                self.averages[name].assign(variable)
+                assign(self.averages[name], variable)
 
     def apply(self, grads: Any, trainable_variables: Any = None) -> None:
         super().apply(grads, trainable_variables)  # type: ignore[misc]
@@ -67,8 +68,9 @@ class ParameterWise:
             return
         step = ops.cast(self.iterations, "float32")  # type: ignore[attr-defined]
         share = 1 - ops.minimum(self._training.ema_decay, (1 + step) / (10 + step))  # Training.ema_decay_at
-        for name, average in self.averages.items():
-            average.assign_sub(share * (average.value - self._parameters[name].value))
+        for variable in self._trainable_variables:  # type: ignore[attr-defined]
+            average = self.averages[self._names[variable.path]]
+            average.assign_sub(share * (average.value - variable.value))
 
     def _backend_update_step(self, grads: Any, trainable_variables: Any, learning_rate: Any) -> None:
         groups: dict[float, tuple[list[Any], list[Any]]] = {}
