@@ -163,7 +163,7 @@ HYPER_PARAMETERS: dict[str, dict[str, Any]] = {
         "epsilon": 1e-7,
     },
     "keras_cifar10": {
-        "preprocessing": {**UNIT, "random_crop": {"pixels": 32, "padding": 3}, "random_flip": {}},
+        "preprocessing": {**UNIT, "random_flip": {}},
         "order": "shuffled", "batch_size": 32, "test_batch_size": 32, "epochs": 100, "optimizer": "adam",
         "learning_rate": 1e-4, "epsilon": 1e-7,
     },
