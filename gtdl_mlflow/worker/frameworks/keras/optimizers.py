@@ -10,7 +10,7 @@ import numpy as np
 from keras import ops
 
 from ...job import Optimizer
-from ..base import Setup, to_channels_last
+from ..base import Setup
 from .network import assign
 
 
@@ -49,13 +49,10 @@ class ParameterWise:
         self._decays = {name: setup.weight_decay(name) for name in parameters}
         optimizer.build(list(parameters.values()))
         # Masks are variables because they depend on the seed: constants are compiled.
-        nodes = {f"{node.layer.name}/{array}": node for node in setup.network.nodes for array in node.parameters}
         self._masks = {}
         for name, mask in setup.masks.items():
-            variable = optimizer.add_variable_from_reference(parameters[name], "mask")
-            whole = np.ascontiguousarray(np.broadcast_to(mask, nodes[name].parameters[name.rpartition("/")[2]]))
-            assign(variable, to_channels_last(nodes[name], whole))
-            self._masks[name] = variable
+            self._masks[name] = optimizer.add_variable_from_reference(parameters[name], "mask")
+            assign(self._masks[name], np.array(np.broadcast_to(mask.transpose(2, 3, 1, 0), parameters[name].shape)))
         self.averages: dict[str, keras.Variable] = {}
         if setup.training.ema_decay is not None:
             for name, variable in parameters.items():
