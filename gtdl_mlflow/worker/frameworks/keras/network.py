@@ -147,6 +147,13 @@ def _average_pool(layer: layers.AveragePool, node: Node, inputs: list[Any], seed
     return keras.layers.AveragePooling2D(layer.size, layer.stride, padding, name=layer.name)(inputs[0])
 
 
+def _global_average_pool(layer: layers.GlobalAveragePool, node: Node, inputs: list[Any], seed: int) -> Any:
+    if keras.backend.backend() == "jax" and inputs[0].dtype == "bfloat16":
+        # On a CPU, XLA of jaxlib 0.12 computed NaN when it fused a mean with bfloat16 operations before it.
+        return keras.layers.AveragePooling2D(node.input[1:], name=layer.name)(inputs[0])
+    return keras.layers.GlobalAveragePooling2D(keepdims=True, name=layer.name)(inputs[0])
+
+
 def _dense(layer: layers.Dense, node: Node, inputs: list[Any], seed: int) -> Any:
     value = keras.layers.Flatten()(inputs[0]) if len(node.input) == 3 else inputs[0]
     return keras.layers.Dense(layer.units, name=layer.name)(value)
@@ -161,9 +168,7 @@ LAYERS: dict[type[Layer], Callable[[Any, Node, list[Any], int], Any]] = {
     layers.Convolution: _convolution,
     layers.MaxPool: _max_pool,
     layers.AveragePool: _average_pool,
-    layers.GlobalAveragePool: lambda layer, node, inputs, seed: keras.layers.GlobalAveragePooling2D(
-        keepdims=True, name=layer.name
-    )(inputs[0]),
+    layers.GlobalAveragePool: _global_average_pool,
     layers.Dense: _dense,
     layers.Dropout: lambda layer, node, inputs, seed: keras.layers.Dropout(1 - layer.keep, seed=seed, name=layer.name)(
         inputs[0]
