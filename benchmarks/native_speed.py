@@ -47,7 +47,7 @@ HARNESS, LOOP = "harness", "loop"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=2.0, help="limit for each network in each framework")
-    frameworks = sorted(path.stem.removesuffix("_loop") for path in NATIVE.glob("*_loop.py"))
+    frameworks = [name for name in config.choices("framework") if (NATIVE / f"{loop_module(name)}.py").is_file()]
     parser.add_argument("--frameworks", nargs="+", choices=frameworks, default=frameworks)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--modes", nargs="+", help="execution modes; by default all deterministic ones of a framework")
@@ -66,6 +66,11 @@ def main() -> None:
                 print_ratios(composed, measure(composed, Path(folder), options.minutes, options.control))
 
 
+def loop_module(framework: str) -> str:
+    """Return the name of the module with the native loop of a framework: one for all backends of Keras."""
+    return f"{framework.partition('_')[0]}_loop"
+
+
 def measure(composed: config.Config, folder: Path, minutes: float, control: bool) -> PairedMeasurement:
     """Measure the harness and the native loop, or the harness twice."""
     # The setting's own test batches, but not all test images at once: Caffe would need a gigabyte.
@@ -78,7 +83,12 @@ def measure(composed: config.Config, folder: Path, minutes: float, control: bool
     if control:
         other = Contestant(LOOP, python, environment, job)
     else:
-        options = {"framework": composed.framework.name, "mode": composed.mode, "network": network, "data": job.data}
+        options = {
+            "loop": loop_module(composed.framework.name),
+            "mode": composed.mode,
+            "network": network,
+            "data": job.data,
+        }
         native = replace(job, adapter="native_adapter:NativeLoop", options=options)
         other = Contestant(LOOP, interpreter(python, NATIVE, folder), environment, native)
     clock = ratios.WALL if composed.hardware.device == "gpu" else ratios.CPU

@@ -240,7 +240,8 @@ _ALL = (
     Metric("stability/{clock}/{activity}/{framework}/restarts_needed", "restarts", "Restarts that show a difference of "
            "2 % with a probability of 80 %.", LOWER, requires="`experiment=stability`"),
     Metric("paired/{clock}/{activity}/{framework}/ratio", "", "Time relative to that of the best framework, by CPU "
-           "time (`cpu`) or wall clock (`wall`), in training, testing or the latency of single images.", LOWER,
+           "time (`cpu`) or wall clock (`wall`), in training, testing or the latency of single images. With "
+           "`_over_plain` after the activity: relative to the framework that it runs on.", LOWER,
            requires="`experiment=paired`"),
     Metric("paired/{clock}/{activity}/{framework}/ratio_low", "", "Lower end of the interval of that ratio.",
            requires="`experiment=paired`"),

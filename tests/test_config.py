@@ -54,7 +54,7 @@ def pairs(first: list[str], second: list[str], fast: tuple[str, ...]) -> list[An
 @pytest.mark.parametrize(("framework", "dataset"), pairs(FRAMEWORKS, DATASETS, fast=("mnist_5k",)))
 def test_framework_has_a_default_setting_for_every_data_set(framework: str, dataset: str) -> None:
     config = compose([f"framework={framework}", f"dataset={dataset}"])
-    expected = f"{framework}_{config.dataset.family}"
+    expected = f"{config.framework.default_settings or framework}_{config.dataset.family}"
     assert (config.model.name, config.training.name) == (expected, expected)
 
 
@@ -125,7 +125,8 @@ def test_transfer_frameworks_sweeps_over_all_defaults_for_the_data_set(
     done = gtdl("experiment=transfer_frameworks", f"dataset={dataset}", "--cfg", "hydra", "--resolve")
     assert done.returncode == 0, done.stderr
     settings = OmegaConf.create(done.stdout).hydra.sweeper.params.setting
-    assert settings.split(",") == [f"{name}_{family}" for name in FRAMEWORKS if name != "reference"]
+    names = dict.fromkeys("keras" if name.startswith("keras_") else name for name in FRAMEWORKS if name != "reference")
+    assert settings.split(",") == [f"{name}_{family}" for name in names]
 
 
 def test_cell_ignores_the_seed() -> None:
@@ -273,7 +274,8 @@ def test_new_names_are_not_in_the_tables_of_old_names() -> None:
             r"framework=\[torch,reference\]: expected one name; .*: gtdl sweep framework=torch,reference",
         ),
         ("framework=tf", r"framework=tf: expected one of .*\(did you mean tensorflow\?\)"),
-        ("framework=keras", r"framework=keras: expected one of .*\(did you mean tensorflow\?\)"),
+        ("framework=keras", r"\(did you mean keras_jax, keras_tensorflow or keras_torch\?\)"),
+        ("framework.plain=nothing", r"framework\.plain=nothing: expected one of caffe, jax, "),
         ("hardware=cuda", r"hardware=cuda: expected one of .*\(did you mean gpu\?\)"),
         ("lr=0.1", r"lr: no such key; .*\(did you mean training\.learning_rate\?\)"),
         ("training.lr=0.1", r"training\.lr: no such key; .*\(did you mean training\.learning_rate\?\)"),
@@ -442,3 +444,17 @@ def test_part_of_a_configuration_equals_that_of_the_whole() -> None:
             assert part == whole, choice
     old = compose_part("framework", "torch", version="1.0")
     assert old.devices["gpu"].recipes[0].requirements[0] == "torch==1.0"
+
+
+@pytest.mark.parametrize("name", [name for name in FRAMEWORKS if compose([f"framework={name}"]).framework.plain])
+def test_framework_has_the_packages_of_the_one_that_it_runs_on(name: str) -> None:
+    framework = compose([f"framework={name}"]).framework
+    plain = compose([f"framework={framework.plain}"]).framework
+    for device, support in plain.devices.items():
+        for own, other in zip(framework.devices[device].recipes, support.recipes, strict=True):
+            assert set(other.requirements) < set(own.requirements)
+
+
+def test_default_setting_may_belong_to_several_frameworks() -> None:
+    settings = {compose([f"framework=keras_{name}", "dataset=cifar10"]).setting_name for name in ("jax", "torch")}
+    assert settings == {"keras_cifar10"}

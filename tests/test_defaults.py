@@ -50,6 +50,10 @@ LAYERS: dict[str, list[str]] = {
                        "dense 64", "relu", "dense 10"],
     "tinygrad_mnist": TINYGRAD,
     "tinygrad_cifar10": TINYGRAD,
+    "keras_mnist": ["conv 3x3x32", "relu", "max 2/2", "conv 3x3x64", "relu", "max 2/2", "keep 0.5", "dense 10"],
+    "keras_cifar10": ["conv 3x3x32 same", "relu", "conv 3x3x32", "relu", "max 2/2", "keep 0.75", "conv 3x3x64 same",
+                      "relu", "conv 3x3x64", "relu", "max 2/2", "keep 0.75", "dense 512", "relu", "keep 0.5",
+                      "dense 10"],
     "reference_mnist": ["dense 10"],
     "reference_cifar10": ["dense 10"],
 }  # fmt: skip
@@ -94,6 +98,8 @@ INITIAL: dict[str, tuple[list[Any], list[Any]]] = {
     "paddle_cifar10": ([("normal_fan_in", 2)] * 3 + [("uniform_fan_in_out", 6)], [0]),
     "tinygrad_mnist": ([(FAN_IN, 1)], [(FAN_IN, 1)]),
     "tinygrad_cifar10": ([(FAN_IN, 1)], [(FAN_IN, 1)]),
+    "keras_mnist": ([("uniform_fan_in_out", 6)], [0]),
+    "keras_cifar10": ([("uniform_fan_in_out", 6)], [0]),
     "reference_mnist": ([0], [0]),
     "reference_cifar10": ([0], [0]),
 }
@@ -179,6 +185,16 @@ HYPER_PARAMETERS: dict[str, dict[str, Any]] = {
     "tinygrad_cifar10": {
         "preprocessing": {}, "order": "shuffled", "batch_size": 512, "test_batch_size": 10000, "iterations": 70,
         "optimizer": "adam", "learning_rate": 0.001,
+    },
+    "keras_mnist": {
+        "preprocessing": UNIT, "order": "shuffled", "validation": {"images": 1, "out_of": 10, "take": "last"},
+        "batch_size": 128, "test_batch_size": 32, "epochs": 15, "optimizer": "adam", "learning_rate": 1e-3,
+        "epsilon": 1e-7,
+    },
+    "keras_cifar10": {
+        "preprocessing": {**UNIT, "random_flip": {}},
+        "order": "shuffled", "batch_size": 32, "test_batch_size": 32, "epochs": 100, "optimizer": "adam",
+        "learning_rate": 1e-4, "epsilon": 1e-7,
     },
     "reference_mnist": {
         "preprocessing": UNIT, "order": "shuffled", "batch_size": 50, "test_batch_size": 1000, "epochs": 20,
@@ -283,6 +299,7 @@ def test_default_names_its_source(group: str, setting: str) -> None:
         "jax": "tutorial",
         "paddle": "tutorial",
         "tinygrad": "tutorial",
+        "keras": "Keras's example",
         "reference": "Softmax regression",
     }
     assert first.startswith("#")

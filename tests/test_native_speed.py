@@ -29,7 +29,7 @@ def setup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         "    return (lambda count: calls.append(('train', count))), (lambda count: calls.append(('test', count))), 64\n"
     )
     np.save(tmp_path / "test_labels.npy", np.zeros(35, np.uint8))
-    options = {"framework": "made_up", "mode": "best", "network": "caffe_mnist", "data": str(tmp_path)}
+    options = {"loop": "made_up_loop", "mode": "best", "network": "caffe_mnist", "data": str(tmp_path)}
     training = SimpleNamespace(batch_size=64, test_batch_size=10)
     yield SimpleNamespace(options=options, training=training, device="cpu", threads=1)
     sys.modules.pop("made_up_loop", None)

@@ -251,6 +251,14 @@ def test_wall_clock_is_that_of_all_threads(tmp_path: Path) -> None:
     assert "wall clock, 2 threads, 3 restarts" in both.partition("A 1 trained fastest.")[2]
 
 
+def test_cost_of_an_abstraction_is_relative_to_the_framework_below(tmp_path: Path) -> None:
+    result = conclude([*planted(1, 0.0), *planted(2, 0.0)], 2, [], tmp_path, plain={"B 2": "A 1", "C 3": "A 1"})
+    rows = [re.split("  +", line.strip()) for line in result.text.splitlines() if "B 2 / A 1" in line]
+    assert rows == [["B 2 / A 1", *["2.00x [2.00, 2.00]"] * 6]]
+    assert "C 3" not in result.text
+    assert result.metrics["paired/wall/testing_over_plain/B-2/ratio_high"] == pytest.approx(2.0)
+
+
 def whole_run(framework: str, **metrics: float) -> BenchmarkRun:
     key = CellKey("mnist_5k", framework, "caffe_mnist", "1", "cpu", "1", 0.1, "best", "machine")
     values = {"training_time_s": 1.0, "testing_time_s": 1.0, **metrics}

@@ -16,8 +16,10 @@ from mlflow.entities import Run
 from gtdl_mlflow.cli import __main__ as cli
 from gtdl_mlflow.config import display
 from gtdl_mlflow.reporting import check, comparison, ranking
-from gtdl_mlflow.reporting.intervals import Verdict, ratio_of_medians
-from gtdl_mlflow.reporting.runs import to_benchmark_run
+from gtdl_mlflow.reporting.intervals import Ratio, Verdict, ratio_of_medians
+from gtdl_mlflow.reporting.ranking import group_by_conditions
+from gtdl_mlflow.reporting.runs import read, to_benchmark_run
+from gtdl_mlflow.reporting.sections import abstraction_table
 from gtdl_mlflow.reporting.verdicts import QUESTIONS, sample
 
 PARITY = ("dataset=mnist_5k", "setting=caffe_mnist")
@@ -238,6 +240,27 @@ def test_compare_selects_by_ids_version_and_search(store: str, capsys: pytest.Ca
         assert status == 0, err
         assert "3.00x as long" in out
         assert "PyTorch 2.13.0" in out
+
+
+def test_cost_of_an_abstraction_is_that_of_the_framework_below() -> None:
+    setting = "setting=caffe_mnist"
+    times = {"framework=keras_jax": 12.0, "framework=jax": 10.0, "framework=torch": 5.0}
+    runs = [make_finished_run(name, setting, seed=seed, training_s=time + seed / 1000) for name, time in times.items()
+            for seed in range(5)]  # fmt: skip
+    runs += [make_finished_run("framework=jax", setting, "precision=bfloat16", seed=seed) for seed in range(5)]
+    frameworks = group_by_conditions(read(runs).runs)
+    some = next(some for conditions, some in frameworks.items() if conditions.setting == "caffe_mnist")
+    table = abstraction_table(some, {})
+    assert table is not None
+    assert table.header == ["framework", "relative to", "training time, s", "testing time, s"]
+    assert [row[:2] for row in table.rows] == [["Keras (JAX) 3.15.1", "JAX 0.12.0.1"]]
+    assert table.rows[0][2].startswith("1.20x [1.20, 1.20]")
+    paired = {"cpu/training/Keras-JAX-3.15.1": Ratio(2.5, 2.4, 2.6, 5),
+              "cpu/training_over_plain/Keras-JAX-3.15.1": Ratio(1.3, 1.2, 1.4, 5)}  # fmt: skip
+    table = abstraction_table(some, paired)
+    assert table is not None
+    assert (table.header[2:], table.rows[0][2:]) == (["training, CPU time"], ["1.30x [1.20, 1.40]"])
+    assert abstraction_table([each for each in some if each.framework != "jax"], {}) is None
 
 
 def test_compare_prints_what_matches_no_run(store: str, capsys: pytest.CaptureFixture[str]) -> None:

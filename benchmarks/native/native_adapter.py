@@ -15,14 +15,14 @@ from gtdl_mlflow.worker.frameworks.base import Setup
 class NativeLoop:
     """The part of an adapter's interface that a turn uses. It ignores the batches and reads its own data.
 
-    ``setup.options`` has ``framework``, ``mode``, ``network`` and ``data``, the folder of the loop's inputs.
+    ``setup.options`` has ``loop``, the name of a module, ``mode``, ``network`` and ``data``, the folder of its inputs.
     """
 
     layout, label_type = "NHWC", "int64"
 
     def __init__(self, setup: Setup) -> None:
-        framework, network, data = (setup.options[name] for name in ("framework", "network", "data"))
-        loop = importlib.import_module(f"{framework}_loop")
+        module, network, data = (setup.options[name] for name in ("loop", "network", "data"))
+        loop = importlib.import_module(module)
         more = {} if setup.device == "cpu" else {"device": setup.device}  # few loops support a GPU
         if hasattr(loop, "MODES"):  # others have one mode, or differ in environment variables only
             more["mode"] = setup.options["mode"]

@@ -6,7 +6,7 @@ Nothing here imports MLflow or a framework, so a mistake on the command line is 
 from .checks import ConfigError, Unavailable, check, check_tracker, missing_tools
 from .composition import compose, compose_part, compose_unchecked, to_checked_config, to_config
 from .display import describe
-from .resolvers import CONF, choices, family
+from .resolvers import CONF, choices, default_setting, family
 from .schema import (
     BEST,
     DEFAULT,
@@ -55,6 +55,7 @@ __all__ = [
     "compose",
     "compose_part",
     "compose_unchecked",
+    "default_setting",
     "describe",
     "family",
     "hash_values",

@@ -17,8 +17,8 @@ from ..worker import preprocessing
 from ..worker.job import LearningRateSchedule, Schedule, Training
 from ..worker.layers import NetworkError
 from .errors import RENAMED_METRICS, renamed, similar
-from .resolvers import LARGEST_IMAGE_SIDE, image_sides, is_residual_depth
-from .schema import BEST, DEFAULT, Config, Dataset, Mode
+from .resolvers import LARGEST_IMAGE_SIDE, choices, image_sides, is_residual_depth
+from .schema import BEST, DEFAULT, Config, Dataset, Framework, Mode
 
 
 class ConfigError(ValueError):
@@ -38,7 +38,7 @@ def check(config: Config) -> None:
     """
     _check_dataset(config.dataset)
     _check_ranges(config)
-    _check_framework(config)
+    _check_framework(config.framework)
     _check_objective(config.sweep.objective)
     _check_training(config.training, config.dataset)
     depth = config.model.depth
@@ -177,13 +177,18 @@ def _check_ranges(config: Config) -> None:
         raise ConfigError(f"seed={config.seed}: must be at least 0 and below 2**32")
 
 
-def _check_framework(config: Config) -> None:
-    version = config.framework.version
-    if not re.match(r"\d", version):
-        raise ConfigError(f"framework.version={version}: expected a version, such as 2.13.0")
-    adapter = config.framework.adapter
-    if not re.fullmatch(r"[\w.]+:\w+", adapter):
-        raise ConfigError(f"framework.adapter={adapter}: expected MODULE:CLASS, such as my_package.adapter:MyFramework")
+def _check_framework(framework: Framework) -> None:
+    if not re.match(r"\d", framework.version):
+        raise ConfigError(f"framework.version={framework.version}: expected a version, such as 2.13.0")
+    if not re.fullmatch(r"[\w.]+:\w+", framework.adapter):
+        raise ConfigError(
+            f"framework.adapter={framework.adapter}: expected MODULE:CLASS, such as my_package.adapter:MyFramework"
+        )
+    others = [name for name in choices("framework") if name != framework.name]
+    if framework.plain is not None and framework.plain not in others:
+        raise ConfigError(
+            f"framework.plain={framework.plain}: expected one of {', '.join(others)}{similar(framework.plain, others)}"
+        )
 
 
 def _check_objective(name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from typing import Any
 
@@ -28,6 +29,16 @@ def color(framework: str) -> str:
 def last_release(framework: str) -> int | None:
     """Return the year of the last release of ``framework`` if it is no longer developed, else None."""
     return _yaml(framework).get("last_release")
+
+
+def plain(framework: str) -> str:
+    """Return the framework that ``framework`` runs on; empty if there is none."""
+    return str(_yaml(framework).get("plain", ""))
+
+
+def part_of_metric(label: str) -> str:
+    """Return a label as a part of a metric's name, in which MLflow allows few characters: ``Keras-JAX-3.15.1``."""
+    return re.sub(r"[^\w.]+", "-", label)
 
 
 def variant(mode: str, precision: str, deterministic: bool) -> str:

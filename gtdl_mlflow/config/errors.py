@@ -62,7 +62,6 @@ SYNONYMS = {
     "cuda": "gpu",
     "device": "hardware",
     "gpu": "hardware",
-    "keras": "tensorflow",
     "learning": "learning_rate",
     "lr": "learning_rate",
     "wd": "weight_decay",
@@ -90,10 +89,14 @@ def renamed(name: str, table: Mapping[str, str]) -> str | None:
 def similar(name: str, choices: Iterable[str]) -> str:
     """Return the choice that is most similar to ``name``, as the end of a message; empty if none is similar.
 
-    Upper and lower case are the same, and an abbreviation such as ``tf`` has its letters in their order.
+    Upper and lower case are the same, and an abbreviation such as ``tf`` has its letters in their order. The first word
+    of several choices, such as ``keras``, stands for all of them.
     """
     every = list(choices)
     word = SYNONYMS.get(name.lower(), name.lower())
+    variants = [each for each in every if each.startswith(f"{word}_")]
+    if len(variants) > 1:
+        return f" (did you mean {', '.join(variants[:-1])} or {variants[-1]}?)"
     close = difflib.get_close_matches(word, every, 1) or [each for each in every if _abbreviates(word, each)]
     return f" (did you mean {close[0]}?)" if close else ""
 

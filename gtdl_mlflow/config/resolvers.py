@@ -49,16 +49,27 @@ def _other_family(dataset: str) -> str:
     return min(others)
 
 
+def default_setting(framework: str, dataset: str) -> str:
+    """Return the default setting of a framework for a data set: ``FRAMEWORK_FAMILY``, or the yaml's own first part.
+
+    Use an unknown name as it is: Hydra reports it.
+    """
+    path = CONF / "framework" / f"{framework}.yaml"
+    first = OmegaConf.select(OmegaConf.load(path), "default_settings") if path.is_file() else None
+    return f"{first or framework}_{family(dataset)}"
+
+
 def _settings_for(dataset: str) -> str:
     """Return the default settings, for this family of data, of all frameworks that have an environment of their own.
 
     The names are separated by commas, as a sweep takes them.
     """
-    names = []
-    for path in sorted((CONF / "framework").glob("*.yaml")):
-        if OmegaConf.select(OmegaConf.load(path), "devices.cpu.recipes"):
-            names.append(f"{path.stem}_{family(dataset)}")
-    return ",".join(names)
+    names = [
+        default_setting(path.stem, dataset)
+        for path in sorted((CONF / "framework").glob("*.yaml"))
+        if OmegaConf.select(OmegaConf.load(path), "devices.cpu.recipes")
+    ]
+    return ",".join(dict.fromkeys(names))
 
 
 def _frameworks_in_development() -> str:
@@ -112,6 +123,7 @@ def _tracking_uri(default: str) -> str:
 
 OmegaConf.register_new_resolver("tracking_uri", _tracking_uri, replace=True)
 OmegaConf.register_new_resolver("dataset_family", family, replace=True)
+OmegaConf.register_new_resolver("default_setting", default_setting, replace=True)
 OmegaConf.register_new_resolver("other_family", _other_family, replace=True)
 OmegaConf.register_new_resolver("settings_for", _settings_for, replace=True)
 OmegaConf.register_new_resolver("frameworks_in_development", _frameworks_in_development, replace=True)

@@ -129,6 +129,10 @@ class Framework:
     """Year of the last release of a framework that is no longer developed; None: it is developed."""
     adapter: str = MISSING
     """``module:Class``, imported in the worker only."""
+    plain: str | None = None
+    """Framework that this one runs on; a report compares the two (the cost of the abstraction). None: no other."""
+    default_settings: str | None = None
+    """First part of the names of its default settings, as in ``keras_mnist``; None: its own name."""
     numpy: str = ""
     """NumPy's version in the framework's environment, for use in the recipes."""
     max_threads: int | None = None
@@ -432,7 +436,8 @@ class Config:
         addresses of downloads, locks, targets and checkpoints."""
         values = self.to_dict()
         del values["tracking"], values["sweep"], values["limits"], values["latency"]
-        del values["framework"]["label"], values["framework"]["color"], values["framework"]["last_release"]
+        for key in ("label", "color", "last_release", "plain", "default_settings"):
+            del values["framework"][key]
         for mode in values["framework"]["modes"].values():
             del mode["description"]
         for device in values["framework"]["devices"].values():

@@ -47,6 +47,9 @@ class MeasuredTurn:
 CPU, WALL = "cpu", "wall"
 """Clocks: CPU time with one thread, which other load hardly changes, and wall-clock time with all threads."""
 
+CLOCKS = {CPU: "CPU time", WALL: "wall clock"}
+"""Names of the clocks in tables and sentences."""
+
 
 @dataclass(frozen=True)
 class Ranked:

@@ -560,7 +560,8 @@ def _known(group: str) -> frozenset[str]:
 
 @cache
 def _is_default(dataset: str, framework: str, setting: str) -> bool:
-    return dataset in _known("dataset") and setting == f"{framework}_{config.family(dataset)}"
+    known = dataset in _known("dataset") and framework in _known("framework")
+    return known and setting == config.default_setting(framework, dataset)
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,9 +16,9 @@ from ..metrics import METRICS, PHASES
 from . import ratios
 from .formats import format_number, one_line
 from .intervals import Difference, Ratio, Verdict
-from .ranking import Answer, Conditions, FrameworkResults, answers, remarks
+from .ranking import Answer, Conditions, FrameworkResults, answers, remarks, samples
 from .runs import BenchmarkRun, LearningCurve, MetricHistories, learning_curve
-from .verdicts import QUESTIONS, Question
+from .verdicts import QUESTIONS, TIMES, Question, compare
 
 OTHER = "other"
 """Label of the part of the worker's wall time that belongs to no phase, or to short ones."""
@@ -42,7 +43,8 @@ SAMPLE = "Median [95 % interval], number of values; up to three values are liste
 
 TRAINING_TIME, ACCURACY = METRICS["training_time_s"].title, METRICS["accuracy_percent"].title
 
-CLOCKS = {ratios.CPU: "CPU time", ratios.WALL: "wall clock"}
+OVER_PLAIN = "_over_plain"
+"""Follows the activity in the metrics of a paired measurement that compare a framework with the one that it runs on."""
 
 Paired = Mapping[str, Ratio]
 """Ratios of a paired measurement by ``CLOCK/ACTIVITY/FRAMEWORK``, where the framework's label has ``-`` for spaces."""
@@ -93,6 +95,8 @@ class Section:
     paired: Table | None
     """Ranking of a paired measurement; None if there was none."""
     ranking: Table
+    abstraction: Table | None
+    """Times of frameworks relative to those of the frameworks that they run on; None if no two belong together."""
     modes: Table | None
     """How the candidates of ``mode=best`` compare; None if no framework had a choice."""
     same: list[str]
@@ -116,7 +120,9 @@ def section(
     found = answers(frameworks)
     labels = [each.label for each in frameworks]
     measured = paired_rankings(paired, labels)
-    sentences = [f"{CLOCKS[each.clock]}, taking turns: {ratios.sentence(each)}" for each in measured if _complete(each)]
+    sentences = [
+        f"{ratios.CLOCKS[each.clock]}, taking turns: {ratios.sentence(each)}" for each in measured if _complete(each)
+    ]
     finished = [each for each in frameworks if each.finished]
     ranking, same = ranking_table(frameworks, found).without_constant_columns(1 + len(QUESTIONS))
     return Section(
@@ -124,6 +130,7 @@ def section(
         labels,
         paired_table(measured) if measured else None,
         ranking,
+        abstraction_table(frameworks, paired),
         modes_table(frameworks),
         same,
         sentences + [answer.sentence for answer in found] + in_development(frameworks),
@@ -157,9 +164,9 @@ def paired_ratios(metrics: Mapping[str, float]) -> Paired:
 
 def paired_rankings(paired: Paired, labels: Iterable[str]) -> list[ratios.Ranking]:
     """Return the rankings by clock and activity, CPU time first."""
-    names = {label.replace(" ", "-"): label for label in labels}
+    names = {display.part_of_metric(label): label for label in labels}
     found = []
-    for clock in CLOCKS:
+    for clock in ratios.CLOCKS:
         for activity in ratios.PHRASES:
             prefix = f"{clock}/{activity}/"
             some = {key.removeprefix(prefix): ratio for key, ratio in paired.items() if key.startswith(prefix)}
@@ -181,7 +188,7 @@ def paired_table(rankings: Sequence[ratios.Ranking]) -> Table:
         {each.framework: _distance(each.ratio, index == 0) for index, each in enumerate(ranking.frameworks)}
         for ranking in rankings
     ]
-    header = ["framework", *(f"{each.activity}, {CLOCKS[each.clock]}" for each in rankings)]
+    header = ["framework", *(f"{each.activity}, {ratios.CLOCKS[each.clock]}" for each in rankings)]
     return Table(header, [[label, *(column.get(label, "") for column in columns)] for label in labels])
 
 
@@ -215,6 +222,37 @@ def modes_table(frameworks: Iterable[FrameworkResults]) -> Table | None:
             chosen, _, others = candidates.partition("; ")
             rows.append([each.label, chosen, "\n".join(others.split("; "))])
     return Table(["framework", "best mode", "others"], rows).without_empty_columns() if rows else None
+
+
+def abstraction_table(frameworks: Sequence[FrameworkResults], paired: Paired) -> Table | None:
+    """Return the cost of each abstraction: by a paired measurement if there was one, otherwise by whole runs."""
+    costs: dict[tuple[str, str], dict[str, str]] = {}
+    for each, other in _with_plain(frameworks):
+        found: dict[str, str] = {}
+        for clock, activity in itertools.product(ratios.CLOCKS, ratios.PHRASES):
+            name = f"{clock}/{activity}{OVER_PLAIN}/{display.part_of_metric(each.label)}"
+            if name in paired:
+                found[f"{activity}, {ratios.CLOCKS[clock]}"] = _distance(paired[name], best=False)
+        for question in [] if found else TIMES:
+            if result := compare(question, each.label, other.label, samples(frameworks, question)):
+                found[question.metric.title] = _distance(result, best=False)
+        if found:
+            costs[each.label, other.label] = found
+    columns = list(dict.fromkeys(column for found in costs.values() for column in found))
+    rows = [[*labels, *(found.get(column, "") for column in columns)] for labels, found in costs.items()]
+    return Table(["framework", "relative to", *columns], rows) if rows else None
+
+
+def _with_plain(frameworks: Iterable[FrameworkResults]) -> list[tuple[FrameworkResults, FrameworkResults]]:
+    """Return the frameworks that run on another one, with that one, executed in the same way."""
+    finished = {(each.framework, _execution(each)): each for each in frameworks if each.finished}
+    pairs = ((each, finished.get((display.plain(name), how))) for (name, how), each in finished.items())
+    return [(each, other) for each, other in pairs if other is not None]
+
+
+def _execution(framework: FrameworkResults) -> tuple[str, str, bool]:
+    key = framework.finished[0].key
+    return key.mode, key.precision, key.deterministic
 
 
 def in_development(frameworks: Sequence[FrameworkResults]) -> list[str]:

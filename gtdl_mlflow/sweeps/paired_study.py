@@ -21,10 +21,11 @@ from ..hardware import device_lock, interference
 from ..paired import Contestant, MeasurementPlan, PairedMeasurement, link_groups
 from ..reporting import ratios
 from ..reporting.formats import count, format_number
-from ..reporting.intervals import Verdict, repeats_needed
+from ..reporting.intervals import Ratio, Verdict, repeats_needed
 from ..reporting.ranking import answers, group_by_conditions
 from ..reporting.ratios import CPU, WALL, MeasuredTurn, Ranked, Ranking
 from ..reporting.runs import BenchmarkRun, read
+from ..reporting.sections import OVER_PLAIN
 from ..worker_process import WorkerFailed
 from .studies import StudyResult
 
@@ -150,14 +151,29 @@ class PairedStudy:
         else:
             following = "`gtdl report` for one page with all runs, or `gtdl ui`"
         threads = next(iter(self._configs.values())).threads
-        result = conclude(measurement.turns, threads, remarks, self._folder, measurement.clock, self._by_label(runs))
+        runs_by_label = self._by_label(runs)
+        result = conclude(
+            measurement.turns, threads, remarks, self._folder, measurement.clock, runs_by_label, self._plain()
+        )
         return StudyResult(f"{result.text}\nnext: {following}", result.artifacts, result.metrics)
+
+    def _plain(self) -> dict[str, str]:
+        """Return the label of the framework that another one runs on, by the other's label, if both are measured."""
+        labels = {(each.framework.name, _execution(each)): label for label, each in self._configs.items()}
+        pairs = {
+            label: labels.get((each.framework.plain or "", _execution(each))) for label, each in self._configs.items()
+        }
+        return {label: plain for label, plain in pairs.items() if plain}
 
     def _option_for(self, more_minutes: float) -> str:
         """Return the option that gives the measurement so many more minutes."""
         if self._sweep_minutes is None:
             return f"sweep.paired_minutes={math.ceil(self._minutes + more_minutes)}"
         return f"minutes={math.ceil(self._sweep_minutes + more_minutes)}"
+
+
+def _execution(config: Config) -> tuple[str, str, bool]:
+    return config.mode, config.precision.value, config.deterministic
 
 
 def free_memory_mb() -> float:
@@ -210,6 +226,7 @@ def conclude(
     folder: Path,
     clock: str = CPU,
     runs: Mapping[str, Sequence[BenchmarkRun]] | None = None,
+    plain: Mapping[str, str] | None = None,
 ) -> StudyResult:
     """Write ``turns`` and their ratios to ``folder``, and return the rankings as text and as metrics.
 
@@ -223,6 +240,7 @@ def conclude(
         folder: the sweep's folder.
         clock: clock that decides.
         runs: finished whole runs of each framework.
+        plain: label of the framework that another one runs on, by the other's label.
     """
     counted = counted_turns(turns, threads, clock)
     rankings = [ratios.rank(some, each, by) for by, some in counted.items() for each in ratios.PHRASES]
@@ -235,9 +253,44 @@ def conclude(
         if chosen := [each for each in rankings if each.clock == by]:
             lines += [f"{_title(by, some)}:", *_table(chosen, some, finished if by == clock else {})]
             lines += ["", *map(ratios.sentence, chosen), ""]
+    costs = abstraction_costs(counted, plain or {})
+    lines += [*costs_table(costs), ""] if costs else []
     lines += _accuracy(finished)
     lines += [f"! {remark}" for remark in [*interference_remarks(turns, threads, clock), *remarks]]
-    return StudyResult("\n".join(lines), [TURNS, RATIOS], _metrics(rankings))
+    return StudyResult("\n".join(lines), [TURNS, RATIOS], _metrics(rankings) | _cost_metrics(costs))
+
+
+Costs = dict[tuple[str, str, str, str], Ratio]
+"""Cost of an abstraction by the label of the framework, that of the framework that it runs on, clock and activity."""
+
+
+def abstraction_costs(counted: Mapping[str, Sequence[MeasuredTurn]], plain: Mapping[str, str]) -> Costs:
+    """Return the time of each framework divided by that of the framework that it runs on."""
+    costs = {}
+    for clock, turns in counted.items():
+        for activity in ratios.PHRASES:
+            measured = {turn.framework for turn in turns if turn.activity == activity}
+            for label, other in plain.items():
+                if {label, other} <= measured:
+                    costs[label, other, clock, activity] = ratios.compare(turns, activity, clock, label, other)
+    return costs
+
+
+def costs_table(costs: Costs) -> list[str]:
+    """Return the lines of a table of the costs, with a column for each activity and clock."""
+    columns = list(dict.fromkeys((activity, clock) for _, _, clock, activity in costs))
+    rows = [["cost of the abstraction", *(f"{UNITS[activity]}, {ratios.CLOCKS[clock]}" for activity, clock in columns)]]
+    for label, other in dict.fromkeys((label, other) for label, other, _, _ in costs):
+        values = (costs.get((label, other, clock, activity)) for activity, clock in columns)
+        rows.append([f"{label} / {other}", *(value.text if value else "" for value in values)])
+    return aligned(rows)
+
+
+def _cost_metrics(costs: Costs) -> dict[str, float]:
+    metrics: dict[str, float] = {}
+    for (label, _, clock, activity), ratio in costs.items():
+        metrics |= _ratio_metrics(f"paired/{clock}/{activity}{OVER_PLAIN}/{display.part_of_metric(label)}", ratio)
+    return metrics
 
 
 def counted_turns(turns: Iterable[MeasuredTurn], threads: int, clock: str) -> dict[str, list[MeasuredTurn]]:
@@ -339,8 +392,13 @@ def _metrics(rankings: Iterable[Ranking]) -> dict[str, float]:
     metrics: dict[str, float] = {}
     for ranking in rankings:
         for each in ranking.frameworks:
-            name = f"paired/{ranking.clock}/{ranking.activity}/{each.framework.replace(' ', '-')}"
-            metrics[f"{name}/ratio"] = each.ratio.value
-            if math.isfinite(each.ratio.high):
-                metrics |= {f"{name}/ratio_low": each.ratio.low, f"{name}/ratio_high": each.ratio.high}
+            name = f"paired/{ranking.clock}/{ranking.activity}/{display.part_of_metric(each.framework)}"
+            metrics |= _ratio_metrics(name, each.ratio)
+    return metrics
+
+
+def _ratio_metrics(name: str, ratio: Ratio) -> dict[str, float]:
+    metrics = {f"{name}/ratio": ratio.value}
+    if math.isfinite(ratio.high):
+        metrics |= {f"{name}/ratio_low": ratio.low, f"{name}/ratio_high": ratio.high}
     return metrics

@@ -17,13 +17,11 @@ from ..paired import Contestant
 from ..reporting import ratios
 from ..reporting.formats import count
 from ..reporting.intervals import EQUAL_WITHIN, FEWEST_RESTARTS, POWER, Ratio, paired_ratio, restarts_for
-from ..reporting.ratios import CPU, WALL, MeasuredTurn
+from ..reporting.ratios import CPU, MeasuredTurn
 from .paired_study import TURNS, PairedStudy, counted_turns, interference_remarks
 from .studies import StudyResult
 
 STABILITY_TABLE = "stability.csv"
-
-CLOCKS = {CPU: "CPU time", WALL: "wall clock"}
 
 AGAIN = " again"
 """End of the label of a framework's second worker."""
@@ -156,8 +154,8 @@ def _sentence(found: Sequence[Noise], restart_s: float) -> str:
     noisiest = max((each for each in found if each.clock == decides), key=lambda each: each.restarts_percent)
     needed = noisiest.restarts_needed
     return (
-        f"{noisiest.activity}: a difference of {100 * EQUAL_WITHIN:g} % by {CLOCKS[decides]} needs {needed} restarts, "
-        f"about {needed * restart_s / 60:.0f} min ({noisiest.framework})"
+        f"{noisiest.activity}: a difference of {100 * EQUAL_WITHIN:g} % by {ratios.CLOCKS[decides]} needs {needed} "
+        f"restarts, about {needed * restart_s / 60:.0f} min ({noisiest.framework})"
     )
 
 

@@ -35,7 +35,7 @@ class Jax(Adapter):
     label_type = "int32"
 
     def __init__(self, setup: Setup) -> None:
-        _configure(setup)
+        configure(setup)
         self._setup, self._training = setup, setup.training
         self._compute_type = jnp.bfloat16 if setup.precision == Precision.bfloat16 else jnp.float32
         nodes = setup.network.nodes
@@ -132,19 +132,11 @@ class Jax(Adapter):
         return {"worker/peak_gpu_memory_mb": self._device.memory_stats()["peak_bytes_in_use"] / 1e6}
 
     def describe(self) -> dict[str, Any]:
-        metadata = {
+        return {
             "version": jax.__version__,
-            "device": self._device.platform,
             "precision": self._setup.precision.value,
-            "threads": _threads(),
+            **describe_build(self._device),
         }
-        if metadata["device"] == "gpu":
-            metadata |= {
-                "gpu": self._device.device_kind,
-                "platform": self._device.client.platform_version,
-                "tf32": jax.config.jax_default_matmul_precision == "tensorfloat32",
-            }
-        return metadata
 
     @property
     def _device(self) -> Any:
@@ -226,7 +218,7 @@ class Jax(Adapter):
         return rate * gradient, []
 
 
-def _configure(setup: Setup) -> None:
+def configure(setup: Setup) -> None:
     """Set threads, devices and precision of the process; JAX reads most settings when it first uses a device."""
     os.environ["NPROC"] = str(setup.threads)  # the size of XLA's thread pools
     jax.config.update("jax_platforms", "cpu" if setup.device == "cpu" else "cuda,cpu")
@@ -235,7 +227,19 @@ def _configure(setup: Setup) -> None:
         try:
             jax.devices("gpu")
         except RuntimeError as error:
-            raise RuntimeError(f"framework=jax: no GPU that JAX can use: {error}") from error
+            raise RuntimeError(f"no GPU that JAX can use: {error}") from error
+
+
+def describe_build(device: Any) -> dict[str, Any]:
+    """Return a device, the threads of the process, and the build."""
+    metadata = {"device": device.platform, "threads": _threads()}
+    if metadata["device"] == "gpu":
+        metadata |= {
+            "gpu": device.device_kind,
+            "platform": device.client.platform_version,
+            "tf32": jax.config.jax_default_matmul_precision == "tensorfloat32",
+        }
+    return metadata
 
 
 def _threads() -> int:

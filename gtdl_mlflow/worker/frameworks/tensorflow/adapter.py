@@ -32,7 +32,7 @@ class TensorFlow(Adapter):
     layout = "NHWC"
 
     def __init__(self, setup: Setup) -> None:
-        _configure(setup)
+        configure(setup)
         self._setup, self._training = setup, setup.training
         self._xla: bool = setup.options["xla"]
         self._compute_type = tf.bfloat16 if setup.precision == Precision.bfloat16 else tf.float32
@@ -150,27 +150,12 @@ class TensorFlow(Adapter):
         return {"worker/peak_gpu_memory_mb": tf.config.experimental.get_memory_info("GPU:0")["peak"] / 1e6}
 
     def describe(self) -> dict[str, Any]:
-        value = next(iter(self._variables.values()))
-        metadata = {
+        return {
             "version": tf.__version__,
-            "device": tf.DeviceSpec.from_string(value.device).device_type.lower(),
             "precision": self._setup.precision.value,
-            "threads": tf.config.threading.get_intra_op_parallelism_threads(),
-            "threads_between_operations": tf.config.threading.get_inter_op_parallelism_threads(),
-            "onednn": _pywrap_util_port.IsMklEnabled(),
+            **describe_build(next(iter(self._variables.values()))),
             **self._setup.options,
         }
-        if metadata["device"] == "gpu":
-            build = tf.sysconfig.get_build_info()
-            gpu = tf.config.list_physical_devices("GPU")[0]
-            metadata |= {
-                "gpu": tf.config.experimental.get_device_details(gpu)["device_name"],
-                "cuda": build["cuda_version"],
-                "cudnn": build["cudnn_version"],
-                "tf32": tf.config.experimental.tensor_float_32_execution_enabled(),
-                "op_determinism": config.is_op_determinism_enabled(),
-            }
-        return metadata
 
     def _synchronize(self) -> None:
         """Wait for the GPU, which computes asynchronously; called before a clock starts or stops."""
@@ -318,7 +303,7 @@ class TensorFlow(Adapter):
             tf.raw_ops.ResourceApplyGradientDescent(var=variable.handle, alpha=rate, delta=gradient)
 
 
-def _configure(setup: Setup) -> None:
+def configure(setup: Setup) -> None:
     """Set threads, devices and precision of the process; TensorFlow accepts few settings once it has computed."""
     tf.config.threading.set_intra_op_parallelism_threads(setup.threads)
     tf.config.threading.set_inter_op_parallelism_threads(setup.threads)
@@ -326,7 +311,7 @@ def _configure(setup: Setup) -> None:
     if setup.device == "cpu":
         tf.config.set_visible_devices([], "GPU")
     elif not tf.config.get_visible_devices("GPU"):  # TensorFlow would compute on the CPU without an error
-        raise RuntimeError("framework=tensorflow: no GPU that TensorFlow can use; its log above has the reason")
+        raise RuntimeError("no GPU that TensorFlow can use; its log above has the reason")
     for gpu in tf.config.get_visible_devices("GPU"):
         tf.config.experimental.set_memory_growth(gpu, True)
     if setup.device == "gpu" and setup.deterministic:  # CPU kernels are deterministic anyway
@@ -334,3 +319,24 @@ def _configure(setup: Setup) -> None:
         # the next run, so that the last bits of the results differ.
         os.environ["TF_CUDNN_USE_AUTOTUNE"] = "0"
         tf.config.experimental.enable_op_determinism()
+
+
+def describe_build(variable: tf.Variable) -> dict[str, Any]:
+    """Return the device of a variable, the threads of the process, and the build."""
+    metadata = {
+        "device": tf.DeviceSpec.from_string(variable.device).device_type.lower(),
+        "threads": tf.config.threading.get_intra_op_parallelism_threads(),
+        "threads_between_operations": tf.config.threading.get_inter_op_parallelism_threads(),
+        "onednn": _pywrap_util_port.IsMklEnabled(),
+    }
+    if metadata["device"] == "gpu":
+        build = tf.sysconfig.get_build_info()
+        gpu = tf.config.list_physical_devices("GPU")[0]
+        metadata |= {
+            "gpu": tf.config.experimental.get_device_details(gpu)["device_name"],
+            "cuda": build["cuda_version"],
+            "cudnn": build["cudnn_version"],
+            "tf32": tf.config.experimental.tensor_float_32_execution_enabled(),
+            "op_determinism": config.is_op_determinism_enabled(),
+        }
+    return metadata

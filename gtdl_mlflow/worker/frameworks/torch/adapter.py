@@ -29,15 +29,7 @@ class Torch(Adapter):
     """
 
     def __init__(self, setup: Setup) -> None:
-        torch.manual_seed(setup.seed)
-        torch.set_num_threads(setup.threads)
-        tf32 = setup.precision is Precision.tf32
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
-        # Kernels that cuDNN selects by timing may differ from run to run, and some kernels add in the order in which
-        # their threads finish. Determinism costs 15 to 20 % of an eager step of caffe_cifar10 on an H200 and nothing
-        # measurable on the other four networks.
-        torch.backends.cudnn.benchmark = not setup.deterministic
-        torch.backends.cudnn.deterministic = setup.deterministic
+        configure(setup)
         self._on_gpu = setup.device == "gpu"
         self._device = torch.device("cuda" if self._on_gpu else "cpu")
         self._channels_last = setup.options["channels_last"]
@@ -134,30 +126,13 @@ class Torch(Adapter):
         return {"worker/peak_gpu_memory_mb": torch.cuda.max_memory_allocated(self._device) / 1e6}
 
     def describe(self) -> dict[str, Any]:
-        parameter = next(self._module.parameters())
-        metadata = {
+        return {
             "version": torch.__version__,
-            "device": parameter.device.type.replace("cuda", "gpu"),
             "precision": self._precision(),
-            "threads": torch.get_num_threads(),
-            "threads_between_operations": torch.get_num_interop_threads(),
-            "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-            "onednn": torch.backends.mkldnn.is_available(),
-            "mkl": torch.backends.mkl.is_available(),
-            "openmp": torch.backends.openmp.is_available(),
+            **describe_build(next(self._module.parameters())),
             **self._execution.describe(),
             "channels_last": self._is_channels_last(),
         }
-        if parameter.is_cuda:
-            metadata |= {
-                "gpu": torch.cuda.get_device_name(parameter.device),
-                "cuda": torch.version.cuda,
-                "cudnn": torch.backends.cudnn.version(),
-                "cudnn_benchmark": torch.backends.cudnn.benchmark,
-                "cudnn_deterministic": torch.backends.cudnn.deterministic,
-                "tf32": torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32,
-            }
-        return metadata
 
     def _synchronize(self) -> None:
         """Wait for the GPU, which computes asynchronously; called before a clock starts or stops."""
@@ -194,6 +169,42 @@ class Torch(Adapter):
         with torch.no_grad():
             for name, tensor in by_canonical_name([*self._module.named_parameters(), *_state(self._module)]).items():
                 tensor.copy_(torch.from_numpy(_transposed(weights[name])))
+
+
+def configure(setup: Setup) -> None:
+    """Set seed, threads, precision and determinism of the process."""
+    torch.manual_seed(setup.seed)
+    torch.set_num_threads(setup.threads)
+    tf32 = setup.precision is Precision.tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+    # Kernels that cuDNN selects by timing may differ from run to run, and some kernels add in the order in which their
+    # threads finish. Determinism costs 15 to 20 % of an eager step of caffe_cifar10 on an H200 and nothing measurable
+    # on the other four networks.
+    torch.backends.cudnn.benchmark = not setup.deterministic
+    torch.backends.cudnn.deterministic = setup.deterministic
+
+
+def describe_build(parameter: Tensor) -> dict[str, Any]:
+    """Return the device of a parameter, the threads of the process, and the build."""
+    metadata = {
+        "device": parameter.device.type.replace("cuda", "gpu"),
+        "threads": torch.get_num_threads(),
+        "threads_between_operations": torch.get_num_interop_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "onednn": torch.backends.mkldnn.is_available(),
+        "mkl": torch.backends.mkl.is_available(),
+        "openmp": torch.backends.openmp.is_available(),
+    }
+    if parameter.is_cuda:
+        metadata |= {
+            "gpu": torch.cuda.get_device_name(parameter.device),
+            "cuda": torch.version.cuda,
+            "cudnn": torch.backends.cudnn.version(),
+            "cudnn_benchmark": torch.backends.cudnn.benchmark,
+            "cudnn_deterministic": torch.backends.cudnn.deterministic,
+            "tf32": torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32,
+        }
+    return metadata
 
 
 def _concatenate(parts: Iterable[Tensor]) -> Tensor:
