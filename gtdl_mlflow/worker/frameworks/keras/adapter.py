@@ -23,7 +23,7 @@ backend = importlib.import_module(f".on_{keras.backend.backend()}", __package__)
 class Keras(Adapter):
     """Network in Keras.
 
-    Options: ``jit_compile`` (of ``Model.compile``: XLA, or ``torch.compile`` with PyTorch).
+    Options: ``jit_compile`` (of ``Model.compile``).
     """
 
     layout = "NHWC"
