@@ -107,12 +107,14 @@ def _batch_normalization(
             f"framework=theano requires epsilon of at least {SMALLEST_EPSILON:g}, not {layer.epsilon:g} "
             f"(layer {layer.name})"
         )
+    # Theano compares the epsilon in float32, in which 1e-5 is a little less.
+    epsilon = max(layer.epsilon, float(np.nextafter(np.float32(SMALLEST_EPSILON), np.float32(1))))
     beta, mean, variance = (forward.values[f"{layer.name}/{name}"] for name in ("beta", "mean", "variance"))
     gamma = forward.values[f"{layer.name}/gamma"] if layer.scale else tensor.ones_like(beta)
     if forward.random is None:
-        return batch_normalization_test(inputs[0], gamma, beta, mean, variance, "spatial", layer.epsilon)
+        return batch_normalization_test(inputs[0], gamma, beta, mean, variance, "spatial", epsilon)
     normalized, _, _, new_mean, new_variance = batch_normalization_train(
-        inputs[0], gamma, beta, "spatial", layer.epsilon, 1 - layer.momentum, mean, variance
+        inputs[0], gamma, beta, "spatial", epsilon, 1 - layer.momentum, mean, variance
     )
     forward.new_state |= {f"{layer.name}/mean": new_mean, f"{layer.name}/variance": new_variance}
     return normalized
