@@ -390,6 +390,10 @@ def test_shape_is_that_of_preprocessed_images() -> None:
             {"random_flip": {}, "subtract_mean": {}},
             "training.preprocessing.subtract_mean: needs statistics of the whole set, so it must precede random_flip",
         ),
+        (
+            {"normalize": {"mean": 1, "deviation": 0}},
+            "training.preprocessing.normalize.deviation=0: expected a number above 0",
+        ),
         ({"pad": {"pixels": 1.5}}, "training.preprocessing.pad.pixels=1.5: expected a whole number of at least 0"),
         ({"pad": {"pixels": -1}}, "training.preprocessing.pad.pixels=-1: expected a whole number of at least 0"),
         ({"pad": {"pixels": True}}, "training.preprocessing.pad.pixels=True: expected a whole number of at least 0"),

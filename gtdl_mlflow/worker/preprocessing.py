@@ -248,3 +248,5 @@ def check(steps: Mapping[str, Mapping[str, Any]]) -> None:
             if isinstance(value, bool) or not valid_type or value < 0:
                 number = "a number" if kind is float else "a whole number"
                 raise PreprocessingError(f"{key}.{option}={value}: expected {number} of at least 0")
+            if option == "deviation" and value == 0:
+                raise PreprocessingError(f"{key}.{option}=0: expected a number above 0")

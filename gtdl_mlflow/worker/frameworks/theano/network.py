@@ -43,9 +43,23 @@ def logits(network: Network, images: Symbol, forward: TheanoForward) -> Symbol:
     """Return the logits of a batch of images."""
     values = {IMAGES: images}
     for position, node in enumerate(network.nodes):
+        if isinstance(node.layer, layers.MaxPool) and _has_equal_maxima(network, node):
+            raise NotImplementedError(
+                "framework=theano gives each of several equal maxima the whole gradient, so that max pooling after ReLU "
+                f"and batch normalization (layer {node.layer.name}) has another gradient: choose another setting or "
+                "framework"
+            )
         inputs = [values[source] for source in node.sources]
         values[position] = implementation("theano", LAYERS, node.layer)(node.layer, node, inputs, forward)
     return values[position]
+
+
+def _has_equal_maxima(network: Network, node: Node) -> bool:
+    """Return whether a pool regularly has equal maxima: zeros of a ReLU, which batch normalization has changed."""
+    before = [network.nodes[source] for source in node.sources if source != IMAGES]
+    normalized = [each for each in before if isinstance(each.layer, layers.BatchNormalization)]
+    sources = (source for each in normalized for source in each.sources if source != IMAGES)
+    return any(isinstance(network.nodes[source].layer, layers.Relu) for source in sources)
 
 
 def _convolution(layer: layers.Convolution, node: Node, inputs: list[Symbol], forward: TheanoForward) -> Symbol:
