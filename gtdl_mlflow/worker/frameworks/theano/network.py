@@ -45,8 +45,8 @@ def logits(network: Network, images: Symbol, forward: TheanoForward) -> Symbol:
     for position, node in enumerate(network.nodes):
         if isinstance(node.layer, layers.MaxPool) and _has_equal_maxima(network, node):
             raise NotImplementedError(
-                "framework=theano gives each of several equal maxima the whole gradient, so that max pooling after ReLU "
-                f"and batch normalization (layer {node.layer.name}) has another gradient: choose another setting or "
+                "framework=theano gives each of several equal maxima the whole gradient, so that max pooling after "
+                f"ReLU and batch normalization (layer {node.layer.name}) has another gradient: choose another setting or "
                 "framework"
             )
         inputs = [values[source] for source in node.sources]
