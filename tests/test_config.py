@@ -129,6 +129,15 @@ def test_transfer_frameworks_sweeps_over_all_defaults_for_the_data_set(
     assert settings.split(",") == [f"{name}_{family}" for name in names]
 
 
+def test_framework_gets_no_more_threads_than_it_uses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(8)))
+    assert compose(["framework=tinygrad", "hardware.threads=1"]).threads == compose(["framework=tinygrad"]).threads == 1
+    with pytest.raises(
+        Unavailable, match=r"hardware\.threads=2: framework=tinygrad computes with at most 1 on the CPU"
+    ):
+        compose(["framework=tinygrad", "hardware.threads=2"])
+
+
 def test_cell_ignores_the_seed() -> None:
     one, other = changed(["seed=1"]), changed(["seed=2"])
     assert one.cell() == other.cell()

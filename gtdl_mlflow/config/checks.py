@@ -287,6 +287,12 @@ def _check_device(config: Config) -> None:
             f"hardware.threads={hardware.threads}: must be at most {len(hardware.usable_cores())}, the number of cores "
             "that the worker may use"
         )
+    if framework.max_threads and hardware.threads is not None and hardware.threads > framework.max_threads:
+        raise Unavailable(
+            f"hardware.threads={hardware.threads}: framework={framework.name} computes with at most "
+            f"{framework.max_threads} on the CPU; leave hardware.threads out, or give hardware.threads="
+            f"{framework.max_threads}"
+        )
 
 
 def _check_execution(config: Config) -> None:
