@@ -20,6 +20,7 @@ from gtdl_mlflow.config import (
     CONF,
     Config,
     ConfigError,
+    Unavailable,
     choices,
     compose,
     compose_part,

@@ -46,8 +46,8 @@ def logits(network: Network, images: Symbol, forward: TheanoForward) -> Symbol:
         if isinstance(node.layer, layers.MaxPool) and _has_equal_maxima(network, node):
             raise NotImplementedError(
                 "framework=theano gives each of several equal maxima the whole gradient, so that max pooling after "
-                f"ReLU and batch normalization (layer {node.layer.name}) has another gradient: choose another setting or "
-                "framework"
+                f"ReLU and batch normalization (layer {node.layer.name}) has another gradient: choose another "
+                "setting or framework"
             )
         inputs = [values[source] for source in node.sources]
         values[position] = implementation("theano", LAYERS, node.layer)(node.layer, node, inputs, forward)
