@@ -384,20 +384,19 @@ COMPILED = (
     "layer average, ceil, padding, 7x10", "layer average, same, overlapping, 8x9", "layer normalization, 7x10",
     "layer batch normalization without scale, 8x9", "layer global average, 7x10", "layer residual blocks, 8x9",
 )  # fmt: skip
-"""Prefixes of the cases of a compiling mode that is not the framework's default: a case takes seconds to compile."""
+"""Prefixes of the cases of a mode that compiles, because a case takes seconds to compile. If it is the framework's
+default, a share of the others runs too."""
 
 
 def cases_of(execution: Execution) -> list[Case]:
     framework = load_framework(execution.framework)
     if execution.precision != "float32" or execution.threads > 1:
         return [CASES[name] for name in CASES if name.startswith(("model ", "describe "))]
-    if (
-        execution.mode != framework.default_mode
-        and framework.modes[execution.mode].compiles
-        and framework.name != "theano"
-    ):
-        return [CASES[name] for name in CASES if name.startswith(COMPILED)]
-    return list(CASES.values())
+    names: Sequence[str] = list(CASES)
+    if framework.modes[execution.mode].compiles and framework.name != "theano":
+        always = [name for name in CASES if name.startswith(COMPILED)]
+        names = share(names, always) if execution.mode == framework.default_mode else always
+    return [CASES[name] for name in names]
 
 
 USES = [name for name in CASES if name.startswith("use ")]
@@ -443,7 +442,7 @@ class Results:
 
     def need(self, name: str) -> None:
         if name not in self.plain:
-            pytest.skip("left out, because this mode takes seconds to compile a network")
+            pytest.skip("left out today, because this mode takes seconds to compile a network")
         if not self.completed(name):
             pytest.skip("the framework does not support this network")
 
