@@ -47,11 +47,11 @@ def merge(output: Path, files: tuple[Path, ...]) -> None:
     Nothing is written if the runs of a machine break a rule of gtdl check.
     """
     check_output(output)
-    from ..reporting import check, result_file, site
+    from ..reporting import check, result_file, website
     from ..reporting.formats import count
 
     found = result_files(files)
-    machines = site.by_machine(found.loaded)
+    machines = website.by_machine(found.loaded)
     for machine, loaded in machines.items():
         verdict = check.check(loaded.runs)
         if not verdict.passed:
@@ -68,12 +68,12 @@ def merge(output: Path, files: tuple[Path, ...]) -> None:
 @result_files_argument(required=True)
 def publish(output: Path, files: tuple[Path, ...]) -> None:
     """Write result files as a static site: an index, all results with filters, a page per machine, downloads."""
-    from ..reporting import site
+    from ..reporting import website
 
     found = result_files(files)
     status_line("drawing the pages")
     try:
-        pages = site.write(found, files, output)
+        pages = website.write(found, files, output)
     except OSError as error:
         raise CommandFailed(f"{error.filename or output}: {error.strerror}") from error
     print_output(f"{output / 'index.html'}: {pages} pages")

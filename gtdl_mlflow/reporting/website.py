@@ -76,4 +76,4 @@ def _summary(runs: Iterable[BenchmarkRun]) -> list[str]:
 
 def _template() -> jinja2.Template:
     loader = jinja2.PackageLoader(__package__, ".")
-    return jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True).get_template("site.html")
+    return jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True).get_template("website.html")
