@@ -51,11 +51,19 @@ def test_budgets_are_rounded_down(budget: float, rounded: float) -> None:
 
 
 def test_framework_that_must_be_compiled_first_is_left_out(cache_folders: None) -> None:
+    chosen, reasons = planner.candidates("cpu", ["torch", "caffe"])
+    assert [each.name for each in chosen] == ["torch"]
+    assert [reason for reason in reasons if "gtdl env create caffe" in reason]
+
+
+def test_answer_is_about_frameworks_in_development(cache_folders: None) -> None:
     chosen, reasons = planner.candidates("cpu")
     names = {each.name for each in chosen}
-    assert names >= {"torch", "mxnet"}
-    assert not names & {"caffe", "reference"}
-    assert [reason for reason in reasons if "gtdl env create caffe" in reason]
+    assert names >= {"torch", "tensorflow", "jax"}
+    assert not names & {"caffe", "mxnet", "theano", "reference", "keras_jax"}
+    (reason,) = reasons
+    assert reason.startswith("caffe, keras_jax, ")
+    assert reason.endswith(": left out, because they are not named, as in `gtdl answer jax,caffe`")
 
 
 COMMAND = [sys.executable, "-m", "gtdl_mlflow.cli", "answer"]

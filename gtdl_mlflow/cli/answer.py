@@ -30,7 +30,8 @@ from .common import (
 def answer(minutes: float, framework: str, device: str | None, output: Path, words: tuple[str, ...]) -> None:
     """Rank the frameworks on this machine, in ten minutes.
 
-    NAMES are frameworks (default: all that run here), OVERRIDES those of a run.
+    NAMES are frameworks (default: those that are still developed and run on no other framework), OVERRIDES those of
+    a run.
     """
     from .. import config
     from ..__main__ import to_overrides

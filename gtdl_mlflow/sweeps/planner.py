@@ -88,13 +88,17 @@ class Cost:
 
 
 def candidates(device: str, wanted: Collection[str] = ()) -> tuple[list[config.Framework], list[str]]:
-    """Return the ``wanted`` frameworks, or all, that can run on the device, and a line for each that is left out.
+    """Return the ``wanted`` frameworks that can run on the device, and a line for each reason to leave others out.
 
-    A framework that has to be compiled first is left out: that takes longer than the time limit of an answer.
+    Without ``wanted``, these are the frameworks in development that run on no other framework. A framework that has to
+    be compiled first is left out: that takes longer than the time limit of an answer.
     """
-    chosen, reasons = [], []
+    chosen, reasons, others = [], [], []
     for name in wanted or config.choices("framework"):
         framework = config.compose([f"framework={name}"]).framework
+        if not wanted and (framework.last_release or framework.plain):
+            others.append(name)
+            continue
         support = framework.devices.get(device)
         if support is None or not (support.recipes or support.unavailable):
             continue  # the NumPy reference has no environment of its own and is not compared
@@ -104,6 +108,9 @@ def candidates(device: str, wanted: Collection[str] = ()) -> tuple[list[config.F
             )
             continue
         chosen.append(framework)
+    if others and chosen:
+        command = f"gtdl answer {chosen[0].name},{others[0]}"
+        reasons.append(f"{', '.join(others)}: left out, because they are not named, as in `{command}`")
     return chosen, reasons
 
 
