@@ -28,6 +28,15 @@ def pytest_report_header() -> str:
     return share.header()
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Group the tests for ``--dist loadgroup``: those of a file, or of one framework in a file, run in one process."""
+    for item in items:
+        parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        framework = next((each.framework for each in parameters if hasattr(each, "framework")), "")
+        item.add_marker(pytest.mark.xdist_group(f"{item.path.name} {framework}"))
+
+
 def remove_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     """Remove the user's settings of MLflow and of this project from the environment."""
     for name in list(os.environ):
