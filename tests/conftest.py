@@ -44,30 +44,6 @@ def remove_settings(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
 
 
-ALL_CORES = os.sched_getaffinity(0)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def core_of_its_own() -> None:
-    """Give each process of pytest-xdist one core, so that a run in one test does not disturb a run in another.
-
-    Otherwise both have a thread per core: a step waits for the thread that has lost its core, which makes it up to 60
-    times as long.
-    """
-    if process := os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw"):
-        cores = sorted(ALL_CORES)
-        os.sched_setaffinity(0, {cores[int(process) % len(cores)]})
-
-
-@pytest.fixture
-def all_cores() -> Iterator[None]:
-    """Let a test use all cores of the machine."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, ALL_CORES)
-    yield
-    os.sched_setaffinity(0, before)
-
-
 @pytest.fixture(scope="session", autouse=True)
 def session_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Give the session a cache directory and device locks of its own.

@@ -116,7 +116,7 @@ def test_wrong_request_is_one_line_and_status_2(
     ("words", "expected"),
     [
         (["run", "fra"], ["framework="]),
-        (["run", "framework=t"], ["framework=tensorflow", "framework=theano", "framework=torch"]),
+        (["run", "framework=t"], ["framework=tensorflow", "framework=theano", "framework=tinygrad", "framework=torch"]),
         (["sweep", "framework=mxnet,cat", ""], []),
         (["sweep", "framework=mxnet,ca"], ["framework=mxnet,caffe"]),
         (["run", "setting=caffe_m"], ["setting=caffe_mnist"]),

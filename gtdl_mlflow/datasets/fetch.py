@@ -48,9 +48,9 @@ def fetch(dataset: Dataset, timeout_s: float) -> str:
     """
     if not dataset.downloads:
         return f"{dataset.name}: nothing to fetch, {', '.join(dataset.files)} is built in"
-    folder = datasets_dir() / dataset.name
-    present = f"{dataset.name}: already in {folder}"
     try:
+        folder = datasets_dir() / dataset.name
+        present = f"{dataset.name}: already in {folder}"
         # Before the lock, which needs write access: a shared folder may be read-only.
         if _is_complete(dataset, folder):
             return present
@@ -62,8 +62,8 @@ def fetch(dataset: Dataset, timeout_s: float) -> str:
             _fetch_missing(dataset, folder, timeout_s)
             _is_complete(dataset, folder)
     except OSError as error:
-        path, reason = error.filename or folder, error.strerror or error
-        raise DatasetError(f"{path}: {reason}; set GTDL_DATA to another folder") from error
+        reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        raise DatasetError(f"{reason}; set GTDL_DATA to another folder") from error
     return f"{dataset.name}: fetched into {folder}"
 
 
