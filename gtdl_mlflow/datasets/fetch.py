@@ -50,7 +50,10 @@ def fetch(dataset: Dataset, timeout_s: float) -> str:
         return f"{dataset.name}: nothing to fetch, {', '.join(dataset.files)} is built in"
     try:
         folder = datasets_dir() / dataset.name
-        present = f"{dataset.name}: already in {folder}"
+    except NotADirectoryError as error:
+        raise DatasetError(f"{error.filename}: {error.strerror}") from error
+    present = f"{dataset.name}: already in {folder}"
+    try:
         # Before the lock, which needs write access: a shared folder may be read-only.
         if _is_complete(dataset, folder):
             return present
@@ -62,8 +65,8 @@ def fetch(dataset: Dataset, timeout_s: float) -> str:
             _fetch_missing(dataset, folder, timeout_s)
             _is_complete(dataset, folder)
     except OSError as error:
-        reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        raise DatasetError(f"{reason}; set GTDL_DATA to another folder") from error
+        path, reason = error.filename or folder, error.strerror or error
+        raise DatasetError(f"{path}: {reason}; set GTDL_DATA to another folder") from error
     return f"{dataset.name}: fetched into {folder}"
 
 
