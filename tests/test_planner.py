@@ -102,7 +102,9 @@ def test_wrong_request_is_one_line(store: str, words: list[str], message: str) -
 def test_help_lists_the_options() -> None:
     done = answer("--help")
     assert done.returncode == 0
-    assert "NAMES are frameworks (default: those that are still developed and run on no other framework)" in " ".join(done.stdout.split())
+    assert "NAMES are frameworks (default: those that are still developed and run on no other framework)" in " ".join(
+        done.stdout.split()
+    )
 
 
 @pytest.mark.slow
