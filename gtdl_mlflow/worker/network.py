@@ -8,6 +8,7 @@ times in sequence.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -38,6 +39,16 @@ class Node:
         """The padding of this convolution or pool, with that of an overhanging last window."""
         assert isinstance(self.layer, (Convolution, Pool))
         return self.layer.pads(self.input)
+
+    @property
+    def padding_name(self) -> str | None:
+        """``valid`` or ``same`` if the padding of this convolution or pool is one of these, however it was given; None
+        for any other padding."""
+        assert isinstance(self.layer, (Convolution, Pool))
+        if not any(itertools.chain(*self.pads)):
+            return "valid"
+        same = dataclasses.replace(self.layer, padding="same").pads(self.input)
+        return "same" if self.pads == same else None
 
     @property
     def cells(self) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -118,7 +117,7 @@ class UnbiasedBatchNormalization(keras.layers.BatchNormalization):
 
 
 def _convolution(layer: layers.Convolution, node: Node, inputs: list[Any], seed: int) -> Any:
-    value, padding = inputs[0], _native_padding(layer, layer.kernel, node)
+    value, padding = inputs[0], node.padding_name
     if padding is None:
         value = keras.layers.ZeroPadding2D(node.pads)(value)
     return keras.layers.Conv2D(
@@ -132,14 +131,14 @@ def _convolution(layer: layers.Convolution, node: Node, inputs: list[Any], seed:
 
 
 def _max_pool(layer: layers.MaxPool, node: Node, inputs: list[Any], seed: int) -> Any:
-    padding = _native_padding(layer, layer.size, node)
+    padding = node.padding_name
     if padding is None:
         return PaddedMaxPooling2D(layer, node.pads)(inputs[0])
     return keras.layers.MaxPooling2D(layer.size, layer.stride, padding, name=layer.name)(inputs[0])
 
 
 def _average_pool(layer: layers.AveragePool, node: Node, inputs: list[Any], seed: int) -> Any:
-    padding = _native_padding(layer, layer.size, node)
+    padding = node.padding_name
     # With PyTorch, Keras repeats the cells of the border if the two sides differ, and counts them.
     repeats_cells = keras.backend.backend() == "torch" and any(before != after for before, after in node.pads)
     if padding is None or repeats_cells:
@@ -182,14 +181,3 @@ LAYERS: dict[type[Layer], Callable[[Any, Node, list[Any], int], Any]] = {
     layers.Tanh: lambda layer, node, inputs, seed: keras.layers.Activation("tanh", name=layer.name)(inputs[0]),
 }
 """Functions (layer, node, inputs, seed) that return the symbolic output of a layer."""
-
-
-def _native_padding(layer: layers.Convolution | layers.Pool, size: int, node: Node) -> str | None:
-    """Return Keras's name, valid or same, for the padding of a layer with windows of ``size``, or None."""
-    if not any(itertools.chain(*node.pads)):
-        return "valid"
-    same = []
-    for length in node.input[1:]:
-        total = max((-(-length // layer.stride) - 1) * layer.stride + size - length, 0)
-        same.append((total // 2, total - total // 2))
-    return "same" if tuple(same) == node.pads else None

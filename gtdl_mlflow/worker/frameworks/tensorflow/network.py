@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -46,13 +45,13 @@ def _convolution(
     layer: layers.Convolution, node: Node, inputs: list[tf.Tensor], forward: TensorFlowForward
 ) -> tf.Tensor:
     weights = forward.parameters[f"{layer.name}/weights"]
-    padding = _native_padding(layer, layer.kernel, node) or _explicit_padding(node.pads)
+    padding = _named_padding(node) or _explicit_padding(node.pads)
     value = tf.nn.conv2d(inputs[0], weights, layer.stride, padding)
     return value if layer.biases is None else tf.nn.bias_add(value, forward.parameters[f"{layer.name}/biases"])
 
 
 def _max_pool(layer: layers.MaxPool, node: Node, inputs: list[tf.Tensor], forward: TensorFlowForward) -> tf.Tensor:
-    value, padding = inputs[0], _native_padding(layer, layer.size, node)
+    value, padding = inputs[0], _named_padding(node)
     if padding is None:
         value = tf.pad(value, _explicit_padding(node.pads), constant_values=value.dtype.min)
     return tf.nn.max_pool2d(value, layer.size, layer.stride, padding or "VALID")
@@ -61,7 +60,7 @@ def _max_pool(layer: layers.MaxPool, node: Node, inputs: list[tf.Tensor], forwar
 def _average_pool(
     layer: layers.AveragePool, node: Node, inputs: list[tf.Tensor], forward: TensorFlowForward
 ) -> tf.Tensor:
-    padding = _native_padding(layer, layer.size, node)
+    padding = _named_padding(node)
     if padding is not None:  # SAME leaves padding out of the mean
         return tf.nn.avg_pool2d(inputs[0], layer.size, layer.stride, padding)
     value = tf.pad(inputs[0], _explicit_padding(node.pads))
@@ -147,12 +146,6 @@ def _explicit_padding(pads: Pads) -> list[list[int]]:
     return [[0, 0], *map(list, pads), [0, 0]]
 
 
-def _native_padding(layer: layers.Convolution | layers.Pool, size: int, node: Node) -> str | None:
-    """Return TensorFlow's name, VALID or SAME, for the padding of a layer with windows of ``size``, or None."""
-    if not any(itertools.chain(*node.pads)):
-        return "VALID"
-    same = []
-    for length in node.input[1:]:
-        total = max((-(-length // layer.stride) - 1) * layer.stride + size - length, 0)
-        same.append((total // 2, total - total // 2))
-    return "SAME" if tuple(same) == node.pads else None
+def _named_padding(node: Node) -> str | None:
+    """Return TensorFlow's name for the padding of a layer, or None."""
+    return node.padding_name.upper() if node.padding_name else None
