@@ -71,7 +71,7 @@ def run_by_hand(job: Job, folder: Path) -> subprocess.CompletedProcess[str]:
     job.write(folder / "job.json")
     return subprocess.run(
         [sys.executable, "-m", "gtdl_mlflow.worker", str(folder / "job.json")],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{folder}"},
         capture_output=True,
         text=True,
         timeout=120,
@@ -145,6 +145,17 @@ def test_worker_by_hand_checks_the_data(job: Job, tmp_path: Path) -> None:
     assert done.stderr.startswith(f"{job.data}/train_labels.npy: not what was prepared")
     assert done.stderr.count("\n") == 1
     assert "training_time_s" not in done.stdout
+
+
+def test_refusal_has_no_traceback_and_an_error_of_a_library_has_one(job: Job, tmp_path: Path) -> None:
+    refused = run_by_hand(replace(job, training=replace(job.training, momentum=0.9)), tmp_path)
+    assert (refused.returncode, refused.stderr.count("\n")) == (3, 1)
+    assert refused.stderr.startswith("training.momentum=0.9: framework=reference has none")
+    (tmp_path / "broken.py").write_text("def Broken(setup):\n    raise NotImplementedError('no kernel')\n")
+    failed = run_by_hand(replace(job, adapter="broken:Broken"), tmp_path)
+    assert failed.returncode == 1
+    assert "Traceback" in failed.stderr
+    assert failed.stderr.endswith("NotImplementedError: no kernel\n")
 
 
 def test_worker_by_hand_accepts_a_job_without_hashes(job: Job, tmp_path: Path) -> None:

@@ -52,6 +52,7 @@ def main(arguments: list[str]) -> int:
     os.set_inheritable(descriptor, False)
 
     from . import events, experiment, turns
+    from .frameworks.base import Unsupported
     from .job import Job
     from .prepared_data import DataChanged
 
@@ -67,7 +68,7 @@ def main(arguments: list[str]) -> int:
                 turns.serve(job, sys.stdin, lambda event: events.write(stream, event))
             else:
                 experiment.run(job, lambda event: events.write(stream, event), start_s)
-        except (DataChanged, NotImplementedError) as error:
+        except (DataChanged, Unsupported) as error:
             print(error, file=sys.stderr)
             return events.REFUSED
         except BrokenPipeError:

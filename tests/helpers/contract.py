@@ -28,6 +28,7 @@ sys.modules["gtdl_mlflow"] = package = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(package)
 
 from gtdl_mlflow.worker import assembly, experiment  # noqa: E402
+from gtdl_mlflow.worker.frameworks.base import Unsupported  # noqa: E402
 from gtdl_mlflow.worker.inputs import aligned, batches, test_batches, to_layout  # noqa: E402
 from gtdl_mlflow.worker.job import BatchOrder, Job  # noqa: E402
 from gtdl_mlflow.worker.saved_model import SavedModel  # noqa: E402
@@ -121,7 +122,7 @@ def main(request: Path) -> None:
             print(name, file=sys.stderr, flush=True)  # after a crash the last line names the case
             try:
                 results = run(case, inputs[f"{name}/images"], inputs[f"{name}/labels"], folder)
-            except NotImplementedError as error:
+            except Unsupported as error:
                 plain[name] = {"refused": str(error)}
                 continue
             plain[name] = {}

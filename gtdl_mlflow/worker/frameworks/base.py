@@ -20,6 +20,10 @@ from ..random_streams import framework_seed
 Implementation = TypeVar("Implementation")
 
 
+class Unsupported(Exception):
+    """A framework cannot run a network or a training; the message is one line with the layer or the key."""
+
+
 @dataclass(frozen=True)
 class Setup:
     """Everything an adapter receives to build and train a network."""
@@ -81,7 +85,7 @@ class Adapter(ABC):
         """Build the network on the device.
 
         Raises:
-            NotImplementedError: the framework cannot run this network; the message names the layer.
+            Unsupported: the framework cannot run this network; the message names the layer.
         """
 
     def compile(self) -> None:  # noqa: B027 (most frameworks have nothing to compile ahead)
@@ -145,12 +149,12 @@ def implementation(
     """Return the entry of a framework's dispatch table for the type of ``layer``.
 
     Raises:
-        NotImplementedError: the table has no entry for this type.
+        Unsupported: the table has no entry for this type.
     """
     try:
         return implementations[type(layer)]
     except KeyError:
-        raise NotImplementedError(
+        raise Unsupported(
             f"framework={framework} does not implement {type(layer).__name__} (layer {layer.name}): choose another "
             "setting or framework"
         ) from None

@@ -22,7 +22,7 @@ from ...initialization import Weights
 from ...inputs import VIEWS, Batch, consecutive
 from ...job import Optimizer
 from ...layers import Dropout, MaxPool
-from ..base import Adapter, Setup
+from ..base import Adapter, Setup, Unsupported
 from .network import IMAGES_BLOB, LABELS_BLOB, LOSS_BLOB, NetPrototxt, solver_prototxt, solver_rates, transposed
 
 LARGEST_EPSILON = 1e-6
@@ -58,7 +58,7 @@ class Caffe(Adapter):
     def __init__(self, setup: Setup) -> None:
         training = setup.training
         if training.optimizer is Optimizer.adam and training.epsilon > LARGEST_EPSILON:
-            raise NotImplementedError(
+            raise Unsupported(
                 f"framework=caffe trains by adam with training.epsilon of at most {LARGEST_EPSILON:g}, "
                 f"not {training.epsilon:g}"
             )

@@ -14,7 +14,7 @@ from ...initialization import Weights
 from ...job import Optimizer, Schedule, Training
 from ...layers import Layer, Shape
 from ...network import IMAGES, Node
-from ..base import Setup, implementation
+from ..base import Setup, Unsupported, implementation
 
 LARGEST_BLOB = 2**31 - 1
 """Largest number of values in a blob; Caffe ends the process if there are more."""
@@ -92,7 +92,7 @@ class NetPrototxt:
         values, layer = self._largest
         self.max_images = LARGEST_BLOB // values
         if batch_size > self.max_images:
-            raise NotImplementedError(
+            raise Unsupported(
                 f"framework=caffe requires training.batch_size of at most {self.max_images}, not {batch_size}, "
                 f"for layer {layer}"
             )

@@ -14,7 +14,7 @@ from ...initialization import Weights
 from ...inputs import Batch
 from ...job import Optimizer
 from ...layers import Dense
-from ..base import Adapter, Setup
+from ..base import Adapter, Setup, Unsupported
 
 
 class Reference(Adapter):
@@ -24,19 +24,19 @@ class Reference(Adapter):
         nodes = setup.network.nodes
         first = nodes[0].layer
         if len(nodes) > 1 or not isinstance(first, Dense):
-            raise NotImplementedError(
+            raise Unsupported(
                 f"framework=reference is softmax regression, one dense layer; it cannot run layer {first.name}: choose "
                 "setting=reference_mnist or another framework"
             )
         training = setup.training
         if training.optimizer is not Optimizer.sgd:
-            raise NotImplementedError(
+            raise Unsupported(
                 f"training.optimizer={training.optimizer.value}: framework=reference has sgd only: choose that or "
                 "another framework"
             )
         for name in ("momentum", "weight_decay", "ema_decay"):
             if value := getattr(training, name):
-                raise NotImplementedError(
+                raise Unsupported(
                     f"training.{name}={value:g}: framework=reference has none: choose "
                     "setting=reference_mnist or another framework"
                 )

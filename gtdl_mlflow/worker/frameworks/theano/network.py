@@ -16,7 +16,7 @@ from theano.tensor.signal.pool import Pool, pool_2d
 from ... import layers
 from ...layers import Layer
 from ...network import IMAGES, Network, Node
-from ..base import implementation
+from ..base import Unsupported, implementation
 
 SMALLEST_EPSILON = 1e-5
 """Smallest epsilon of batch normalization that Theano accepts; cuDNN's limit."""
@@ -44,7 +44,7 @@ def logits(network: Network, images: Symbol, forward: TheanoForward) -> Symbol:
     values = {IMAGES: images}
     for position, node in enumerate(network.nodes):
         if isinstance(node.layer, layers.MaxPool) and _has_equal_maxima(network, node):
-            raise NotImplementedError(
+            raise Unsupported(
                 "framework=theano gives each of several equal maxima the whole gradient, so that max pooling after "
                 f"ReLU and batch normalization (layer {node.layer.name}) has another gradient: choose another "
                 "setting or framework"
@@ -117,7 +117,7 @@ def _batch_normalization(
     layer: layers.BatchNormalization, node: Node, inputs: list[Symbol], forward: TheanoForward
 ) -> Symbol:
     if layer.epsilon < SMALLEST_EPSILON:
-        raise NotImplementedError(
+        raise Unsupported(
             f"framework=theano requires epsilon of at least {SMALLEST_EPSILON:g}, not {layer.epsilon:g} "
             f"(layer {layer.name})"
         )
