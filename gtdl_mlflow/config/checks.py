@@ -184,8 +184,10 @@ def _check_framework(framework: Framework) -> None:
         raise ConfigError(
             f"framework.adapter={framework.adapter}: expected MODULE:CLASS, such as my_package.adapter:MyFramework"
         )
+    if framework.plain is None:
+        return
     others = [name for name in choices("framework") if name != framework.name]
-    if framework.plain is not None and framework.plain not in others:
+    if framework.plain not in others:
         raise ConfigError(
             f"framework.plain={framework.plain}: expected one of {', '.join(others)}{similar(framework.plain, others)}"
         )

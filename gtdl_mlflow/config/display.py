@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import re
-from functools import cache
-from typing import Any
-
-import yaml
 
 from ..worker.job import Precision
-from .resolvers import CONF, choices
+from .resolvers import framework_yaml
 from .schema import BEST, Config
 
 UNKNOWN_COLOR = "#767676"
@@ -18,22 +14,22 @@ UNKNOWN_COLOR = "#767676"
 
 def label(framework: str) -> str:
     """Return the name to show for ``framework``; the name itself if it has no yaml."""
-    return str(_yaml(framework).get("label", framework))
+    return str(framework_yaml(framework).get("label", framework))
 
 
 def color(framework: str) -> str:
     """Return the colour of ``framework`` in charts as ``#RRGGBB``; a grey if it has no yaml."""
-    return str(_yaml(framework).get("color", UNKNOWN_COLOR))
+    return str(framework_yaml(framework).get("color", UNKNOWN_COLOR))
 
 
 def last_release(framework: str) -> int | None:
     """Return the year of the last release of ``framework`` if it is no longer developed, else None."""
-    return _yaml(framework).get("last_release")
+    return framework_yaml(framework).get("last_release")
 
 
 def plain(framework: str) -> str:
     """Return the framework that ``framework`` runs on; empty if there is none."""
-    return str(_yaml(framework).get("plain", ""))
+    return str(framework_yaml(framework).get("plain", ""))
 
 
 def part_of_metric(label: str) -> str:
@@ -54,11 +50,3 @@ def describe(config: Config) -> str:
     share = "" if config.budget == 1 else f" (budget {config.budget:g})"
     framework = config.framework
     return f"{framework.name} {framework.version}, {config.training.name}{share}, on {config.dataset.name}"
-
-
-@cache
-def _yaml(framework: str) -> dict[str, Any]:
-    if framework not in choices("framework"):  # a name from a tracking store may be a path to any other file
-        return {}
-    path = CONF / "framework" / f"{framework}.yaml"
-    return dict(yaml.safe_load(path.read_text(encoding="utf-8")))

@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import ListConfig, OmegaConf
 
 from .. import cgroups
@@ -49,14 +50,27 @@ def _other_family(dataset: str) -> str:
     return min(others)
 
 
+@cache
+def framework_yaml(name: str) -> dict[str, Any]:
+    """Return the contents of a framework's yaml as they are written; empty for a name that is no framework."""
+    if name not in choices("framework"):  # a name from a tracking store may be a path to any other file
+        return {}
+    path = CONF / "framework" / f"{name}.yaml"
+    return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+
+
 def default_setting(framework: str, dataset: str) -> str:
     """Return the default setting of a framework for a data set: ``FRAMEWORK_FAMILY``, or the yaml's own first part.
 
     Use an unknown name as it is: Hydra reports it.
     """
-    path = CONF / "framework" / f"{framework}.yaml"
-    first = OmegaConf.select(OmegaConf.load(path), "default_settings") if path.is_file() else None
-    return f"{first or framework}_{family(dataset)}"
+    return f"{framework_yaml(framework).get('default_settings', framework)}_{family(dataset)}"
+
+
+def _frameworks() -> dict[str, dict[str, Any]]:
+    """Return the yaml of each framework that has an environment of its own, by name."""
+    every = {name: framework_yaml(name) for name in choices("framework")}
+    return {name: values for name, values in every.items() if "recipes" in values["devices"]["cpu"]}
 
 
 def _settings_for(dataset: str) -> str:
@@ -64,22 +78,12 @@ def _settings_for(dataset: str) -> str:
 
     The names are separated by commas, as a sweep takes them.
     """
-    names = [
-        default_setting(path.stem, dataset)
-        for path in sorted((CONF / "framework").glob("*.yaml"))
-        if OmegaConf.select(OmegaConf.load(path), "devices.cpu.recipes")
-    ]
-    return ",".join(dict.fromkeys(names))
+    return ",".join(dict.fromkeys(default_setting(name, dataset) for name in _frameworks()))
 
 
 def _frameworks_in_development() -> str:
     """Return the frameworks that have an environment of their own and are still developed, separated by commas."""
-    every = {path.stem: OmegaConf.load(path) for path in sorted((CONF / "framework").glob("*.yaml"))}
-    return ",".join(
-        name
-        for name, framework in every.items()
-        if OmegaConf.select(framework, "devices.cpu.recipes") and not OmegaConf.select(framework, "last_release")
-    )
+    return ",".join(name for name, values in _frameworks().items() if "last_release" not in values)
 
 
 def _image_shape(size: Any, channels: int) -> list[int]:

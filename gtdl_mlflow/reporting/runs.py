@@ -560,8 +560,7 @@ def _known(group: str) -> frozenset[str]:
 
 @cache
 def _is_default(dataset: str, framework: str, setting: str) -> bool:
-    known = dataset in _known("dataset") and framework in _known("framework")
-    return known and setting == config.default_setting(framework, dataset)
+    return dataset in _known("dataset") and setting == config.default_setting(framework, dataset)
 
 
 @cache

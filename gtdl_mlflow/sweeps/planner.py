@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .. import config, datasets, environments, modes
+from ..config import display
 from ..config.job import create_job
 from ..console import info, status_line
 from ..hardware import device_lock
@@ -95,10 +96,10 @@ def candidates(device: str, wanted: Collection[str] = ()) -> tuple[list[config.F
     """
     chosen, reasons, others = [], [], []
     for name in wanted or config.choices("framework"):
-        framework = config.compose([f"framework={name}"]).framework
-        if not wanted and (framework.last_release or framework.plain):
+        if not wanted and (display.last_release(name) or display.plain(name)):
             others.append(name)
             continue
+        framework = config.compose([f"framework={name}"]).framework
         support = framework.devices.get(device)
         if support is None or not (support.recipes or support.unavailable):
             continue  # the NumPy reference has no environment of its own and is not compared
