@@ -73,12 +73,13 @@ def check(as_json: bool, experiment: tuple[str, ...], tracking_uri: str | None, 
     import json
 
     with results(files, tracking_uri, experiment) as (loaded, histories):
+        from mlflow.tracking import MlflowClient
+
         from ..reporting import check
-        from ..reporting.runs import connect
 
         verdict = check.check(loaded.runs, loaded.skipped)
-        if not files:
-            check.tag(verdict, loaded.runs, connect(histories.tracking_uri))
+        if isinstance(histories, MlflowClient):
+            check.tag(verdict, loaded.runs, histories)
     print_output(json.dumps(verdict.json(), indent=1) if as_json else verdict.text())
     return 0 if verdict.passed else 1
 

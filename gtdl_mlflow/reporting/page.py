@@ -87,7 +87,7 @@ def _page(
     ordered = sorted(runs, key=lambda run: (run.key.dataset, run.key.framework, run.seed))
     rows = [raw_values(run) for run in ordered]
     varying = [name for index, name in enumerate(COLUMNS) if len(rows) == 1 or len({row[index] for row in rows}) > 1]
-    return _template().render(
+    return template("page.html").render(
         experiment=experiment,
         remarks=remarks,
         version=__version__,
@@ -195,7 +195,8 @@ def _link(uri: str) -> str:
 
 
 @cache
-def _template() -> jinja2.Template:
+def template(name: str) -> jinja2.Template:
+    """Return the template of an HTML page in this folder."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader(__package__, "."),
         autoescape=True,
@@ -203,7 +204,7 @@ def _template() -> jinja2.Template:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    return environment.get_template("page.html")
+    return environment.get_template(name)
 
 
 @cache

@@ -11,6 +11,7 @@ import io
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,7 @@ class ResultFiles:
             except (ValueError, KeyError) as error:
                 raise InvalidResultFile(f"{path}: run {run_id} has a wrong line: {error}") from error
 
-    @property
+    @cached_property
     def loaded(self) -> LoadedRuns:
         """The runs as a report uses them, the newest first."""
         return read(sorted(self.runs, key=lambda run: -(run.info.start_time or 0)))

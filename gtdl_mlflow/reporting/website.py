@@ -8,8 +8,6 @@ from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
-import jinja2
-
 from .. import __version__
 from ..config import display
 from ..files import write_atomically
@@ -37,7 +35,9 @@ def write(files: ResultFiles, paths: Iterable[Path], folder: Path) -> int:
         pages[name] = page.page(some, files, machine, some.remarks)
         links.append((name, machine, _summary(some.runs)))
     downloads = list(dict.fromkeys(path.name for path in paths))
-    pages["index.html"] = _template().render(links=links, all=ALL, downloads=downloads, version=__version__)
+    pages["index.html"] = page.template("website.html").render(
+        links=links, all=ALL, downloads=downloads, version=__version__
+    )
     for name, html in pages.items():
         write_atomically(folder / name, html)
     for path in paths:
@@ -72,8 +72,3 @@ def _summary(runs: Iterable[BenchmarkRun]) -> list[str]:
         ", ".join(sorted({run.key.dataset for run in every})),
         ", ".join(sorted({run.key.hardware for run in every})),
     ]
-
-
-def _template() -> jinja2.Template:
-    loader = jinja2.PackageLoader(__package__, ".")
-    return jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True).get_template("website.html")
