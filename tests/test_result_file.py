@@ -105,11 +105,26 @@ def test_site_has_a_page_for_each_machine(exported: Path, tmp_path: Path) -> Non
     assert cli.main(["publish", str(exported), str(other), "--output", str(folder)]) == 0
     index = (folder / "index.html").read_text()
     assert "A &lt;b&gt;GPU&lt;/b&gt; (1/2)" in index
-    for name in ("all.html", "a-b-gpu-b-1-2.html", "results.csv", "other.csv"):
+    (own,) = (path.name for path in folder.glob("a-b-gpu-b-1-2-*.html"))
+    for name in ("all.html", own, "results.csv", "other.csv"):
         assert f'href="{name}"' in index
         assert (folder / name).stat().st_size > 1000
     assert (folder / "results.csv").read_bytes() == exported.read_bytes()
     assert len(list(folder.iterdir())) == 6
+
+
+def test_site_loses_no_machine_and_no_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    machines = ("PC (1)", "PC 1", "all", "index")
+    one, other = tmp_path / "one.csv", tmp_path / "folder" / "one.csv"
+    other.parent.mkdir()
+    one.write_text(as_file(*(make_finished_run("framework=torch", **{"gtdl.machine": name}) for name in machines)))
+    other.write_text(one.read_text())
+    folder = tmp_path / "site"
+    assert cli.main(["publish", str(one), "--output", str(folder)]) == 0
+    assert len(list(folder.glob("*.html"))) == 2 + len(machines)
+    capsys.readouterr()
+    assert cli.main(["publish", str(one), str(other), "--output", str(folder)]) == 2
+    assert "two files of one name" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import click
@@ -70,6 +71,9 @@ def publish(output: Path, files: tuple[Path, ...]) -> None:
     """Write result files as a static site: an index, all results with filters, a page per machine, downloads."""
     from ..reporting import website
 
+    for one, other in itertools.combinations(files, 2):
+        if one.name == other.name:
+            raise CommandFailed(f"{one} and {other}: two files of one name; rename one, or merge them first", status=2)
     found = result_files(files)
     status_line("drawing the pages")
     try:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shutil
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from .. import __version__
@@ -20,8 +21,8 @@ ALL = "all.html"
 """Page with the results of all machines."""
 
 
-def write(files: ResultFiles, paths: Iterable[Path], folder: Path) -> int:
-    """Write the pages and copies of the result files to ``folder``; return the number of pages.
+def write(files: ResultFiles, paths: Sequence[Path], folder: Path) -> int:
+    """Write the pages and copies of the result files, whose names differ, to ``folder``; return the number of pages.
 
     Raises:
         OSError: a file cannot be written.
@@ -31,12 +32,11 @@ def write(files: ResultFiles, paths: Iterable[Path], folder: Path) -> int:
     pages = {ALL: page.page(loaded, files, "all machines", loaded.remarks)}
     links = []
     for machine, some in machines.items():
-        name = f"{slug(machine)}.html"
+        name = f"{address(machine)}.html"
         pages[name] = page.page(some, files, machine, some.remarks)
         links.append((name, machine, _summary(some.runs)))
-    downloads = list(dict.fromkeys(path.name for path in paths))
     pages["index.html"] = page.template("website.html").render(
-        links=links, all=ALL, downloads=downloads, version=__version__
+        links=links, all=ALL, downloads=[path.name for path in paths], version=__version__
     )
     for name, html in pages.items():
         write_atomically(folder / name, html)
@@ -58,9 +58,10 @@ def by_machine(loaded: LoadedRuns) -> dict[str, LoadedRuns]:
     return found
 
 
-def slug(machine: str) -> str:
-    """Return the name of a machine as a part of an address: lower-case letters, digits and hyphens."""
-    return re.sub(r"[^a-z0-9]+", "-", machine.lower()).strip("-")
+def address(machine: str) -> str:
+    """Return the name of a machine as a part of an address, different for every machine."""
+    words = re.sub(r"[^a-z0-9]+", "-", machine.lower()).strip("-")
+    return f"{words}-{hashlib.sha256(machine.encode()).hexdigest()[:6]}"
 
 
 def _summary(runs: Iterable[BenchmarkRun]) -> list[str]:
