@@ -24,7 +24,7 @@ from gtdl_mlflow.files import cache_dir
 from gtdl_mlflow.modes import ModeCost
 from gtdl_mlflow.reporting.ranking import FrameworkResults, group_by_conditions
 from gtdl_mlflow.reporting.runs import read
-from gtdl_mlflow.reporting.sections import modes_table
+from gtdl_mlflow.reporting.tables import modes_table
 
 NO_FRAMEWORK = Environment("torch", "0", "cpu", None, Path("no-python"), "3.11", [], [], "key")
 """An environment that no process can run in: a test that measures by accident fails."""

@@ -19,7 +19,7 @@ from gtdl_mlflow.reporting import check, comparison, ranking
 from gtdl_mlflow.reporting.intervals import Ratio, Verdict, ratio_of_medians
 from gtdl_mlflow.reporting.ranking import group_by_conditions
 from gtdl_mlflow.reporting.runs import read, to_benchmark_run
-from gtdl_mlflow.reporting.sections import abstraction_table
+from gtdl_mlflow.reporting.tables import abstraction_table
 from gtdl_mlflow.reporting.verdicts import QUESTIONS, sample
 
 PARITY = ("dataset=mnist_5k", "setting=caffe_mnist")

@@ -21,7 +21,7 @@ from playwright.sync_api import Browser, Locator, Page, sync_playwright
 from gtdl_mlflow import config, metrics, tags
 from gtdl_mlflow.cli import __main__ as cli
 from gtdl_mlflow.config import display
-from gtdl_mlflow.reporting import page, published_figures, sections, ui
+from gtdl_mlflow.reporting import page, published_figures, sections, tables, ui
 from gtdl_mlflow.reporting.runs import load, read, to_benchmark_run
 
 CHROMIUM = shutil.which("chromium")
@@ -31,9 +31,9 @@ CHROMIUM = shutil.which("chromium")
 
 
 def test_every_metric_and_tag_of_the_report_is_registered() -> None:
-    for name in (*page.METRIC_COLUMNS, *sections.RESOURCES, sections.WALL_TIME):
+    for name in (*page.METRIC_COLUMNS, *tables.RESOURCES, sections.WALL_TIME):
         assert name in metrics.METRICS
-    for name in (*metrics.HEADLINE, *sections.RESOURCES):
+    for name in (*metrics.HEADLINE, *tables.RESOURCES):
         assert metrics.METRICS[name].label
     for column in ui.COLUMNS:
         kind, name = re.fullmatch(r"(\w+)\.`(.+)`", column).groups()  # type: ignore[union-attr]

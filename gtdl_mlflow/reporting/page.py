@@ -27,7 +27,8 @@ from .intervals import FEWEST_RUNS, SEEDS_TO_PUBLISH
 from .published_figures import PublishedFigures
 from .ranking import Conditions, FrameworkResults, group_by_conditions
 from .runs import OWN, BenchmarkRun, CellKey, LoadedRuns, MetricHistories, NothingFound
-from .sections import SAMPLE, Chart, Paired, Table, paired_ratios, section
+from .sections import Chart, section
+from .tables import SAMPLE, Paired, Table, paired_ratios
 from .verdicts import QUESTIONS, sample
 
 CHARTED = 12

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,6 +49,13 @@ CPU, WALL = "cpu", "wall"
 
 CLOCKS = {CPU: "CPU time", WALL: "wall clock"}
 """Names of the clocks in tables and sentences."""
+
+
+OVER_PLAIN = "_over_plain"
+"""Follows the activity in the metrics of a paired measurement that compare a framework with the one that it runs on."""
+
+Costs = dict[tuple[str, str, str, str], Ratio]
+"""Cost of an abstraction by the label of the framework, that of the framework that it runs on, clock and activity."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +123,18 @@ def compare(turns: Iterable[MeasuredTurn], activity: str, clock: str, first: str
     """Return the time of framework ``first`` divided by that of ``second``."""
     times = unit_times(turns, activity, clock)
     return paired_ratio(log_ratios(times[first], times[second]))
+
+
+def abstraction_costs(turns_by_clock: Mapping[str, Sequence[MeasuredTurn]], plain: Mapping[str, str]) -> Costs:
+    """Return the time of each framework divided by that of the framework that it runs on."""
+    costs: Costs = {}
+    for clock, turns in turns_by_clock.items():
+        for activity in PHRASES:
+            measured = {turn.framework for turn in turns if turn.activity == activity}
+            for label, other in plain.items():
+                if {label, other} <= measured:
+                    costs[label, other, clock, activity] = compare(turns, activity, clock, label, other)
+    return costs
 
 
 Rounds = dict[int, dict[int, float]]

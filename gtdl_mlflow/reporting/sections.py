@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from .. import charts, config, tags
+from .. import charts, config
 from ..config import display
 from ..metrics import METRICS, PHASES
 from . import ratios
-from .formats import format_number, one_line
-from .intervals import Difference, Ratio, Verdict
-from .ranking import Answer, Conditions, FrameworkResults, answers, remarks, samples
+from .formats import format_number
+from .ranking import Conditions, FrameworkResults, answers, remarks
 from .runs import BenchmarkRun, LearningCurve, MetricHistories, learning_curve
-from .verdicts import QUESTIONS, TIMES, Question, compare
+from .tables import (
+    SAMPLE,
+    Paired,
+    Table,
+    abstraction_table,
+    modes_table,
+    paired_rankings,
+    paired_table,
+    ranking_table,
+)
+from .verdicts import QUESTIONS
 
 OTHER = "other"
 """Label of the part of the worker's wall time that belongs to no phase, or to short ones."""
@@ -28,51 +36,13 @@ SHORT_PHASE = 0.02
 
 WALL_TIME = "worker/wall_s"
 
-RESOURCES = ("worker/peak_memory_mb", "worker/peak_gpu_memory_mb", "train/cpu_utilization_percent",
-             "system/cpu_energy_j", "system/gpu_energy_j")  # fmt: skip
-"""Metrics beside the headline metrics in a ranking."""
-
 CHARTED = 24
 """Largest number of frameworks, or of versions, in the charts of a section. The tables have all."""
 
 TYPICAL = "For each framework, the run with the median training time."
 """Note of charts that show one run per framework."""
 
-SAMPLE = "Median [95 % interval], number of values; up to three values are listed"
-"""Note of columns that have the text of a sample."""
-
 TRAINING_TIME, ACCURACY = METRICS["training_time_s"].title, METRICS["accuracy_percent"].title
-
-OVER_PLAIN = "_over_plain"
-"""Follows the activity in the metrics of a paired measurement that compare a framework with the one that it runs on."""
-
-Paired = Mapping[str, Ratio]
-"""Ratios of a paired measurement by ``CLOCK/ACTIVITY/FRAMEWORK``, where the framework's label has ``-`` for spaces."""
-
-
-@dataclass(frozen=True)
-class Table:
-    """Header and rows of text. The text of a cell after its first line is shown smaller."""
-
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-
-    def without_empty_columns(self) -> Table:
-        """Return the table without the columns in which no row has text."""
-        return self._with([index for index in range(len(self.header)) if any(row[index] for row in self.rows)])
-
-    def without_constant_columns(self, fixed: int) -> tuple[Table, list[str]]:
-        """Return the table without the columns after the first ``fixed`` that have one value, and these values."""
-        if len(self.rows) < 2:
-            return self, []
-        constant = [index for index in range(fixed, len(self.header)) if len({row[index] for row in self.rows}) == 1]
-        values = [f"{self.header[index]}: {self.rows[0][index]}" for index in constant]
-        return self._with([index for index in range(len(self.header)) if index not in constant]), values
-
-    def _with(self, columns: Sequence[int]) -> Table:
-        return Table(
-            [self.header[index] for index in columns], [[row[index] for index in columns] for row in self.rows]
-        )
 
 
 @dataclass(frozen=True)
@@ -148,111 +118,8 @@ def target_accuracy(dataset: str) -> float:
     return target
 
 
-# Rankings.
-
-
-def paired_ratios(metrics: Mapping[str, float]) -> Paired:
-    """Return the ratios in the metrics of a sweep's parent run, whose names end in ``ratio[_low|_high]``."""
-    return {
-        name.removesuffix("/ratio"): Ratio(
-            value, metrics.get(f"{name}_low", 0.0), metrics.get(f"{name}_high", math.inf), 0
-        )
-        for name, value in metrics.items()
-        if name.endswith("/ratio")
-    }
-
-
-def paired_rankings(paired: Paired, labels: Iterable[str]) -> list[ratios.Ranking]:
-    """Return the rankings by clock and activity, CPU time first."""
-    names = {display.part_of_metric(label): label for label in labels}
-    found = []
-    for clock in ratios.CLOCKS:
-        for activity in ratios.PHRASES:
-            prefix = f"{clock}/{activity}/"
-            some = {key.removeprefix(prefix): ratio for key, ratio in paired.items() if key.startswith(prefix)}
-            ranked = [ratios.Ranked(names.get(name, name), math.nan, ratio) for name, ratio in some.items()]
-            ranked.sort(key=lambda each: each.ratio.value)
-            if len(ranked) > 1:
-                found.append(ratios.Ranking(activity, clock, tuple(ranked)))
-    return found
-
-
 def _complete(ranking: ratios.Ranking) -> bool:
     return all(each.ratio.has_interval for each in ranking.frameworks)
-
-
-def paired_table(rankings: Sequence[ratios.Ranking]) -> Table:
-    """Return the ratios to the best, with a row per framework in the order of the first ranking."""
-    labels = dict.fromkeys(each.framework for ranking in rankings for each in ranking.frameworks)
-    columns = [
-        {each.framework: _distance(each.ratio, index == 0) for index, each in enumerate(ranking.frameworks)}
-        for ranking in rankings
-    ]
-    header = ["framework", *(f"{each.activity}, {ratios.CLOCKS[each.clock]}" for each in rankings)]
-    return Table(header, [[label, *(column.get(label, "") for column in columns)] for label in labels])
-
-
-def ranking_table(frameworks: Sequence[FrameworkResults], found: Sequence[Answer]) -> Table:
-    """Return the ranking: a row per framework, the fastest in training first and those without a rank last."""
-    places = {answer.question.name: answer.ranking for answer in found}
-    order = dict.fromkeys(each.label for places_ in places.values() for each in places_)
-    by_label = {each.label: each for each in frameworks}
-    rows = []
-    for label in dict.fromkeys((*order, *by_label)):
-        each = by_label[label]
-        distances = {
-            name: _distance(place.behind, place is some[0]) if len(some) > 1 else ""
-            for name, some in places.items()
-            for place in some
-            if place.label == label
-        }
-        cells = [_measured(each, question, distances.get(question.name)) for question in QUESTIONS]
-        modes = ", ".join(sorted({run.mode for run in each.finished if run.mode}))
-        rows.append([label, *cells, *(_median(each, name) for name in RESOURCES), modes, _runs(each)])
-    titles = [*(question.metric.title for question in QUESTIONS), *(METRICS[name].title for name in RESOURCES)]
-    return Table(["framework", *titles, "mode", "runs"], rows).without_empty_columns()
-
-
-def modes_table(frameworks: Iterable[FrameworkResults]) -> Table | None:
-    """Return the candidates of ``mode=best`` in the last run of each framework; None if there are none."""
-    rows = []
-    for each in frameworks:
-        last = max(each.finished, key=lambda run: run.started_ms, default=None)
-        if last and (candidates := last.tags.get(tags.MODE_CANDIDATES)):
-            chosen, _, others = candidates.partition("; ")
-            rows.append([each.label, chosen, "\n".join(others.split("; "))])
-    return Table(["framework", "best mode", "others"], rows).without_empty_columns() if rows else None
-
-
-def abstraction_table(frameworks: Sequence[FrameworkResults], paired: Paired) -> Table | None:
-    """Return the cost of each abstraction: by a paired measurement if there was one, otherwise by whole runs."""
-    costs: dict[tuple[str, str], dict[str, str]] = {}
-    for each, other in _with_plain(frameworks):
-        found: dict[str, str] = {}
-        for clock, activity in itertools.product(ratios.CLOCKS, ratios.PHRASES):
-            name = f"{clock}/{activity}{OVER_PLAIN}/{display.part_of_metric(each.label)}"
-            if name in paired:
-                found[f"{activity}, {ratios.CLOCKS[clock]}"] = _distance(paired[name], best=False)
-        for question in [] if found else TIMES:
-            if result := compare(question, each.label, other.label, samples(frameworks, question)):
-                found[question.metric.title] = _distance(result, best=False)
-        if found:
-            costs[each.label, other.label] = found
-    columns = list(dict.fromkeys(column for found in costs.values() for column in found))
-    rows = [[*labels, *(found.get(column, "") for column in columns)] for labels, found in costs.items()]
-    return Table(["framework", "relative to", *columns], rows) if rows else None
-
-
-def _with_plain(frameworks: Iterable[FrameworkResults]) -> list[tuple[FrameworkResults, FrameworkResults]]:
-    """Return the frameworks that run on another one, with that one, executed in the same way."""
-    finished = {(each.framework, _execution(each)): each for each in frameworks if each.finished}
-    pairs = ((each, finished.get((display.plain(name), how))) for (name, how), each in finished.items())
-    return [(each, other) for each, other in pairs if other is not None]
-
-
-def _execution(framework: FrameworkResults) -> tuple[str, str, bool]:
-    key = framework.finished[0].key
-    return key.mode, key.precision, key.deterministic
 
 
 def in_development(frameworks: Sequence[FrameworkResults]) -> list[str]:
@@ -262,42 +129,6 @@ def in_development(frameworks: Sequence[FrameworkResults]) -> list[str]:
         return []
     found = [answer for answer in answers(current) if len(answer.ranking) > 1]
     return [f"Frameworks in development only: {answer.sentence}" for answer in found]
-
-
-def _measured(framework: FrameworkResults, question: Question, distance: str | None) -> str:
-    """Return a cell of a ranking: the values, and the distance from the best or why there is none."""
-    values = framework.sample(question.name)
-    if distance is None and values.text:
-        failed = "" if question.largest else one_line(framework.failed_quality)
-        return f"({values.text})\nnot ranked{failed and f': {failed}'}"
-    return f"{values.text}\n{distance}" if distance else values.text
-
-
-def _distance(behind: Ratio | Difference, best: bool) -> str:
-    if best:
-        return "best"
-    text = f"{behind.text} behind" if isinstance(behind, Difference) else behind.text
-    if not behind.has_interval:
-        return text
-    return text + {Verdict.same: ", the same", Verdict.unresolved: ", not resolved"}.get(behind.verdict, "")
-
-
-def _median(framework: FrameworkResults, name: str) -> str:
-    values = framework.sample(name).values
-    return format_number(statistics.median(values)) if values else ""
-
-
-def _runs(framework: FrameworkResults) -> str:
-    """Return the number of runs by state, and how many of the finished ones other processes disturbed."""
-    disturbed = sum(run.tags.get(tags.INTERFERENCE, "ok") != "ok" for run in framework.finished)
-    numbers = {
-        "finished": len(framework.finished),
-        "running": len(framework.running),
-        "failed": len(framework.failed),
-        "not available": len(framework.unavailable),
-    }
-    states = ", ".join(f"{number} {state}" for state, number in numbers.items() if number)
-    return f"{states}\n{disturbed} disturbed by other processes" if disturbed else states
 
 
 # Charts.

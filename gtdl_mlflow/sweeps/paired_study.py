@@ -25,7 +25,6 @@ from ..reporting.intervals import Ratio, Verdict, repeats_needed
 from ..reporting.ranking import answers, group_by_conditions
 from ..reporting.ratios import CPU, WALL, MeasuredTurn, Ranked, Ranking
 from ..reporting.runs import BenchmarkRun, read
-from ..reporting.sections import OVER_PLAIN
 from ..worker_process import WorkerFailed
 from .studies import StudyResult
 
@@ -253,30 +252,14 @@ def conclude(
         if chosen := [each for each in rankings if each.clock == by]:
             lines += [f"{_title(by, some)}:", *_table(chosen, some, finished if by == clock else {})]
             lines += ["", *map(ratios.sentence, chosen), ""]
-    costs = abstraction_costs(counted, plain or {})
+    costs = ratios.abstraction_costs(counted, plain or {})
     lines += [*costs_table(costs), ""] if costs else []
     lines += _accuracy(finished)
     lines += [f"! {remark}" for remark in [*interference_remarks(turns, threads, clock), *remarks]]
     return StudyResult("\n".join(lines), [TURNS, RATIOS], _metrics(rankings) | _cost_metrics(costs))
 
 
-Costs = dict[tuple[str, str, str, str], Ratio]
-"""Cost of an abstraction by the label of the framework, that of the framework that it runs on, clock and activity."""
-
-
-def abstraction_costs(counted: Mapping[str, Sequence[MeasuredTurn]], plain: Mapping[str, str]) -> Costs:
-    """Return the time of each framework divided by that of the framework that it runs on."""
-    costs = {}
-    for clock, turns in counted.items():
-        for activity in ratios.PHRASES:
-            measured = {turn.framework for turn in turns if turn.activity == activity}
-            for label, other in plain.items():
-                if {label, other} <= measured:
-                    costs[label, other, clock, activity] = ratios.compare(turns, activity, clock, label, other)
-    return costs
-
-
-def costs_table(costs: Costs) -> list[str]:
+def costs_table(costs: ratios.Costs) -> list[str]:
     """Return the lines of a table of the costs, with a column for each activity and clock."""
     columns = list(dict.fromkeys((activity, clock) for _, _, clock, activity in costs))
     rows = [["cost of the abstraction", *(f"{UNITS[activity]}, {ratios.CLOCKS[clock]}" for activity, clock in columns)]]
@@ -286,10 +269,12 @@ def costs_table(costs: Costs) -> list[str]:
     return aligned(rows)
 
 
-def _cost_metrics(costs: Costs) -> dict[str, float]:
+def _cost_metrics(costs: ratios.Costs) -> dict[str, float]:
     metrics: dict[str, float] = {}
     for (label, _, clock, activity), ratio in costs.items():
-        metrics |= _ratio_metrics(f"paired/{clock}/{activity}{OVER_PLAIN}/{display.part_of_metric(label)}", ratio)
+        metrics |= _ratio_metrics(
+            f"paired/{clock}/{activity}{ratios.OVER_PLAIN}/{display.part_of_metric(label)}", ratio
+        )
     return metrics
 
 
