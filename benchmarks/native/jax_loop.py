@@ -9,27 +9,15 @@ import os
 from collections.abc import Callable
 from functools import partial, reduce
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from trainings import TRAININGS
 
 Run = Callable[[int], None]
-
-
-class Optimizer(NamedTuple):
-    """Hyper-parameters of SGD, or of Adam."""
-
-    rate: float
-    momentum: float = 0.0
-    decay: float = 0.0
-    biases: float = 1.0
-    """Multiple of the learning rate for biases."""
-    gamma: float = 0.0
-    power: float = 1.0
-    adam: bool = False
 
 
 def convolution(x: Array, weights: Array, biases: Array, padding: str = "VALID") -> Array:
@@ -96,14 +84,14 @@ def caffe_cifar10(p: list[Any], x: Array, key: Array | None) -> Array:
     return dense(dense(x, *p[3]), *p[4])
 
 
-NETWORKS: dict[str, tuple[Any, Optimizer, int]] = {
-    "tensorflow_mnist": (tensorflow_mnist, Optimizer(1e-4, adam=True), 50),
-    "caffe_mnist": (caffe_mnist, Optimizer(0.01, 0.9, 5e-4, 2, gamma=1e-4, power=0.75), 64),
-    "torch_mnist": (torch_mnist, Optimizer(0.05, gamma=5e-7), 10),
-    "caffe_cifar10": (caffe_cifar10, Optimizer(0.001, 0.9, 0.004, 2), 100),
-    "torch_cifar10": (torch_cifar10, Optimizer(0.001, gamma=5e-7), 1),
+NETWORKS: dict[str, Any] = {
+    "tensorflow_mnist": tensorflow_mnist,
+    "caffe_mnist": caffe_mnist,
+    "torch_mnist": torch_mnist,
+    "caffe_cifar10": caffe_cifar10,
+    "torch_cifar10": torch_cifar10,
 }
-"""Forward pass, optimizer and batch size of each network."""
+"""Forward pass of each network."""
 
 
 def start(folder: Path) -> tuple[list[Any], list[Any]]:
@@ -131,7 +119,7 @@ def loop(name: str, folder: Path, threads: int, test_batch: int) -> tuple[Run, R
     """
     os.environ["NPROC"] = str(threads)  # the size of XLA's thread pools; read when JAX first uses a device
     jax.config.update("jax_platforms", "cpu")
-    forward, optimizer, batch = NETWORKS[name]
+    forward, (optimizer, batch) = NETWORKS[name], TRAININGS[name]
     parameters, masks = start(folder)
     rates = [[optimizer.rate, optimizer.rate * optimizer.biases] for _ in parameters]
     moments = jax.tree.map(lambda p: [jnp.zeros_like(p), jnp.zeros_like(p)], parameters)

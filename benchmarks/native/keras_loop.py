@@ -8,34 +8,22 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import numpy as np
 from keras import layers, ops
+from trainings import TRAININGS, Optimizer
 
 Run = Callable[[int], None]
 
 MODES = ("eager", "graph", "jit_compile")
 
 
-class Training(NamedTuple):
-    """Hyper-parameters of SGD, or of Adam."""
-
-    rate: float
-    momentum: float = 0.0
-    decay: float = 0.0
-    biases: float = 1.0
-    """Multiple of the learning rate for biases."""
-    gamma: float = 0.0
-    power: float = 1.0
-    adam: bool = False
-
-
 class InverseDecay(keras.optimizers.schedules.LearningRateSchedule):
     """Caffe's schedule ``inv``."""
 
-    def __init__(self, training: Training) -> None:
+    def __init__(self, training: Optimizer) -> None:
         self.training = training
 
     def __call__(self, step: Any) -> Any:
@@ -113,17 +101,17 @@ def caffe_cifar10(regularizer: Any) -> list[Any]:
     ]
 
 
-NETWORKS: dict[str, tuple[Callable[[Any], list[Any]], Training, int]] = {
-    "tensorflow_mnist": (tensorflow_mnist, Training(1e-4, adam=True), 50),
-    "caffe_mnist": (caffe_mnist, Training(0.01, 0.9, 5e-4, 2, gamma=1e-4, power=0.75), 64),
-    "torch_mnist": (torch_mnist, Training(0.05, gamma=5e-7), 10),
-    "caffe_cifar10": (caffe_cifar10, Training(0.001, 0.9, 0.004, 2), 100),
-    "torch_cifar10": (torch_cifar10, Training(0.001, gamma=5e-7), 1),
+NETWORKS: dict[str, Callable[[Any], list[Any]]] = {
+    "tensorflow_mnist": tensorflow_mnist,
+    "caffe_mnist": caffe_mnist,
+    "torch_mnist": torch_mnist,
+    "caffe_cifar10": caffe_cifar10,
+    "torch_cifar10": torch_cifar10,
 }
-"""Layers, hyper-parameters and batch size of each network."""
+"""Layers of each network."""
 
 
-def create_optimizer(training: Training, masks: dict[int, np.ndarray]) -> Any:
+def create_optimizer(training: Optimizer, masks: dict[int, np.ndarray]) -> Any:
     """Return the optimizer; ``masks`` are those of gradients, by the position of the parameter."""
     if training.adam:
         return keras.optimizers.Adam(training.rate)
@@ -178,7 +166,7 @@ def loop(name: str, folder: Path, threads: int, test_batch: int, mode: str) -> t
     The first does a number of further steps, the second classifies a number of images.
     """
     set_threads(threads)
-    create, training, batch = NETWORKS[name]
+    create, (training, batch) = NETWORKS[name], TRAININGS[name]
     images, labels = np.load(folder / "train_preprocessed.npy"), np.load(folder / "train_labels.npy").astype(np.int32)
     test_images = np.load(folder / "test_preprocessed.npy")
     # The derivative of L2(f) is 2 f times the value.

@@ -8,25 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from tinygrad import Tensor, TinyJit, dtypes
+from trainings import TRAININGS
 
 Run = Callable[[int], None]
-
-
-class Optimizer(NamedTuple):
-    """Hyper-parameters of SGD, or of Adam."""
-
-    rate: float
-    momentum: float = 0.0
-    decay: float = 0.0
-    biases: float = 1.0
-    """Multiple of the learning rate for biases."""
-    gamma: float = 0.0
-    power: float = 1.0
-    adam: bool = False
 
 
 def own(x: Tensor) -> Tensor:
@@ -118,14 +106,14 @@ def caffe_cifar10(p: list[Any], x: Tensor, seed: Tensor | None) -> Tensor:
     return dense(dense(x, *p[3]), *p[4])
 
 
-NETWORKS: dict[str, tuple[Any, Optimizer, int]] = {
-    "tensorflow_mnist": (tensorflow_mnist, Optimizer(1e-4, adam=True), 50),
-    "caffe_mnist": (caffe_mnist, Optimizer(0.01, 0.9, 5e-4, 2, gamma=1e-4, power=0.75), 64),
-    "torch_mnist": (torch_mnist, Optimizer(0.05, gamma=5e-7), 10),
-    "caffe_cifar10": (caffe_cifar10, Optimizer(0.001, 0.9, 0.004, 2), 100),
-    "torch_cifar10": (torch_cifar10, Optimizer(0.001, gamma=5e-7), 1),
+NETWORKS: dict[str, Any] = {
+    "tensorflow_mnist": tensorflow_mnist,
+    "caffe_mnist": caffe_mnist,
+    "torch_mnist": torch_mnist,
+    "caffe_cifar10": caffe_cifar10,
+    "torch_cifar10": torch_cifar10,
 }
-"""Forward pass, optimizer and batch size of each network."""
+"""Forward pass of each network."""
 
 
 def tensor(value: Any) -> Tensor:
@@ -161,7 +149,7 @@ def loop(name: str, folder: Path, threads: int, test_batch: int) -> tuple[Run, R
     The first does a number of further steps, the second classifies a number of images. tinygrad computes with one
     thread.
     """
-    forward, optimizer, batch = NETWORKS[name]
+    forward, (optimizer, batch) = NETWORKS[name], TRAININGS[name]
     layers, masks = start(folder)
     parameters = [parameter for layer in layers for parameter in layer]
     multiples = [1.0, optimizer.biases] * len(layers)

@@ -39,6 +39,8 @@ class Operation:
     """``(sides, **options)``: height and width of the result."""
     of_set: bool = False
     """Whether it needs statistics of a whole set, and so cannot follow a random operation."""
+    positive: frozenset[str] = frozenset()
+    """Options that must be above 0."""
 
 
 def _scale(images: np.ndarray, own: Statistics, train: Statistics, factor: float) -> np.ndarray:
@@ -211,7 +213,7 @@ OPERATIONS: dict[str, Operation] = {
     "standardize": Operation(_standardize, of_set=True),
     "subtract_mean": Operation(_subtract_mean, of_set=True),
     "standardize_image": Operation(_standardize_image),
-    "normalize": Operation(_normalize, options={"mean": float, "deviation": float}),
+    "normalize": Operation(_normalize, options={"mean": float, "deviation": float}, positive=frozenset({"deviation"})),
     "central_crop": Operation(_central_crop, options=PIXELS, sides=_cropped_sides),
     "random_crop": Operation(_central_crop, _random_crop, {**PIXELS, "padding": int}, _cropped_sides),
     "random_flip": Operation(_identity, _random_flip),
@@ -245,8 +247,8 @@ def check(steps: Mapping[str, Mapping[str, Any]]) -> None:
         for option, kind in operation.options.items():
             value = options[option]
             valid_type = isinstance(value, (int, float)) if kind is float else isinstance(value, int)
-            if isinstance(value, bool) or not valid_type or value < 0:
+            positive = option in operation.positive
+            if isinstance(value, bool) or not valid_type or value < 0 or (positive and value == 0):
                 number = "a number" if kind is float else "a whole number"
-                raise PreprocessingError(f"{key}.{option}={value}: expected {number} of at least 0")
-            if option == "deviation" and value == 0:
-                raise PreprocessingError(f"{key}.{option}=0: expected a number above 0")
+                limit = "above 0" if positive else "of at least 0"
+                raise PreprocessingError(f"{key}.{option}={value}: expected {number} {limit}")
