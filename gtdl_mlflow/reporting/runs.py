@@ -121,8 +121,13 @@ class CellKey:
     def label(self) -> str:
         """Label and version of the framework, without the suffix of a build such as ``+cpu``, and the variant of its
         execution if that is not the default: ``PyTorch 2.13.0 eager bfloat16``."""
-        variant = display.variant(self.mode, self.precision, self.deterministic)
+        variant = display.variant(*self.execution)
         return f"{display.label(self.framework)} {self.version.partition('+')[0]}{variant}"
+
+    @property
+    def execution(self) -> tuple[str, str, bool]:
+        """The requested mode, the precision and whether the run is deterministic."""
+        return self.mode, self.precision, self.deterministic
 
     @property
     def is_default(self) -> bool:
@@ -537,10 +542,9 @@ def _is_unchanged(run: Run, key: CellKey) -> bool:
     known = all(choice in _known(group) for group, choice in zip(CHOICES, choices, strict=True))
     if not known or key.precision not in list(Precision) or len(version) > LONGEST:
         return False
-    execution = key.mode, key.precision, key.deterministic
-    if cell == _cell_hash(choices, version, key.budget, execution):
+    if cell == _cell_hash(choices, version, key.budget, key.execution):
         return True
-    values = _cell_values(choices, version, key.budget, execution)
+    values = _cell_values(choices, version, key.budget, key.execution)
     cores = params.get("hardware.cores", "None")
     if not re.fullmatch(r"None|\[([0-9]{1,9}, )*[0-9]{1,9}\]", cores):
         return False

@@ -144,14 +144,9 @@ def abstraction_table(frameworks: Sequence[FrameworkResults], paired: Paired) ->
 
 def _with_plain(frameworks: Iterable[FrameworkResults]) -> list[tuple[FrameworkResults, FrameworkResults]]:
     """Return the frameworks that run on another one, with that one, executed in the same way."""
-    finished = {(each.framework, _execution(each)): each for each in frameworks if each.finished}
+    finished = {(each.framework, each.finished[0].key.execution): each for each in frameworks if each.finished}
     pairs = ((each, finished.get((display.plain(name), how))) for (name, how), each in finished.items())
     return [(each, other) for each, other in pairs if other is not None]
-
-
-def _execution(framework: FrameworkResults) -> tuple[str, str, bool]:
-    key = framework.finished[0].key
-    return key.mode, key.precision, key.deterministic
 
 
 def _measured(framework: FrameworkResults, question: Question, distance: str | None) -> str:

@@ -57,7 +57,7 @@ class PairedStudy:
     ) -> None:
         self._configs: dict[str, Config] = {}
         for each in configs:
-            variant = display.variant(each.mode, each.precision.value, each.deterministic)
+            variant = display.variant(*_execution(each))
             self._configs.setdefault(f"{each.framework.label} {each.framework.version}{variant}", each)
         self._minutes, self._sweep_minutes, self._folder = minutes, sweep_minutes, folder
         self._started = time.monotonic()
@@ -119,12 +119,12 @@ class PairedStudy:
         """Return the finished runs of each framework."""
         found: dict[str, list[BenchmarkRun]] = defaultdict(list)
         labels = {
-            (each.framework.name, each.framework.version, each.mode, each.precision.value, each.deterministic): label
+            (each.framework.name, each.framework.version, *_execution(each)): label
             for label, each in self._configs.items()
         }
         for run in read(runs).runs:
             key = run.key
-            label = labels.get((key.framework, run.requested_version, key.mode, key.precision, key.deterministic))
+            label = labels.get((key.framework, run.requested_version, *key.execution))
             if run.finished and label:
                 found[label].append(run)
         return found
