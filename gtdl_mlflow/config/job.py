@@ -34,6 +34,11 @@ def create_job(
         adapter=config.framework.adapter,
         options=mode.options,
         saved_options=default.options,
+        saved_environment={
+            name: value
+            for name, value in default.environment.items()
+            if "{" not in value  # folders of this machine
+        },
         layers=config.model.layers,
         image_shape=config.dataset.image_shape,
         classes=config.dataset.classes,

@@ -27,9 +27,15 @@ def save_model(path: Path, data: Path, config: Config, environment: Environment,
     """
     here = Path(__file__).parents[1]
     shutil.copytree(data, path / "data")
-    # The model needs the worker, and the registry of metrics that the worker imports.
+    # The model needs the worker with its own adapter, and the registry of metrics that the worker imports.
     package = path / "code" / "gtdl_mlflow"
-    shutil.copytree(here / "worker", package / "worker", ignore=shutil.ignore_patterns("__pycache__"))
+    adapters = {config.framework.adapter.rpartition(".")[0].rpartition(".")[2], config.framework.plain}
+
+    def ignored(folder: str, names: list[str]) -> list[str]:
+        others = [name for name in names if Path(folder).name == "frameworks" and Path(folder, name).is_dir()]
+        return [name for name in [*others, "__pycache__"] if name not in adapters]
+
+    shutil.copytree(here / "worker", package / "worker", ignore=ignored)
     for name in ("__init__.py", "metrics.py"):
         shutil.copy(here / name, package)
 

@@ -248,6 +248,8 @@ class Job:
     """Folder of compiled code that later runs reuse; empty: the mode has none."""
     saved_options: dict[str, Any] | None = None
     """Options of the adapter for the saved model, which needs no compiler; None: ``options``."""
+    saved_environment: dict[str, str] = field(default_factory=dict)
+    """Environment variables of the saved model, which are set before the framework is imported."""
     takes_turns: bool = False
     """Whether the worker does turns of a paired measurement on request (``turns.py``) instead of one run."""
 

@@ -22,6 +22,8 @@ class SavedModel:
         job = Job.read(folder / "job.json")
         # The machine that loads the model may have no GPU and fewer processors.
         job.device, job.threads = "cpu", min(job.threads, os.cpu_count() or 1)
+        for name, value in job.saved_environment.items():
+            os.environ.setdefault(name, value)
         _, self._adapter, _ = build_model(job, load_adapter(job.adapter))
         statistics = json.loads((folder / "preprocessing.json").read_text())
         self._preprocessing = Preprocessing(job.training.preprocessing, statistics)
