@@ -12,7 +12,7 @@ from pathlib import Path
 
 import mlflow
 import pytest
-from helpers import share
+from helpers import cores, share
 from helpers.project import ROOT, STARTED, Command, own_cache_directory
 
 from gtdl_mlflow.files import cache_dir
@@ -22,6 +22,10 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 KEPT = ("GTDL_HOME", "GTDL_DATA", "GTDL_LOCKS", "GTDL_VERIFY_HASHES", "GTDL_REQUIRE_FRAMEWORKS", share.VARIABLE)
 """Variables of this project that the tests do not remove."""
+
+
+def pytest_configure() -> None:
+    cores.pin_test_process()
 
 
 def pytest_report_header() -> str:
@@ -79,6 +83,13 @@ def no_process_left() -> Iterator[None]:
         if process.poll() is None:
             process.terminate()
             process.communicate(timeout=60)
+
+
+@pytest.fixture
+def all_cores() -> Iterator[None]:
+    """Let one test and its processes use the cores of the whole session."""
+    with cores.all_cores():
+        yield
 
 
 @pytest.fixture

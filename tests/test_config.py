@@ -139,6 +139,12 @@ def test_framework_gets_no_more_threads_than_it_uses(monkeypatch: pytest.MonkeyP
         compose(["framework=tinygrad", "hardware.threads=2"])
 
 
+def test_one_core_is_the_first_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {3, 5})
+    one = compose(["hardware=cpu_1core"])
+    assert (one.hardware.cores, one.threads) == ([3], 1)
+
+
 def test_cell_ignores_the_seed() -> None:
     one, other = changed(["seed=1"]), changed(["seed=2"])
     assert one.cell() == other.cell()

@@ -6,6 +6,7 @@ results are compared with ``numpy_network.py``. A framework may refuse a network
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import json
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.cores import all_cores
 from helpers.networks import (
     NORMAL,
     NORMALIZE,
@@ -550,13 +552,14 @@ def run_cases(execution: Execution, folder: Path, cases: list[Case], environment
         requests.append({"name": case.name, "job": asdict(job), "steps": steps})
     np.savez(folder / "arrays.npz", **arrays)
     (folder / "request.json").write_text(json.dumps(requests))
-    done = subprocess.run(
-        [environment.python, "-I", ROOT / "tests" / "helpers" / "contract.py", folder / "request.json"],
-        env=worker_process.worker_environment(threads, environment_variables(mode, environment.compile_cache)),
-        capture_output=True,
-        text=True,
-        timeout=PROCESS_TIMEOUT_S,
-    )
+    with all_cores() if threads > 1 else contextlib.nullcontext():
+        done = subprocess.run(
+            [environment.python, "-I", ROOT / "tests" / "helpers" / "contract.py", folder / "request.json"],
+            env=worker_process.worker_environment(threads, environment_variables(mode, environment.compile_cache)),
+            capture_output=True,
+            text=True,
+            timeout=PROCESS_TIMEOUT_S,
+        )
     assert done.returncode == 0, f"{execution}: {done.stdout[-2000:]}{done.stderr[-4000:]}"
     with np.load(folder / "results.npz") as results:
         return Results(execution, json.loads((folder / "results.json").read_text()), dict(results))

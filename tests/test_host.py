@@ -7,9 +7,11 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import psutil
 import pytest
+from helpers import cores
 
 from gtdl_mlflow import cgroups, config
 from gtdl_mlflow.hardware import host
@@ -20,14 +22,16 @@ DESCRIBE = (
 
 
 @pytest.fixture(autouse=True)
-def _uncached() -> None:
+def _uncached() -> Iterator[None]:
+    host.describe.cache_clear()
+    yield
     host.describe.cache_clear()
 
 
-def free(monkeypatch: pytest.MonkeyPatch, cores: int) -> None:
-    """Make a machine with ``cores`` cores and no limits."""
-    monkeypatch.setattr(psutil, "cpu_count", lambda logical=True: cores)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)))
+def free(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    """Make a machine with ``count`` cores and no limits."""
+    monkeypatch.setattr(psutil, "cpu_count", lambda logical=True: count)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(count)))
     monkeypatch.setattr(cgroups, "cpu_quota", lambda: None)
 
 
@@ -59,9 +63,9 @@ def test_quota_above_the_cores_limits_nothing(monkeypatch: pytest.MonkeyPatch, q
     assert host.fingerprint() == before
 
 
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core")
-def test_affinity_is_part_of_the_fingerprint_and_of_the_default_threads() -> None:
-    core = str(min(os.sched_getaffinity(0)))
+@pytest.mark.skipif(len(cores.ALL) < 2, reason="one core")
+def test_affinity_is_part_of_the_fingerprint_and_of_the_default_threads(all_cores: None) -> None:
+    core = str(min(cores.ALL))
     script = f"{DESCRIBE}; from gtdl_mlflow import config; print(config.compose([]).threads)"
     command = ["taskset", "-c", core, sys.executable, "-c", script]
     pinned, machine, threads = subprocess.run(

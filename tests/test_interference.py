@@ -210,7 +210,7 @@ def test_run_records_interference(gtdl: Command, store: str) -> None:
 
 
 @pytest.fixture
-def busy_machine() -> Iterator[None]:
+def busy_machine(all_cores: None) -> Iterator[None]:
     """Keep all cores busy beside the test, without a lock on the CPU."""
     burn = [sys.executable, "-c", "while True: pass"]
     processes = [subprocess.Popen(burn, text=True) for _ in range(os.cpu_count() or 1)]

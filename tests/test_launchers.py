@@ -98,7 +98,9 @@ def measured(store: str, run_id: str) -> tuple[int, int]:
     return first.timestamp, last.timestamp
 
 
-def test_jobs_of_a_parallel_launcher_run_one_after_the_other_unless_side_by_side(gtdl: Command, store: str) -> None:
+def test_jobs_of_a_parallel_launcher_run_one_after_the_other_unless_side_by_side(
+    gtdl: Command, store: str, all_cores: None
+) -> None:
     need("joblib")
     for extra, together in (([], False), (["hardware.cores=[0],[1]", "hardware.side_by_side=true"], True)):
         experiment = f"together_{together}"

@@ -108,6 +108,11 @@ def is_residual_depth(depth: Any) -> bool:
     return type(depth) is int and depth >= 8 and (depth - 2) % 6 == 0
 
 
+def _first_core() -> int:
+    """Return the first core that this process may use: a container or a scheduler may have taken core 0 away."""
+    return min(cgroups.usable_cores())
+
+
 def _thread_counts() -> str:
     """Return 1, 2, 4, ... and the number of threads that can run all the time, as a sweep takes them."""
     cores = cgroups.threads_for(len(cgroups.usable_cores()))
@@ -133,5 +138,6 @@ OmegaConf.register_new_resolver("settings_for", _settings_for, replace=True)
 OmegaConf.register_new_resolver("frameworks_in_development", _frameworks_in_development, replace=True)
 OmegaConf.register_new_resolver("residual_units", _residual_units, replace=True)
 OmegaConf.register_new_resolver("image_shape", _image_shape, replace=True)
+OmegaConf.register_new_resolver("first_core", _first_core, replace=True)
 OmegaConf.register_new_resolver("thread_counts", _thread_counts, replace=True)
 OmegaConf.register_new_resolver("iterations_for", _iterations_for, replace=True)
