@@ -247,6 +247,10 @@ _ALL = (
            requires="`experiment=paired`"),
     Metric("paired/{clock}/{activity}/{framework}/ratio_high", "", "Upper end of the interval of that ratio.",
            requires="`experiment=paired`"),
+    Metric("paired/{clock}/{activity}/{framework}/restart_ratio", "", "That ratio in each restart: the step is the "
+           "number of the restart.", requires="`experiment=paired`"),
+    Metric("paired/{clock}/{activity}/{framework}/time_ms", "ms", "Median time of a training step, a test batch or a "
+           "single image.", LOWER, requires="`experiment=paired`"),
 )  # fmt: skip
 
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _ALL}

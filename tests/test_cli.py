@@ -19,7 +19,7 @@ from gtdl_mlflow.config import choices
 
 VERBS = {
     "env": ["list", "create", "packages", "remove"],
-    "data": ["list", "fetch", "verify"],
+    "data": ["list", "fetch", "verify", "export"],
     "track": ["list", "replay"],
 }
 

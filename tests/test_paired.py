@@ -244,6 +244,8 @@ def test_wall_clock_is_that_of_all_threads(tmp_path: Path) -> None:
     assert "A 1 trained fastest. B 2 took 2.00x [2.00, 2.00] as long." in result.text
     assert "! a remark" in result.text
     assert result.metrics["paired/cpu/training/B-2/ratio"] == 2.0
+    assert result.metrics["paired/cpu/training/B-2/time_ms"] == pytest.approx(2000)
+    assert result.series["paired/cpu/training/B-2/restart_ratio"] == pytest.approx([2.0] * 3)
     with (tmp_path / "turns.csv").open() as file:
         header, *rows = csv.reader(file)
     assert (header[:4], len(rows)) == (["restart", "threads", "activity", "round"], 36)
@@ -257,6 +259,7 @@ def test_cost_of_an_abstraction_is_relative_to_the_framework_below(tmp_path: Pat
     assert rows == [["B 2 / A 1", *["2.00x [2.00, 2.00]"] * 6]]
     assert "C 3" not in result.text
     assert result.metrics["paired/wall/testing_over_plain/B-2/ratio_high"] == pytest.approx(2.0)
+    assert result.series["paired/wall/testing_over_plain/B-2/restart_ratio"] == pytest.approx([2.0] * 3)
 
 
 def whole_run(framework: str, **metrics: float) -> BenchmarkRun:

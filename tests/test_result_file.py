@@ -22,6 +22,9 @@ def plant_all() -> None:
     """Plant a sweep of five seeds, one of which has a learning curve, and a failed run."""
     sweep = mlflow.MlflowClient().create_run(mlflow.create_experiment("gtdl"), tags={"gtdl.sweep": "paired"})
     mlflow.log_metric("paired/cpu/training/PyTorch-2.13.0/ratio", 1.5, run_id=sweep.info.run_id)
+    for restart, ratio in enumerate((1.4, 1.6)):
+        name = "paired/cpu/training/PyTorch-2.13.0/restart_ratio"
+        mlflow.log_metric(name, ratio, restart, run_id=sweep.info.run_id)
     for seed in range(5):
         run = make_finished_run("framework=torch", seed=seed, training_s=10 + seed, metrics=CURVE if seed == 0 else {})
         run_id = plant(run)
@@ -50,7 +53,11 @@ def test_file_has_what_the_store_has(exported: Path, store: str) -> None:
         assert {name for name in run.tags.keys() - own.keys() if not name.startswith("mlflow.")} == set()
     assert len(stored.runs) == 6
     assert files.loaded.paired == stored.paired
-    assert list(stored.paired.values()) == [{"cpu/training/PyTorch-2.13.0/ratio": 1.5}]
+    ((sweep_id, paired),) = stored.paired.items()
+    name = "cpu/training/PyTorch-2.13.0"
+    assert paired == {f"{name}/ratio": 1.5, f"{name}/restart_ratio": 1.6}
+    restarts = files.get_metric_history(sweep_id, f"paired/{name}/restart_ratio")
+    assert [(each.step, each.value) for each in restarts] == [(0, 1.4), (1, 1.6)]
     (run,) = [each for each in stored.runs if "train/elapsed_s" in each.metrics]
     curve = learning_curve(run, files)
     assert curve == learning_curve(run, connect(store))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
-from .common import TAKES_OVERRIDES, CommandFailed, Group, complete_choice, translate_errors
+from ..console import output as print_output
+from .common import TAKES_OVERRIDES, CommandFailed, Group, check_output, complete_choice, translate_errors
 
 
 @click.group(cls=Group)
@@ -69,3 +72,32 @@ def verify(dataset: str) -> None:
 
     with translate_errors(datasets.DatasetError):
         print(datasets.verify(config.compose([f"dataset={dataset}"]).dataset))
+
+
+@data.command()
+@click.argument("dataset", shell_complete=complete_choice("dataset"))
+@click.option("--output", type=click.Path(path_type=Path), required=True, help="NAME.npz, NAME.csv, or a folder.")
+def export(dataset: str, output: Path) -> None:
+    """Write a data set as it is trained on: NumPy arrays (.npz), a table (.csv), or a folder of PNG images."""
+    from .. import config, datasets
+    from ..console import status_line
+    from ..datasets.export import export
+
+    if output.suffix not in ("", ".npz", ".csv"):
+        raise CommandFailed(
+            f"{output}: expected NAME.npz, NAME.csv, or a folder, which has no dot in its name", status=2
+        )
+    if output.suffix:
+        check_output(output)
+    elif not output.parent.is_dir():
+        raise CommandFailed(f"{output}: the folder {output.parent} does not exist", status=2)
+    elif output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise CommandFailed(f"{output}: exists; expected a new or empty folder", status=2)
+    with translate_errors(datasets.DatasetError):
+        prepared = datasets.prepare(config.compose([f"dataset={dataset}"]).dataset)
+    status_line("writing the images")
+    try:
+        export(prepared, output)
+    except OSError as error:
+        raise CommandFailed(f"{output}: {error.strerror}") from error
+    print_output(f"{output}: {prepared.train_images:,} training and {prepared.test_images:,} test images")

@@ -25,19 +25,24 @@ from .common import (
 
 
 @click.command(cls=Verb)
-@output_option("gtdl_report.html", "HTML file.")
+@output_option("gtdl_report.html", "HTML file; Markdown with the sentences and tables if it ends in .md.")
 @tracking_options
 @result_files_argument()
 def report(output: Path, experiment: tuple[str, ...], tracking_uri: str | None, files: tuple[Path, ...]) -> None:
-    """Write all runs of an experiment, or of result files, into one HTML file."""
+    """Write all runs of an experiment, or of result files, into one HTML file, or their tables into Markdown."""
     check_output(output)
     with results(files, tracking_uri, experiment) as (loaded, histories):
-        from ..reporting import page
-
-        status_line("drawing the report")
         title = ", ".join([path.name for path in files] or experiment)
-        html = page.page(loaded, histories, title, loaded.remarks)
-    write_output(output, html)
+        if output.suffix == ".md":
+            from ..reporting.markdown_report import markdown
+
+            text = markdown(loaded, title)
+        else:
+            from ..reporting import page
+
+            status_line("drawing the report")
+            text = page.page(loaded, histories, title, loaded.remarks)
+    write_output(output, text)
     print_output(f"{output}: {len(loaded.runs)} runs, {output.stat().st_size / 1e6:.1f} MB")
 
 

@@ -2,8 +2,9 @@
 
 ``fetch`` downloads the files, ``source_files`` finds them, ``published`` notices when they change, ``archives`` reads
 archives, ``images`` decodes and resizes images, ``splits`` divides them into training and test images, ``prepare``
-creates prepared data, ``prepared`` defines their folders, and ``contact_sheet`` draws samples of them. ``base`` has the
-types that readers use. Each of the other modules reads one publisher's format.
+creates prepared data, ``prepared`` defines their folders, ``export`` writes them for other programs, and
+``contact_sheet`` draws samples of them. ``base`` has the types that readers use. Each of the other modules reads one
+publisher's format.
 """
 
 from .base import Arrays, DatasetError, FilesNotFound

@@ -25,10 +25,10 @@ from . import published_figures, reproduction
 from .formats import count, format_number, format_published
 from .intervals import FEWEST_RUNS, SEEDS_TO_PUBLISH
 from .published_figures import PublishedFigures
-from .ranking import Conditions, FrameworkResults, group_by_conditions
+from .ranking import Conditions, group_by_conditions
 from .runs import OWN, BenchmarkRun, CellKey, LoadedRuns, MetricHistories, NothingFound
-from .sections import Chart, section
-from .tables import SAMPLE, Paired, Table, paired_ratios
+from .sections import Chart, Compared, compare_groups, paired_by_conditions, section
+from .tables import SAMPLE, Table
 from .verdicts import QUESTIONS, sample
 
 CHARTED = 12
@@ -48,8 +48,6 @@ FACETS = ("dataset", "setting", "budget", "device", "framework", "machine")
 
 TRANSFER = (("accuracy_percent", False), ("training_time_s", True))
 """Metrics of the transfer matrices, and whether their colours are logarithmic."""
-
-Compared = list[tuple[Conditions, list[FrameworkResults]]]
 
 
 def page(loaded: LoadedRuns, client: MetricHistories, experiment: str, remarks: Sequence[str] = ()) -> str:
@@ -75,7 +73,7 @@ def _page(
     loaded: LoadedRuns, client: MetricHistories, experiment: str, remarks: Sequence[str], script: Future[Markup]
 ) -> str:
     runs = loaded.runs
-    compared = _compared(group_by_conditions(runs))
+    compared = compare_groups(group_by_conditions(runs))
     paired = paired_by_conditions(loaded)
     sections = [
         section(conditions, frameworks, paired.get(conditions, {}), client if index < CHARTED else None)
@@ -131,34 +129,6 @@ def _page(
         ),
         library=script.result(),
     )
-
-
-def _compared(groups: dict[Conditions, list[FrameworkResults]]) -> Compared:
-    """Return the conditions with finished runs and two frameworks; without any, those with one, under its own name."""
-    finished = {conditions: some for conditions, some in groups.items() if any(each.finished for each in some)}
-    several = [(conditions, some) for conditions, some in finished.items() if len(some) > 1]
-    return several or [(conditions, some) for conditions, some in finished.items() if conditions.setting != OWN]
-
-
-def paired_by_conditions(loaded: LoadedRuns) -> dict[Conditions, Paired]:
-    """Return the ratios of the newest paired measurement under each of the conditions.
-
-    A sweep measures each framework once, with its first configuration.
-    """
-    found: dict[Conditions, Paired] = {}
-    for parent_id, metrics in loaded.paired.items():
-        first: dict[str, BenchmarkRun] = {}
-        for run in sorted((run for run in loaded.runs if run.parent_id == parent_id), key=_position):
-            first.setdefault(run.key.label, run)
-        for conditions, frameworks in group_by_conditions(first.values()).items():
-            if len(frameworks) == len(first):
-                found.setdefault(conditions, paired_ratios(metrics))
-    return found
-
-
-def _position(run: BenchmarkRun) -> tuple[int, str]:
-    position = run.tags.get(tags.SWEEP_POSITION, "")
-    return len(position), position
 
 
 def _states(runs: Sequence[BenchmarkRun]) -> str:

@@ -54,7 +54,17 @@ CLOCKS = {CPU: "CPU time", WALL: "wall clock"}
 OVER_PLAIN = "_over_plain"
 """Follows the activity in the metrics of a paired measurement that compare a framework with the one that it runs on."""
 
-Costs = dict[tuple[str, str, str, str], Ratio]
+
+@dataclass(frozen=True)
+class AbstractionCost:
+    """Time of a framework divided by that of the framework that it runs on."""
+
+    ratio: Ratio
+    restarts: tuple[float, ...]
+    """The ratio in each restart."""
+
+
+Costs = dict[tuple[str, str, str, str], AbstractionCost]
 """Cost of an abstraction by the label of the framework, that of the framework that it runs on, clock and activity."""
 
 
@@ -67,6 +77,8 @@ class Ranked:
     """Median time of a unit (a training step, a test batch, an image) over the restarts."""
     ratio: Ratio
     """Its time divided by the best's; exactly 1 for the best."""
+    restarts: tuple[float, ...] = ()
+    """That ratio in each restart."""
 
 
 @dataclass(frozen=True)
@@ -89,10 +101,12 @@ def rank(turns: Iterable[MeasuredTurn], activity: str, clock: str) -> Ranking:
     names = sorted(logs, key=lambda name: float(np.mean(logs[name])))
     ranked = []
     for name in names:
-        value = paired_ratio(log_ratios(times[name], times[names[0]]), max(1, len(names) - 1))
+        restarts = log_ratios(times[name], times[names[0]])
+        value = paired_ratio(restarts, max(1, len(names) - 1))
         if name == names[0]:
             value = Ratio(1.0, 1.0, 1.0, value.n)
-        ranked.append(Ranked(name, math.exp(float(np.median(logs[name]))), value))
+        unit_s = math.exp(float(np.median(logs[name])))
+        ranked.append(Ranked(name, unit_s, value, tuple(map(math.exp, restarts))))
     return Ranking(activity, clock, tuple(ranked))
 
 
@@ -133,7 +147,10 @@ def abstraction_costs(turns_by_clock: Mapping[str, Sequence[MeasuredTurn]], plai
             measured = {turn.framework for turn in turns if turn.activity == activity}
             for label, other in plain.items():
                 if {label, other} <= measured:
-                    costs[label, other, clock, activity] = compare(turns, activity, clock, label, other)
+                    times = unit_times(turns, activity, clock)
+                    restarts = log_ratios(times[label], times[other])
+                    cost = AbstractionCost(paired_ratio(restarts), tuple(map(math.exp, restarts)))
+                    costs[label, other, clock, activity] = cost
     return costs
 
 

@@ -1,7 +1,8 @@
 """Result files: the runs of a tracking store as one CSV file, with everything that reports and checks need.
 
 Each line is one value of one run: ``run`` (its ID), ``kind`` (``info``, ``param``, ``tag`` or ``metric``), ``name``,
-``step`` (of a metric) and ``value``. Metrics that are drawn as curves have a line per step, others their last value.
+``step`` (of a metric) and ``value``. Learning curves have a line per step and ratios of a paired measurement a line per
+restart; of other metrics there is the last value.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ HEADER = ["run", "kind", "name", "step", "value"]
 
 TAGS = re.compile(rf"gtdl\.[\w.]+|{re.escape(MLFLOW_PARENT_RUN_ID)}")
 """Tags that are exported: MLflow's own have names of users and paths."""
+
+PER_RESTART = "/restart_ratio"
+"""End of the names of the metrics that have a value per restart of a paired measurement."""
 
 PRIVATE_PARAMS = ("tracking.", "hydra.")
 """Beginnings of params that are not exported: addresses and folders."""
@@ -74,7 +78,7 @@ def _rows(run: Run, histories: MetricHistories) -> Iterator[Sequence[Any]]:
             yield "tag", name, "", value
     curve = all(name in data.metrics for name in CURVE)
     for name, value in sorted(data.metrics.items()):
-        if curve and name in CURVE:
+        if (curve and name in CURVE) or name.endswith(PER_RESTART):
             for point in sorted(histories.get_metric_history(info.run_id, name), key=lambda each: each.step):
                 yield "metric", name, point.step, repr(point.value)
         else:

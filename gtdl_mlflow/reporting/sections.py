@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from .. import charts, config
+from .. import charts, config, tags
 from ..config import display
 from ..metrics import METRICS, PHASES
 from . import ratios
 from .formats import format_number
-from .ranking import Conditions, FrameworkResults, answers, remarks
-from .runs import BenchmarkRun, LearningCurve, MetricHistories, learning_curve
+from .ranking import Conditions, FrameworkResults, answers, group_by_conditions, remarks
+from .runs import OWN, BenchmarkRun, LearningCurve, LoadedRuns, MetricHistories, learning_curve
 from .tables import (
     SAMPLE,
     Paired,
@@ -24,6 +24,7 @@ from .tables import (
     modes_table,
     paired_rankings,
     paired_table,
+    paired_values,
     ranking_table,
 )
 from .verdicts import QUESTIONS
@@ -41,6 +42,9 @@ CHARTED = 24
 
 TYPICAL = "For each framework, the run with the median training time."
 """Note of charts that show one run per framework."""
+
+Compared = list[tuple[Conditions, list[FrameworkResults]]]
+"""The frameworks under each of some conditions."""
 
 TRAINING_TIME, ACCURACY = METRICS["training_time_s"].title, METRICS["accuracy_percent"].title
 
@@ -107,6 +111,34 @@ def section(
         remarks(frameworks),
         section_charts(finished, target_accuracy(conditions.dataset), client) if client else [],
     )
+
+
+def compare_groups(groups: dict[Conditions, list[FrameworkResults]]) -> Compared:
+    """Return the conditions with finished runs and two frameworks; without any, those with one, under its own name."""
+    finished = {conditions: some for conditions, some in groups.items() if any(each.finished for each in some)}
+    several = [(conditions, some) for conditions, some in finished.items() if len(some) > 1]
+    return several or [(conditions, some) for conditions, some in finished.items() if conditions.setting != OWN]
+
+
+def paired_by_conditions(loaded: LoadedRuns) -> dict[Conditions, Paired]:
+    """Return the ratios of the newest paired measurement under each of the conditions.
+
+    A sweep measures each framework once, with its first configuration.
+    """
+    found: dict[Conditions, Paired] = {}
+    for parent_id, metrics in loaded.paired.items():
+        first: dict[str, BenchmarkRun] = {}
+        for run in sorted((run for run in loaded.runs if run.parent_id == parent_id), key=_position):
+            first.setdefault(run.key.label, run)
+        for conditions, frameworks in group_by_conditions(first.values()).items():
+            if len(frameworks) == len(first):
+                found.setdefault(conditions, paired_values(metrics))
+    return found
+
+
+def _position(run: BenchmarkRun) -> tuple[int, str]:
+    position = run.tags.get(tags.SWEEP_POSITION, "")
+    return len(position), position
 
 
 @cache

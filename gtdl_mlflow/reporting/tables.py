@@ -6,7 +6,7 @@ import itertools
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .. import tags
 from ..config import display
@@ -25,8 +25,8 @@ RESOURCES = ("worker/peak_memory_mb", "worker/peak_gpu_memory_mb", "train/cpu_ut
 SAMPLE = "Median [95 % interval], number of values; up to three values are listed"
 """Note of columns that have the text of a sample."""
 
-Paired = Mapping[str, Ratio]
-"""Ratios of a paired measurement by ``CLOCK/ACTIVITY/FRAMEWORK``, where the framework's label has ``-`` for spaces."""
+Paired = Mapping[str, ratios.Ranked]
+"""Values of a paired measurement by ``CLOCK/ACTIVITY/FRAMEWORK``, where the framework's label has ``-`` for spaces."""
 
 
 @dataclass(frozen=True)
@@ -54,15 +54,15 @@ class Table:
         )
 
 
-def paired_ratios(metrics: Mapping[str, float]) -> Paired:
-    """Return the ratios in the metrics of a sweep's parent run, whose names end in ``ratio[_low|_high]``."""
-    return {
-        name.removesuffix("/ratio"): Ratio(
-            value, metrics.get(f"{name}_low", 0.0), metrics.get(f"{name}_high", math.inf), 0
-        )
-        for name, value in metrics.items()
-        if name.endswith("/ratio")
-    }
+def paired_values(metrics: Mapping[str, float]) -> Paired:
+    """Return the values of a paired measurement, from the metrics of a sweep's parent run."""
+    found = {}
+    for key, value in metrics.items():
+        name, _, kind = key.rpartition("/")
+        if kind == "ratio":
+            ratio = Ratio(value, metrics.get(f"{key}_low", 0.0), metrics.get(f"{key}_high", math.inf), 0)
+            found[name] = ratios.Ranked(name.rpartition("/")[2], metrics.get(f"{name}/time_ms", math.nan) / 1e3, ratio)
+    return found
 
 
 def paired_rankings(paired: Paired, labels: Iterable[str]) -> list[ratios.Ranking]:
@@ -71,9 +71,8 @@ def paired_rankings(paired: Paired, labels: Iterable[str]) -> list[ratios.Rankin
     found = []
     for clock in ratios.CLOCKS:
         for activity in ratios.PHRASES:
-            prefix = f"{clock}/{activity}/"
-            some = {key.removeprefix(prefix): ratio for key, ratio in paired.items() if key.startswith(prefix)}
-            ranked = [ratios.Ranked(names.get(name, name), math.nan, ratio) for name, ratio in some.items()]
+            some = [each for name, each in paired.items() if name.startswith(f"{clock}/{activity}/")]
+            ranked = [replace(each, framework=names.get(each.framework, each.framework)) for each in some]
             ranked.sort(key=lambda each: each.ratio.value)
             if len(ranked) > 1:
                 found.append(ratios.Ranking(activity, clock, tuple(ranked)))
@@ -84,7 +83,7 @@ def paired_table(rankings: Sequence[ratios.Ranking]) -> Table:
     """Return the ratios to the best, with a row per framework in the order of the first ranking."""
     labels = dict.fromkeys(each.framework for ranking in rankings for each in ranking.frameworks)
     columns = [
-        {each.framework: _distance(each.ratio, index == 0) for index, each in enumerate(ranking.frameworks)}
+        {each.framework: _paired_cell(each, index == 0) for index, each in enumerate(ranking.frameworks)}
         for ranking in rankings
     ]
     header = ["framework", *(f"{each.activity}, {ratios.CLOCKS[each.clock]}" for each in rankings)]
@@ -131,7 +130,7 @@ def abstraction_table(frameworks: Sequence[FrameworkResults], paired: Paired) ->
         for clock, activity in itertools.product(ratios.CLOCKS, ratios.PHRASES):
             name = f"{clock}/{activity}{OVER_PLAIN}/{display.part_of_metric(each.label)}"
             if name in paired:
-                found[f"{activity}, {ratios.CLOCKS[clock]}"] = _distance(paired[name], best=False)
+                found[f"{activity}, {ratios.CLOCKS[clock]}"] = _distance(paired[name].ratio, best=False)
         for question in [] if found else TIMES:
             if result := compare(question, each.label, other.label, samples(frameworks, question)):
                 found[question.metric.title] = _distance(result, best=False)
@@ -156,6 +155,12 @@ def _measured(framework: FrameworkResults, question: Question, distance: str | N
         failed = "" if question.largest else one_line(framework.failed_quality)
         return f"({values.text})\nnot ranked{failed and f': {failed}'}"
     return f"{values.text}\n{distance}" if distance else values.text
+
+
+def _paired_cell(ranked: ratios.Ranked, best: bool) -> str:
+    if best and math.isfinite(ranked.unit_s):
+        return f"best: {format_number(1e3 * ranked.unit_s)} ms"
+    return _distance(ranked.ratio, best)
 
 
 def _distance(behind: Ratio | Difference, best: bool) -> str:

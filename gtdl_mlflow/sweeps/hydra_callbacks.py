@@ -315,7 +315,10 @@ class SweepParent(Callback):
             now_ms = round(time.time() * 1000)
             metrics: dict[str, float] = {f"sweep/{name}": value for name, value in summary.counts.items()}
             metrics |= {"sweep/time_s": self._before_s + summary.seconds, **result.metrics}
-            record.metrics = [(name, value, now_ms, 0) for name, value in metrics.items()]
+            series = {name: [value] for name, value in metrics.items()} | result.series
+            record.metrics = [
+                (name, value, now_ms, step) for name, values in series.items() for step, value in enumerate(values)
+            ]
             record.finish(status or ("FAILED" if summary.failures else "FINISHED"))
             failure = outbox.conclude(record, self._uri)
         output("\n\n".join(filter(None, [summary.text(), self._ranking(summary), result.text])))

@@ -154,7 +154,7 @@ class PairedStudy:
         result = conclude(
             measurement.turns, threads, remarks, self._folder, measurement.clock, runs_by_label, self._plain()
         )
-        return StudyResult(f"{result.text}\nnext: {following}", result.artifacts, result.metrics)
+        return replace(result, text=f"{result.text}\nnext: {following}")
 
     def _plain(self) -> dict[str, str]:
         """Return the label of the framework that another one runs on, by the other's label, if both are measured."""
@@ -256,7 +256,8 @@ def conclude(
     lines += [*costs_table(costs), ""] if costs else []
     lines += _accuracy(finished)
     lines += [f"! {remark}" for remark in [*interference_remarks(turns, threads, clock), *remarks]]
-    return StudyResult("\n".join(lines), [TURNS, RATIOS], _metrics(rankings) | _cost_metrics(costs))
+    metrics, series = _metrics(rankings, costs)
+    return StudyResult("\n".join(lines), [TURNS, RATIOS], metrics, series)
 
 
 def costs_table(costs: ratios.Costs) -> list[str]:
@@ -265,17 +266,8 @@ def costs_table(costs: ratios.Costs) -> list[str]:
     rows = [["cost of the abstraction", *(f"{UNITS[activity]}, {ratios.CLOCKS[clock]}" for activity, clock in columns)]]
     for label, other in dict.fromkeys((label, other) for label, other, _, _ in costs):
         values = (costs.get((label, other, clock, activity)) for activity, clock in columns)
-        rows.append([f"{label} / {other}", *(value.text if value else "" for value in values)])
+        rows.append([f"{label} / {other}", *(value.ratio.text if value else "" for value in values)])
     return aligned(rows)
-
-
-def _cost_metrics(costs: ratios.Costs) -> dict[str, float]:
-    metrics: dict[str, float] = {}
-    for (label, _, clock, activity), ratio in costs.items():
-        metrics |= _ratio_metrics(
-            f"paired/{clock}/{activity}{ratios.OVER_PLAIN}/{display.part_of_metric(label)}", ratio
-        )
-    return metrics
 
 
 def counted_turns(turns: Iterable[MeasuredTurn], threads: int, clock: str) -> dict[str, list[MeasuredTurn]]:
@@ -373,13 +365,20 @@ def _rows(ranking: Ranking) -> list[list[str]]:
     return rows
 
 
-def _metrics(rankings: Iterable[Ranking]) -> dict[str, float]:
+def _metrics(rankings: Iterable[Ranking], costs: ratios.Costs) -> tuple[dict[str, float], dict[str, Sequence[float]]]:
+    """Return the metrics of the parent run, and those with a value per restart."""
     metrics: dict[str, float] = {}
+    series: dict[str, Sequence[float]] = {}
     for ranking in rankings:
         for each in ranking.frameworks:
             name = f"paired/{ranking.clock}/{ranking.activity}/{display.part_of_metric(each.framework)}"
-            metrics |= _ratio_metrics(name, each.ratio)
-    return metrics
+            metrics |= _ratio_metrics(name, each.ratio) | {f"{name}/time_ms": 1e3 * each.unit_s}
+            series[f"{name}/restart_ratio"] = each.restarts
+    for (label, _, clock, activity), cost in costs.items():
+        name = f"paired/{clock}/{activity}{ratios.OVER_PLAIN}/{display.part_of_metric(label)}"
+        metrics |= _ratio_metrics(name, cost.ratio)
+        series[f"{name}/restart_ratio"] = cost.restarts
+    return metrics, series
 
 
 def _ratio_metrics(name: str, ratio: Ratio) -> dict[str, float]:

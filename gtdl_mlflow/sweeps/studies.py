@@ -27,6 +27,8 @@ class StudyResult:
     artifacts: list[str] = field(default_factory=list)
     """Files in the sweep's folder."""
     metrics: dict[str, float] = field(default_factory=dict)
+    series: dict[str, Sequence[float]] = field(default_factory=dict)
+    """Metrics of the parent run with a value per step, from step 0."""
 
 
 def scaling(runs: Iterable[Run], folder: Path) -> StudyResult | None:

@@ -1,0 +1,65 @@
+"""The sentences and tables of the report in Markdown, for pages and pull requests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from . import formats
+from .ranking import group_by_conditions
+from .runs import LoadedRuns, NothingFound
+from .sections import Section, compare_groups, paired_by_conditions, section
+from .tables import Table
+
+
+def markdown(loaded: LoadedRuns, title: str) -> str:
+    """Return a section for each of the conditions under which frameworks were compared.
+
+    Args:
+        loaded: all runs of the report.
+        title: name of the experiments or of the result files.
+
+    Raises:
+        NothingFound: there is no run.
+    """
+    if not loaded.runs:
+        raise NothingFound(f"{title}: no run yet")
+    paired = paired_by_conditions(loaded)
+    parts = [f"# {formats.markdown(title)}", *_list(loaded.remarks)]
+    for conditions, frameworks in compare_groups(group_by_conditions(loaded.runs)):
+        parts += section_parts(section(conditions, frameworks, paired.get(conditions, {}), None))
+    return "\n\n".join(parts) + "\n"
+
+
+def section_parts(each: Section) -> list[str]:
+    """Return the paragraphs of a section, with its heading."""
+    tables = {
+        "Taking turns, relative to the fastest": each.paired,
+        "Whole runs": each.ranking,
+        "Cost of the abstraction": each.abstraction,
+        "Execution modes": each.modes,
+    }
+    parts = [
+        f"## {formats.markdown(each.conditions.text)}",
+        formats.markdown(each.conditions.machine),
+        *_list(each.sentences),
+    ]
+    for caption, some in tables.items():
+        if some is not None:
+            parts += [f"{caption}:", table(some)]
+    if each.same:
+        parts.append(f"The same for all: {formats.markdown('; '.join(each.same))}.")
+    return parts + _list(each.remarks)
+
+
+def table(some: Table) -> str:
+    """Return a table of the report. A cell with several lines keeps them."""
+    return formats.markdown_table(
+        [formats.markdown(title) for title in some.header],
+        [["<br>".join(map(formats.markdown, cell.splitlines())) for cell in row] for row in some.rows],
+    )
+
+
+def _list(lines: Iterable[str]) -> list[str]:
+    """Return a list as one paragraph; nothing without lines."""
+    text = "\n".join(f"- {formats.markdown(line)}" for line in lines)
+    return [text] if text else []
