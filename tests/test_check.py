@@ -68,6 +68,31 @@ def test_broken_rule_is_the_only_finding(rule: str, difference: dict[str, object
     assert any(rule in verdict.tag_value(run_id) for finding in verdict.findings for run_id in finding.runs)
 
 
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("0.1.0+b", {"compared_code"}),
+        ("0.2.0+b", {"compared_code", "compared_version"}),
+        ("0.1.0+a", set()),
+    ],
+)
+@pytest.mark.parametrize(("setting", "ranked"), [("caffe_mnist", True), ("torch_mnist", False)])
+def test_frameworks_that_are_ranked_together_have_one_version(
+    code: str, expected: set[str], setting: str, ranked: bool
+) -> None:
+    runs = [
+        make_finished_run(
+            f"framework={framework}", f"setting={of}", seed=seed, training_s=10 + seed / 100, **{"gtdl.code": its_code}
+        )
+        for framework, of, its_code in (("torch", "caffe_mnist", "0.1.0+a"), ("jax", setting, code))
+        for seed in range(SEEDS_TO_PUBLISH)
+    ]
+    verdict = check.check([to_benchmark_run(run) for run in runs])
+    assert {finding.rule for finding in verdict.findings} == (expected if ranked else set())
+    assert verdict.passed == ("compared_version" not in expected or not ranked)
+    assert all(finding.subject.startswith("mnist_5k, all under caffe_mnist") for finding in verdict.findings)
+
+
 def test_seeds_are_counted_and_must_differ() -> None:
     runs = [make_finished_run(*CELL, seed=seed) for seed in (0, 1, 1)]
     assert broken_rules(runs) == {"enough_seeds", "distinct_seeds"}

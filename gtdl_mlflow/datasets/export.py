@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from .prepared import ARRAYS, PreparedDataset, array_file
+from ..worker.prepared_data import ARRAYS
+from .prepared import PreparedDataset, array_file
 
 PARTS = ("train", "test")
 

@@ -19,6 +19,7 @@ from ..metrics import PHASES
 from ..tracking.store import TrackingFailed, translate_errors
 from .formats import count, one_line
 from .intervals import SEEDS_TO_PUBLISH
+from .ranking import FrameworkResults, group_by_conditions
 from .runs import BenchmarkRun, SkippedRun
 from .verdicts import QUESTIONS, TIMES, sample
 
@@ -29,7 +30,10 @@ TOLERANCE = 1.02
 """Largest sum of the worker's times relative to its wall time."""
 
 ACROSS_CELLS = {"same_data", "any_finished"}
-"""Rules about all runs together. Every other rule is about one cell."""
+"""Rules about all runs together."""
+
+COMPARED = {"compared_version", "compared_code"}
+"""Rules about the frameworks under the same conditions, which a report ranks. Every other rule is about one cell."""
 
 
 @dataclass(frozen=True)
@@ -103,13 +107,19 @@ def check(runs: Iterable[BenchmarkRun], skipped: Iterable[SkippedRun] = ()) -> C
     for run in every:
         if not run.unavailable:
             cells[run.tags.get(tags.CELL, run.run_id)].append(run)
+    compared = {conditions.text: _runs_of(some) for conditions, some in group_by_conditions(every).items()}
     findings = []
     for name, rule in rules().items():
-        across = name in ACROSS_CELLS
-        for some in [every] if across else cells.values():
+        groups: Iterable[tuple[str, list[BenchmarkRun]]]
+        if name in COMPARED:
+            groups = compared.items()
+        else:
+            groups = (("", some) for some in ([every] if name in ACROSS_CELLS else cells.values()))
+        for conditions, some in groups:
             for message, concerned in RULES[name](some):
                 ids = tuple(run.run_id for run in concerned)
-                findings.append(Finding(name, rule["level"], _subject(concerned, across), one_line(message), ids))
+                subject = conditions or _subject(concerned, name in ACROSS_CELLS)
+                findings.append(Finding(name, rule["level"], subject, one_line(message), ids))
     return CheckResult(findings, len(every), len(cells), tuple(skipped))
 
 
@@ -126,6 +136,12 @@ def tag(verdict: CheckResult, runs: Iterable[BenchmarkRun], client: MlflowClient
                     client.set_tag(run.run_id, tags.CHECK, value)
     except TrackingFailed as error:
         info(f"the tag {tags.CHECK} is not set: {error}")
+
+
+def _runs_of(frameworks: list[FrameworkResults]) -> list[BenchmarkRun]:
+    """Return the finished runs of several frameworks; none if only one framework has any."""
+    finished = [each.finished for each in frameworks if each.finished]
+    return [run for some in finished for run in some] if len(finished) > 1 else []
 
 
 def _subject(runs: list[BenchmarkRun], across_cells: bool) -> str:
@@ -169,6 +185,10 @@ def _same(attribute: Callable[[BenchmarkRun], str], plural: str) -> Callable[[li
             yield f"{len(values)} {plural}: {'; '.join(values)}", _finished_runs(runs)
 
     return check_rule
+
+
+def _code(run: BenchmarkRun) -> str:
+    return run.tags.get(tags.CODE, "unknown")
 
 
 def _same_data(runs: list[BenchmarkRun]) -> Violations:
@@ -282,7 +302,9 @@ RULES: dict[str, Callable[[list[BenchmarkRun]], Violations]] = {
     "distinct_seeds": _distinct_seeds,
     "same_machine": _same(lambda run: run.key.machine, "machines"),
     "same_data": _same_data,
-    "same_code": _same(lambda run: run.tags.get(tags.CODE, "unknown"), "versions of the code"),
+    "same_code": _same(_code, "versions of the code"),
+    "compared_version": _same(lambda run: _code(run).partition("+")[0], "versions of gtdl_mlflow"),
+    "compared_code": _same(_code, "versions of the code"),
     "same_mode": _same(lambda run: run.tags.get(tags.MODE, ""), "execution modes"),
     "environment_recorded": _environment_recorded,
     "device_as_requested": _device_as_requested,
