@@ -90,8 +90,8 @@ _ALL = (
     Metric("train/images_per_s", "images/s", "Training throughput, the first step included.", HIGHER),
     Metric("train/steady_state_images_per_s", "images/s", "Training throughput after the warm-up steps.", HIGHER),
     Metric("train/first_step_s", "s", "First training step.", LOWER),
-    Metric("train/first_step_overhead_s", "s", "First training step minus a step after the warm-up: compilation and "
-           "allocation.", LOWER),
+    Metric("train/first_step_overhead_s", "s", "First training step minus a step after the warm-up: allocation, and "
+           "compilation that was not done before.", LOWER),
     Metric("train/evaluation_s", "s", "Evaluations on the test set, clock stopped.", LOWER, phase="evaluation"),
     Metric("train/validation_s", "s", "Validations of early stopping, clock stopped.", LOWER,
            phase="validation"),
@@ -240,8 +240,8 @@ _ALL = (
     Metric("stability/{clock}/{activity}/{framework}/restarts_needed", "restarts", "Restarts that show a difference of "
            "2 % with a probability of 80 %.", LOWER, requires="`experiment=stability`"),
     Metric("paired/{clock}/{activity}/{framework}/ratio", "", "Time relative to that of the best framework, by CPU "
-           "time (`cpu`) or wall clock (`wall`), in training, testing or the latency of single images. With "
-           "`_over_plain` after the activity: relative to the framework that it runs on.", LOWER,
+           "time (`cpu`) or wall clock (`wall`), in training, testing or the latency of single images. With the suffix "
+           "`_over_plain`: relative to the framework that it runs on, such as Keras on JAX relative to JAX.", LOWER,
            requires="`experiment=paired`"),
     Metric("paired/{clock}/{activity}/{framework}/ratio_low", "", "Lower end of the interval of that ratio.",
            requires="`experiment=paired`"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Mapping
 from pathlib import Path
 
 import yaml
@@ -88,17 +89,21 @@ def framework(name: str) -> str:
         "## Execution modes",
         f"`mode=default` is `{chosen.default_mode}`; `mode=best`, the default, is the fastest of those that run here. "
         "All compute the same. [Execution modes](../modes.md) explains the choice.",
-        table(["mode", "what it is", "runs on", "compiles"], [mode_row(*item) for item in chosen.modes.items()]),
+        table(
+            ["mode", "what it is", "runs on", "compiles"],
+            [mode_row(*item, chosen.devices) for item in chosen.modes.items()],
+        ),
         "Precisions: " + "; ".join(f"{device}: {', '.join(some)}" for device, some in chosen.precisions.items()) + ".",
-        "The file has the options of each mode, with their reasons.",
+        f"`{path.relative_to(ROOT)}` lists the options of each mode, with their reasons.",
         generated_from(path),
     )
 
 
-def mode_row(name: str, mode: config.Mode) -> list[str]:
-    """Return the row of an execution mode."""
+def mode_row(name: str, mode: config.Mode, devices: Mapping[str, config.DeviceSupport]) -> list[str]:
+    """Return the row of an execution mode, with those of its devices that the framework supports."""
     condition = "" if mode.deterministic else "; needs `deterministic=false`"
-    return [f"`{name}`", f"{mode.description}{condition}", ", ".join(mode.devices), "yes" if mode.compiles else "no"]
+    supported = [device for device in mode.devices if device in devices and not devices[device].unavailable]
+    return [f"`{name}`", f"{mode.description}{condition}", ", ".join(supported), "yes" if mode.compiles else "no"]
 
 
 def first_comment(path: Path) -> str:
@@ -131,9 +136,9 @@ def requirements(recipe: Recipe) -> list[str]:
     if recipe.system:
         lines.append(f"- Debian packages: {', '.join(f'`{each}`' for each in recipe.system)}")
     if recipe.build:
-        edits = [f"`{new}` in `{name}`" for name, changes in recipe.build.edits.items() for new in changes.values()]
-        changed = f" (changed: {', '.join(edits)})" if edits else ""
-        lines.append(f"- compiled from `{recipe.build.source}`{changed}, once")
+        changed = ", ".join(f"`{name}`" for name in recipe.build.edits)
+        change = f", with a change in {changed}" if changed else ""
+        lines.append(f"- built once from the source package `{recipe.build.source}`{change}")
     if recipe.note:
         lines.append(f"- {recipe.note}")
     return lines
@@ -247,6 +252,9 @@ def protocol(chosen: config.Dataset) -> list[str]:
 
 
 def downloads(chosen: config.Dataset) -> list[str]:
+    if not chosen.downloads and chosen.archives:
+        names = " or ".join(f"`{each}`" for each in chosen.archives)
+        return [f"No download: put {names} into the folder `{chosen.name}/` of `GTDL_DATA`."]
     if not chosen.downloads:
         return [f"Part of a Python package: {', '.join(f'`{each}`' for each in chosen.files)}. No download is needed."]
     rows = []

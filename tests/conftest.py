@@ -41,6 +41,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.xdist_group(f"{item.path.name} {framework}"))
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Fail if pytest-xdist does not use the groups: both processes would run every framework."""
+    if session.config.getoption("loadgroup", False) and any("@" not in item.nodeid for item in session.items):
+        raise pytest.UsageError("these versions of pytest and pytest-xdist do not group tests")
+
+
 def remove_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     """Remove the user's settings of MLflow and of this project from the environment."""
     for name in list(os.environ):

@@ -29,7 +29,15 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 
 LINKING = [*PAGES, ROOT / "CHANGELOG.md"]
 
-SHELL = ("python3 -m venv", "pip install", "apt-get install", "export MLFLOW_TRACKING_", "pytest", "python -m pytest")
+SHELL = (
+    "python3 -m venv",
+    "pip install",
+    "apt-get install",
+    "export MLFLOW_TRACKING_",
+    "uvx",
+    "pytest",
+    "python -m pytest",
+)
 """Prefixes of commands of other programs, which are not checked."""
 
 

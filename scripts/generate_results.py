@@ -1,0 +1,175 @@
+"""Write the tables of measured results into README.md and docs/: ``python scripts/generate_results.py``.
+
+The tables are made from the result files in ``results/``, one per machine. Each replaces the text between the comments
+``<!-- results: NAME -->`` and ``<!-- end of results -->`` of a page.
+"""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from gtdl_mlflow import config
+from gtdl_mlflow.config import display
+from gtdl_mlflow.reporting import formats, markdown_report, published_figures, reproduction
+from gtdl_mlflow.reporting.formats import format_number
+from gtdl_mlflow.reporting.formats import markdown_table as table
+from gtdl_mlflow.reporting.ranking import REFERENCE, Conditions, FrameworkResults, group_by_conditions
+from gtdl_mlflow.reporting.ratios import CPU, Ranked
+from gtdl_mlflow.reporting.result_file import ResultFiles
+from gtdl_mlflow.reporting.sections import compare_groups, paired_by_conditions, section
+from gtdl_mlflow.reporting.tables import Paired, paired_rankings
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "reproduction.md")
+BLOCK = re.compile(r"(<!-- results: (\w+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
+
+PARITY = tuple(f"parity/{name}_difference" for name in ("logits", "gradient", "loss"))
+ACTIVITIES = {"training": "training step", "testing": "test batch", "latency": "single image"}
+
+
+def main() -> None:
+    results = Results(sorted((ROOT / "results").glob("*.csv")))
+    for page in PAGES:
+        page.write_text(fill(page.read_text(encoding="utf-8"), results), encoding="utf-8")
+
+
+def fill(text: str, results: Results) -> str:
+    """Return the text of a page with the tables of ``results``."""
+    return BLOCK.sub(lambda block: f"{block[1]}\n{getattr(results, block[2])()}\n\n{block[3]}", text)
+
+
+@dataclass(frozen=True)
+class Results:
+    """The tables of the pages. A method is a block of its name."""
+
+    paths: list[Path]
+
+    @cached_property
+    def files(self) -> ResultFiles:
+        return ResultFiles(self.paths)
+
+    @cached_property
+    def paired(self) -> dict[Conditions, Paired]:
+        return paired_by_conditions(self.files.loaded)
+
+    @cached_property
+    def compared(self) -> list[tuple[Conditions, list[FrameworkResults]]]:
+        return compare_groups(group_by_conditions(self.files.loaded.runs))
+
+    def ranking(self) -> str:
+        """Return the paired ranking of the most frameworks: times relative to the best, accuracy, memory and parity."""
+        conditions, frameworks = max(
+            ((conditions, some) for conditions, some in self.compared if conditions in self.paired),
+            key=lambda item: len(item[1]),
+        )
+        by_label = {each.label: each for each in frameworks}
+        rankings = [each for each in paired_rankings(self.paired[conditions], by_label) if each.clock == CPU]
+        cells = {
+            (each.activity, place.framework): paired_cell(place, index)
+            for each in rankings
+            for index, place in enumerate(each.frameworks)
+        }
+        rows = []
+        for label in dict.fromkeys(place.framework for each in rankings for place in each.frameworks):
+            some = by_label[label]
+            accuracy = some.sample("accuracy_percent").values
+            rows.append(
+                [
+                    released(some),
+                    *(cells.get((activity, label), "") for activity in ACTIVITIES),
+                    spread(accuracy),
+                    f"{statistics.median(some.sample('worker/peak_memory_mb').values):,.0f}",
+                    f"{max(run.metrics[name] for run in some.finished for name in PARITY):.1e}",
+                ]
+            )
+        header = ["framework", *ACTIVITIES.values(), "accuracy %", "memory, MB", "from NumPy"]
+        return f"{conditions_text(conditions)}\n\n{table(header, rows)}"
+
+    def baseline(self) -> str:
+        """Return the accuracies of GTDLBench's own defaults for MNIST, beside the published ones."""
+        original = published_figures.load()
+        rows = []
+        for cell in self.baseline_cells("mnist"):
+            published = original.figures("mnist", cell.key.framework, "cpu")
+            values = [run.metrics[reproduction.ACCURACY] for run in cell.runs]
+            median = statistics.median(values)
+            rows.append(
+                [
+                    display.label(cell.key.framework),
+                    f"{cell.median('train/iterations'):,.0f}",
+                    f"{len(values)}",
+                    spread(values),
+                    f"{published.accuracy_percent:.2f}" if published else "none",
+                    f"{median - published.accuracy_percent:+.2f}" if published else "",
+                ]
+            )
+        return table(["framework", "iterations", "seeds", "accuracy %", "published %", "difference"], rows)
+
+    def baseline_cells(self, dataset: str) -> list[reproduction.ReproductionCell]:
+        """Return the framework's own defaults with all of their iterations."""
+        cells = reproduction.group_by_cell(self.files.loaded.runs)
+        return [each for each in cells if each.key.dataset == dataset and each.key.is_default and each.key.budget == 1]
+
+    def devices(self) -> str:
+        """Return what each framework runs on."""
+        rows = []
+        frameworks = [config.compose([f"framework={name}"]).framework for name in config.choices("framework")]
+        for chosen in sorted(frameworks, key=lambda each: (display.last_release(each.name) or 0, each.label)):
+            if chosen.name == REFERENCE:
+                continue
+            devices = ["yes" if not support.unavailable else "no" for support in chosen.devices.values()]
+            page = f"docs/frameworks/{chosen.name}.md"
+            rows.append([f"[{chosen.label} {chosen.version}]({page})", *devices, ", ".join(chosen.modes)])
+        return table(["framework", "CPU", "GPU", "execution modes"], rows)
+
+    def sections(self) -> str:
+        """Return all comparisons, each with its sentences and tables."""
+        parts: list[str] = []
+        for conditions, frameworks in self.compared:
+            paired = self.paired.get(conditions, {})
+            parts += markdown_report.section_parts(section(conditions, frameworks, paired, None))
+        return "\n\n".join(parts)
+
+    def machines(self) -> str:
+        """Return the machine and the number of runs of each result file."""
+        rows = []
+        for path in self.paths:
+            runs = ResultFiles([path]).loaded.runs
+            machines = ", ".join(sorted({formats.markdown(run.key.machine) for run in runs}))
+            rows.append([f"`results/{path.name}`", machines, f"{len(runs)}"])
+        return table(["file", "machine", "runs"], rows)
+
+    def reproduction(self) -> str:
+        """Return GTDLBench's tables beside ours."""
+        cells = reproduction.group_by_cell(self.files.loaded.runs)
+        names = ", ".join(path.name for path in self.paths)
+        return reproduction.markdown(cells, names, self.files).partition("\n\n")[2].rstrip()
+
+
+def conditions_text(conditions: Conditions) -> str:
+    return f"*{formats.markdown(conditions.text)}; {formats.markdown(conditions.machine)}*"
+
+
+def paired_cell(place: Ranked, index: int) -> str:
+    return f"**{format_number(1e3 * place.unit_s)} ms**" if index == 0 else formats.markdown(place.ratio.text)
+
+
+def released(framework: FrameworkResults) -> str:
+    year = display.last_release(framework.framework)
+    return f"{framework.label} ({year})" if year else framework.label
+
+
+def spread(values: Iterable[float]) -> str:
+    """Return the median, and the smallest and largest of several values."""
+    some = list(values)
+    ends = f" ({min(some):.2f} to {max(some):.2f})" if len(some) > 1 else ""
+    return f"{statistics.median(some):.2f}{ends}"
+
+
+if __name__ == "__main__":
+    main()
