@@ -542,6 +542,12 @@ def test_command_fetches_and_names_what_is_missing(
     assert "put train-labels-idx1-ubyte.gz, t10k-images-idx3-ubyte.gz, t10k-labels-idx1-ubyte.gz into " in last
 
 
+def test_archive_without_a_download_has_to_be_copied(server: Server, tmp_path: Path) -> None:
+    own = replace(dataset(server), downloads={}, files={}, archives=["images.zip", "images.tar"])
+    line = fetch(own, 10)
+    assert line == f"digits: nothing to fetch; copy images.zip or images.tar into {tmp_path / 'data' / 'digits'}"
+
+
 def test_each_data_set_is_one_line_without_a_network(
     server: Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -78,7 +78,7 @@ def verify(dataset: str) -> None:
 @click.argument("dataset", shell_complete=complete_choice("dataset"))
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="NAME.npz, NAME.csv, or a folder.")
 def export(dataset: str, output: Path) -> None:
-    """Write a data set as it is trained on: NumPy arrays (.npz), a table (.csv), or a folder of PNG images."""
+    """Write a prepared data set: NumPy arrays (.npz), a table (.csv), or a folder of PNG images."""
     from .. import config, datasets
     from ..console import status_line
     from ..datasets.export import export

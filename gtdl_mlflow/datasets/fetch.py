@@ -47,6 +47,8 @@ def fetch(dataset: Dataset, timeout_s: float) -> str:
         DatasetError: no server sent the file, or an existing file is not the published one.
     """
     if not dataset.downloads:
+        if dataset.archives:
+            return f"{dataset.name}: nothing to fetch; copy {' or '.join(dataset.archives)} into {datasets_dir() / dataset.name}"
         return f"{dataset.name}: nothing to fetch, {', '.join(dataset.files)} is built in"
     try:
         folder = datasets_dir() / dataset.name

@@ -28,6 +28,12 @@ HEADER = ["run", "kind", "name", "step", "value"]
 TAGS = re.compile(rf"gtdl\.[\w.]+|{re.escape(MLFLOW_PARENT_RUN_ID)}")
 """Tags that are exported: MLflow's own have names of users and paths."""
 
+PRIVATE_TAGS = (tags.PROCESS, tags.RECORD)
+"""Tags that are not exported: they identify the host."""
+
+PRIVATE_TEXT = re.compile(r"\w+://\S+|(?<![\w./])~?(?:/[^/\s:;,'\"()]+)+(?=/)")
+"""Addresses, and the folders of absolute paths, in the text of a tag."""
+
 PER_RESTART = "/restart_ratio"
 """End of the names of the metrics that have a value per restart of a paired measurement."""
 
@@ -74,8 +80,8 @@ def _rows(run: Run, histories: MetricHistories) -> Iterator[Sequence[Any]]:
         if not name.startswith(PRIVATE_PARAMS):
             yield "param", name, "", value
     for name, value in sorted(data.tags.items()):
-        if TAGS.fullmatch(name):
-            yield "tag", name, "", value
+        if TAGS.fullmatch(name) and name not in PRIVATE_TAGS:
+            yield "tag", name, "", PRIVATE_TEXT.sub("...", value)
     curve = all(name in data.metrics for name in CURVE)
     for name, value in sorted(data.metrics.items()):
         if (curve and name in CURVE) or name.endswith(PER_RESTART):

@@ -110,7 +110,7 @@ def candidates(device: str, wanted: Collection[str] = ()) -> tuple[list[config.F
             continue
         chosen.append(framework)
     if others and chosen:
-        command = f"gtdl answer {chosen[0].name},{others[0]}"
+        command = f"gtdl answer {chosen[0].name} {others[0]}"
         reasons.append(f"{', '.join(others)}: left out, because they are not named, as in `{command}`")
     return chosen, reasons
 
