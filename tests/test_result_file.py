@@ -36,7 +36,11 @@ def plant_all() -> None:
             for step in (10, 20):
                 mlflow.log_metric("eval/accuracy_percent", 80 + step / 10, step, run_id=run_id)
                 mlflow.log_metric("train/elapsed_s", step / 10, step, run_id=run_id)
-    plant(make_run("framework=mxnet", **{"gtdl.failure": FAILURE, "gtdl.process": "a-host 1 2", "mlflow.user": "somebody"}))
+    plant(
+        make_run(
+            "framework=mxnet", **{"gtdl.failure": FAILURE, "gtdl.process": "a-host 1 2", "mlflow.user": "somebody"}
+        )
+    )
 
 
 @pytest.fixture
@@ -70,7 +74,17 @@ def test_file_has_what_the_store_has(exported: Path, store: str) -> None:
 
 def test_file_has_neither_users_nor_addresses(exported: Path, store: str) -> None:
     text = exported.read_text()
-    for private in ("somebody", "a-host", "/home", "http:", "mlflow.user", "mlflow.source", "tracking.uri", store, str(exported.parent)):
+    for private in (
+        "somebody",
+        "a-host",
+        "/home",
+        "http:",
+        "mlflow.user",
+        "mlflow.source",
+        "tracking.uri",
+        store,
+        str(exported.parent),
+    ):
         assert private not in text
 
 

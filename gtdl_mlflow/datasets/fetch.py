@@ -48,7 +48,8 @@ def fetch(dataset: Dataset, timeout_s: float) -> str:
     """
     if not dataset.downloads:
         if dataset.archives:
-            return f"{dataset.name}: nothing to fetch; copy {' or '.join(dataset.archives)} into {datasets_dir() / dataset.name}"
+            names = " or ".join(dataset.archives)
+            return f"{dataset.name}: nothing to fetch; copy {names} into {datasets_dir() / dataset.name}"
         return f"{dataset.name}: nothing to fetch, {', '.join(dataset.files)} is built in"
     try:
         folder = datasets_dir() / dataset.name
