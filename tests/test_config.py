@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import fnmatch
+from collections.abc import Callable
 from functools import cache
 from itertools import product
 from typing import Any
@@ -128,6 +129,24 @@ def test_transfer_frameworks_sweeps_over_all_defaults_for_the_data_set(
     settings = OmegaConf.create(done.stdout).hydra.sweeper.params.setting
     names = dict.fromkeys("keras" if name.startswith("keras_") else name for name in FRAMEWORKS if name != "reference")
     assert settings.split(",") == [f"{name}_{family}" for name in names]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("experiment", "included"),
+    [
+        ("today", lambda each: not each.last_release and each.devices["cpu"].recipes),
+        ("gpu", lambda each: each.devices["gpu"].recipes),
+    ],
+)
+def test_experiment_takes_its_frameworks_from_their_files(
+    gtdl: Command, store: str, experiment: str, included: Callable[[Any], bool]
+) -> None:
+    done = gtdl(f"experiment={experiment}", "--cfg", "hydra", "--resolve")
+    assert done.returncode == 0, done.stderr
+    names = OmegaConf.create(done.stdout).hydra.sweeper.params.framework.split(",")
+    assert 1 < len(names) < len(FRAMEWORKS)
+    assert names == [name for name in FRAMEWORKS if included(compose_part("framework", name))]
 
 
 def test_framework_gets_no_more_threads_than_it_uses(monkeypatch: pytest.MonkeyPatch) -> None:

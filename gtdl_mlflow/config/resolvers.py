@@ -86,6 +86,11 @@ def _frameworks_in_development() -> str:
     return ",".join(name for name, values in _frameworks().items() if "last_release" not in values)
 
 
+def _frameworks_on_gpu() -> str:
+    """Return the frameworks that have an environment for GPUs, separated by commas."""
+    return ",".join(name for name, values in _frameworks().items() if "recipes" in values["devices"]["gpu"])
+
+
 def _image_shape(size: Any, channels: int) -> list[int]:
     """Return ``dataset.image_shape`` for ``dataset.image_size``; zeros for an invalid size, which ``check`` reports."""
     return [*(image_sides(size) or (0, 0)), channels]
@@ -136,6 +141,7 @@ OmegaConf.register_new_resolver("default_setting", default_setting, replace=True
 OmegaConf.register_new_resolver("other_family", _other_family, replace=True)
 OmegaConf.register_new_resolver("settings_for", _settings_for, replace=True)
 OmegaConf.register_new_resolver("frameworks_in_development", _frameworks_in_development, replace=True)
+OmegaConf.register_new_resolver("frameworks_on_gpu", _frameworks_on_gpu, replace=True)
 OmegaConf.register_new_resolver("residual_units", _residual_units, replace=True)
 OmegaConf.register_new_resolver("image_shape", _image_shape, replace=True)
 OmegaConf.register_new_resolver("first_core", _first_core, replace=True)
