@@ -86,6 +86,6 @@ def test_affinity_is_part_of_the_fingerprint_and_of_the_default_threads(all_core
         ("[]", "expected some of"),
     ],
 )
-def test_cores_that_cannot_be_used_are_refused(cores: str, text: str) -> None:
+def test_cores_that_cannot_be_used_are_refused(cores: str, text: str, all_cores: None) -> None:
     with pytest.raises(config.ConfigError, match=text):
         config.check(config.compose([f"hardware.cores={cores}"]))

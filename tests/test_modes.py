@@ -92,7 +92,7 @@ def test_a_mode_that_never_pays() -> None:
     "change",
     ["training.batch_size=32", "hardware=cpu", "precision=bfloat16", "model=caffe_mnist", "deterministic=false"],
 )
-def test_costs_belong_to_the_work_and_the_machine(change: str, cache_folders: None) -> None:
+def test_costs_belong_to_the_work_and_the_machine(change: str, cache_folders: None, all_cores: None) -> None:
     path = store(compose(), **COSTS)
     assert modes.ModeStudy(compose(change), NO_FRAMEWORK)._path != path
     assert modes.ModeStudy(compose("seed=3", "budget=0.1"), NO_FRAMEWORK)._path == path

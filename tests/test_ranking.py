@@ -18,6 +18,7 @@ from gtdl_mlflow.config import display
 from gtdl_mlflow.reporting import check, comparison, ranking
 from gtdl_mlflow.reporting.intervals import Ratio, Verdict, ratio_of_medians
 from gtdl_mlflow.reporting.ranking import group_by_conditions
+from gtdl_mlflow.reporting.ratios import Ranked
 from gtdl_mlflow.reporting.runs import read, to_benchmark_run
 from gtdl_mlflow.reporting.tables import abstraction_table
 from gtdl_mlflow.reporting.verdicts import QUESTIONS, sample
@@ -255,8 +256,9 @@ def test_cost_of_an_abstraction_is_that_of_the_framework_below() -> None:
     assert table.header == ["framework", "relative to", "training time, s", "testing time, s"]
     assert [row[:2] for row in table.rows] == [["Keras (JAX) 3.15.1", "JAX 0.12.0.1"]]
     assert table.rows[0][2].startswith("1.20x [1.20, 1.20]")
-    paired = {"cpu/training/Keras-JAX-3.15.1": Ratio(2.5, 2.4, 2.6, 5),
-              "cpu/training_over_plain/Keras-JAX-3.15.1": Ratio(1.3, 1.2, 1.4, 5)}  # fmt: skip
+    label = "Keras-JAX-3.15.1"
+    paired = {f"cpu/{activity}/{label}": Ranked(label, 0.1, ratio) for activity, ratio in (
+        ("training", Ratio(2.5, 2.4, 2.6, 5)), ("training_over_plain", Ratio(1.3, 1.2, 1.4, 5)))}  # fmt: skip
     table = abstraction_table(some, paired)
     assert table is not None
     assert (table.header[2:], table.rows[0][2:]) == (["training, CPU time"], ["1.30x [1.20, 1.40]"])

@@ -55,7 +55,7 @@ def test_every_framework_has_a_label_and_a_colour_of_its_own() -> None:
     assert (display.label("cntk"), display.color("cntk")) == ("cntk", display.UNKNOWN_COLOR)
 
 
-def test_gpu_is_beside_the_cpu_and_each_number_of_threads_has_a_table() -> None:
+def test_gpu_is_beside_the_cpu_and_each_number_of_threads_has_a_table(all_cores: None) -> None:
     run = ("framework=torch", "dataset=mnist")
     cpu = make_finished_run(*run, training_s=100, accuracy=99)
     one_core = make_finished_run(*run, "hardware=cpu_1core", training_s=180, accuracy=99)
@@ -431,7 +431,8 @@ def test_selection_is_in_the_address(browser: Browser, true_report: Path) -> Non
         address = tab.url
         for _ in range(2):  # as selected, and as opened by somebody else
             shown = tab.locator("article:visible h3")
-            assert shown.all_inner_texts() == [f"mnist, {OWN}, cpu, 2 threads"]
+            (title,) = shown.all_inner_texts()
+            assert title.startswith(f"mnist, {OWN}, cpu, ")
             assert tab.locator("article:visible tr.other").first.inner_text().startswith("TensorFlow 2.21.0")
             assert tab.locator("article:visible table").first.locator("tr:not(.other)").count() == 2  # with the header
             assert tab.locator("#raw tbody tr").count() == 5
