@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
@@ -95,6 +96,27 @@ def test_the_mapped_arrays_outlive_their_files(job: Job) -> None:
         path = Path(job.data) / f"{name}.npy"
         path.with_suffix(".new").write_bytes(bytes(path.stat().st_size))
         path.with_suffix(".new").replace(path)
+    assert all((arrays[name] == before[name]).all() for name in ARRAYS)
+
+
+def test_a_file_that_is_replaced_after_its_check_is_not_used(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = [Path(job.data) / f"{name}.npy" for name in ARRAYS]
+    contents = [path.read_bytes() for path in files]
+    before = {name: np.load(path) for name, path in zip(ARRAYS, files, strict=True)}
+    sha256, checked = hashlib.sha256, []
+
+    def replace_after(data: bytes) -> Any:
+        digest = sha256(data)
+        path = files[len(checked)]
+        checked.append(path)
+        new = path.with_suffix(".new")
+        new.write_bytes(contents[len(checked) - 1][:-1] + b"\xff")
+        new.replace(path)
+        return digest
+
+    monkeypatch.setattr(hashlib, "sha256", replace_after)
+    arrays = open_arrays(job)
+    assert checked == files
     assert all((arrays[name] == before[name]).all() for name in ARRAYS)
 
 
