@@ -87,7 +87,7 @@ class Results:
                     f"{max(run.metrics[name] for run in some.finished for name in PARITY):.1e}",
                 ]
             )
-        header = ["framework", *ACTIVITIES.values(), "accuracy %", "memory, MB", "from NumPy"]
+        header = ["framework", *ACTIVITIES.values(), "accuracy %", "memory, MB", "difference"]
         return f"{conditions_text(conditions)}\n\n{table(header, rows)}"
 
     def baseline(self) -> str:
@@ -100,7 +100,7 @@ class Results:
             median = statistics.median(values)
             rows.append(
                 [
-                    display.label(cell.key.framework),
+                    cell.key.label,
                     f"{cell.median('train/iterations'):,.0f}",
                     f"{len(values)}",
                     spread(values),

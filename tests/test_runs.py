@@ -205,9 +205,11 @@ def test_setting_of_an_unchanged_run_is_recognised_whatever_its_version_and_core
         ["hardware.cores=[0,3]", "hardware.threads=1"],
         ["hardware.cores=[1]", "hardware.side_by_side=true"],
         ["hardware=cpu_1core", "budget=0.1", "mode=default"],
+        ["parity=true"],
     ]
     for each in overrides:
-        (run,) = read([make_finished_run("framework=torch", "dataset=mnist", *each)]).runs
+        metrics = {"parity/logits_difference": 1e-6} if each == ["parity=true"] else {}
+        (run,) = read([make_finished_run("framework=torch", "dataset=mnist", *each, metrics=metrics)]).runs
         assert (run.key.setting, run.key.settings) == ("torch_mnist", ["torch_mnist", OWN]), each
 
 

@@ -48,6 +48,9 @@ PAGES_OF_ONE_PROCESS = 4
 PAIRED = "paired/"
 """Prefix of the metrics of a paired measurement."""
 
+PARITY = "parity/logits_difference"
+"""A metric of the runs that check parity before they train."""
+
 LONGEST = 500
 """Largest number of characters of a tag that identifies a run. A machine's name with eight GPUs has 300."""
 
@@ -533,8 +536,8 @@ def _requested_mode(run_tags: Mapping[str, str]) -> str:
 def _is_unchanged(run: Run, key: CellKey) -> bool:
     """Return whether the run's configuration is that of its choices in today's ``conf/``.
 
-    Other cores change no setting. Params hold the number of threads that was used, not the one that was requested, so
-    that both are tried.
+    Other cores change no setting, and neither does a check of parity before the training. Params hold the number of
+    threads that was used, not the one that was requested, so that both are tried.
     """
     run_tags, params = run.data.tags, run.data.params
     cell, version = run_tags.get(tags.CELL), params.get("framework.version", "")
@@ -553,6 +556,8 @@ def _is_unchanged(run: Run, key: CellKey) -> bool:
         hardware["cores"] = json.loads(cores)
     if params.get("hardware.side_by_side") == "True":
         hardware["side_by_side"] = True
+    if PARITY in run.data.metrics:
+        values = {**values, "parity": True}
     alternatives = hardware, {**hardware, "threads": int(key.threads)}
     return any(cell == config.hash_values({**values, "hardware": each}) for each in alternatives)
 
