@@ -26,7 +26,10 @@ from gtdl_mlflow.reporting.runs import connect
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "pictures"
 
-COLORS = 128
+WIDTH = 1440
+"""Width of the report's window in pixels."""
+
+COLORS = 256
 """Colours of a screenshot. The pages have few, and a palette makes the file a third as large."""
 
 TIMEOUT_MS = 180_000
@@ -38,7 +41,7 @@ NO_ASSISTANT = "localStorage.setItem('mlflow.assistant.fab.autoOpenedOnFirstLoad
 def main(uri: str) -> None:
     with sync_playwright() as playwright, tempfile.TemporaryDirectory() as folder, server(uri) as address:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        tab = browser.new_page(viewport={"width": 1280, "height": 720}, color_scheme="light")
+        tab = browser.new_page(viewport={"width": WIDTH, "height": 720}, color_scheme="light")
         tab.set_default_timeout(TIMEOUT_MS)
         report(tab, uri, Path(folder) / "report.html")
         tab.set_viewport_size({"width": 1600, "height": 900})  # the metrics are at the right of the table
@@ -70,17 +73,19 @@ def save(tab: Page, name: str, **options: object) -> None:
     path = FOLDER / f"{name}.png"
     tab.screenshot(path=path, animations="disabled", **options)  # type: ignore[arg-type]
     with Image.open(path) as screenshot:
-        small = screenshot.convert("RGB").quantize(COLORS, dither=Image.Dither.NONE)
+        # Small marks keep their colours, which the default method merges.
+        small = screenshot.convert("RGB").quantize(COLORS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     small.save(path, optimize=True)
     print(f"{path.name}: {path.stat().st_size / 1000:.0f} kB")
 
 
 def report(tab: Page, uri: str, path: Path) -> None:
-    """Take the report's top with the first ranking, and its first four charts."""
+    """Take the report's top with its first table, and its first four charts."""
     assert cli.main(["report", "--tracking-uri", uri, "--output", str(path)]) == 0
     tab.goto(path.as_uri())
-    bottom = tab.locator("article ul").first.evaluate(BOX)[3] + 24
-    save(tab, "report", full_page=True, clip={"x": 0, "y": 0, "width": 1280, "height": bottom})
+    bottom = tab.locator("article table").first.evaluate(BOX)[3] + 24
+    save(tab, "report", full_page=True, clip={"x": 0, "y": 0, "width": WIDTH, "height": bottom})
+    tab.add_style_tag(content="#selectors { position: static !important; }")  # otherwise it covers a chart
     charts = [tab.locator(".chart").nth(number) for number in range(4)]
     for chart in charts:  # a chart is drawn when it comes near the window
         chart.scroll_into_view_if_needed()
