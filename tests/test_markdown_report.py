@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import mlflow
@@ -25,7 +26,7 @@ def markdown(store: str, tmp_path: Path) -> str:
         for seed in range(5):
             run = make_finished_run(
                 f"framework={framework}", "setting=caffe_mnist", seed=seed, training_s=training_s + seed / 10,
-                **{"gtdl.machine": "<b>CPU|1</b>"},
+                **{"gtdl.machine": "<b>CPU|1</b>", "gtdl.mode": f"<i>{framework}|x</i>"},
             )  # fmt: skip
             client.set_tag(plant(run), "mlflow.parentRunId", sweep)
     assert cli.main(["report", "--output", "report.md"]) == 0
@@ -42,7 +43,8 @@ def test_report_in_markdown(markdown: str) -> None:
     (whole,) = [line for line in markdown.splitlines() if line.startswith("| TensorFlow 2.21.0 | 20.20 ")]
     assert "<br>1.98x" in whole, "a cell keeps its lines"
     assert "&lt;b&gt;CPU\\|1&lt;/b&gt;" in markdown
-    assert "<b>" not in markdown
+    assert "&lt;i&gt;tensorflow\\|x&lt;/i&gt; (best) |" in whole
+    assert not re.search("<(?!br>)", markdown)
 
 
 def test_no_run_is_one_line(store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
