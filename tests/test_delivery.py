@@ -26,6 +26,7 @@ from helpers.servers import (
 )
 from mlflow.entities import Run
 from mlflow.models import Model
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from gtdl_mlflow.cli import __main__ as cli
 from gtdl_mlflow.tracking import delivery, outbox
@@ -426,6 +427,22 @@ def test_a_record_is_saved_beside_its_files_if_the_cache_directory_cannot_be_wri
     (home / "undelivered").mkdir(parents=True)
     saved.rename(home / "undelivered" / saved.name)
     assert [each.key for each in outbox.pending()] == [record.key]
+
+
+def test_an_error_within_mlflow_of_any_kind_keeps_the_record(
+    store: str, tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*arguments: object, **options: object) -> None:
+        raise TypeError("a fault\nof the store")
+
+    monkeypatch.setattr(SqlAlchemyStore, "log_batch", broken)
+    reason = outbox.conclude(finished_record(store, tmp_path / "run"), store)
+    assert reason.endswith("failed (a fault)")
+    assert [each.name for each in outbox.pending()] == ["a run"]
+    monkeypatch.undo()
+    monkeypatch.setenv("GTDL_HOME", str(home))
+    assert [each.failure for each in outbox.replay(store)] == [""]
+    assert only_run(store).data.metrics == {"loss": 0.5}
 
 
 def test_a_record_that_cannot_be_saved_again_leaves_the_earlier_one(
