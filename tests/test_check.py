@@ -58,7 +58,6 @@ def broken_rules(runs: list[Run]) -> set[str]:
         ("no_interference", {"gtdl.interference": "other processes had 20 % of the machine's CPU time"}),
         ("not_resumed", {"gtdl.resumed": "after iteration 5 of run x"}),
         ("resumption_recorded", {"reported": {"worker.resumed_from_iteration": "5"}}),
-        ("not_side_by_side", {"gtdl.side_by_side": "true"}),
     ],
 )
 def test_broken_rule_is_the_only_finding(rule: str, difference: dict[str, object]) -> None:
@@ -91,6 +90,23 @@ def test_frameworks_that_are_ranked_together_have_one_version(
     assert {finding.rule for finding in verdict.findings} == (expected if ranked else set())
     assert verdict.passed == ("compared_version" not in expected or not ranked)
     assert all(finding.subject.startswith("mnist_5k, all under caffe_mnist") for finding in verdict.findings)
+
+
+def test_runs_side_by_side_are_a_cell_with_a_warning() -> None:
+    beside = {"gtdl.side_by_side": "true"}
+    runs = [make_finished_run(*CELL, seed=seed, training_s=10 + seed / 100, **beside) for seed in range(5)]
+    assert broken_rules(runs) == {"not_side_by_side"}
+    assert broken_rules([*publishable_runs(), *runs]) == {"not_side_by_side"}
+
+
+def test_runs_on_several_cores_are_one_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 1})
+    runs = [
+        make_finished_run(*CELL, "hardware.threads=1", f"hardware.cores=[{seed % 2}]", seed=seed)
+        for seed in range(SEEDS_TO_PUBLISH)
+    ]
+    assert len({run.data.tags["gtdl.cell"] for run in runs}) == 2
+    assert broken_rules(runs) == set()
 
 
 def test_seeds_are_counted_and_must_differ() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from ..tracking.store import TrackingFailed, translate_errors
 from .formats import count, one_line
 from .intervals import SEEDS_TO_PUBLISH
 from .ranking import FrameworkResults, group_by_conditions
-from .runs import BenchmarkRun, SkippedRun
+from .runs import BenchmarkRun, CellKey, SkippedRun
 from .verdicts import QUESTIONS, TIMES, sample
 
 REQUIRED_TAGS = (tags.FRAMEWORK_VERSION, tags.ENVIRONMENT, tags.MACHINE, tags.DATA_DIGEST, tags.CODE)
@@ -101,12 +101,12 @@ def rules() -> dict[str, dict[str, str]]:
 
 
 def check(runs: Iterable[BenchmarkRun], skipped: Iterable[SkippedRun] = ()) -> CheckResult:
-    """Check every rule on every run and cell. Runs of one cell differ in nothing but the seed or the machine."""
+    """Check every rule on every run and cell. Runs of one cell differ in the seed, the machine or its cores only."""
     every = sorted(runs, key=lambda run: run.started_ms)
-    cells: dict[str, list[BenchmarkRun]] = defaultdict(list)
+    cells: dict[CellKey, list[BenchmarkRun]] = defaultdict(list)
     for run in every:
         if not run.unavailable:
-            cells[run.tags.get(tags.CELL, run.run_id)].append(run)
+            cells[replace(run.key, machine="")].append(run)
     compared = {conditions.text: _runs_of(some) for conditions, some in group_by_conditions(every).items()}
     findings = []
     for name, rule in rules().items():
