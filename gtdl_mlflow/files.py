@@ -135,10 +135,10 @@ def set_aside(path: Path, reason: str) -> None:
 def write_csv(path: Path, header: Sequence[Any], rows: Iterable[Sequence[Any]]) -> None:
     """Write a CSV file with one line per row. Text that a spreadsheet would take as a formula starts with a quote."""
     with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([_inert(cell) for cell in row] for row in (header, *rows))
+        csv.writer(file).writerows([inert(cell) for cell in row] for row in (header, *rows))
 
 
-def _inert(cell: Any) -> Any:
+def inert(cell: Any) -> Any:
     """Return a cell that no spreadsheet evaluates; numbers, and text that is a number, stay as they are."""
     if not (isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r"))):
         return cell

@@ -194,3 +194,17 @@ def test_experiment_without_runs_is_not_exported(
     assert cli.main(["export", "--output", str(tmp_path / "results.csv")]) == 1
     assert capsys.readouterr().err == "gtdl: experiment gtdl: no run yet\n"
     assert not (tmp_path / "results.csv").exists()
+
+
+@pytest.mark.parametrize(
+    "text", ["=cmd|' /C calc'!A0", "+1+1", "-a", "@SUM(A1)", "\tx", "\rx", "'quoted", "''=1", "-1.5"]
+)
+def test_no_text_of_the_store_is_a_formula(tmp_path: Path, text: str) -> None:
+    run = make_finished_run("framework=torch", **{"gtdl.machine": text})
+    path = tmp_path / "results.csv"
+    for _ in range(2):  # as exported, and as merged
+        path.write_text(write([(run, None)]), newline="")  # type: ignore[arg-type]
+        values = [cell for row in csv.reader(io.StringIO(path.read_bytes().decode(), newline="")) for cell in row]
+        assert [cell for cell in values if cell.startswith(("=", "+", "-", "@", "\t", "\r")) and cell != "-1.5"] == []
+        (run,) = ResultFiles([path]).runs
+        assert run.data.tags["gtdl.machine"] == text

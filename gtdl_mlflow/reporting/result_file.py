@@ -3,6 +3,7 @@
 Each line is one value of one run: ``run`` (its ID), ``kind`` (``info``, ``param``, ``tag`` or ``metric``), ``name``,
 ``step`` (of a metric) and ``value``. Learning curves have a line per step and ratios of a paired measurement a line per
 restart; of other metrics there is the last value.
+Text that a spreadsheet would take as a formula, or that starts with a quote, has a quote in front.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from mlflow.entities import LifecycleStage, Metric, Param, Run, RunData, RunInfo
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from .. import tags
+from ..files import inert
 from ..tracking import store
 from .runs import CURVE, LoadedRuns, MetricHistories, NothingFound, active_experiments, connect, read
 
@@ -66,10 +68,23 @@ def write(runs: Iterable[tuple[Run, MetricHistories]]) -> str:
     """Return runs, each with what has the history of its metrics, as the text of a result file."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
+    quoting = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
     writer.writerow(HEADER)
     for run, histories in runs:
-        writer.writerows([run.info.run_id, *row] for row in _rows(run, histories))
+        for row in _rows(run, histories):
+            cells = [_escape(cell) for cell in (run.info.run_id, *row)]
+            # The module does not quote a carriage return by itself, which ends a line when it is read.
+            (quoting if any("\r" in str(cell) for cell in cells) else writer).writerow(cells)
     return text.getvalue()
+
+
+def _escape(cell: Any) -> Any:
+    """Return a cell that no spreadsheet evaluates: it starts with a quote. ``_unescape`` returns the original."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith("'") else inert(cell)
+
+
+def _unescape(cell: str) -> str:
+    return cell.removeprefix("'")
 
 
 def _rows(run: Run, histories: MetricHistories) -> Iterator[Sequence[Any]]:
@@ -164,7 +179,8 @@ def _lines(path: Path) -> dict[str, list[list[str]]]:
             for row in rows:
                 if len(row) != len(HEADER):
                     raise InvalidResultFile(f"{path}, line {rows.line_num}: expected {','.join(HEADER)}")
-                found[row[0]].append(row[1:])
+                run_id, *values = map(_unescape, row)
+                found[run_id].append(values)
     except OSError as error:
         raise InvalidResultFile(f"{path}: {error.strerror}") from error
     except (csv.Error, UnicodeDecodeError) as error:
