@@ -21,8 +21,8 @@ from gtdl_mlflow.reporting.formats import markdown_table as table
 from gtdl_mlflow.reporting.ranking import REFERENCE, Conditions, FrameworkResults, group_by_conditions
 from gtdl_mlflow.reporting.ratios import CPU, Ranked
 from gtdl_mlflow.reporting.result_file import ResultFiles
-from gtdl_mlflow.reporting.sections import compare_groups, paired_by_conditions, section
-from gtdl_mlflow.reporting.tables import Paired, paired_rankings
+from gtdl_mlflow.reporting.sections import paired_by_conditions
+from gtdl_mlflow.reporting.tables import paired_rankings
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "reproduction.md")
@@ -53,22 +53,13 @@ class Results:
     def files(self) -> ResultFiles:
         return ResultFiles(self.paths)
 
-    @cached_property
-    def paired(self) -> dict[Conditions, Paired]:
-        return paired_by_conditions(self.files.loaded)
-
-    @cached_property
-    def compared(self) -> list[tuple[Conditions, list[FrameworkResults]]]:
-        return compare_groups(group_by_conditions(self.files.loaded.runs))
-
     def ranking(self) -> str:
         """Return the paired ranking of the most frameworks: times relative to the best, accuracy, memory and parity."""
-        conditions, frameworks = max(
-            ((conditions, some) for conditions, some in self.compared if conditions in self.paired),
-            key=lambda item: len(item[1]),
-        )
+        paired, groups = paired_by_conditions(self.files.loaded), group_by_conditions(self.files.loaded.runs)
+        conditions = max(paired, key=lambda each: len(groups[each]))
+        frameworks = groups[conditions]
         by_label = {each.label: each for each in frameworks}
-        rankings = [each for each in paired_rankings(self.paired[conditions], by_label) if each.clock == CPU]
+        rankings = [each for each in paired_rankings(paired[conditions], by_label) if each.clock == CPU]
         cells = {
             (each.activity, place.framework): paired_cell(place, index)
             for each in rankings
@@ -96,14 +87,13 @@ class Results:
         rows = []
         for cell in self.baseline_cells("mnist"):
             published = original.figures("mnist", cell.key.framework, "cpu")
-            values = [run.metrics[reproduction.ACCURACY] for run in cell.runs]
-            median = statistics.median(values)
+            median = cell.median(reproduction.ACCURACY)
             rows.append(
                 [
                     cell.key.label,
                     f"{cell.median('train/iterations'):,.0f}",
-                    f"{len(values)}",
-                    spread(values),
+                    f"{len(cell.runs)}",
+                    cell.accuracy,
                     f"{published.accuracy_percent:.2f}" if published else "none",
                     f"{median - published.accuracy_percent:+.2f}" if published else "",
                 ]
@@ -129,11 +119,7 @@ class Results:
 
     def sections(self) -> str:
         """Return all comparisons, each with its sentences and tables."""
-        parts: list[str] = []
-        for conditions, frameworks in self.compared:
-            paired = self.paired.get(conditions, {})
-            parts += markdown_report.section_parts(section(conditions, frameworks, paired, None))
-        return "\n\n".join(parts)
+        return "\n\n".join(markdown_report.sections(self.files.loaded))
 
     def machines(self) -> str:
         """Return the machine and the number of runs of each result file."""

@@ -23,14 +23,20 @@ def markdown(loaded: LoadedRuns, title: str) -> str:
     """
     if not loaded.runs:
         raise NothingFound(f"{title}: no run yet")
-    paired = paired_by_conditions(loaded)
-    parts = [f"# {formats.markdown(title)}", *_list(loaded.remarks)]
-    for conditions, frameworks in compare_groups(group_by_conditions(loaded.runs)):
-        parts += section_parts(section(conditions, frameworks, paired.get(conditions, {}), None))
+    parts = [f"# {formats.markdown(title)}", *_list(loaded.remarks), *sections(loaded)]
     return "\n\n".join(parts) + "\n"
 
 
-def section_parts(each: Section) -> list[str]:
+def sections(loaded: LoadedRuns) -> list[str]:
+    """Return the paragraphs of all sections."""
+    paired = paired_by_conditions(loaded)
+    parts: list[str] = []
+    for conditions, frameworks in compare_groups(group_by_conditions(loaded.runs)):
+        parts += _section(section(conditions, frameworks, paired.get(conditions, {}), None))
+    return parts
+
+
+def _section(each: Section) -> list[str]:
     """Return the paragraphs of a section, with its heading."""
     tables = {
         "Taking turns, relative to the fastest": each.paired,
@@ -45,13 +51,13 @@ def section_parts(each: Section) -> list[str]:
     ]
     for caption, some in tables.items():
         if some is not None:
-            parts += [f"{caption}:", table(some)]
+            parts += [f"{caption}:", _table(some)]
     if each.same:
         parts.append(f"The same for all: {formats.markdown('; '.join(each.same))}.")
     return parts + _list(each.remarks)
 
 
-def table(some: Table) -> str:
+def _table(some: Table) -> str:
     """Return a table of the report. A cell with several lines keeps them."""
     return formats.markdown_table(
         [formats.markdown(title) for title in some.header],
