@@ -17,8 +17,10 @@ from helpers.project import ROOT, STARTED, Command, own_cache_directory
 
 from gtdl_mlflow.files import cache_dir
 
-# A process that a shell starts in the background ignores SIGINT, and so do its children: tests send SIGINT to theirs.
+# A process that a shell starts in the background ignores SIGINT, one that nohup starts ignores SIGHUP, and so do their
+# children: tests send both signals to theirs.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 KEPT = ("GTDL_HOME", "GTDL_DATA", "GTDL_LOCKS", "GTDL_VERIFY_HASHES", "GTDL_REQUIRE_FRAMEWORKS", share.VARIABLE)
 """Variables of this project that the tests do not remove."""

@@ -11,6 +11,7 @@ import mlflow
 import pytest
 from helpers.processes import kill, read_line, start_script
 from helpers.project import Command, messages, runs, start, wait_for_worker
+from helpers.servers import failing_server
 
 from gtdl_mlflow.tracking import dead_runs, delivery, outbox
 from gtdl_mlflow.tracking.processes import PROCESS_GONE, Process, this_process
@@ -97,6 +98,17 @@ def test_tracker_that_is_away_stops_nothing(cache_folders: None, capsys: pytest.
     dead_runs.close_once("http://127.0.0.1:9")
     dead_runs.close_once("http://127.0.0.1:9")
     assert capsys.readouterr().err.count("gtdl: dead runs could not be closed: ") == 1
+
+
+def test_search_for_dead_runs_has_a_deadline(
+    cache_folders: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(dead_runs, "DEADLINE_S", 1.0)
+    dead_runs.close_once.cache_clear()
+    with failing_server("drip") as uri:
+        dead_runs.close_once(uri)
+    message = f"gtdl: dead runs could not be closed: MLflow at {uri} failed (no complete response within 1 s)\n"
+    assert capsys.readouterr().err == message
 
 
 @pytest.mark.parametrize("kind", [[], ["-m"]])

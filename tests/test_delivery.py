@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pytest
@@ -30,6 +31,7 @@ from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from gtdl_mlflow.cli import __main__ as cli
 from gtdl_mlflow.tracking import delivery, outbox
+from gtdl_mlflow.tracking import store as tracking_store
 from gtdl_mlflow.tracking.record import Record, new_record
 from gtdl_mlflow.tracking.store import TrackerUnreachable, TrackingFailed, http_timeouts
 
@@ -379,6 +381,34 @@ def test_processes_with_their_own_homes_create_one_database(tmp_path: Path) -> N
     ]
     assert [(process.communicate(timeout=300)[1], process.returncode) for process in processes] == [("", 0)] * 4
     assert {path.name for path in (tmp_path / "new").iterdir()} == {"mlflow.db"}
+
+
+@pytest.mark.slow
+@pytest.mark.server
+@pytest.mark.skipif(postgresql_programs() is None, reason="PostgreSQL is not installed")
+def test_tables_that_another_process_is_creating_on_a_server_are_waited_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """No lock of files is shared by the processes of several hosts."""
+    attempts: list[float] = []
+
+    class Busy(mlflow.MlflowClient):
+        def search_experiments(self, *arguments: Any, **options: Any) -> Any:
+            attempts.append(time.monotonic())
+            if len(attempts) < 3:
+                raise mlflow.MlflowException('relation "experiments" already exists')
+            return super().search_experiments(*arguments, **options)
+
+    monkeypatch.setattr(tracking_store, "MlflowClient", Busy)
+    with postgresql() as uri:
+        assert [each.name for each in tracking_store.connect(uri).search_experiments()] == ["Default"]
+    assert len(attempts) == 4
+    assert attempts[2] - attempts[0] > 1
+
+    attempts.clear()
+    with pytest.raises(mlflow.MlflowException, match="already exists"):
+        tracking_store.connect(f"sqlite:///{tmp_path}/own.db")
+    assert len(attempts) == 1, "a file has a lock"
 
 
 # Saved records.

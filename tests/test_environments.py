@@ -28,7 +28,8 @@ from helpers.wheels import DRIVER_PYTHON, write_wheel
 
 from gtdl_mlflow import config
 from gtdl_mlflow.cli import __main__ as cli
-from gtdl_mlflow.environments import EnvironmentFailed, create, ensure, find, list_environments, locks, remove
+from gtdl_mlflow.environments import EnvironmentFailed, create, ensure, find, list_environments, locks, remove, uv_command
+from gtdl_mlflow.environments.environment import environments_dir
 from gtdl_mlflow.files import cache_dir
 
 pytestmark = pytest.mark.slow
@@ -752,6 +753,14 @@ def test_missing_uv_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(uv, "find_uv_bin", absent)
     with pytest.raises(EnvironmentFailed, match=r"uv is required to create environments .*; pip install uv"):
         ensure(framework(), "cpu")
+
+
+def test_uv_runs_in_the_folder_of_the_environments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "uv"
+    program.write_text("#!/bin/sh\npwd\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(uv, "find_uv_bin", lambda: str(program))
+    assert uv_command.run([]).stdout == f"{environments_dir()}\n"
 
 
 # The choice of a Python

@@ -20,12 +20,12 @@ from helpers.project import Command, logged_model, runs, start, wait_until
 from helpers.servers import mlflow_server
 from mlflow.entities import Run
 
-from gtdl_mlflow import charts, config, datasets
+from gtdl_mlflow import charts, config, datasets, runner
 from gtdl_mlflow.environments import Environment
 from gtdl_mlflow.hardware import device_lock
-from gtdl_mlflow.tracking import delivery, recorder
+from gtdl_mlflow.tracking import delivery, outbox, recorder
 from gtdl_mlflow.worker.events import Finished, Metadata, Metrics
-from gtdl_mlflow.worker_process import WorkerFailed
+from gtdl_mlflow.worker_process import WorkerFailed, WorkerProcess
 
 
 @pytest.fixture(scope="module")
@@ -317,6 +317,28 @@ def test_a_run_is_complete_in_mlflow_before_it_takes_its_device(store: str, tmp_
     assert any(key.startswith("machine.") for key in waiting.data.params)
     assert {"gtdl.seed", "gtdl.cell", "gtdl.config_hash", "gtdl.process", "mlflow.user"} <= waiting.data.tags.keys()
     assert run.data.metrics["device_wait_s"] >= 1
+
+
+@pytest.mark.slow
+def test_a_run_is_delivered_after_it_has_released_its_device(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slow server must not keep the next run from the device."""
+    held = {}
+    send, deliver = WorkerProcess.run, outbox.conclude
+
+    def run(*arguments: Any) -> Any:
+        held["training"] = device_lock.in_use()
+        return send(*arguments)
+
+    def conclude(*arguments: Any) -> str:
+        held["delivery"] = device_lock.in_use()
+        return deliver(*arguments)
+
+    monkeypatch.setattr(WorkerProcess, "run", run)
+    monkeypatch.setattr(outbox, "conclude", conclude)
+    runner.run(config.compose(["framework=reference", "training.epochs=1"]), tmp_path)
+    assert held == {"training": True, "delivery": False}
 
 
 def test_an_interrupted_run_is_killed(store: str, tmp_path: Path) -> None:

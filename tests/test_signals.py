@@ -215,6 +215,36 @@ def test_repeated_signals_do_not_disturb_the_delivery(store: str, number: int) -
     assert states(store) == ["KILLED"]
 
 
+DELIVERING = """
+import time
+from pathlib import Path
+from gtdl_mlflow import config, signals
+from gtdl_mlflow.tracking import outbox, recorder
+from gtdl_mlflow.worker.events import Metrics
+deliver = outbox.conclude
+def slowly(*arguments):
+    print("ready", flush=True)
+    time.sleep(0.5)
+    return deliver(*arguments)
+outbox.conclude = slowly
+signals.interrupt_on_first()
+try:
+    with recorder.Recorder(config.compose(["framework=reference"]), Path("run")) as run:
+        run.add(Metrics({"accuracy_percent": 90, "training_time_s": 1, "testing_time_s": 1}))
+    time.sleep(60)
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", SIGNALS)
+def test_first_signal_during_the_delivery_of_a_finished_run_waits_for_its_end(store: str, number: int) -> None:
+    status, output, errors = stop(start_script(DELIVERING), number)
+    assert (status, output) == (0, "interrupted\n"), errors
+    assert states(store) == ["FINISHED"]
+
+
 @pytest.mark.slow
 def test_closed_terminal_stops_a_run_as_killed(store: str, tmp_path: Path) -> None:
     arguments = ["framework=reference", "training.epochs=1000000", "training.checkpoint_every_s=0"]

@@ -217,6 +217,31 @@ def test_an_adapter_imports_no_other_framework() -> None:
     assert not wrong, "\n".join(map(str, wrong))
 
 
+WRITTEN_ONCE = {
+    ("environments/cmake_build.py", name) for name in ("log_file", "requirements", "constraints", "file")
+}
+"""Files of modules with state files that are written in place: they are read by no later command."""
+
+
+def test_state_files_are_written_atomically() -> None:
+    written = set()
+    for path in modules().values():
+        calls = [node for node in ast.walk(tree(path)) if isinstance(node, ast.Call)]
+        if any(ast.unparse(call.func) in ("read_state", "files.read_state") for call in calls):
+            place = path.relative_to(ROOT / PACKAGE).as_posix()
+            written |= {(place, ast.unparse(call.func.value)) for call in calls if writes_in_place(call)}
+    assert written == WRITTEN_ONCE
+
+
+def writes_in_place(call: ast.Call) -> bool:
+    """Return whether a call writes a file at its final path: ``path.write_text(...)``, ``path.open("w")``."""
+    if not isinstance(call.func, ast.Attribute):
+        return False
+    modes = [each.value for each in [*call.args, *(key.value for key in call.keywords)] if isinstance(each, ast.Constant)]
+    opened = call.func.attr == "open" and any(isinstance(mode, str) and set(mode) & set("wax+") for mode in modes)
+    return opened or call.func.attr in ("write_text", "write_bytes")
+
+
 def test_no_module_shadows_the_standard_library() -> None:
     names = {module.rpartition(".")[2] for module in modules()} - {"__main__"}
     assert not names & sys.stdlib_module_names

@@ -12,7 +12,8 @@ from typing import Any
 
 import mlflow
 import pytest
-from helpers.project import Command, runs, start, sweep_runs, wait_until
+from helpers.processes import start_script
+from helpers.project import Command, messages, runs, start, sweep_runs, wait_until
 from mlflow.entities import Run
 from omegaconf import OmegaConf
 
@@ -297,6 +298,25 @@ def test_sweep_whose_summary_cannot_be_written_loses_nothing_else(gtdl: Command,
     parent, (cell,) = sweep_runs()
     assert (parent.info.status, cell.info.status) == ("FINISHED", "FINISHED")
     assert parent.data.metrics["sweep/finished"] == 1
+
+
+CLOSING_FAILS = """
+import sys
+from gtdl_mlflow.__main__ import main
+from gtdl_mlflow.sweeps.hydra_callbacks import SweepParent
+def fail(sweep):
+    raise RuntimeError("planted")
+SweepParent.close = fail
+main()
+"""
+
+
+@pytest.mark.slow
+def test_sweep_whose_closing_fails_unexpectedly_has_status_1(store: str) -> None:
+    process = start_script(CLOSING_FAILS, *SWEEP, "seed=1")
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 1, output + errors
+    assert messages(errors) == ["gtdl: the sweep could not be closed: RuntimeError: planted"]
 
 
 @pytest.mark.slow
