@@ -231,6 +231,11 @@ def test_files_named_by_a_page_exist(page: Path) -> None:
     ] == []  # fmt: skip
 
 
+def test_the_guide_warns_that_a_logged_model_runs_its_code() -> None:
+    page = (ROOT / "docs" / "models.md").read_text()
+    assert "**Loading a logged model with MLflow runs its code**" in page.partition("## Security")[2]
+
+
 @pytest.mark.slow
 def test_the_site_builds_and_loads_nothing_from_other_hosts(tmp_path: Path) -> None:
     done = subprocess.run(

@@ -28,7 +28,16 @@ from helpers.wheels import DRIVER_PYTHON, write_wheel
 
 from gtdl_mlflow import config
 from gtdl_mlflow.cli import __main__ as cli
-from gtdl_mlflow.environments import EnvironmentFailed, create, ensure, find, list_environments, locks, remove, uv_command
+from gtdl_mlflow.environments import (
+    EnvironmentFailed,
+    create,
+    ensure,
+    find,
+    list_environments,
+    locks,
+    remove,
+    uv_command,
+)
 from gtdl_mlflow.environments.environment import environments_dir
 from gtdl_mlflow.files import cache_dir
 

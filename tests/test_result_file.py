@@ -196,6 +196,16 @@ def test_experiment_without_runs_is_not_exported(
     assert not (tmp_path / "results.csv").exists()
 
 
+def test_download_of_a_site_has_no_formula_of_somebody_elses_file(exported: Path, tmp_path: Path) -> None:
+    text = exported.read_text()
+    run_id = text.splitlines()[1].partition(",")[0]
+    exported.write_text(f"{text}{run_id},tag,gtdl.remarks,,=1+1\n{run_id},tag,mlflow.user,,somebody\n")
+    assert cli.main(["publish", str(exported), "--output", str(tmp_path / "site")]) == 0
+    download = (tmp_path / "site" / exported.name).read_text()
+    assert f"{run_id},tag,gtdl.remarks,,'=1+1\n" in download
+    assert "somebody" not in download
+
+
 @pytest.mark.parametrize(
     "text", ["=cmd|' /C calc'!A0", "+1+1", "-a", "@SUM(A1)", "\tx", "\rx", "'quoted", "''=1", "-1.5"]
 )

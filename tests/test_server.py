@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import urllib.error
@@ -14,13 +15,15 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import mlflow
 import pytest
 import yaml
-from helpers.project import ROOT, Command, logged_model, runs, start
+from helpers.project import ROOT, Command, logged_model, runs, start, wait_until
 from helpers.servers import PASSWORD, Server, mlflow_server, postgresql, postgresql_programs
 
+from gtdl_mlflow.reporting.ui import free_port
 from gtdl_mlflow.tracking.delivery import deliver
 from gtdl_mlflow.tracking.record import new_record
 
@@ -52,12 +55,23 @@ def compose_file(settings: dict[str, str]) -> Any:
     return yaml.safe_load(re.sub(r"\$\{(\w+)(:[-?])([^}]*)\}", value, text))
 
 
+def need_program(package: str) -> None:
+    """Skip the test if a Debian package is not installed; fail where all tests are required."""
+    if postgresql_programs() is None if package == "postgresql" else shutil.which(package) is None:
+        assert os.environ.get("GTDL_REQUIRE_FRAMEWORKS") != "1", f"apt-get install {package}"
+        pytest.skip(f"apt-get install {package}")
+
+
+def guide_blocks(language: str) -> list[str]:
+    """Return the code blocks of ``docs/server.md`` in a language."""
+    text = (ROOT / "docs" / "server.md").read_text()
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The server of ``compose.yaml``: its command and environment, on a database and a folder of this test."""
-    if postgresql_programs() is None:
-        assert os.environ.get("GTDL_REQUIRE_FRAMEWORKS") != "1", "apt-get install postgresql"
-        pytest.skip("apt-get install postgresql")
+    need_program("postgresql")
     folder = tmp_path_factory.mktemp("server")
     compose = compose_file(SETTINGS)
     auth = folder / "auth.ini"
@@ -79,12 +93,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture(scope="module")
 def users(server: Server) -> dict[str, str]:
     """Passwords of the users that the snippet of ``docs/server.md`` creates."""
-    snippet = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "server.md").read_text(), re.DOTALL)
-    assert snippet is not None
+    (snippet,) = guide_blocks("python")
     environment = {**os.environ, "MLFLOW_AUTH_ADMIN_PASSWORD": ADMIN[1]}
     done = subprocess.run(
         [sys.executable, "-"],
-        input=snippet[1].replace("http://127.0.0.1:5000", server.uri),
+        input=snippet.replace("http://127.0.0.1:5000", server.uri),
         env=environment,
         capture_output=True,
         text=True,
@@ -169,23 +182,119 @@ def test_the_server_answers_to_its_name_only_and_to_no_stranger(server: Server) 
     assert request(server, NAME, origin="https://attacker.example") == 403
 
 
-def test_a_run_reaches_the_server_by_name(server: Server, log_in: Any, gtdl: Command, tmp_path: Path) -> None:
-    log_in("alice")
-    hosts = tmp_path / "hosts"
+def run_with_name(folder: Path, arguments: list[str], variables: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run ``python -m gtdl_mlflow ARGUMENTS`` where ``NAME`` is the name of this machine."""
+    hosts = folder / "hosts"
     hosts.write_text(f"127.0.0.1 localhost {NAME}\n")
     enter = ["unshare", "--mount", "sh", "-c", f'mount --bind {hosts} /etc/hosts && exec "$@"', "sh"]
     if subprocess.run([*enter, "true"], capture_output=True).returncode:
         pytest.skip("this machine does not permit a mount namespace")
-    address = os.environ["MLFLOW_TRACKING_URI"].replace("127.0.0.1", NAME)
-    done = subprocess.run(
-        [*enter, sys.executable, "-m", "gtdl_mlflow", "framework=reference", "tracking.experiment=by name"],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": address},
+    return subprocess.run(
+        [*enter, sys.executable, "-m", "gtdl_mlflow", *arguments],
+        env={**os.environ, "PYTHONPATH": str(ROOT), **variables},
         capture_output=True,
         text=True,
         timeout=300,
     )
+
+
+def test_a_run_reaches_the_server_by_name(server: Server, log_in: Any, tmp_path: Path) -> None:
+    log_in("alice")
+    address = {"MLFLOW_TRACKING_URI": os.environ["MLFLOW_TRACKING_URI"].replace("127.0.0.1", NAME)}
+    done = run_with_name(tmp_path, ["framework=reference", "tracking.experiment=by name"], address)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"http://{NAME}:{server.port}/#/experiments/" in done.stdout
+
+
+def test_a_run_reaches_the_server_by_tls_through_the_documented_proxy(
+    server: Server, log_in: Any, tmp_path: Path
+) -> None:
+    need_program("caddy")
+    log_in("alice")
+    port = free_port()
+    # An authority of this test instead of a public one, and other ports.
+    own = f"{{\nlocal_certs\nskip_install_trust\nadmin off\nhttp_port {free_port()}\nhttps_port {port}\n}}\n"
+    (tmp_path / "Caddyfile").write_text(
+        own + guide_blocks("text")[0].replace("127.0.0.1:5000", f"127.0.0.1:{server.port}")
+    )
+    proxy = subprocess.Popen(
+        ["caddy", "run", "--config", tmp_path / "Caddyfile"],
+        env={**os.environ, "XDG_DATA_HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path)},
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        authority = tmp_path / "caddy" / "pki" / "authorities" / "local" / "root.crt"
+        wait_until(authority.exists, "the proxy has a certificate", proxy)
+        address = os.environ["MLFLOW_TRACKING_URI"].replace(f"127.0.0.1:{server.port}", f"{NAME}:{port}")
+        variables = {
+            "MLFLOW_TRACKING_URI": address.replace("http:", "https:"),
+            "REQUESTS_CA_BUNDLE": str(authority),
+        }
+        done = run_with_name(tmp_path, ["framework=reference", "tracking.experiment=by tls"], variables)
+    finally:
+        proxy.terminate()
+        proxy.wait(timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"https://{NAME}:{port}/#/experiments/" in done.stdout
+    assert [run.info.status for run in runs(os.environ["MLFLOW_TRACKING_URI"], "by tls")] == ["FINISHED"]
+
+
+DOCKER = """#!/bin/sh
+# "docker compose exec|run OPTIONS SERVICE COMMAND" runs the command on this machine. Other commands do nothing.
+[ "$2" = exec ] || [ "$2" = run ] || exit 0
+shift 2
+while case $1 in -*) true;; *) false;; esac; do shift; done
+shift
+exec "$@"
+"""
+
+
+def test_the_backup_of_the_guide_restores_runs_logins_and_files_and_its_upgrade_migrates_them(tmp_path: Path) -> None:
+    need_program("postgresql")
+    programs = postgresql_programs()
+    logins, files = tmp_path / "logins", tmp_path / "files"
+    (tmp_path / "docker").write_text(DOCKER)
+    (tmp_path / "docker").chmod(0o755)
+    backup, restore, upgrade = (
+        block.replace("/var/lib/mlflow", str(logins)).replace(" /data", f" {files}") for block in guide_blocks("sh")[2:]
+    )
+    with postgresql() as database:
+        address = urlsplit(database)
+        variables = {
+            **os.environ,
+            "PATH": f"{tmp_path}:{Path(sys.executable).parent}:{programs}:{os.environ['PATH']}",
+            "PGHOST": "127.0.0.1",
+            "PGPORT": str(address.port),
+            "PGPASSWORD": PASSWORD,
+            "MLFLOW_BACKEND_STORE_URI": database.replace("/postgres", "/gtdl"),
+        }
+
+        def shell(script: str) -> None:
+            command = ["bash", "-euo", "pipefail", "-c", script]
+            done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=300)
+            assert done.returncode == 0, done.stdout + done.stderr
+
+        def new_volumes() -> None:
+            for folder in (logins, files):
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+            shell("dropdb -U gtdl --if-exists gtdl && createdb -U gtdl gtdl")
+
+        new_volumes()
+        shell(upgrade)
+        assert (logins / "auth.db").stat().st_size > 0
+        (files / "object").write_bytes(bytes(range(256)))
+        client = mlflow.MlflowClient(variables["MLFLOW_BACKEND_STORE_URI"])
+        run = client.create_run(client.create_experiment("kept"))
+        client.log_metric(run.info.run_id, "accuracy_percent", 99.0)
+        saved = {path: path.read_bytes() for path in (logins / "auth.db", files / "object")}
+        shell(backup)
+        client._tracking_client.store.engine.dispose()
+        new_volumes()
+        shell(restore)
+        shell(upgrade)
+        assert client.get_run(run.info.run_id).data.metrics == {"accuracy_percent": 99.0}
+        assert {path: path.read_bytes() for path in saved} == saved
 
 
 def test_two_users_share_an_experiment_and_a_third_reads_it(

@@ -217,9 +217,7 @@ def test_an_adapter_imports_no_other_framework() -> None:
     assert not wrong, "\n".join(map(str, wrong))
 
 
-WRITTEN_ONCE = {
-    ("environments/cmake_build.py", name) for name in ("log_file", "requirements", "constraints", "file")
-}
+WRITTEN_ONCE = {("environments/cmake_build.py", name) for name in ("log_file", "requirements", "constraints", "file")}
 """Files of modules with state files that are written in place: they are read by no later command."""
 
 
@@ -237,7 +235,9 @@ def writes_in_place(call: ast.Call) -> bool:
     """Return whether a call writes a file at its final path: ``path.write_text(...)``, ``path.open("w")``."""
     if not isinstance(call.func, ast.Attribute):
         return False
-    modes = [each.value for each in [*call.args, *(key.value for key in call.keywords)] if isinstance(each, ast.Constant)]
+    modes = [
+        each.value for each in [*call.args, *(key.value for key in call.keywords)] if isinstance(each, ast.Constant)
+    ]
     opened = call.func.attr == "open" and any(isinstance(mode, str) and set(mode) & set("wax+") for mode in modes)
     return opened or call.func.attr in ("write_text", "write_bytes")
 

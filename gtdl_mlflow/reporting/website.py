@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import shutil
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 from .. import __version__
 from ..config import display
 from ..files import write_atomically
-from . import page
+from . import page, result_file
 from .formats import count
 from .result_file import ResultFiles
 from .runs import BenchmarkRun, LoadedRuns
@@ -22,7 +21,10 @@ ALL = "all.html"
 
 
 def write(files: ResultFiles, paths: Sequence[Path], folder: Path) -> int:
-    """Write the pages and copies of the result files, whose names differ, to ``folder``; return the number of pages.
+    """Write the pages and the result files, whose names differ, to ``folder``; return the number of pages.
+
+    The result files are written from their runs, as ``gtdl export`` writes them. A copy would hold what other people
+    have put into a file, such as formulas of a spreadsheet.
 
     Raises:
         OSError: a file cannot be written.
@@ -41,7 +43,8 @@ def write(files: ResultFiles, paths: Sequence[Path], folder: Path) -> int:
     for name, html in pages.items():
         write_atomically(folder / name, html)
     for path in paths:
-        shutil.copyfile(path, folder / path.name)
+        own = ResultFiles([path])
+        write_atomically(folder / path.name, result_file.write((run, own) for run in own.runs))
     return len(pages)
 
 
