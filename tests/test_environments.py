@@ -864,8 +864,9 @@ def test_environments_are_listed_and_removed(capsys: pytest.CaptureFixture[str])
 
 
 def test_env_create_composes_the_configuration(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["env", "create", "reference"]) == 0
-    assert "needs no environment" in capsys.readouterr().out
+    for name in ("reference", "framework=reference"):
+        assert cli.main(["env", "create", name]) == 0
+        assert "needs no environment" in capsys.readouterr().out
     recipes = "framework.devices.cpu.recipes=[{requirements:['tiny==2.0']}]"
     assert cli.main(["env", "create", "reference", recipes, "framework.adapter=json:loads"]) == 0
     [created] = list_environments()

@@ -9,7 +9,13 @@ import click
 
 from .common import TAKES_OVERRIDES, CommandFailed, Group, complete_choice, overrides_argument, translate_errors
 
-FRAMEWORK = click.argument("framework", shell_complete=complete_choice("framework"))
+
+def _name(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """Return the name of a framework, which may be written as an override: ``framework=torch``."""
+    return value and value.removeprefix("framework=")
+
+
+FRAMEWORK = click.argument("framework", callback=_name, shell_complete=complete_choice("framework"))
 
 
 @click.group(cls=Group)
@@ -66,7 +72,7 @@ def create(framework: str, overrides: tuple[str, ...]) -> None:
 
 
 @env.command("packages")
-@click.argument("framework", required=False, shell_complete=complete_choice("framework"))
+@click.argument("framework", required=False, callback=_name, shell_complete=complete_choice("framework"))
 def list_packages(framework: str | None) -> None:
     """List the Debian packages that environments need, one per line."""
     from .. import config
