@@ -43,6 +43,12 @@ def _repeat_lost_interrupt(lost: Any) -> None:
         sys.__unraisablehook__(lost)
 
 
+def _repeat_lost_interrupt_only(lost: Any) -> None:
+    """Repeat an interrupt, and ignore other exceptions of destructors: the interrupt has left objects incomplete."""
+    if lost.exc_type is KeyboardInterrupt:
+        _repeat_lost_interrupt(lost)
+
+
 def ignore() -> None:
     """Ignore stopping signals from now on: the process is about to end by itself."""
     _install(_ignore)
@@ -80,6 +86,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
         _repeat(number)
         return
     ignore()
+    sys.unraisablehook = _repeat_lost_interrupt_only
     raise KeyboardInterrupt
 
 

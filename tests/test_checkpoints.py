@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from helpers.disks import fill, small_disk
 from helpers.project import Command, runs
+from helpers.share import share
 
 from gtdl_mlflow.files import cache_dir
 from gtdl_mlflow.worker.checkpoints import MANIFEST, Checkpoints
@@ -137,7 +138,7 @@ def test_run_goes_on_without_checkpoints_on_a_full_disk(
 
 @pytest.mark.slow
 @pytest.mark.frameworks
-@pytest.mark.parametrize("framework", ["caffe", "mxnet", "tensorflow", "theano", "torch"])
+@pytest.mark.parametrize("framework", share(["caffe", "mxnet", "tensorflow", "theano", "torch"], ["torch"]))
 def test_full_disks_cost_a_framework_only_its_checkpoints_and_its_model(
     framework: str, gtdl: Command, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

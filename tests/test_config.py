@@ -358,7 +358,7 @@ def test_wrong_override_is_refused_in_one_line(override: str, message: str) -> N
         ("hardware.device=tpu", r"hardware\.device=tpu: expected one of cpu, gpu"),
         ("hardware.threads=0", r"hardware\.threads=0: must be at least 1"),
         ("hardware.threads=10000", r"hardware\.threads=10000: must be at most \d+, the number of cores"),
-        ("hardware.cores=[9999]", r"hardware\.cores=\[9999\]: expected some of \[0"),
+        ("hardware.cores=[9999]", r"hardware\.cores=\[9999\]: expected some of \[\d"),
         ("model.layers.conv1.filters=0", r"layer conv1: filters=0: expected a whole number of at least 1"),
         ("model.layers.conv1.kernel=99", r"layer conv1: a window of 99 does not fit an input of 32x32"),
         ("model.layers.dense2.units=7", r"layer dense2: gives \(7,\), but the data set has 10 classes"),

@@ -401,7 +401,7 @@ def cases_of(execution: Execution) -> list[Case]:
     names: Sequence[str] = list(CASES)
     if not framework.modes[execution.mode].deterministic:  # tries several kernels for each operation
         names = [name for name in CASES if name.startswith(AUTOTUNED)]
-    elif framework.modes[execution.mode].compiles and framework.name != "theano":
+    elif framework.modes[execution.mode].compiles:
         always = [name for name in CASES if name.startswith(COMPILED)]
         names = share(names, always) if execution.mode == framework.default_mode else always
     return [CASES[name] for name in names]

@@ -10,11 +10,14 @@ import mlflow
 import pytest
 from helpers.project import Command, mlflow_run, sweep_runs
 from helpers.servers import login_server
+from helpers.share import share
 from mlflow import MlflowClient
 
 pytestmark = pytest.mark.slow
 
 SWEEP = ("-m", "framework=reference", "setting=reference_mnist", "training.epochs=1", "seed=1,2")
+
+LAUNCHERS = ("joblib", "submitit_local", "ray")
 
 PACKAGES = {
     "joblib": "hydra_joblib_launcher",
@@ -32,7 +35,7 @@ def need(plugin: str) -> None:
 
 
 @pytest.mark.frameworks
-@pytest.mark.parametrize("launcher", ["joblib", "submitit_local", "ray"])
+@pytest.mark.parametrize("launcher", share(LAUNCHERS, ["joblib"]))
 def test_results_are_the_same_through_a_launcher(gtdl: Command, store: str, launcher: str) -> None:
     need(launcher)
     results = []
@@ -72,7 +75,7 @@ def test_a_parallel_launcher_under_mlflow_run_creates_one_run_per_cell(store: st
 
 
 @pytest.mark.server
-@pytest.mark.parametrize("launcher", ["joblib", "submitit_local", "ray"])
+@pytest.mark.parametrize("launcher", share(LAUNCHERS, ["joblib"]))
 def test_jobs_get_a_password_that_was_typed_and_no_file_has_it(
     gtdl: Command, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, launcher: str
 ) -> None:

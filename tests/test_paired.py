@@ -311,6 +311,7 @@ def test_minutes_needed_are_those_of_the_widest_interval() -> None:
         return Ranking("training", ratios.CPU, (Ranked("A", 1.0, best), Ranked("B", 1.5, ratio)))
 
     assert minutes_needed([ranking(0.009), ranking(0.04)], restart_s=6) == pytest.approx(58, abs=1)
+    assert minutes_needed([ranking(0.0101)], restart_s=1) == 1, "never 0 more minutes"
     assert minutes_needed([ranking(0.009)], restart_s=60) == 0
     assert minutes_needed([ranking(0.01), ranking(math.inf)], restart_s=60) is None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -109,30 +110,36 @@ def test_help_lists_the_options() -> None:
 
 @pytest.mark.slow
 @pytest.mark.frameworks
-def test_time_limit_that_is_too_short_is_one_line_and_no_run(store: str, tmp_path: Path) -> None:
-    done = answer("minutes=0.05", "hardware=cpu_1core", "torch", "mxnet")
-    assert done.returncode == 1
-    assert "minutes=0.05: too short for torch, mxnet here; try minutes=" in done.stderr
-    assert not (tmp_path / "gtdl_answer.html").exists()
-    assert mlflow.search_runs(search_all_experiments=True, output_format="list") == []
-
-
-@pytest.mark.slow
-@pytest.mark.frameworks
 def test_one_framework_is_nothing_to_compare(store: str) -> None:
     done = answer("torch", "hardware=cpu_1core")
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == "gtdl: a comparison needs two frameworks; can run here: torch"
 
 
+def test_suggested_limit_has_room_for_the_shares_that_grow_with_it() -> None:
+    for fixed_s, runs_s in ((40, 5), (40, 60)):
+        limit_s = planner.enough_s(fixed_s, runs_s)
+        growing_s = (planner.RUNS_SHARE + planner.MODES_SHARE) * limit_s
+        assert limit_s >= fixed_s + max(runs_s, growing_s) - 1e-9
+        assert limit_s <= 2 * (fixed_s + runs_s)
+
+
 @pytest.mark.slow
 @pytest.mark.frameworks
-def test_answer_ends_with_a_ranking_and_writes_a_report(
+def test_too_short_limit_is_answered_with_one_that_ends_in_a_ranking_and_a_report(
     store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GTDL_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "0")  # as `mlflow run . -e answer` sets it: the experiment Default
-    done = answer("--minutes", "6", "--output", "verdict.html", "--hardware", "cpu_1core", "torch", "mxnet")
+    arguments = ("--output", "verdict.html", "--hardware", "cpu_1core", "torch", "mxnet")
+    refused = answer("minutes=0.05", *arguments)
+    assert refused.returncode == 1
+    line = refused.stderr.splitlines()[-1]
+    enough = re.fullmatch(r"gtdl: minutes=0\.05: too short for torch, mxnet here; try (minutes=\d+)", line)
+    assert enough is not None, line
+    assert not (tmp_path / "verdict.html").exists()
+    assert mlflow.search_runs(search_all_experiments=True, output_format="list") == []
+    done = answer(enough[1], *arguments)
     assert done.returncode == 0, done.stderr
     plan, *_ = done.stderr.splitlines()
     assert plan.startswith("gtdl: plan: PyTorch 2.13.0, MXNet 1.9.1; caffe_mnist on mnist_5k, cpu, 1 thread")

@@ -71,7 +71,7 @@ def test_gpu_is_beside_the_cpu_and_each_number_of_threads_has_a_table(all_cores:
     assert [name.partition(":")[0] for name in cpu_only.header] == ["framework", "CPU", "CPU", "CPU"]
 
 
-def test_setting_is_recognised_where_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_setting_is_recognised_where_it_cannot_run(monkeypatch: pytest.MonkeyPatch, all_cores: None) -> None:
     runs = []
     for override in ("hardware=gpu", "hardware.cores=[0]"):
         with monkeypatch.context() as other_machine:

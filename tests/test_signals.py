@@ -72,6 +72,23 @@ except KeyboardInterrupt:
     print("interrupted", flush=True)
 """
 
+CONSTRUCTING = """
+import time
+from gtdl_mlflow import signals
+signals.interrupt_on_first()
+class Incomplete:
+    def __init__(self):
+        print("ready", flush=True)
+        time.sleep(60)
+        self.file = None
+    def __del__(self):
+        self.file.close()
+try:
+    Incomplete()
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+"""
+
 EXITING = """
 import time
 from gtdl_mlflow import signals
@@ -118,6 +135,10 @@ def test_import_is_completed_first(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_interrupt_is_not_lost_in_a_destructor() -> None:
     assert stop(start_script(DELETING), signal.SIGTERM) == (0, "interrupted\n", "")
+
+
+def test_object_whose_construction_was_interrupted_is_deleted_without_a_traceback() -> None:
+    assert stop(start_script(CONSTRUCTING), signal.SIGINT) == (0, "interrupted\n", "")
 
 
 def test_interrupt_is_not_lost_in_a_callback_of_a_weak_reference() -> None:

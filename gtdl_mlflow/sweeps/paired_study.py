@@ -189,8 +189,11 @@ def with_memory(contestants: Iterable[Contestant], runs: Mapping[str, Sequence[B
     return [replace(each, memory_mb=peaks.get(each.name) or largest) for each in contestants]
 
 
-def minutes_needed(rankings: Iterable[Ranking], restart_s: float) -> float | None:
-    """Return about how many more minutes resolve all ratios; None if there are too few restarts to estimate that."""
+def minutes_needed(rankings: Iterable[Ranking], restart_s: float) -> int | None:
+    """Return about how many more minutes resolve all ratios, rounded up.
+
+    None if there are too few restarts to estimate that.
+    """
     more = []
     for ranking in rankings:
         for each in ranking.frameworks[1:]:
@@ -198,17 +201,17 @@ def minutes_needed(rankings: Iterable[Ranking], restart_s: float) -> float | Non
             if needed is None:
                 return None
             more.append(needed - each.ratio.n)
-    return max(more, default=0) * restart_s / 60
+    return math.ceil(max(more, default=0) * restart_s / 60)
 
 
-def _not_resolved(rankings: Iterable[Ranking], minutes: float | None) -> str:
+def _not_resolved(rankings: Iterable[Ranking], minutes: int | None) -> str:
     units: dict[str, list[str]] = defaultdict(list)
     for ranking in rankings:
         for each in ranking.frameworks[1:]:
             if not each.ratio.is_resolved:
                 units[each.framework].append(UNITS[ranking.activity])
     names = "; ".join(f"{name} ({', '.join(some)})" for name, some in units.items())
-    estimate = "too few restarts to estimate the time" if minutes is None else f"about {minutes:,.0f} more minutes"
+    estimate = "too few restarts to estimate the time" if minutes is None else f"about {count(minutes, 'more minute')}"
     return f"not final yet, {estimate}: {names}"
 
 

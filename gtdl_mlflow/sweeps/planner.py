@@ -226,6 +226,16 @@ def shortest_measurement_s(costs: Collection[Cost]) -> float:
     return FEWEST_RESTARTS * (max(each.fixed_s for each in costs) + len(costs) * turns)
 
 
+def enough_s(fixed_s: float, runs_s: float) -> float:
+    """Return a sufficient time limit in seconds.
+
+    Args:
+        fixed_s: seconds of everything but the whole runs and the choice of the modes, whose shares grow with the limit.
+        runs_s: seconds of the whole runs within the refused limit.
+    """
+    return max(fixed_s + runs_s, fixed_s / (1 - RUNS_SHARE - MODES_SHARE))
+
+
 def run(minutes: float, wanted: Sequence[str], overrides: Sequence[str], experiment: str) -> list[str]:
     """Print the plan, measure, and print the ranking. Return remarks for the report, one line each.
 
@@ -259,12 +269,11 @@ def run(minutes: float, wanted: Sequence[str], overrides: Sequence[str], experim
         raise AnswerImpossible(f"a comparison needs two frameworks; can run here: {', '.join(costs) or 'none'}")
     left_s = ends - time.monotonic() - REPORT_S - SWEEP_S
     budget = choose_budget(costs.values(), RUNS_SHARE * 60 * minutes)
-    needed_s = shortest_measurement_s(costs.values()) + sum(each.run_s(budget) for each in costs.values())
-    if needed_s > left_s:
-        enough_s = 60 * minutes - left_s + needed_s
-        raise AnswerImpossible(
-            f"minutes={minutes:g}: too short for {', '.join(costs)} here; try minutes={math.ceil(1.1 * enough_s / 60)}"
-        )
+    measurement_s = shortest_measurement_s(costs.values())
+    runs_s = sum(each.run_s(budget) for each in costs.values())
+    if measurement_s + runs_s > left_s:
+        enough = math.ceil(enough_s(60 * minutes - left_s + measurement_s, runs_s) / 60)
+        raise AnswerImpossible(f"minutes={minutes:g}: too short for {', '.join(costs)} here; try minutes={enough}")
     info(f"budget={budget:g}: each whole run does {100 * budget:g} % of the training")
     left_s = ends - time.monotonic() - REPORT_S
     _run_sweep([f"framework={','.join(costs)}", *every, f"sweep.minutes={left_s / 60:.2f}"], typed, budget, experiment)

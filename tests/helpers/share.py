@@ -12,7 +12,7 @@ T = TypeVar("T")
 VARIABLE = "GTDL_TEST_SHARE"
 """Environment variable with the number of the share, or ``all``. The processes of a session have the same."""
 
-SHARES = 3
+SHARES = 4
 """Days on which each combination runs once."""
 
 
@@ -32,8 +32,8 @@ def share(combinations: Iterable[T], always: Iterable[T]) -> Sequence[T]:
 def header() -> str:
     """Return the line of the report that names the share."""
     if (chosen := number()) is None:
-        return "modes, precisions and threads of the frameworks: all"
+        return "slow combinations: all"
     return (
-        f"modes, precisions and threads of the frameworks: every framework in its default mode, and share "
-        f"{chosen + 1} of {SHARES} of the others, which changes every day; {VARIABLE}=all runs all"
+        f"slow combinations: the defaults, and share {chosen + 1} of {SHARES} of the other modes, precisions, threads, "
+        f"models and launchers, which changes every day; {VARIABLE}=all runs all"
     )
