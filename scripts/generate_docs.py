@@ -87,8 +87,9 @@ def framework(name: str) -> str:
         "## Default settings",
         defaults(name),
         "## Execution modes",
-        f"`mode=default` is `{chosen.default_mode}`; `mode=best`, the default, is the fastest of those that run here. "
-        "All compute the same. [Execution modes](../modes.md) explains the choice.",
+        f"`mode=default` is `{chosen.default_mode}`; `mode=best`, the default, is the one with the shortest training, "
+        "compilation included. All modes compute the same function. [Execution modes](../modes.md) explains the "
+        "choice.",
         table(
             ["mode", "what it is", "runs on", "compiles"],
             [mode_row(*item, chosen.devices) for item in chosen.modes.items()],
@@ -114,7 +115,8 @@ def first_comment(path: Path) -> str:
 
 
 def module_docstring(path: Path) -> str:
-    return ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return text.replace("``", "`")
 
 
 def environment(composed: Config) -> list[str]:

@@ -88,7 +88,7 @@ def test_noise_leaves_the_order_open() -> None:
         for seed in range(5)
     ]
     sentences, remarks = rank(noisy)
-    assert sentences[0].startswith("PyTorch 2.13.0 trained in the shortest time so far: 12.00 s. Not resolved: MXNet")
+    assert sentences[0] == "No difference in training time is resolved: PyTorch 2.13.0 12.00 s, MXNet 1.9.1 12.60 s."
     (remark,) = [each for each in remarks if "would resolve" in each]
     needed = int(remark.split()[1].replace(",", ""))
     assert remark.endswith("runs of each framework would resolve the ranking by training time.")
@@ -470,4 +470,4 @@ def test_extreme_times_give_no_warning_and_no_crash(values: tuple[float, float])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         sentences, _ = rank(runs)
-    assert "trained fastest" in sentences[0] or "in the s" in sentences[0]
+    assert any(words in sentences[0] for words in ("trained fastest", "in the same time", "is resolved"))

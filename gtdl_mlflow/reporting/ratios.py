@@ -181,9 +181,9 @@ def unit_times(turns: Iterable[MeasuredTurn], activity: str, clock: str) -> dict
 
 
 PHRASES = {
-    "training": of_times("trained"),
-    "testing": of_times("classified the test set"),
-    "latency": of_times("classified single images"),
+    "training": of_times("trained", "the time of a training step"),
+    "testing": of_times("classified the test set", "the time of a test batch"),
+    "latency": of_times("classified single images", "the time of a single image"),
 }
 """Words of a sentence, by activity."""
 

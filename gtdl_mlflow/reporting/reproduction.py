@@ -104,7 +104,8 @@ def markdown(cells: list[ReproductionCell], store: str, client: MetricHistories)
         "over seeds; n is the number of runs. A budget below 1 is that share of the iterations, with the learning-rate "
         "schedule compressed to fit: its times and accuracies do not reproduce the full training.",
         f"Published: {original.source} Hardware: {original.hardware['cpu']} (CPU), {original.hardware['gpu']} (GPU), "
-        f"{original.year}. A ratio of times compares two machines and the software of two years at the same time.",
+        f"{original.year}. A ratio of times compares different machines, and software of {original.year} with that of "
+        "today.",
     ]
     for dataset in datasets:
         some = [cell for cell in cells if cell.key.dataset == dataset]

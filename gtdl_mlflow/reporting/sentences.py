@@ -21,15 +21,18 @@ class Phrases:
     """Predicate of the best while others are unresolved: ``trained in the shortest time so far``."""
     behind: str
     """Predicate of one that is not the best, with a place for its distance: ``took {} as long``."""
+    quantity: str
+    """What is compared: ``training time``."""
 
 
-def of_times(verb: str) -> Phrases:
-    """Return the words for a time, such as those for ``trained``."""
+def of_times(verb: str, quantity: str) -> Phrases:
+    """Return the words for a time, such as those for ``trained`` and ``training time``."""
     return Phrases(
         f"{verb} fastest",
         f"{verb} in the same time, within {100 * EQUAL_WITHIN:g} %",
         f"{verb} in the shortest time so far",
         "took {} as long",
+        quantity,
     )
 
 
@@ -38,6 +41,7 @@ OF_ACCURACY = Phrases(
     f"reach the same accuracy, within {EQUAL_POINTS:g} points",
     "was most accurate so far",
     "is {} behind",
+    "accuracy",
 )
 
 NUMBERS = {2: "three", 3: "four", 4: "five", 5: "six", 6: "seven", 7: "eight", 8: "nine"}
@@ -53,7 +57,7 @@ def ranking_sentence(
     """Return a ranking in words: the best, and the distance of every other one with its interval.
 
     Those that are the same as the best are named with it. Those whose order is unknown are named apart. If all have too
-    few repeats, there is no best one.
+    few repeats, or no order is known, there is no best one: the sentence has the values.
 
     Args:
         phrases: the words for the question.
@@ -66,13 +70,15 @@ def ranking_sentence(
     if not others:
         value = f": {format_number(values[best])} {unit}" if values else ""
         return f"{best}{value}. There is no other framework to compare it with."
+    known = ", ".join(f"{label} {format_number(values[label])} {unit}" for label in (best, *dict(others)) if values)
     few = [(label, each) for label, each in others if not each.has_interval]
     if values and len(few) == len(others):
-        known = [f"{label} {format_number(values[label])} {unit}" for label in (best, *(name for name, _ in others))]
-        return f"Too few {noun}s to compare: {', '.join(known)}."
+        return f"Too few {noun}s to compare: {known}."
     same = [label for label, each in others if each.verdict is Verdict.same]
     behind = [(label, each) for label, each in others if each.verdict in (Verdict.larger, Verdict.smaller)]
     unresolved = [(label, each) for label, each in others if each.has_interval and each.verdict is Verdict.unresolved]
+    if values and len(unresolved) == len(others):
+        return f"No difference in {phrases.quantity} is resolved: {known}."
     if len(same) == len(others) and len(same) in NUMBERS:
         parts = [f"All {NUMBERS[len(same)]} {phrases.same}"]
     elif same:
