@@ -7,9 +7,9 @@ turns, and one turn in twenty that another process disturbs. Prints how often th
 true ratio, its median half-width, and the same for a percentile bootstrap over restarts and rounds. Exits with 1 if a
 coverage of the project's interval is below 93 % over all data sets of one kind of restart effect.
 
-Then measurements that end when their ratio is resolved, or after 20 restarts: how often they find a difference between
-equal frameworks, and how often an interval contains the true ratio. "any verdict" is a rule that ends as soon as the
-interval of 95 % excludes 1, or lies within the margin of equality.
+Then simulates measurements that end when their ratio is resolved, or after 20 restarts. Prints how often they report a
+difference between equal frameworks, and how often the interval contains the true ratio. The rule "any verdict" ends a
+measurement as soon as the 95 % interval gives a verdict and its half-width is at most the margin of equality.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ KINDS: dict[str, Effects] = {
 def log_ratios(generator: np.random.Generator, restarts: int, rounds: int, effects: Effects) -> np.ndarray:
     """Return the logarithm of the ratio of each round (restarts, rounds)."""
     shape = (restarts, rounds)
-    # Neighbouring turns see the same drift but for their distance; the order of the two is random.
+    # The drifts of two neighbouring turns differ only by the drift over one turn; their order is random.
     order = np.where(generator.random(shape) < 0.5, 1, -1)
     drift = generator.normal(0, 0.2) / rounds / 2 * order
     noise = 0.015 * generator.standard_t(2.5, shape)
@@ -64,7 +64,7 @@ def bootstrap(generator: np.random.Generator, values: np.ndarray) -> tuple[float
 
 
 def is_any_verdict(ratio: Ratio) -> bool:
-    """Return whether a measurement would end that looks at the interval of 95 % only."""
+    """Return whether a rule that uses only the 95 % interval ends the measurement."""
     return ratio.verdict is not Verdict.unresolved and ratio.half_width <= EQUAL_WITHIN
 
 

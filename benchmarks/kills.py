@@ -12,7 +12,7 @@ between its start and the end of its delivery, and then runs the same command un
     tracebacks  commands that print one
     hung        commands that do not end within five minutes
 
-Two trials at a time run side by side, each with a cache directory, locks and a store of its own.
+``--side-by-side`` trials run at the same time, each with its own cache directory, locks and store.
 """
 
 from __future__ import annotations

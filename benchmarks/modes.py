@@ -1,10 +1,10 @@
-"""Whether ``mode=best`` takes the fastest mode, and the table of all modes: compilation, steady speed, break-even.
+"""Check that ``mode=best`` selects the fastest mode, and print all modes: compilation, step time and break-even.
 
     python benchmarks/modes.py [--frameworks torch ...] [--networks caffe_mnist ...] [--choices 2] [--minutes 1]
 
-For each framework and network, all modes are measured as ``gtdl tune`` does, and, independently, ``mode=best`` chooses
-anew ``--choices`` times for each of ``STEPS`` steps, from nothing that was stored. A choice is right if its training,
-by the first measurement, takes at most 2 % longer than the shortest. Everything runs with one thread, by CPU time.
+For each framework and network, all modes are measured as by ``gtdl tune``. Independently, without stored measurements,
+``mode=best`` selects a mode ``--choices`` times for each number of ``STEPS``. A choice is correct if, according to the
+first measurement, its training takes at most 2 % longer than the shortest. All times are CPU times with one thread.
 """
 
 from __future__ import annotations

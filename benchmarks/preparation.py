@@ -1,9 +1,9 @@
-"""Seconds and peak memory to prepare each data set that is at hand, and to open it once it is prepared.
+"""Measure the time and the peak memory to prepare each available data set, and the time to open a prepared one.
 
     python benchmarks/preparation.py [--repeats 5] [DATASET ...]
 
-Each preparation is a fresh process with an empty GTDL_HOME; its files have been read once before, so that a cold disk
-is no part of it. Memory is the process's peak, the interpreter and NumPy included.
+Each preparation is a new process with an empty GTDL_HOME. The files are read once before, so that the page cache is
+warm. Memory is the peak resident memory of the process, including the interpreter and NumPy.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def main() -> None:
     options = parser.parse_args()
     for name in options.datasets:
         if datasets.locate(config.compose([f"dataset={name}"]).dataset).startswith("not downloaded"):
-            print(f"{name:12} is not at hand")
+            print(f"{name:12} is not downloaded")
             continue
         results = []
         for _ in range(options.repeats + 1):

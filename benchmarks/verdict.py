@@ -2,9 +2,9 @@
 
     python benchmarks/verdict.py [--repeats 100] [--load 0] [--method paired] [--log FILE.csv]
 
-A repeat measures PyTorch, PyTorch again, and PyTorch slowed down by 3 % and by 10 %, with one thread. ``--load K``
-keeps K other processes busy meanwhile. With ``--log``, each repeat is a line of a CSV file, and the benchmark goes on
-after the last one of an existing file.
+A repeat measures PyTorch twice, and PyTorch slowed down by 3 % and by 10 %, with one thread. ``--load K`` runs K busy
+processes at the same time. With ``--log``, each repeat is appended to a CSV file, and a later call continues an
+existing file.
 
 ``--method paired``: a repeat is a restart of a paired measurement, with CPU times. ``--method whole_runs``: a repeat is
 one whole run of each with a seed of its own, with training times.
@@ -13,7 +13,7 @@ Each of the last three is then compared with the first in as many trials as ther
 repeat and takes those that follow (after the last one comes the first). A paired trial ends when its ratio is resolved,
 or after ``--most`` restarts. A trial of whole runs has five seeds and Mann-Whitney's test.
 
-Prints every goal with what was reached, and exits with 1 if one is missed. ``whole_runs`` has no goals.
+Prints each goal with the measured value. The exit status is 1 if a goal is missed. ``whole_runs`` has no goals.
 """
 
 from __future__ import annotations

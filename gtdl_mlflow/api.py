@@ -154,11 +154,11 @@ def sweep(*overrides: str, **values: Any) -> pandas.DataFrame:
 
 
 def results(*experiments: str, tracking_uri: str | None = None) -> pandas.DataFrame:
-    """Return all runs of some experiments, one per row, the first one first.
+    """Return all runs of some experiments, one row per run, in the order of their start.
 
-    Columns are the conditions (``dataset``, ``setting``, ``framework``, ``version``, ``device``, ``threads``,
-    ``budget``, ``machine``, the requested ``mode``, ``precision``, ``deterministic``), ``used_mode``, ``seed``,
-    ``state``, ``reason``, ``interference``, ``run_id``, and every metric that a run has, by its name.
+    Columns are the conditions (``dataset``, ``framework``, ``setting``, ``version``, ``device``, ``threads``,
+    ``budget``, ``machine``, the requested ``mode``, ``precision``, ``deterministic``, ``side_by_side``), then
+    ``used_mode``, ``seed``, ``state``, ``reason``, ``interference``, ``run_id`` and every metric that a run has.
 
     Args:
         experiments: names in MLflow; ``gtdl`` by default.
@@ -187,6 +187,7 @@ def compare(
         tracking_uri: the tracking store; by default that of the command line.
 
     Raises:
+        ConfigError: a side is not a framework, run IDs or an MLflow search, or both sides are the same runs.
         NothingFound: a side has no finished run, or the sides have no condition in common.
     """
     uri, names = _uri(tracking_uri), experiments or ("gtdl",)

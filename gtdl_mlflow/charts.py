@@ -148,7 +148,7 @@ def heat_map(rows: Rows, value: str, title: str, logarithmic: bool) -> Specifica
 
     Args:
         rows: dictionaries with ``framework``, ``setting`` and ``value``.
-        logarithmic: whether colours are on a logarithmic scale, which needs positive values.
+        logarithmic: whether to use a logarithmic colour scale; linear if a value is zero or negative.
     """
     low, high = min(row[value] for row in rows), max(row[value] for row in rows)
     logarithmic = logarithmic and low > 0

@@ -1,8 +1,8 @@
 """Choice of a framework's execution mode: ``mode=best`` is the fastest one for this work, machine and number of steps.
 
-Each mode is measured once per machine, like its peak: compilation and steady step alone, then the close ones in a
-paired measurement. What was measured is stored in ``GTDL_HOME/modes``; the choice for a number of steps follows from
-it.
+Each mode is measured once per machine: first its compilation and its steady-state step separately, then the modes of
+similar speed in a paired measurement. The results are stored in ``GTDL_HOME/modes`` and determine the choice for a
+number of steps.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ COMPILATION_PAYS_S = 10.0
 and no compiled mode has been found that saves a fifth of a step on a CPU."""
 
 CLOSE = 1.25
-"""Largest ratio of the time of a whole training to the fastest, measured alone, with which a mode takes part in the
-paired measurement. Two measurements of one mode alone differed by up to 15 % on a busy machine."""
+"""A mode takes part in the paired measurement if its estimated training time is at most this multiple of the shortest.
+Two separate measurements of one mode differed by up to 15 % on a busy machine."""
 
 ROUNDS = 3
 """Turns of a mode that is measured alone."""
 
 PAIRED_S = 60.0
-"""Longest paired measurement for a run, which never takes longer than the training itself, except for its fewest
-restarts; ``gtdl tune`` has an option for its own."""
+"""Time limit, in seconds, of the paired measurement before a run. The measurement also takes at most as long as the
+training, apart from the minimum number of restarts. ``gtdl tune --minutes`` has its own limit."""
 
 IRRELEVANT = ("name", "order", "validation", "epochs", "iterations", "learning_rate", "schedule", "early_stopping",
               "evaluate_every_epochs", "target_accuracy_percent", "checkpoint_every_s")  # fmt: skip

@@ -1,6 +1,6 @@
 """Paired measurement: the workers of several frameworks take turns of a fraction of a second, in random order.
 
-Neighbouring turns see the same machine, so that the ratio of two frameworks stays the same when other processes, the
+Neighbouring turns run under equal conditions, so the ratio of two frameworks stays the same when other processes, the
 clock frequency or the temperature change the speed of both (duet benchmarking: Bulej et al. 2020; randomised
 interleaving: Abedi and Brecht 2017). Where memory lies and what is cached differ from process to process (Mytkowicz et
 al. 2009), so new processes, a *restart*, are the independent repeats, not rounds (Kalibera and Jones 2013).
@@ -26,11 +26,11 @@ from .worker.job import Activity, Job
 from .worker_process import WorkerFailed, WorkerProcess
 
 TURN_S = 0.1
-"""Seconds of a turn: long beside the cost of a switch, short beside the time in which a machine changes its speed."""
+"""Seconds of a turn: long compared with the cost of a switch, short compared with drifts of the machine's speed."""
 
 DISTURBED_RESTARTS = 2
-"""If other processes disturbed so many first restarts, the wall clock is not measured any more: several threads that
-compete with other processes take many times as long, and their times would not count.
+"""Number of disturbed first restarts after which the wall clock is no longer measured. Several threads that compete
+with other processes take many times as long, and their times would be discarded.
 """
 
 WALL_CLOCK_EVERY = 3
@@ -221,7 +221,7 @@ class MeasurementPlan:
     """How long a paired measurement lasts, and what it may use."""
 
     seconds: float
-    """Time limit. No restart begins that would probably exceed it, except the first ones up to ``FEWEST_RESTARTS``."""
+    """Time limit. After ``FEWEST_RESTARTS`` restarts, no restart begins that would probably exceed it."""
     rounds: int = 5
     """Rounds per restart. More rounds hardly narrow the interval, which the differences between restarts decide; a
     restart takes as long as three to ten rounds.
@@ -230,15 +230,15 @@ class MeasurementPlan:
     """Restarts before the measurement may end because all ratios are resolved."""
     activities: tuple[Activity, ...] = tuple(Activity)
     clock: str = ratios.CPU
-    """Clock that decides when all is resolved: CPU time with one thread, or the wall clock with the threads asked for
-    (the only one that is read) for work on a GPU, which takes no CPU time.
+    """Clock whose ratios must be resolved: CPU time with one thread. For a GPU, whose work uses no CPU time, it is the
+    wall clock with the requested number of threads, and CPU time is not measured.
     """
     memory_mb: float = math.inf
     """Memory that the workers may use together, in MB. If they need more, they are measured in groups."""
 
 
 class PairedMeasurement:
-    """Restart after restart, until all ratios to the best are resolved or the time is over.
+    """A paired measurement: repeats restarts until all ratios to the best are resolved or the time limit is reached.
 
     ``turns`` holds everything measured so far: after an interruption, that is the result.
     """
@@ -278,7 +278,7 @@ class PairedMeasurement:
                 return
 
     def _restart(self, generator: random.Random) -> Iterator[MeasuredTurn]:
-        """Measure with one thread, and with the threads asked for as long as that has a chance to count."""
+        """Measure with one thread, and with the requested threads unless interference has spoiled those restarts."""
         for threads in list(self._thread_counts):
             if threads != self._thread_counts[0] and self.restarts % WALL_CLOCK_EVERY:
                 continue

@@ -104,10 +104,10 @@ def _find_model(uri: str, run_id: str) -> Any:
 
 
 def _framework_overrides(params: Mapping[str, str]) -> list[str]:
-    """Return the overrides of a model's framework. Whoever can write to the store chooses these words."""
+    """Return the overrides of a model's framework. The params are validated: anyone with write access can set them."""
     framework, version = params.get("framework", ""), params.get("framework.version", "")
     if framework not in config.choices("framework") or not re.fullmatch(r"[\w.+]{1,40}", version):
-        raise NothingFound(f"the model is of framework={framework!r} {version!r}, which this version does not know")
+        raise NothingFound(f"framework={framework!r} {version!r} of the model is not supported by this version")
     return [f"framework={framework}", f"framework.version={version}"]
 
 

@@ -1,4 +1,4 @@
-"""One run from top to bottom."""
+"""One run: environment, data, device lock, execution mode, worker and recording."""
 
 from __future__ import annotations
 

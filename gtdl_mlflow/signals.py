@@ -21,14 +21,14 @@ RETRY_S = 0.01
 
 
 def exit_on_first() -> None:
-    """Let the first stopping signal end this process at once, with one line. Nothing must need an end yet."""
+    """Exit with one line at the first stopping signal. Use this only while there is nothing to close."""
     _install(_exit)
 
 
 def interrupt_on_first() -> None:
     """Let the first stopping signal raise KeyboardInterrupt in the main thread, and ignore all later ones.
 
-    The time after the first signal belongs to the delivery of what has been measured.
+    Later signals must not interrupt the delivery of the results.
     """
     _install(_interrupt)
     sys.unraisablehook = _repeat_lost_interrupt

@@ -36,12 +36,12 @@ COMPILE_CACHE = _tag(
 )
 SIDE_BY_SIDE = _tag("side_by_side", "`true` if other runs were allowed on other cores at the same time.")
 LABELS = _tag("labels", "Kind of labels, for data sets that have several.")
-IMAGE_SIZE = _tag("image_size", "Side of the resized images, for data sets that are resized.")
+IMAGE_SIZE = _tag("image_size", "Side, or [height, width], of the resized images in pixels, for resized data sets.")
 TRAIN_LIMIT = _tag("train_limit", "Largest number of training images, if limited.")
 TEST_LIMIT = _tag("test_limit", "Largest number of test images, if limited.")
 SPLIT_SEED = _tag("split_seed", "Seed that selects the training and the test images, if the data set has no split.")
-TRAIN_PER_CLASS = _tag("train_per_class", "Training images of each class, if the data set has no split.")
-TEST_PER_CLASS = _tag("test_per_class", "Test images of each class, if the data set has no split.")
+TRAIN_PER_CLASS = _tag("train_per_class", "Largest number of training images per class, if the data set has no split.")
+TEST_PER_CLASS = _tag("test_per_class", "Largest number of test images per class, if the data set has no split.")
 SERIES = _tag(
     "series",
     "Framework, with its mode and precision if requested, setting, data set and budget: the run's name without "
@@ -75,7 +75,7 @@ SWEEP_ID = _tag("sweep_id", "Hash of a sweep's overrides, the worker's code and 
 SWEEP_POSITION = _tag("sweep_position", "Position of a run in its sweep, from 0.")
 SWEEP_ORDER = _tag("sweep_order", "Order of a sweep's runs, as in `sweep.order=`.")
 RECORD = _tag("record", "Key of the local record that the run was delivered from.")
-PROCESS = _tag("process", "Host, PID, start, namespaces, boot and machine ID of the process that makes the run.")
+PROCESS = _tag("process", "Host, PID, start, namespaces, boot and machine ID of the process that records the run.")
 
 DATASET_VARIANTS = (LABELS, IMAGE_SIZE, TRAIN_LIMIT, TEST_LIMIT, SPLIT_SEED, TRAIN_PER_CLASS, TEST_PER_CLASS)
 """Tags of the settings that make other data of one data set: accuracies on different variants are not comparable."""

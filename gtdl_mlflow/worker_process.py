@@ -208,7 +208,7 @@ class WorkerProcess:
                 os.kill(pid, number)
 
     def _send(self, job: Job) -> None:
-        """Send the job to the waiting interpreter, which begins when it has it."""
+        """Write ``job.json`` and send the job to the waiting interpreter, which starts it on receipt."""
         with closing(_Record(self._folder / JOB)) as record:
             record.write(json.dumps(dataclasses.asdict(job), indent=1).encode())
         self._write(json.dumps(dataclasses.asdict(job)))

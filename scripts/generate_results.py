@@ -1,14 +1,15 @@
 """Write the tables of measured results into README.md and docs/: ``python scripts/generate_results.py``.
 
-The tables are made from the result files in ``results/``, one per machine. Each replaces the text between the comments
-``<!-- results: NAME -->`` and ``<!-- end of results -->`` of a page.
+The tables are generated from the result files in ``results/``, one per machine. Each replaces the text between the
+comments ``<!-- results: NAME -->`` and ``<!-- end of results -->`` of a page.
 """
 
 from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -80,6 +81,23 @@ class Results:
             )
         header = ["framework", *ACTIVITIES.values(), "accuracy %", "memory, MB", "difference"]
         return f"{conditions_text(conditions)}\n\n{table(header, rows)}"
+
+    def agreement(self) -> str:
+        """Return the paired ratios of a training step on several machines, under the same conditions."""
+        columns: dict[str, dict[str, Mapping[str, str]]] = defaultdict(dict)
+        for conditions, paired in paired_by_conditions(self.files.loaded).items():
+            by_label = {each.label: each for each in group_by_conditions(self.files.loaded.runs)[conditions]}
+            for each in paired_rankings(paired, by_label):
+                if (each.clock, each.activity) == (CPU, "training"):
+                    cells = {place.framework: paired_cell(place, index) for index, place in enumerate(each.frameworks)}
+                    columns[conditions.text][conditions.machine] = cells
+        parts = []
+        for text, by_machine in columns.items():
+            if len(by_machine) > 1:
+                labels = dict.fromkeys(label for cells in by_machine.values() for label in cells)
+                rows = [[label, *(cells.get(label, "") for cells in by_machine.values())] for label in labels]
+                parts += [f"*{formats.markdown(text)}*", table(["framework", *map(formats.markdown, by_machine)], rows)]
+        return "\n\n".join(parts)
 
     def baseline(self) -> str:
         """Return the accuracies of GTDLBench's own defaults for MNIST, beside the published ones."""

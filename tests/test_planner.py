@@ -109,6 +109,17 @@ def test_help_lists_the_options() -> None:
 
 
 @pytest.mark.slow
+def test_missing_data_set_is_one_line_before_environments_are_created(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache_folders: None
+) -> None:
+    done = answer("torch", "mxnet", "dataset=cifar10", "setting=caffe_cifar10")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("gtdl: cifar10: cifar-10-binary.tar.gz not found in ")
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "home" / "environments").exists()
+
+
+@pytest.mark.slow
 @pytest.mark.frameworks
 def test_one_framework_is_nothing_to_compare(store: str) -> None:
     done = answer("torch", "hardware=cpu_1core")

@@ -28,7 +28,7 @@ from .common import (
 @output_option("gtdl_answer.html", "HTML report.")
 @click.argument("words", metavar="[NAMES...] [OVERRIDES...]", nargs=-1, shell_complete=complete_choice("framework"))
 def answer(minutes: float, framework: str, device: str | None, output: Path, words: tuple[str, ...]) -> None:
-    """Rank the frameworks on this machine, in ten minutes.
+    """Rank the frameworks on this machine within a time limit (default: ten minutes).
 
     NAMES are frameworks (default: those that are still developed and run on no other framework), OVERRIDES those of
     a run.
@@ -37,7 +37,7 @@ def answer(minutes: float, framework: str, device: str | None, output: Path, wor
     from ..__main__ import to_overrides
 
     if math.isnan(minutes):
-        raise click.BadParameter("nan is no number", param_hint="'--minutes'")
+        raise click.BadParameter("nan: expected a number above 0", param_hint="'--minutes'")
     check_output(output)
     started_ms = time.time() * 1000
     with translate_errors():
@@ -51,6 +51,7 @@ def answer(minutes: float, framework: str, device: str | None, output: Path, wor
             config.compose_unchecked([f"framework={name}", *overrides])
 
     # MLflow takes two seconds: a wrong request has been refused before.
+    from .. import datasets
     from ..reporting import page
     from ..reporting.runs import NothingFound, connect, load
     from ..sweeps import planner
@@ -58,7 +59,7 @@ def answer(minutes: float, framework: str, device: str | None, output: Path, wor
 
     uri, experiment = composed.tracking.uri, composed.tracking.experiment
     experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME") or experiment
-    with translate_errors(planner.AnswerImpossible, store.TrackingFailed, NothingFound):
+    with translate_errors(planner.AnswerImpossible, datasets.DatasetError, store.TrackingFailed, NothingFound):
         if experiment_id := os.environ.get("MLFLOW_EXPERIMENT_ID"):  # set by `mlflow run`, and the runs go there
             with store.open_store(uri, timeout_s=30) as client:
                 experiment = client.get_experiment(experiment_id).name

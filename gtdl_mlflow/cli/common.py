@@ -120,7 +120,7 @@ def complete_choice(group: str) -> Callable[..., list[CompletionItem]]:
 
 
 def complete_override(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Complete ``framework=torch``. Bash passes the words before and after ``=`` apart."""
+    """Complete ``framework=torch``. Bash passes the words before and after ``=`` separately."""
     from ..config import choices
 
     words = [str(word) for word in ctx.params.get(str(param.name)) or ()]
@@ -144,7 +144,7 @@ def overrides_argument(required: bool = False) -> Callable[[F], F]:
 
 
 TAKES_OVERRIDES = {"ignore_unknown_options": True}
-"""Settings of a verb that takes overrides: ``--seed 1`` is one, too."""
+"""Context settings of a command that takes overrides: unknown options such as ``--seed 1`` are overrides too."""
 
 
 # The tracking store.
@@ -246,7 +246,7 @@ def result_files(paths: Sequence[Path]) -> ResultFiles:
 
 
 def check_output(path: Path) -> None:
-    """Raise CommandFailed if a file cannot be written, before the work for it begins. A mistyped folder is not made."""
+    """Raise CommandFailed if a file cannot be written, before the work begins. A missing folder is not created."""
     folder = path.parent
     if not folder.is_dir():
         raise CommandFailed(f"{path}: the folder {folder} does not exist", status=2)

@@ -26,5 +26,5 @@ def machine(overrides: tuple[str, ...]) -> int:
         return 1  # the reason has been printed
     print(measured.text)
     now = interference.Snapshot.now()
-    print(f"load {now.load:.2f}" + (f", {now.mhz:,.0f} MHz" if now.mhz else ""))
+    print(f"load average (1 min): {now.load:.2f}" + (f"; clock frequency: {now.mhz:,.0f} MHz" if now.mhz else ""))
     return 0

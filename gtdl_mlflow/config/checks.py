@@ -22,18 +22,18 @@ from .schema import BEST, DEFAULT, Config, Dataset, Framework, Mode
 
 
 class ConfigError(ValueError):
-    """A wrong request of the user; the message is one line with the key, the value and what is allowed."""
+    """An invalid command line or configuration. The message is one line: key, value and what is allowed."""
 
 
 class Unavailable(ConfigError):
-    """A valid request that this machine cannot serve: the framework cannot use the device here."""
+    """A valid configuration that cannot run here: no support for the device, mode or precision, or a missing tool."""
 
 
 def check(config: Config) -> None:
     """Raise an error if the configuration cannot run.
 
     Raises:
-        Unavailable: the only obstacle is that the framework cannot use the device on this machine.
+        Unavailable: the device, mode, precision or number of threads is not available here.
         ConfigError: a value is impossible.
     """
     _check_dataset(config.dataset)
@@ -90,7 +90,7 @@ def _check_dataset(dataset: Dataset) -> None:
 
 
 SCHEMES = ("http", "https", "databricks", "sqlite", "postgresql", "mysql", "mssql")
-"""Schemes of MLflow's tracking stores. It has another for folders of files, to which it writes no more."""
+"""Schemes of MLflow's tracking stores. ``file`` is missing because MLflow no longer writes to folders of files."""
 
 
 def check_tracker(uri: str, option: str = "tracking.uri=") -> None:
@@ -317,7 +317,7 @@ def _check_execution(config: Config) -> None:
     if device not in mode.devices:
         raise Unavailable(f"mode={name}: framework={framework.name} has this mode on {', '.join(mode.devices)} only")
     if config.deterministic and not mode.deterministic:
-        raise ConfigError(f"mode={name}: the same seed may give other bits; add deterministic=false")
+        raise ConfigError(f"mode={name}: results are not bit-for-bit reproducible; add deterministic=false")
     if missing := missing_tools(mode):
         packages = ", ".join(missing)
         raise Unavailable(f"mode={name}: needs {packages} on the PATH; on Debian: apt-get install {' '.join(missing)}")

@@ -30,7 +30,7 @@ def compose(overrides: list[str]) -> Config:
     """Return the configuration of a command line.
 
     Raises:
-        Unavailable: the framework cannot use the device on this machine.
+        Unavailable: the device, mode, precision or number of threads is not available here.
         ConfigError: a key, a choice or a value is wrong; the message is one line.
     """
     config = compose_unchecked(overrides)

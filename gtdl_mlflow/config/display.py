@@ -1,4 +1,4 @@
-"""What is shown of a configuration: a framework's label and colour, and a short description of a run."""
+"""Display of a configuration: a framework's label and colour, and a short description of a run."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ RENAMED_METRICS = {
     "worker/energy_j": "system/cpu_energy_j",
     "worker/gpu_energy_j": "system/gpu_energy_j",
 }
-"""The same for metrics. The first pattern that matches counts."""
+"""Metric names of older versions, and their current names. The first pattern that matches is used."""
 
 EARLY_STOPPING = "training.early_stopping"
 """The only section that is null by default."""
@@ -75,7 +75,7 @@ SYNONYMS = {
     "fp16": "bfloat16",
     "float16": "bfloat16",
 }
-"""Words that users of frameworks know, and ours."""
+"""Common terms of deep-learning frameworks, and the corresponding key or value here."""
 
 
 def renamed(name: str, table: Mapping[str, str]) -> str | None:
@@ -89,8 +89,8 @@ def renamed(name: str, table: Mapping[str, str]) -> str | None:
 def similar(name: str, choices: Iterable[str]) -> str:
     """Return the choice that is most similar to ``name``, as the end of a message; empty if none is similar.
 
-    Upper and lower case are the same, and an abbreviation such as ``tf`` has its letters in their order. The first word
-    of several choices, such as ``keras``, stands for all of them.
+    Case is ignored. An abbreviation such as ``tf`` matches if its letters occur in the same order. A prefix shared by
+    several choices, such as ``keras``, returns all of them.
     """
     every = list(choices)
     word = SYNONYMS.get(name.lower(), name.lower())

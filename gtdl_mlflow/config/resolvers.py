@@ -60,9 +60,10 @@ def framework_yaml(name: str) -> dict[str, Any]:
 
 
 def default_setting(framework: str, dataset: str) -> str:
-    """Return the default setting of a framework for a data set: ``FRAMEWORK_FAMILY``, or the yaml's own first part.
+    """Return the default setting of a framework for a data set, ``FRAMEWORK_FAMILY``.
 
-    Use an unknown name as it is: Hydra reports it.
+    ``default_settings`` in the framework's yaml replaces ``FRAMEWORK``. Unknown names are not rejected: Hydra reports
+    them.
     """
     return f"{framework_yaml(framework).get('default_settings', framework)}_{family(dataset)}"
 

@@ -102,7 +102,7 @@ class Mode:
     description: str = MISSING
     """What the mode does, in one line."""
     options: dict[str, Any] = field(default_factory=dict)
-    """Options of the adapter."""
+    """Options of the execution mode, which the adapter interprets."""
     environment: dict[str, str] = field(default_factory=dict)
     """Environment variables of the worker's process. ``{compile_cache}`` is the folder of compiled code."""
     compiles: bool = False
@@ -320,10 +320,10 @@ class Sweep:
     study: Study | None = None
     """Evaluation at the end of the sweep; None: none."""
     paired_minutes: float = 5.0
-    """Time limit of a paired measurement. It ends before if all ratios are resolved."""
+    """Time limit of a paired measurement, in minutes. It ends earlier if all ratios are resolved."""
     minutes: float | None = None
-    """Time limit of a sweep with a paired measurement, which then has what the runs leave of it, whatever
-    ``paired_minutes`` is; None: no limit.
+    """Time limit, in minutes, of a whole sweep with a paired measurement; None: no limit. The measurement gets the time
+    that remains after the runs, and ``paired_minutes`` is ignored.
     """
 
 

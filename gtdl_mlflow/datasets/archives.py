@@ -117,7 +117,7 @@ def _open_regular(path: Path) -> IO[bytes]:
 
 
 class _Budget:
-    """What the members of an archive or a folder, and of a tar in it, may still take of the limits."""
+    """Remaining limits on bytes and members of an archive or a folder, including a nested tar."""
 
     def __init__(self, archive: str) -> None:
         self._archive, self._bytes, self._members = archive, UNPACKED_LIMIT, MEMBERS_LIMIT

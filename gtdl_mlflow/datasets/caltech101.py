@@ -1,8 +1,8 @@
-"""Reader of Caltech-101: a folder of JPEG images per category. The folder BACKGROUND_Google is no category.
+"""Reader of Caltech-101: a folder of JPEG images per category. The folder BACKGROUND_Google is ignored.
 
 Copies of different sizes are in use; the publisher's has 31 to 800 images per category. All must have the 101
-categories and the names ``image_0001.jpg`` and so on, in capital or small letters. Labels follow the order of the
-publisher's names of the categories, capital letters first, whatever letters a copy has.
+categories and the names ``image_0001.jpg`` and so on; case is ignored. Labels follow the ASCII order of the
+publisher's category names, even if a copy has other case.
 """
 
 from __future__ import annotations

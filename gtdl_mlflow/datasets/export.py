@@ -25,7 +25,7 @@ def export(data: PreparedDataset, path: Path) -> None:
 
     - ``.npz``: the arrays ``{train,test}_{images,labels}``, of uint8, compressed.
     - ``.csv``: a line per image with its part, its label and its pixels, row by row, the channels of a pixel together.
-    - none: a folder of PNG files, ``PART/LABEL/NUMBER.png``. NUMBER is the place of the image in its part, from 0.
+    - none: a folder of PNG files, ``PART/LABEL/NUMBER.png``. NUMBER is the position of the image in its part, from 0.
 
     Raises:
         OSError: a file cannot be written, or the folder for the images exists and is not empty.

@@ -220,7 +220,7 @@ class _Transfer:
         except (DatasetError, OSError) as error:  # the errors of requests are of OSError
             self._error = error
         except Exception as error:  # http.client and urllib3 raise others for malformed answers
-            self._error = DatasetError(f"invalid answer ({' '.join(str(error).split()) or type(error).__name__})")
+            self._error = DatasetError(f"invalid response ({' '.join(str(error).split()) or type(error).__name__})")
 
     def _blocks(self, url: str) -> Iterator[bytes]:
         with requests.get(

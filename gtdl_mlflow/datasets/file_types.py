@@ -1,4 +1,4 @@
-"""Recognize files that are not what their name says, so that error messages state the reason."""
+"""File types by content, so that an error message can state why a file is not of the type of its name."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Prepare data sets for the workers, verify them, and list which are prepared.
 
-``dataset.json`` records the published files. When they change, are replaced or become more, the data are prepared
-again; when they are gone, what was prepared from them is used.
+``dataset.json`` records the published files. If a file is changed, replaced or added, the data are prepared again. If
+the published files no longer exist, the existing prepared data are used.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .splits import limit_images
 def prepare(dataset: Dataset) -> PreparedDataset:
     """Return the data set prepared from the published files as they are now. Create it if it does not exist.
 
-    If there are no published files, what was prepared from them is returned.
+    If the published files no longer exist, return the data prepared from them.
 
     Raises:
         DatasetError: published files are missing or invalid, or the folder is not writable.
@@ -124,7 +124,7 @@ def _without_published_files(dataset: Dataset, error: FilesNotFound) -> Prepared
     """Return what was prepared from published files that no longer exist.
 
     Raises:
-        FilesNotFound: nothing was, or different data were prepared from other folders.
+        FilesNotFound: there are no prepared data, or different data were prepared from other folders.
     """
     everything = stored(dataset)
     # The latest first: files that were prepared from the same folder before have been replaced.

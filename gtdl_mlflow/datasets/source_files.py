@@ -200,12 +200,12 @@ def entries(
 
 
 def _key(match: re.Match[str]) -> tuple[str, ...]:
-    """Return what distinguishes a file from others: the groups of its name, in whatever letters."""
+    """Return the key of a file: the groups of its name, case folded."""
     return tuple((group or "").casefold() for group in match.groups())
 
 
 def _entries(dataset: Dataset, source: Path) -> Iterator[archives.ArchiveEntry]:
-    """Yield the entries of a folder or archive but junk and archives beside the files that were unpacked from them."""
+    """Yield the entries of a folder or archive, without junk and without archives beside their unpacked files."""
     packings: set[str] = set()
     if source.is_dir():
         packings = {*_archive_names(dataset), *(download.file for download in dataset.downloads.values())}

@@ -2,7 +2,7 @@
 
 The split is random and fixed by ``dataset.split_seed``. In each class, ``dataset.train_per_class`` images are for
 training and at most ``dataset.test_per_class`` of the others for testing. A class with ``train_per_class`` images or
-fewer gives three fifths of them, rounded down, to training: of 25 images per category of a small Caltech-101, 15.
+fewer uses three fifths of them, rounded down, for training (for example 15 of 25 images).
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ UV_SETTINGS = {
     "python-downloads-json-url": "UV_PYTHON_DOWNLOADS_JSON_URL",
     "python-preference": "UV_PYTHON_PREFERENCE",
 }
-"""Settings of a uv.toml that say where packages and interpreters come from, and uv's variables for them."""
+"""Settings of a uv.toml for the sources of packages and interpreters, and the corresponding variables of uv."""
 
 SEPARATORS = {"UV_FIND_LINKS": ","}
 """Separators of several values in one of uv's variables; the default is a space."""

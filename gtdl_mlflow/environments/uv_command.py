@@ -97,7 +97,7 @@ def _shorten(line: str) -> str:
 
 
 NOT_REASONS = ("Using ", "Resolved ", "Prepared ", "hint: ")
-"""Beginnings of lines in uv's output that do not say why it failed."""
+"""Beginnings of lines in uv's output that do not contain the reason of a failure."""
 
 
 def failure_reason(result: subprocess.CompletedProcess[str]) -> str:

@@ -34,7 +34,11 @@ REPAIR = f"remove it, or set {LOCKS_VARIABLE} to a folder that all users of this
 
 @contextmanager
 def hold(hardware: Hardware) -> Iterator[float]:
-    """Hold the device of ``hardware``; yield the seconds spent waiting for it."""
+    """Hold the device of ``hardware``; yield the seconds spent waiting for it.
+
+    Raises:
+        ConfigError: the folder or the file of a lock cannot be used.
+    """
     started = time.monotonic()
     with ExitStack() as stack:
         for name, shared in _required_locks(hardware):
@@ -117,7 +121,7 @@ def _open(name: str) -> int:
         raise ConfigError(f"lock {path} {reason}; {REPAIR}") from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise ConfigError(f"lock {path} is no regular file; {REPAIR}")
+        raise ConfigError(f"lock {path} is not a regular file; {REPAIR}")
     return descriptor
 
 

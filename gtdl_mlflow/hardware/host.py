@@ -29,7 +29,7 @@ def has_bfloat16() -> bool:
 def describe() -> dict[str, Any]:
     """Return the processor, cores, memory, GPUs and operating system, and the limits of this process on its cores.
 
-    Results with equal ones may be compared. Without limits, the description has no entries for them.
+    Results are comparable if their descriptions are equal. Entries for limits exist only if there is a limit.
     """
     usable_cores, quota = len(cgroups.usable_cores()), cgroups.cpu_quota()
     logical_cores = psutil.cpu_count() or usable_cores

@@ -45,7 +45,7 @@ class Snapshot:
     time: float
     """Seconds on the monotonic clock."""
     busy_s: float
-    """CPU time of all processes."""
+    """CPU time of all processes since boot, in seconds."""
     stolen_s: float
     """CPU time that the host of a virtual machine withheld."""
     total_s: float

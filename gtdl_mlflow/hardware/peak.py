@@ -44,7 +44,7 @@ class Peak:
     gflops: dict[str, float]
     """GFLOP/s by kernel."""
     gb_per_s: float
-    """Speed of a copy: bytes read and written."""
+    """Copy bandwidth in GB/s; bytes read and bytes written both count."""
     doubtful: bool
     """Whether the machine may be faster: other processes used it during the measurement, or a run exceeded the peak."""
     measurements: int

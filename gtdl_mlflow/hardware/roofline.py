@@ -1,8 +1,8 @@
 """The roofline model: a run's operations per second, compared with the machine's peak.
 
 In the roofline model (Williams, Waterman, Patterson, CACM 52(4), 2009) a kernel's speed has two limits: the machine's
-peak, and the kernel's operations per byte times the speed of the memory. Counted are the operations of convolutions and
-dense layers, a multiplication and an addition each. Operations that a framework computes and discards (in a convolution
+peak, and the kernel's operations per byte times the memory bandwidth. Only convolutions and dense layers are counted;
+a multiply-add is two operations. Operations that a framework computes and discards (in a convolution
 that reads only some maps) do not count. The bytes of a layer are one transfer of each array: its input, its parameters
 and its output. Caches and fused layers need fewer transfers, so a run may exceed the memory limit, but not the peak.
 """

@@ -70,6 +70,7 @@ class CheckResult:
         return ", ".join(sorted(broken)) or "ok"
 
     def json(self) -> dict[str, Any]:
+        """Return the result as values that JSON can represent: passed, runs, cells, skipped and findings."""
         return {
             "passed": self.passed,
             "runs": self.runs,

@@ -118,7 +118,7 @@ def select(runs: Sequence[BenchmarkRun], search: Search, selector: str) -> list[
         names = sorted({f"{run.key.framework}={run.requested_version}" for run in runs if run.finished})
         known = f"there are finished runs of {', '.join(names)}" if names else "no run has finished yet"
         if _is_framework(name):
-            known += f"; to make one: gtdl run framework={name}{version and f' framework.version={version}'}"
+            known += f"; to create one: gtdl run framework={name}{version and f' framework.version={version}'}"
         raise NothingFound(f"{selector}: no finished run in the experiments that are searched (--experiment); {known}")
     return [run for run in found if run.finished]
 
@@ -173,8 +173,9 @@ def text(compared: list[ComparisonRow], first: str, second: str) -> str:
         lines += [f"  ! {warning}" for warning in [*some[0].warnings, *noise]]
         lines.append("")
     lines += [
-        f"Columns: median [{LEVEL:.0%} interval], number of runs (accuracy: of seeds). Ratio: median time of the first",
-        "divided by that of the second. Difference: of the median accuracies, in points. The intervals of all",
-        "frameworks under the same conditions hold together.",
+        f"Columns: median [{LEVEL:.0%} confidence interval], number of runs (accuracy: number of seeds).",
+        "Ratio: median time of the first side divided by that of the second.",
+        "Difference: median accuracy of the first side minus that of the second, in percentage points.",
+        "The intervals of ratios and differences are simultaneous for all frameworks under the same conditions.",
     ]
     return "\n".join(lines)

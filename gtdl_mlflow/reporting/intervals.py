@@ -2,9 +2,9 @@
 
 Times are compared by their ratio, on logarithms, so that no interval contains a negative time. Accuracies are compared
 by their difference. All intervals are Student's t with Bonferroni's correction for the number of comparisons in one
-ranking, so that they hold together. A verdict follows from the interval alone: there is a difference if the interval
-does not contain equality, and the two are the same if it lies within a margin of equality (two one-sided tests,
-Schuirmann 1987).
+ranking: they are simultaneous confidence intervals. A verdict follows from the interval alone. There is a difference
+if the interval excludes equality; two values are equivalent if it lies within a margin of equality (two one-sided
+tests, Schuirmann 1987).
 
 Repeats are of two kinds:
 
@@ -45,10 +45,10 @@ decides a choice.
 EARLY_LEVEL = 0.99
 """Confidence level at which a difference ends a measurement before its interval is as narrow as ``FINAL_WIDTH``.
 
-A measurement that looks at its interval again and again, until that excludes 1, finds differences that do not exist:
-in 7 % of the comparisons of a framework with itself if the ratio varies by 1.5 % from restart to restart, in 13 % at
-2.8 %. With this level, it does in 4 % and 7 % (``benchmarks/coverage.py``). This is the rule of Haybittle (1971) and
-Peto: early looks need stronger evidence, so that the last one has nearly its nominal level.
+A measurement that tests its interval after every restart until it excludes 1 reports false differences: in 7 % of the
+comparisons of a framework with itself if the ratio varies by 1.5 % between restarts, in 13 % at 2.8 %. With this level,
+it does so in 4 % and 7 % (``benchmarks/coverage.py``). This is the rule of Haybittle (1971) and Peto: interim analyses
+require stronger evidence, so that the final analysis has nearly its nominal level.
 """
 
 FINAL_WIDTH = 0.01
@@ -90,7 +90,7 @@ class Estimate:
     low: float
     """Lower end of the interval."""
     high: float
-    """Upper end of the interval, which is infinite in both directions if there are too few repeats."""
+    """Upper end of the interval. With too few repeats, a ratio has (0, inf) and a difference (-inf, inf)."""
     n: int
     """Number of repeats: the smaller one of both frameworks."""
 
@@ -129,9 +129,10 @@ class Ratio(Estimate):
 
     @property
     def is_resolved(self) -> bool:
-        """Whether more repeats are unnecessary: the interval is narrow enough to state the ratio, and the verdict is
-        final. A difference is if it is beyond doubt (``EARLY_LEVEL``), or if the interval is as narrow as
-        ``FINAL_WIDTH``.
+        """Whether more repeats are unnecessary.
+
+        The half-width must be at most ``EQUAL_WITHIN`` for a verdict of equality, or for a difference at the level
+        ``EARLY_LEVEL``. Otherwise it must be at most ``FINAL_WIDTH``.
         """
         final = self.verdict is Verdict.same or self.early
         return self.half_width <= (EQUAL_WITHIN if final else FINAL_WIDTH)
@@ -180,7 +181,7 @@ def ignore_overflow(function: Callable[P, R]) -> Callable[P, R]:
 def paired_ratio(log_ratios: Sequence[float], comparisons: int = 1) -> Ratio:
     """Return the ratio from one mean log ratio per restart.
 
-    With ``comparisons`` ratios of one ranking, each interval has Bonferroni's level, so that all hold together.
+    ``comparisons`` is the number of ratios in the ranking. Bonferroni's correction makes their intervals simultaneous.
     """
     values = np.asarray(log_ratios, float)
     value, count = float(values.mean()), len(values)
@@ -194,7 +195,7 @@ def paired_ratio(log_ratios: Sequence[float], comparisons: int = 1) -> Ratio:
 
 @ignore_overflow
 def ratio_of_medians(first: Sequence[float], second: Sequence[float], comparisons: int = 1) -> Ratio:
-    """Compare two groups of positive times, of at least one each; order and pairing do not matter."""
+    """Compare the medians of two non-empty groups of positive times; order and pairing do not matter."""
     half, count = _half_width(np.log(first), np.log(second), comparisons)
     value = float(np.median(first) / np.median(second))
     return Ratio(value, float(value * np.exp(-half)), float(value * np.exp(half)), count)
@@ -202,7 +203,7 @@ def ratio_of_medians(first: Sequence[float], second: Sequence[float], comparison
 
 @ignore_overflow
 def difference_of_medians(first: Sequence[float], second: Sequence[float], comparisons: int = 1) -> Difference:
-    """Compare two groups of accuracies in percent, of at least one each; order and pairing do not matter."""
+    """Compare the medians of two non-empty groups of accuracies in percent; order and pairing do not matter."""
     half, count = _half_width(np.asarray(first, float), np.asarray(second, float), comparisons)
     value = float(np.median(first) - np.median(second))
     return Difference(value, value - half, value + half, count)
@@ -288,7 +289,7 @@ class Summary:
 
 @ignore_overflow
 def summarize(values: Sequence[float]) -> Summary:
-    """Return the statistics of at least one value. The interval of positive values is on logarithms."""
+    """Return the statistics of a non-empty sample. For positive values, the interval is computed on logarithms."""
     array = np.asarray(values, float)
     median = low = high = float(np.median(array))
     if len(array) >= FEWEST_RUNS:

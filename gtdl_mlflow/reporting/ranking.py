@@ -236,7 +236,7 @@ def _disturbed(frameworks: list[FrameworkResults]) -> str:
     if not disturbed:
         return ""
     every = count(len(finished), "run")
-    return f"Other load disturbed {disturbed} of {every}; experiment=paired compares frameworks in spite of it."
+    return f"Other load disturbed {disturbed} of {every}. Use experiment=paired to compare frameworks under load."
 
 
 def text(runs: Iterable[BenchmarkRun]) -> str:

@@ -27,7 +27,7 @@ class MeasuredTurn:
     activity: str
     round: int
     position: int
-    """Place in the random order of the round, from 0."""
+    """Position in the random order of the round, from 0."""
     framework: str
     units: int
     """Training steps, test batches or images."""

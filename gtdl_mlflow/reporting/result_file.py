@@ -1,8 +1,8 @@
 """Result files: the runs of a tracking store as one CSV file, with everything that reports and checks need.
 
 Each line is one value of one run: ``run`` (its ID), ``kind`` (``info``, ``param``, ``tag`` or ``metric``), ``name``,
-``step`` (of a metric) and ``value``. Learning curves have a line per step and ratios of a paired measurement a line per
-restart; of other metrics there is the last value.
+``step`` (of a metric) and ``value``. Learning curves have one line per step, ratios of a paired measurement one line
+per restart, and all other metrics one line with the last value.
 Text that a spreadsheet would take as a formula, or that starts with a quote, has a quote in front.
 """
 
@@ -43,7 +43,7 @@ PRIVATE_PARAMS = ("tracking.", "hydra.")
 """Beginnings of params that are not exported: addresses and folders."""
 
 INFO = ("experiment", "status", "start_time", "end_time")
-"""Facts about a run: the ID of its experiment, MLflow's status, and milliseconds since 1970."""
+"""Metadata of a run: ID of its experiment, MLflow's status, and start and end in milliseconds since 1970."""
 
 
 class InvalidResultFile(Exception):
@@ -124,12 +124,12 @@ class ResultFiles:
             for run_id, some in _lines(path).items():
                 known, same = lines.setdefault(run_id, (path, some))
                 if same != some:
-                    raise InvalidResultFile(f"{path}: other values of run {run_id} than in {known}")
+                    raise InvalidResultFile(f"{path}: the values of run {run_id} differ from those in {known}")
         for run_id, (path, some) in lines.items():
             try:
                 self.runs.append(self._run(run_id, some))
             except (ValueError, KeyError) as error:
-                raise InvalidResultFile(f"{path}: run {run_id} has a wrong line: {error}") from error
+                raise InvalidResultFile(f"{path}: run {run_id} has an invalid line: {error}") from error
 
     @cached_property
     def loaded(self) -> LoadedRuns:
@@ -175,7 +175,7 @@ def _lines(path: Path) -> dict[str, list[list[str]]]:
         with path.open(newline="", encoding="utf-8") as file:
             rows = csv.reader(file, strict=True)
             if next(rows, None) != HEADER:
-                raise InvalidResultFile(f"{path}: no result file; `gtdl export` writes one")
+                raise InvalidResultFile(f"{path}: not a result file; `gtdl export` writes one")
             for row in rows:
                 if len(row) != len(HEADER):
                     raise InvalidResultFile(f"{path}, line {rows.line_num}: expected {','.join(HEADER)}")
@@ -184,5 +184,5 @@ def _lines(path: Path) -> dict[str, list[list[str]]]:
     except OSError as error:
         raise InvalidResultFile(f"{path}: {error.strerror}") from error
     except (csv.Error, UnicodeDecodeError) as error:
-        raise InvalidResultFile(f"{path}: no CSV file in UTF-8: {error}") from error
+        raise InvalidResultFile(f"{path}: not a CSV file in UTF-8: {error}") from error
     return found

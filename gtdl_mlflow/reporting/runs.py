@@ -185,7 +185,7 @@ class BenchmarkRun:
 
     @property
     def running(self) -> bool:
-        """Whether the run has not ended yet, as far as the store knows."""
+        """Whether the run has not ended, according to the store."""
         return self.status in ("RUNNING", "SCHEDULED")
 
     @property
@@ -331,7 +331,7 @@ def _merge(pages: Iterable[Page]) -> LoadedRuns:
 
 
 def read(runs: Iterable[Run]) -> LoadedRuns:
-    """Return those of MLflow's ``runs`` that this project made. Others' runs are ignored."""
+    """Return those of MLflow's ``runs`` that this project created. Other runs are ignored."""
     loaded = LoadedRuns([], [])
     for run in runs:
         if tags.FRAMEWORK not in run.data.tags:
@@ -534,10 +534,10 @@ def _requested_mode(run_tags: Mapping[str, str]) -> str:
 
 
 def _is_unchanged(run: Run, key: CellKey) -> bool:
-    """Return whether the run's configuration is that of its choices in today's ``conf/``.
+    """Return whether the run used its choices as the current ``conf/`` defines them, without other overrides.
 
-    Other cores change no setting, and neither does a check of parity before the training. Params hold the number of
-    threads that was used, not the one that was requested, so that both are tried.
+    Pinned cores and the parity check do not count as a change. Params record the number of threads that was used, not
+    the requested one, so both are tried.
     """
     run_tags, params = run.data.tags, run.data.params
     cell, version = run_tags.get(tags.CELL), params.get("framework.version", "")
@@ -581,7 +581,7 @@ def _cell_hash(choices: tuple[str, ...], version: str, budget: float, execution:
 def _cell_values(
     choices: tuple[str, ...], version: str, budget: float, execution: tuple[str, str, bool]
 ) -> dict[str, Any]:
-    """Return the values that the cell of some choices is the hash of, by today's ``conf/``.
+    """Return the values whose hash is the cell of these choices, according to the current ``conf/``.
 
     ``execution`` is the mode, the precision and whether the run is deterministic.
     """

@@ -114,7 +114,10 @@ def section(
 
 
 def compare_groups(groups: dict[Conditions, list[FrameworkResults]]) -> Compared:
-    """Return the conditions with finished runs and two frameworks; without any, those with one, under its own name."""
+    """Return the conditions that have a finished run and at least two frameworks.
+
+    If there are none, return all conditions that have a finished run, except those under ``OWN``.
+    """
     finished = {conditions: some for conditions, some in groups.items() if any(each.finished for each in some)}
     several = [(conditions, some) for conditions, some in finished.items() if len(some) > 1]
     return several or [(conditions, some) for conditions, some in finished.items() if conditions.setting != OWN]

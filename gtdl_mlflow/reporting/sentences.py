@@ -20,7 +20,7 @@ class Phrases:
     leads: str
     """Predicate of the best while others are unresolved: ``trained in the shortest time so far``."""
     behind: str
-    """Predicate of one that is not the best, with a place for its distance: ``took {} as long``."""
+    """Predicate of one that is not the best, with a placeholder for its distance: ``took {} as long``."""
     quantity: str
     """What is compared: ``training time``."""
 

@@ -45,7 +45,7 @@ class Table:
         if len(self.rows) < 2:
             return self, []
         constant = [index for index in range(fixed, len(self.header)) if len({row[index] for row in self.rows}) == 1]
-        values = [f"{self.header[index]}: {self.rows[0][index]}" for index in constant]
+        values = [f"{self.header[index]}: {self.rows[0][index]}".replace("\n", ", ") for index in constant]
         return self._with([index for index in range(len(self.header)) if index not in constant]), values
 
     def _with(self, columns: Sequence[int]) -> Table:

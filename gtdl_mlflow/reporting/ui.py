@@ -88,7 +88,7 @@ def arrange(uri: str, experiment: str) -> View:
 
 
 def serve(uri: str, view: View, port: int, browser: bool) -> int:
-    """Run MLflow's server on the store until it is stopped, and open the view.
+    """Open the view, run MLflow's server on the store until it is stopped, and return the exit status.
 
     If the store is a server, or a server of this store runs on ``port`` already, its pages are opened instead. If
     another program uses ``port``, the server gets another one.

@@ -127,7 +127,7 @@ Samples = Mapping[str, Sample]
 
 
 def ineligible(question: Question, values: Sample) -> str:
-    """Return why nothing is concluded from some values; empty if something may be."""
+    """Return why a sample is excluded from rankings and comparisons; empty if it is eligible."""
     if values.rejected:
         return values.rejection
     if values.failed_quality and not question.largest:
@@ -144,7 +144,7 @@ def ranked(question: Question, samples: Samples) -> list[str]:
 def compare(question: Question, first: str, second: str, samples: Samples) -> Ratio | Difference | None:
     """Compare two of the frameworks; None if either is not eligible.
 
-    The interval has the level of one of as many comparisons as there are other eligible frameworks.
+    The interval has Bonferroni's correction for one comparison per other eligible framework.
     """
     order = ranked(question, samples)
     if first not in order or second not in order:

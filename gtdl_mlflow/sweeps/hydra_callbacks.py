@@ -41,7 +41,7 @@ PAIRED = (Study.paired, Study.stability)
 
 
 class CheckConfig(Callback):
-    """Checks the command line before a folder, an environment or an MLflow run is created.
+    """Callback that checks the command line before a folder, an environment or an MLflow run is created.
 
     In a sweep every value is checked once, together with the first values of the others. An impossible combination of
     valid values is a FAILED run of its own, and the sweep goes on.
@@ -107,7 +107,7 @@ def requested_overrides(hydra: Any) -> list[str]:
 def check_lines(overrides: list[str]) -> list[list[str]]:
     """Return command lines that together hold every value of every override, each beside the others' first values.
 
-    Overrides whose values only a sweeper knows (``interval(0, 1)``) are left out.
+    Overrides whose values a sweeper generates (``interval(0, 1)``) are left out.
     """
     values: list[list[str]] = []
     for item in _parse(overrides):
@@ -144,7 +144,7 @@ def record_refusal(reason: str) -> None:
 
 
 class SweepParent(Callback):
-    """Opens the parent run of a sweep before the first job and closes it after the last.
+    """Callback that opens the parent run of a sweep before the first job and closes it after the last.
 
     Under ``mlflow run`` the project's run is the parent. Otherwise the same command resumes the parent that it had.
     Jobs receive the parent in an environment variable that Hydra sets for each of them, in any launcher's process.
@@ -300,7 +300,7 @@ class SweepParent(Callback):
                 delivery.deliver(record, self._uri)
                 outbox.discard(record)
                 undelivered = [each for each in outbox.replay(self._uri) if each.failure]
-                # Of launchers' jobs that were killed.
+                # A killed job of a launcher leaves its run RUNNING.
                 within(delivery.START_DEADLINE_S, self._uri, lambda: dead_runs.close(self._uri))
                 summary = within(delivery.END_DEADLINE_S, self._uri, self._summary)
             except TrackingFailed as error:
@@ -397,7 +397,7 @@ def sweep_name(overrides: list[str]) -> str:
 
 
 def count_cells(overrides: list[str]) -> int | None:
-    """Return how many runs a sweep has; None if only its sweeper knows."""
+    """Return how many runs a sweep has; None if the sweeper determines the number."""
     parsed = _parse(overrides)
     if any(item.is_sweep_override() and not item.is_discrete_sweep() for item in parsed):
         return None

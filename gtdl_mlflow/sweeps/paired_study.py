@@ -232,8 +232,8 @@ def conclude(
 ) -> StudyResult:
     """Write ``turns`` and their ratios to ``folder``, and return the rankings as text and as metrics.
 
-    By CPU time, the turns with one thread count. By the wall clock, those with ``threads`` threads which nothing else
-    disturbed. If the wall clock decides (``clock``), as on a GPU, it is the only clock, and all turns count.
+    CPU time uses the turns with one thread. The wall clock uses the undisturbed turns with ``threads`` threads. If
+    ``clock`` is the wall clock, as on a GPU, it is the only clock, and all turns with ``threads`` threads are used.
 
     Args:
         turns: the turns of all groups.

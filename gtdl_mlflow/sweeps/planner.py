@@ -188,7 +188,7 @@ def probe(composed: config.Config, modes_s: float) -> Cost:
 
 
 def probe_all(composed: Collection[config.Config], ends: float) -> tuple[dict[str, Cost], list[str]]:
-    """Return the costs of the frameworks, and one line for each that failed. ``ends`` is a monotonic time."""
+    """Return the costs of the frameworks, and a line for each that failed. ``ends``: deadline, ``time.monotonic()``."""
     costs: dict[str, Cost] = {}
     failures = []
     modes_s = MODES_SHARE * (ends - time.monotonic()) / max(1, len(composed))
@@ -227,11 +227,11 @@ def shortest_measurement_s(costs: Collection[Cost]) -> float:
 
 
 def enough_s(fixed_s: float, runs_s: float) -> float:
-    """Return a sufficient time limit in seconds.
+    """Return a time limit, in seconds, that suffices for a measurement.
 
     Args:
-        fixed_s: seconds of everything but the whole runs and the choice of the modes, whose shares grow with the limit.
-        runs_s: seconds of the whole runs within the refused limit.
+        fixed_s: seconds of all parts except the whole runs and the choice of modes, which scale with the limit.
+        runs_s: seconds of the whole runs under the limit that was too short.
     """
     return max(fixed_s + runs_s, fixed_s / (1 - RUNS_SHARE - MODES_SHARE))
 
@@ -246,7 +246,8 @@ def run(minutes: float, wanted: Sequence[str], overrides: Sequence[str], experim
         experiment: name of the MLflow experiment.
 
     Raises:
-        ConfigError: an override is wrong.
+        ConfigError: an override is invalid.
+        DatasetError: the data set is not available or cannot be read.
         AnswerImpossible: fewer than two frameworks can run, or the time limit is too short.
     """
     typed = {override.partition("=")[0] for override in overrides}
@@ -259,6 +260,7 @@ def run(minutes: float, wanted: Sequence[str], overrides: Sequence[str], experim
     frameworks, remarks = candidates(device, wanted)
     for line in describe(frameworks, common, minutes):
         info(line)
+    datasets.prepare(common.dataset)  # environments take minutes, and are of no use without the data
     names, failures = create_environments(frameworks, device)
     ends = time.monotonic() + 60 * minutes
     costs, failed_probes = probe_all([config.compose([f"framework={name}", *every]) for name in names], ends)

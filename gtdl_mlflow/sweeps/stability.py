@@ -139,8 +139,9 @@ def conclude(
         f"every framework against itself: {count(restarts, 'restart')} of {restart_s:.0f} s with {workers} workers, "
         "true ratio 1",
         *aligned([NOISE_HEADER, *rows]),
-        "rounds %, restarts %: standard deviation of the ratio of a round, of a restart; half-width %: of the interval",
-        f"for {difference}: what shows a difference of {difference} with a probability of {100 * POWER:g} %",
+        "rounds %, restarts %: standard deviation of the ratio between rounds, between restarts",
+        "half-width %: half-width of the interval of the ratio",
+        f"restarts, min for {difference}: needed to detect a difference of {difference} with {100 * POWER:g} % power",
         "",
         *(_sentence([each for each in found if each.activity == activity], restart_s) for activity in activities),
         *remarks,

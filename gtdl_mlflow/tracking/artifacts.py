@@ -39,7 +39,7 @@ ARTIFACTS = (CONFIG, ENVIRONMENT, CONTACT_SHEET, *CHARTS, JOB, EVENTS, MLPERF_LO
 
 
 class ArtifactWriter:
-    """Writes the charts of a run in a thread of its own.
+    """Writer of a run's charts, in a thread of its own.
 
     A chart that fails is reported and left out: a run that took hours is not lost for it.
     """

@@ -28,7 +28,7 @@ def close_once(uri: str) -> None:
     try:
         delivered = [each for each in outbox.replay(uri) if not each.failure]
         if delivered:
-            info(f"delivered {_count(len(delivered))} saved for this tracker")
+            info(f"delivered {_count(len(delivered))} saved for this tracking store")
         within(DEADLINE_S, uri, lambda: close(uri))
     except (TrackingFailed, OSError) as error:
         info(f"dead runs could not be closed: {error}")

@@ -25,7 +25,7 @@ class DeadlinePassed(Exception):
 
 
 class Deadline:
-    """Runs work in a thread and waits for it until the deadline.
+    """Deadline for work that runs in a thread; the caller waits until the work ends or the deadline passes.
 
     After the deadline, or an interruption of the wait, the thread goes on: a request cannot be withdrawn. What it does
     then has no effect here, because ``publish`` ends it.

@@ -319,7 +319,7 @@ class _Delivery:
         self._publish()
 
     def _note(self, failed: TrackingFailed) -> None:
-        """Keep a failure for the end of the delivery; raise it if there have been too many."""
+        """Record a failure to raise at the end of the delivery; raise it now if there have been too many."""
         self._failures.append(failed)
         if len(self._failures) >= MOST_FAILURES:
             raise failed

@@ -1,4 +1,4 @@
-"""When two runs are the same, and the checkpoint folder that an interrupted run and its successor share."""
+"""Identity of a run, and the checkpoint folder that runs of one identity share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the machine does while a worker runs: samples of its use, and evidence of interference."""
+"""Monitoring of the machine during a worker's job: system metrics and interference."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Monitor:
-    """Monitors a worker from ``start`` until ``stop``, without any request to the tracker."""
+    """Monitor of a worker from ``start`` until ``stop``. It sends no request to the tracking server."""
 
     def __init__(self, device: str, interval_s: float) -> None:
         self._device = device

@@ -52,7 +52,7 @@ def save(record: Record) -> None:
 
 
 def discard(record: Record) -> None:
-    """Delete the saved record and the staged files after a delivery. What MLflow refused is kept and reported."""
+    """Delete the saved record and the staged files after a delivery. Refused items are saved and reported."""
     with suppress(OSError):
         saved_path(record.key).unlink(missing_ok=True)
     if record.status == "RUNNING":

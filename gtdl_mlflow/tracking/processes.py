@@ -96,7 +96,7 @@ def _is_running(process: Process) -> bool | None:
     fields = _stat_fields(process.pid)
     if fields is None:
         return None
-    return fields[19] == process.start and fields[0] not in "ZX"  # a zombie has ended, its parent has not noticed
+    return fields[19] == process.start and fields[0] not in "ZX"  # a zombie has ended but has not been reaped
 
 
 def _is_locked(identity: str) -> bool | None:

@@ -1,6 +1,6 @@
-"""The recorder of one run: what was requested, what happened, how it ended.
+"""Recorder of one run: its configuration, metrics, files and final status.
 
-It sends nothing to the tracker while a worker's clock runs.
+It sends no request to the tracking server while a worker's clock runs.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class SweepPosition:
 
 
 class Recorder:
-    """Records one run: entered RUNNING; left FINISHED, FAILED with the reason, or KILLED.
+    """Context manager that records one run: RUNNING at its start; FINISHED, FAILED with a reason, or KILLED at its end.
 
     The tracker receives requests when the run is created and when it ends. A run that cannot run on this machine is
     FAILED too, with the tag ``gtdl.unavailable``. An unreachable tracker stops nothing: ``undelivered`` holds the
@@ -220,8 +220,8 @@ class Recorder:
             with report_failure("the machine's peak could not be marked as doubtful"):
                 doubtful = peak.mark_doubtful(self._peak)
                 info(
-                    f"{highest:.0f} % of the machine's peak: it was measured while the machine was slow, or the "
-                    f"framework skips products with padding, which are counted: {doubtful.text}"
+                    f"the run reached {highest:.0f} % of the machine's measured peak. The peak was measured on a busy "
+                    f"machine, or the framework skips operations on padding, which are counted. Peak: {doubtful.text}"
                 )
         return shares
 
@@ -278,7 +278,7 @@ class Recorder:
         if kind is None:
             wall_s = time.monotonic() - self._started - self._waited_s
             self._add_metrics({"wall_time_s": wall_s, "device_wait_s": self._waited_s}, now_ms)
-            with report_failure("the results could not be judged"):
+            with report_failure("the quality gate could not be evaluated"):
                 self.record.tags |= {
                     tags.QUALITY: quality(self._metrics, self._confusion),
                     tags.INTERFERENCE: "; ".join(interference.warnings(self.results)) or "ok",

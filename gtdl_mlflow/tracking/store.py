@@ -170,7 +170,7 @@ def _passed_through_mlflow(error: Exception) -> bool:
 
 def _is_refusal(error: Exception, is_server: bool) -> bool:
     if isinstance(error, mlflow.MlflowException) and error.error_code in REFUSED:
-        # A proxy's page has a status too; only MLflow's own response says that the request is wrong.
+        # An error page of a proxy has a status too. Only a response of MLflow proves that the request is invalid.
         return isinstance(error, RestException) or not is_server
     # What a database's driver cannot encode: PostgreSQL's text has no NUL bytes.
     malformed = (json.JSONDecodeError, requests.RequestException)
@@ -267,7 +267,7 @@ def connect(uri: str) -> MlflowClient:
 
 @functools.cache
 def _open_database(uri: str) -> None:
-    """Create a database's tables, under a lock: MLflow lets one of two processes fail that both create them."""
+    """Create a database's tables under a lock: if two processes create them at once, MLflow fails in one of them."""
     with ExitStack() as stack:
         file = _database_file(uri)
         if file is not None:
