@@ -82,7 +82,7 @@ def test_module_runs_the_command() -> None:
         ("data verify nonsense", "dataset=nonsense: expected one of att_faces, "),
         ("machine hardware.threads=0", "hardware.threads=0: must be at least 1"),
         ("answer minutes=0", "Invalid value for '--minutes': 0.0 is not in the range"),
-        ("answer --minutes nan", "Invalid value for '--minutes': nan is no number"),
+        ("answer --minutes nan", "Invalid value for '--minutes': nan: expected a number above 0"),
         ("answer minutes=ten", "Invalid value for '--minutes': 'ten' is not a valid float"),
         ("repot", "No such command 'repot'"),
         ("report --ouput=x", "No such option '--ouput'. Did you mean '--output'?; see `gtdl report --help`"),

@@ -90,7 +90,7 @@ def test_saved_results_of_a_dead_process_are_delivered_instead(
     assert (run.info.status, run.data.metrics["accuracy_percent"]) == ("FINISHED", 90.0)
     assert "gtdl.failure" not in run.data.tags
     assert outbox.pending() == []
-    assert "gtdl: delivered 1 run saved for this tracker\n" in capsys.readouterr().err
+    assert "gtdl: delivered 1 run saved for this tracking store\n" in capsys.readouterr().err
 
 
 def test_tracker_that_is_away_stops_nothing(cache_folders: None, capsys: pytest.CaptureFixture[str]) -> None:

@@ -211,7 +211,7 @@ def test_no_file_of_a_user_is_changed_or_created_through_the_locks_folder(
 
 @pytest.mark.parametrize(
     ("create", "reason"),
-    [(os.mkfifo, "is no regular file"), (os.mkdir, "is no regular file"), (_socket, "could not be opened")],
+    [(os.mkfifo, "is not a regular file"), (os.mkdir, "is not a regular file"), (_socket, "could not be opened")],
 )
 def test_lock_that_is_no_regular_file_is_refused_at_once(
     locks: Path, create: Callable[[Path], object], reason: str

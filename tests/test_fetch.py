@@ -221,7 +221,7 @@ def test_gzip_file_sent_with_an_encoding_stays_packed(server: Server, folder: Pa
         (Answer(body=b"", length=-1, headers={"Content-Length": "many"}), "sends 0 bytes, expected"),
         (Answer(headers={"Content-Encoding": "gzip"}, body=gzip.compress(bytes(2**28))), "offers 260,"),
         (Answer(status=302, headers={"Location": "file:///etc/passwd"}), "(redirected to file:///etc/passwd)"),
-        (Answer(status=302, headers={"Location": "http://[/"}), "invalid answer (Invalid IPv6 URL)"),
+        (Answer(status=302, headers={"Location": "http://[/"}), "invalid response (Invalid IPv6 URL)"),
         (Answer(body=CONTENTS + b"\0", length=-1), "sends more than the"),
         (Answer(body=CONTENTS + bytes(10**7), length=-1), "sends more than the"),
         (Answer(length=len(CONTENTS) + 1), "offers"),

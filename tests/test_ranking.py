@@ -98,7 +98,7 @@ def test_noise_leaves_the_order_open() -> None:
 def test_disturbed_runs_are_counted() -> None:
     disturbed = repeats("torch", 10, 98, **{"gtdl.interference": "other processes used 61 %"})
     _, remarks = rank(disturbed, repeats("mxnet", 20, 98))
-    assert remarks == ["Other load disturbed 5 of 10 runs; experiment=paired compares frameworks in spite of it."]
+    assert remarks == ["Other load disturbed 5 of 10 runs. Use experiment=paired to compare frameworks under load."]
 
 
 def test_reference_is_not_ranked_against_frameworks() -> None:

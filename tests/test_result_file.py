@@ -155,13 +155,13 @@ def test_site_loses_no_machine_and_no_file(tmp_path: Path, capsys: pytest.Captur
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda text: "", "no result file; `gtdl export` writes one"),
-        (lambda text: text.replace("run,kind", "id,kind"), "no result file; `gtdl export` writes one"),
+        (lambda text: "", "not a result file; `gtdl export` writes one"),
+        (lambda text: text.replace("run,kind", "id,kind"), "not a result file; `gtdl export` writes one"),
         (lambda text: text + "x,tag\n", "expected run,kind,name,step,value"),
-        (lambda text: text + "x,tag,a,,b\n", "run x has a wrong line"),
-        (lambda text: text + "x,speed,a,,b\n", "run x has a wrong line"),
-        (lambda text: text.replace("10.0\n", "fast\n"), "has a wrong line: could not convert"),
-        (lambda text: text + '"', "no CSV file in UTF-8"),
+        (lambda text: text + "x,tag,a,,b\n", "run x has an invalid line"),
+        (lambda text: text + "x,speed,a,,b\n", "run x has an invalid line"),
+        (lambda text: text.replace("10.0\n", "fast\n"), "has an invalid line: could not convert"),
+        (lambda text: text + '"', "not a CSV file in UTF-8"),
     ],
 )
 def test_wrong_file_is_one_line(
@@ -184,7 +184,7 @@ def test_changed_copy_of_a_run_is_refused(exported: Path, tmp_path: Path, capsys
     changed = tmp_path / "changed.csv"
     changed.write_text(exported.read_text().replace("accuracy_percent,,98.0", "accuracy_percent,,99.9"))
     assert cli.main(["merge", str(exported), str(changed)]) == 1
-    assert f"{changed}: other values of run" in capsys.readouterr().err
+    assert f"{changed}: the values of run" in capsys.readouterr().err
 
 
 def test_experiment_without_runs_is_not_exported(
