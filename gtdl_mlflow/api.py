@@ -1,6 +1,6 @@
 """The Python API, for notebooks: ``import gtdl_mlflow as gtdl; gtdl.run(framework="torch", budget=0.1)``.
 
-Keys and values are those of the command line. A wrong request raises ``ConfigError``, and a failed run one of
+Keys and values are those of the command line. An invalid request raises ``ConfigError``, and a failed run one of
 ``runner.RUN_ERRORS``; the message is the line that the command line prints. No function imports a framework.
 """
 

@@ -1,4 +1,4 @@
-"""``gtdl``: help, wrong requests, and the commands that only list."""
+"""``gtdl``: help, invalid requests, and the commands that only list."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``python -m gtdl_mlflow``: help, wrong requests, a run's output, failures, Ctrl-C and the progress line."""
+"""``python -m gtdl_mlflow``: help, invalid requests, a run's output, failures, Ctrl-C and the progress line."""
 
 from __future__ import annotations
 

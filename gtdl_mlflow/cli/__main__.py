@@ -1,6 +1,6 @@
 """The command ``gtdl``: runs and sweeps, answers, reports, environments, data sets and undelivered runs.
 
-A verb is a function in one of the modules of ``cli``. Exit status: 0 success, 1 failure, 2 wrong request, 130 Ctrl-C.
+A verb is a function in one of the modules of ``cli``. Exit status: 0 success, 1 failure, 2 invalid request, 130 Ctrl-C.
 An error is one line.
 """
 
@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _one_line(error: click.ClickException) -> str:
-    """Return the message of a wrong request with the command that lists what is allowed."""
+    """Return the message of an invalid request with the command that lists what is allowed."""
     message = " ".join(error.format_message().split()).rstrip(".")
     context = getattr(error, "ctx", None)
     command = context.command_path if context else "gtdl"

@@ -50,7 +50,7 @@ def answer(minutes: float, framework: str, device: str | None, output: Path, wor
         for name in frameworks:
             config.compose_unchecked([f"framework={name}", *overrides])
 
-    # MLflow takes two seconds: a wrong request has been refused before.
+    # MLflow takes two seconds: an invalid request has been refused before.
     from .. import datasets
     from ..reporting import page
     from ..reporting.runs import NothingFound, connect, load

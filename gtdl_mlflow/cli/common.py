@@ -31,7 +31,7 @@ class CommandFailed(Exception):
     def __init__(self, message: str, status: int = 1) -> None:
         super().__init__(message)
         self.status = status
-        """Exit status: 1 for a failure, 2 for a wrong request."""
+        """Exit status: 1 for a failure, 2 for an invalid request."""
 
 
 class Verb(click.Command):

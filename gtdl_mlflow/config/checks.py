@@ -22,7 +22,7 @@ from .schema import BEST, DEFAULT, Config, Dataset, Framework, Mode
 
 
 class ConfigError(ValueError):
-    """An invalid command line or configuration. The message is one line: key, value and what is allowed."""
+    """An invalid request or configuration. The message is one line: key, value and what is allowed."""
 
 
 class Unavailable(ConfigError):
