@@ -26,8 +26,11 @@ KEPT = ("GTDL_HOME", "GTDL_DATA", "GTDL_LOCKS", "GTDL_VERIFY_HASHES", "GTDL_REQU
 """Variables of this project that the tests do not remove."""
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     cores.pin_test_process()
+    # Groups start in the order of the files. By default, those with few tests start last, and some take minutes: the
+    # other process would have nothing left to do.
+    config.option.loadscopereorder = False
 
 
 def pytest_report_header() -> str:
