@@ -55,9 +55,15 @@ class Results:
         return ResultFiles(self.paths)
 
     def ranking(self) -> str:
-        """Return the paired ranking of the most frameworks: times relative to the best, accuracy, memory and parity."""
+        """Return the newest paired ranking of the most frameworks with a proof of equality.
+
+        Columns are the times relative to the best, the accuracy, the memory and the parity.
+        """
         paired, groups = paired_by_conditions(self.files.loaded), group_by_conditions(self.files.loaded.runs)
-        conditions = max(paired, key=lambda each: len(groups[each]))
+        proved = [
+            each for each in paired if all(PARITY[0] in run.metrics for some in groups[each] for run in some.finished)
+        ]
+        conditions = max(proved, key=lambda each: len(groups[each]))
         frameworks = groups[conditions]
         by_label = {each.label: each for each in frameworks}
         rankings = [each for each in paired_rankings(paired[conditions], by_label) if each.clock == CPU]
