@@ -270,7 +270,7 @@ def test_new_names_are_not_in_the_tables_of_old_names() -> None:
         ("tuning=plain", r"tuning: renamed; write mode=VALUE"),
         ("mode=fastest", r"mode=fastest: framework=torch has best, default, eager, eager_tuned, compiled"),
         ("mode=eagr", r"\(did you mean eager\?\)"),
-        ("mode=compiled_autotuned", r"mode=compiled_autotuned: .* not bit-for-bit reproducible; add deterministic=false"),
+        ("mode=compiled_autotuned", r"mode=compiled_autotuned: .* bit-for-bit reproducible; add deterministic=false"),
         ("mode=cuda_graphs", r"mode=cuda_graphs: framework=torch has this mode on gpu only"),
         ("precision=tf32", r"precision=tf32: framework=torch has float32, bfloat16 on hardware.device=cpu"),
         ("precision=int8", r"precision=int8: expected one of float32, tf32, bfloat16"),
