@@ -20,10 +20,11 @@ from gtdl_mlflow.reporting import formats, markdown_report, published_figures, r
 from gtdl_mlflow.reporting.formats import format_number
 from gtdl_mlflow.reporting.formats import markdown_table as table
 from gtdl_mlflow.reporting.ranking import REFERENCE, Conditions, FrameworkResults, group_by_conditions
-from gtdl_mlflow.reporting.ratios import CPU, Ranked
+from gtdl_mlflow.reporting.ratios import CPU, Ranked, Ranking
 from gtdl_mlflow.reporting.result_file import ResultFiles
+from gtdl_mlflow.reporting.runs import read
 from gtdl_mlflow.reporting.sections import paired_by_conditions
-from gtdl_mlflow.reporting.tables import paired_rankings
+from gtdl_mlflow.reporting.tables import Paired, paired_rankings
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "reproduction.md")
@@ -54,19 +55,32 @@ class Results:
     def files(self) -> ResultFiles:
         return ResultFiles(self.paths)
 
+    @cached_property
+    def paired(self) -> dict[Conditions, Paired]:
+        return paired_by_conditions(self.files.loaded)
+
+    @cached_property
+    def groups(self) -> dict[Conditions, list[FrameworkResults]]:
+        return group_by_conditions(self.files.loaded.runs)
+
+    def cpu_rankings(self, conditions: Conditions) -> list[Ranking]:
+        """Return the paired rankings by CPU time, that of a training step first."""
+        rankings = paired_rankings(self.paired[conditions], [each.label for each in self.groups[conditions]])
+        return [each for each in rankings if each.clock == CPU]
+
     def ranking(self) -> str:
         """Return the newest paired ranking of the most frameworks with a proof of equality.
 
         Columns are the times relative to the best, the accuracy, the memory and the parity.
         """
-        paired, groups = paired_by_conditions(self.files.loaded), group_by_conditions(self.files.loaded.runs)
         proved = [
-            each for each in paired if all(PARITY[0] in run.metrics for some in groups[each] for run in some.finished)
+            each
+            for each in self.paired
+            if all(PARITY[0] in run.metrics for some in self.groups[each] for run in some.finished)
         ]
-        conditions = max(proved, key=lambda each: len(groups[each]))
-        frameworks = groups[conditions]
-        by_label = {each.label: each for each in frameworks}
-        rankings = [each for each in paired_rankings(paired[conditions], by_label) if each.clock == CPU]
+        conditions = max(proved, key=lambda each: len(self.groups[each]))
+        by_label = {each.label: each for each in self.groups[conditions]}
+        rankings = self.cpu_rankings(conditions)
         cells = {
             (each.activity, place.framework): paired_cell(place, index)
             for each in rankings
@@ -91,12 +105,10 @@ class Results:
     def agreement(self) -> str:
         """Return the paired ratios of a training step on several machines, under the same conditions."""
         columns: dict[str, dict[str, Mapping[str, str]]] = defaultdict(dict)
-        for conditions, paired in paired_by_conditions(self.files.loaded).items():
-            by_label = {each.label: each for each in group_by_conditions(self.files.loaded.runs)[conditions]}
-            for each in paired_rankings(paired, by_label):
-                if (each.clock, each.activity) == (CPU, "training"):
-                    cells = {place.framework: paired_cell(place, index) for index, place in enumerate(each.frameworks)}
-                    columns[conditions.text][conditions.machine] = cells
+        for conditions in self.paired:
+            training, *_ = self.cpu_rankings(conditions)
+            cells = {place.framework: paired_cell(place, index) for index, place in enumerate(training.frameworks)}
+            columns[conditions.text][conditions.machine] = cells
         parts = []
         for text, by_machine in columns.items():
             if len(by_machine) > 1:
@@ -149,7 +161,7 @@ class Results:
         """Return the machine and the number of runs of each result file."""
         rows = []
         for path in self.paths:
-            runs = ResultFiles([path]).loaded.runs
+            runs = read(self.files.runs_of(path)).runs
             machines = ", ".join(sorted({formats.markdown(run.key.machine) for run in runs}))
             rows.append([f"`results/{path.name}`", machines, f"{len(runs)}"])
         return table(["file", "machine", "runs"], rows)

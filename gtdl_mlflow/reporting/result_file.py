@@ -119,9 +119,12 @@ class ResultFiles:
     def __init__(self, paths: Iterable[Path]) -> None:
         self._metrics: dict[str, dict[str, list[Metric]]] = {}
         self.runs: list[Run] = []
+        self._ids: dict[Path, list[str]] = {}
         lines: dict[str, tuple[Path, list[list[str]]]] = {}
         for path in paths:
-            for run_id, some in _lines(path).items():
+            found = _lines(path)
+            self._ids[path] = list(found)
+            for run_id, some in found.items():
                 known, same = lines.setdefault(run_id, (path, some))
                 if same != some:
                     raise InvalidResultFile(f"{path}: the values of run {run_id} differ from those in {known}")
@@ -130,6 +133,11 @@ class ResultFiles:
                 self.runs.append(self._run(run_id, some))
             except (ValueError, KeyError) as error:
                 raise InvalidResultFile(f"{path}: run {run_id} has an invalid line: {error}") from error
+
+    def runs_of(self, path: Path) -> list[Run]:
+        """Return the runs of one of the files, in its order."""
+        by_id = {run.info.run_id: run for run in self.runs}
+        return [by_id[run_id] for run_id in self._ids[path]]
 
     @cached_property
     def loaded(self) -> LoadedRuns:

@@ -43,8 +43,7 @@ def write(files: ResultFiles, paths: Sequence[Path], folder: Path) -> int:
     for name, html in pages.items():
         write_atomically(folder / name, html)
     for path in paths:
-        own = ResultFiles([path])
-        write_atomically(folder / path.name, result_file.write((run, own) for run in own.runs))
+        write_atomically(folder / path.name, result_file.write((run, files) for run in files.runs_of(path)))
     return len(pages)
 
 
