@@ -34,17 +34,17 @@ def test_every_clause_is_true(estimates: dict[str, Ratio | Difference]) -> None:
 
 
 def check_clauses(shapes: tuple[str, ...], estimates: dict[str, Ratio | Difference]) -> None:
-    phrases: Phrases = of_times("trained", "training time") if estimates is TIMES else OF_ACCURACY
+    phrases: Phrases = of_times("trained") if estimates is TIMES else OF_ACCURACY
     best, *names = LABELS[: len(shapes) + 1]
     others = [(name, estimates[shape]) for name, shape in zip(names, shapes, strict=True)]
     values = {label: 10.0 + number for number, label in enumerate(LABELS)}
-    text = ranking_sentence(phrases, best, others, "run", values, "s")
+    text = ranking_sentence(phrases, best, others, "run", values, "training time", "s")
     every = ", ".join(f"{name} {values[name]:.2f} s" for name in (best, *names))
     if set(shapes) == {"too few"}:
         assert text == f"Too few runs to compare: {every}."
         return
     if set(shapes) == {"unresolved"}:
-        assert text == f"No difference in {phrases.quantity} is resolved: {every}."
+        assert text == f"No difference in training time is resolved: {every}."
         return
     clauses = re.split(r"(?<=[a-z\]x%)])\. ?", text)
     parts = dict(zip(("lead", *shapes), [""] * 5, strict=False))
@@ -78,18 +78,18 @@ def test_sentences_of_the_issue() -> None:
         ("MXNet", Ratio(1.55, 1.52, 1.58, 8)),
         ("Theano", Ratio(1.28, 1.26, 1.30, 8)),
     ]
-    assert ranking_sentence(of_times("trained", "training time"), "TensorFlow", others, "restart", {}, "") == (
+    assert ranking_sentence(of_times("trained"), "TensorFlow", others, "restart", {}, "", "") == (
         "TensorFlow trained fastest. PyTorch took 1.15x [1.13, 1.17] as long, MXNet 1.55x [1.52, 1.58], "
         "Theano 1.28x [1.26, 1.30]."
     )
     accuracies = {"TensorFlow": 96.0, "PyTorch": 95.9, "MXNet": 95.8}
     same = [("PyTorch", Difference(0.1, -0.1, 0.3, 5)), ("MXNet", Difference(0.2, 0.1, 0.3, 5))]
     assert all(each.verdict is Verdict.same for _, each in same)
-    assert ranking_sentence(OF_ACCURACY, "TensorFlow", same, "seed", accuracies, "%") == (
+    assert ranking_sentence(OF_ACCURACY, "TensorFlow", same, "seed", accuracies, "test accuracy", "%") == (
         "All three reach the same accuracy, within 0.5 points: 95.80 to 96.00 %."
     )
 
 
 def test_one_framework_is_compared_with_nothing() -> None:
-    text = ranking_sentence(of_times("trained", "training time"), "PyTorch", [], "run", {"PyTorch": 12.3}, "s")
+    text = ranking_sentence(of_times("trained"), "PyTorch", [], "run", {"PyTorch": 12.3}, "training time", "s")
     assert text == "PyTorch: 12.30 s. There is no other framework to compare it with."

@@ -161,7 +161,10 @@ def sentence(question: Question, ranking: tuple[RankedFramework, ...]) -> str:
     best, *others = ranking
     distances = [(each.label, each.behind) for each in others]
     values = {each.label: each.sample.summary.median for each in ranking}
-    return ranking_sentence(question.phrases, best.label, distances, best.sample.noun, values, question.metric.unit)
+    metric = question.metric
+    return ranking_sentence(
+        question.phrases, best.label, distances, best.sample.noun, values, metric.label, metric.unit
+    )
 
 
 def remarks(frameworks: list[FrameworkResults]) -> list[str]:

@@ -181,9 +181,9 @@ def unit_times(turns: Iterable[MeasuredTurn], activity: str, clock: str) -> dict
 
 
 PHRASES = {
-    "training": of_times("trained", "the time of a training step"),
-    "testing": of_times("classified the test set", "the time of a test batch"),
-    "latency": of_times("classified single images", "the time of a single image"),
+    "training": of_times("trained"),
+    "testing": of_times("classified the test set"),
+    "latency": of_times("classified single images"),
 }
 """Words of a sentence, by activity."""
 
@@ -200,4 +200,4 @@ def sentence(ranking: Ranking) -> str:
     """Return the ranking in words: the best, and every other framework's factor with its interval."""
     best, *others = ranking.frameworks
     distances = [(each.framework, each.ratio) for each in others]
-    return ranking_sentence(PHRASES[ranking.activity], best.framework, distances, "restart", {}, "")
+    return ranking_sentence(PHRASES[ranking.activity], best.framework, distances, "restart", {}, "", "")

@@ -21,18 +21,15 @@ class Phrases:
     """Predicate of the best while others are unresolved: ``trained in the shortest time so far``."""
     behind: str
     """Predicate of one that is not the best, with a placeholder for its distance: ``took {} as long``."""
-    quantity: str
-    """What is compared: ``training time``."""
 
 
-def of_times(verb: str, quantity: str) -> Phrases:
-    """Return the words for a time, such as those for ``trained`` and ``training time``."""
+def of_times(verb: str) -> Phrases:
+    """Return the words for a time, such as those for ``trained``."""
     return Phrases(
         f"{verb} fastest",
         f"{verb} in the same time, within {100 * EQUAL_WITHIN:g} %",
         f"{verb} in the shortest time so far",
         "took {} as long",
-        quantity,
     )
 
 
@@ -41,7 +38,6 @@ OF_ACCURACY = Phrases(
     f"reach the same accuracy, within {EQUAL_POINTS:g} points",
     "was most accurate so far",
     "is {} behind",
-    "accuracy",
 )
 
 NUMBERS = {2: "three", 3: "four", 4: "five", 5: "six", 6: "seven", 7: "eight", 8: "nine"}
@@ -52,7 +48,7 @@ Distances = Sequence[tuple[str, Ratio | Difference]]
 
 
 def ranking_sentence(
-    phrases: Phrases, best: str, others: Distances, noun: str, values: Mapping[str, float], unit: str
+    phrases: Phrases, best: str, others: Distances, noun: str, values: Mapping[str, float], quantity: str, unit: str
 ) -> str:
     """Return a ranking in words: the best, and the distance of every other one with its interval.
 
@@ -65,6 +61,7 @@ def ranking_sentence(
         others: all others, each with its distance from the best.
         noun: what repeats are, such as ``run``.
         values: typical value of each label; empty if only distances are known.
+        quantity: what the values are, such as ``training time``; empty without values.
         unit: unit of the values.
     """
     if not others:
@@ -78,7 +75,7 @@ def ranking_sentence(
     behind = [(label, each) for label, each in others if each.verdict in (Verdict.larger, Verdict.smaller)]
     unresolved = [(label, each) for label, each in others if each.has_interval and each.verdict is Verdict.unresolved]
     if values and len(unresolved) == len(others):
-        return f"No difference in {phrases.quantity} is resolved: {known}."
+        return f"No difference in {quantity} is resolved: {known}."
     if len(same) == len(others) and len(same) in NUMBERS:
         parts = [f"All {NUMBERS[len(same)]} {phrases.same}"]
     elif same:

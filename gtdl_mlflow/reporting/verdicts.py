@@ -53,11 +53,7 @@ class Question:
         return self.metric.better == HIGHER
 
 
-_PHRASES = (
-    sentences.of_times("trained", "training time"),
-    sentences.of_times("tested", "testing time"),
-    sentences.OF_ACCURACY,
-)
+_PHRASES = (sentences.of_times("trained"), sentences.of_times("tested"), sentences.OF_ACCURACY)
 QUESTIONS = tuple(Question(METRICS[name], phrases) for name, phrases in zip(HEADLINE, _PHRASES, strict=True))
 TIMES = tuple(question for question in QUESTIONS if question.metric.unit == "s")
 
