@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 
-from .common import TAKES_OVERRIDES, CommandFailed, Group, complete_choice, overrides_argument, translate_errors
+from .common import TAKES_OVERRIDES, CommandFailed, F, Group, complete_choice, overrides_argument, translate_errors
 
 
-def _name(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
-    """Return the name of a framework, which may be written as an override: ``framework=torch``."""
-    return value and value.removeprefix("framework=")
-
-
-FRAMEWORK = click.argument("framework", callback=_name, shell_complete=complete_choice("framework"))
+def framework_argument(required: bool = True) -> Callable[[F], F]:
+    """Add the argument for the name of a framework, which may be written as an override: ``framework=torch``."""
+    return click.argument(
+        "framework",
+        required=required,
+        callback=lambda context, parameter, value: value and value.removeprefix("framework="),
+        shell_complete=complete_choice("framework"),
+    )
 
 
 @click.group(cls=Group)
@@ -48,7 +51,7 @@ def _size_bytes(folder: Path) -> int:
 
 
 @env.command(context_settings=TAKES_OVERRIDES)
-@FRAMEWORK
+@framework_argument()
 @overrides_argument()
 def create(framework: str, overrides: tuple[str, ...]) -> None:
     """Create a framework's environment before a run needs it.
@@ -72,7 +75,7 @@ def create(framework: str, overrides: tuple[str, ...]) -> None:
 
 
 @env.command("packages")
-@click.argument("framework", required=False, callback=_name, shell_complete=complete_choice("framework"))
+@framework_argument(required=False)
 def list_packages(framework: str | None) -> None:
     """List the Debian packages that environments need, one per line."""
     from .. import config
@@ -87,7 +90,7 @@ def list_packages(framework: str | None) -> None:
 
 
 @env.command()
-@FRAMEWORK
+@framework_argument()
 def remove(framework: str) -> None:
     """Delete all environments of a framework."""
     from .. import config, environments
