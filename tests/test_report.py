@@ -14,6 +14,7 @@ from unittest.mock import Mock
 import mlflow
 import pytest
 from helpers.planted_runs import make_finished_run, make_run, plant
+from helpers.project import need_package
 from helpers.servers import mlflow_server
 from mlflow.entities import Metric
 from playwright.sync_api import Browser, Locator, Page, sync_playwright
@@ -104,9 +105,7 @@ def test_errors_are_one_line(store: str, tmp_path: Path, capsys: pytest.CaptureF
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    if CHROMIUM is None:
-        assert os.environ.get("GTDL_REQUIRE_FRAMEWORKS") != "1", "apt-get install chromium"
-        pytest.skip("apt-get install chromium")
+    need_package("chromium", CHROMIUM)
     with sync_playwright() as playwright:
         running = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield running

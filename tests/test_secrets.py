@@ -21,7 +21,6 @@ from helpers.servers import (
     Server,
     login_server,
     postgresql,
-    postgresql_programs,
     recording_server,
 )
 
@@ -185,9 +184,6 @@ def test_nothing_that_ten_commands_leave_has_one_of_the_planted_secrets(
 def test_gtdl_ui_shows_no_password_and_leaves_no_server(
     gtdl: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    if postgresql_programs() is None:
-        assert os.environ.get("GTDL_REQUIRE_FRAMEWORKS") != "1", "apt-get install postgresql"
-        pytest.skip("apt-get install postgresql")
     with postgresql() as database:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", database)
         mlflow.MlflowClient(database).create_experiment("gtdl")

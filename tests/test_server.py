@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import mlflow
 import pytest
 import yaml
-from helpers.project import ROOT, Command, logged_model, runs, start, wait_until
+from helpers.project import ROOT, Command, logged_model, need_package, runs, start, wait_until
 from helpers.servers import PASSWORD, Server, mlflow_server, postgresql, postgresql_programs
 
 from gtdl_mlflow.reporting.ui import free_port
@@ -55,13 +55,6 @@ def compose_file(settings: dict[str, str]) -> Any:
     return yaml.safe_load(re.sub(r"\$\{(\w+)(:[-?])([^}]*)\}", value, text))
 
 
-def need_program(package: str) -> None:
-    """Skip the test if a Debian package is not installed; fail where all tests are required."""
-    if postgresql_programs() is None if package == "postgresql" else shutil.which(package) is None:
-        assert os.environ.get("GTDL_REQUIRE_FRAMEWORKS") != "1", f"apt-get install {package}"
-        pytest.skip(f"apt-get install {package}")
-
-
 def guide_blocks(language: str) -> list[str]:
     """Return the code blocks of ``docs/server.md`` in a language."""
     text = (ROOT / "docs" / "server.md").read_text()
@@ -71,7 +64,6 @@ def guide_blocks(language: str) -> list[str]:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The server of ``compose.yaml``: its command and environment, on a database and a folder of this test."""
-    need_program("postgresql")
     folder = tmp_path_factory.mktemp("server")
     compose = compose_file(SETTINGS)
     auth = folder / "auth.ini"
@@ -209,7 +201,7 @@ def test_a_run_reaches_the_server_by_name(server: Server, log_in: Any, tmp_path:
 def test_a_run_reaches_the_server_by_tls_through_the_documented_proxy(
     server: Server, log_in: Any, tmp_path: Path
 ) -> None:
-    need_program("caddy")
+    need_package("caddy", shutil.which("caddy"))
     log_in("alice")
     port = free_port()
     # An authority of this test instead of a public one, and other ports.
@@ -250,8 +242,6 @@ exec "$@"
 
 
 def test_the_backup_of_the_guide_restores_runs_logins_and_files_and_its_upgrade_migrates_them(tmp_path: Path) -> None:
-    need_program("postgresql")
-    programs = postgresql_programs()
     logins, files = tmp_path / "logins", tmp_path / "files"
     (tmp_path / "docker").write_text(DOCKER)
     (tmp_path / "docker").chmod(0o755)
@@ -262,7 +252,7 @@ def test_the_backup_of_the_guide_restores_runs_logins_and_files_and_its_upgrade_
         address = urlsplit(database)
         variables = {
             **os.environ,
-            "PATH": f"{tmp_path}:{Path(sys.executable).parent}:{programs}:{os.environ['PATH']}",
+            "PATH": f"{tmp_path}:{Path(sys.executable).parent}:{postgresql_programs()}:{os.environ['PATH']}",
             "PGHOST": "127.0.0.1",
             "PGPORT": str(address.port),
             "PGPASSWORD": PASSWORD,

@@ -76,8 +76,7 @@ def test_a_scaling_run_of_single_images_does_not_diverge(gtdl: Command, store: s
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("all_cores")
-def test_a_study_adds_its_result_to_the_parent_run(gtdl: Command, store: str) -> None:
+def test_a_study_adds_its_result_to_the_parent_run(gtdl: Command, store: str, all_cores: None) -> None:
     sizes = ("training.batch_size=1,256", "hardware.threads=1,2")
     done = gtdl("framework=reference", "experiment=scaling", "setting=reference_mnist", *sizes)
     assert done.returncode == 0, done.stderr

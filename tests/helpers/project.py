@@ -74,6 +74,13 @@ def need_framework(name: str) -> None:
         pytest.skip(str(error))
 
 
+def need_package(name: str, found: object) -> None:
+    """Skip the test unless the programs of a Debian package were ``found``. Fail instead where every test must run."""
+    if not found:
+        assert os.environ.get("GTDL_REQUIRE_FRAMEWORKS") != "1", f"apt-get install {name}"
+        pytest.skip(f"apt-get install {name}")
+
+
 def start(*arguments: str, stdout: int = subprocess.DEVNULL, **options: Any) -> subprocess.Popen[str]:
     """Start ``python -m gtdl_mlflow ARGUMENTS`` of this checkout; ``options`` are those of ``Popen``."""
     process = subprocess.Popen(
