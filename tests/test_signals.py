@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -18,32 +19,32 @@ from helpers.project import ROOT, messages, start, wait_for_worker, wait_until
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
-INTERRUPTED = """
+
+def interruptible(body: str, definitions: str = "", after: str = "pass") -> str:
+    """Return a script that runs ``body`` and sleeps. After a signal, it prints "interrupted" and runs ``after``."""
+    return f"""
 import time
+from pathlib import Path
 from gtdl_mlflow import signals
+{definitions}
 signals.interrupt_on_first()
 try:
-    print("ready", flush=True)
+{textwrap.indent(textwrap.dedent(body), "    ")}
     time.sleep(60)
 except KeyboardInterrupt:
     print("interrupted", flush=True)
-    time.sleep(0.5)
-    print("delivered", flush=True)
+    {after}
 """
 
-DEFERRED = """
-import time
-from gtdl_mlflow import signals
-signals.interrupt_on_first()
-try:
+
+INTERRUPTED = interruptible('print("ready", flush=True)', after='time.sleep(0.5); print("delivered", flush=True)')
+
+DEFERRED = interruptible("""
     with signals.deferred():
         print("ready", flush=True)
         time.sleep(0.5)
         print("completed", flush=True)
-    time.sleep(60)
-except KeyboardInterrupt:
-    print("interrupted", flush=True)
-"""
+""")
 
 IMPORTING = """
 import sys, time
@@ -56,26 +57,19 @@ except KeyboardInterrupt:
     print("interrupted", slow_module.complete, flush=True)
 """
 
-DELETING = """
-import time
-from gtdl_mlflow import signals
-signals.interrupt_on_first()
+DELETING = interruptible(
+    "each = Slow(); del each",
+    """
 class Slow:
     def __del__(self):
         print("ready", flush=True)
         time.sleep(0.5)
-try:
-    each = Slow()
-    del each
-    time.sleep(60)
-except KeyboardInterrupt:
-    print("interrupted", flush=True)
-"""
+""",
+)
 
-CONSTRUCTING = """
-import time
-from gtdl_mlflow import signals
-signals.interrupt_on_first()
+CONSTRUCTING = interruptible(
+    "Incomplete()",
+    """
 class Incomplete:
     def __init__(self):
         print("ready", flush=True)
@@ -83,11 +77,8 @@ class Incomplete:
         self.file = None
     def __del__(self):
         self.file.close()
-try:
-    Incomplete()
-except KeyboardInterrupt:
-    print("interrupted", flush=True)
-"""
+""",
+)
 
 EXITING = """
 import time
@@ -142,26 +133,19 @@ def test_object_whose_construction_was_interrupted_is_deleted_without_a_tracebac
 
 
 def test_interrupt_is_not_lost_in_a_callback_of_a_weak_reference() -> None:
-    script = """
-import time, weakref
-from gtdl_mlflow import signals
-
+    script = interruptible(
+        "del deleted",
+        """
+import weakref
 class Deleted:
     pass
-
 def callback(reference):
     print("ready", flush=True)
     time.sleep(60)
-
-signals.interrupt_on_first()
 deleted = Deleted()
 reference = weakref.ref(deleted, callback)
-try:
-    del deleted
-    time.sleep(60)
-except KeyboardInterrupt:
-    print("interrupted")
-"""
+""",
+    )
     assert stop(start_script(script), signal.SIGTERM) == (0, "interrupted\n", "")
 
 
@@ -236,10 +220,13 @@ def test_repeated_signals_do_not_disturb_the_delivery(store: str, number: int) -
     assert states(store) == ["KILLED"]
 
 
-DELIVERING = """
-import time
-from pathlib import Path
-from gtdl_mlflow import config, signals
+DELIVERING = interruptible(
+    """
+    with recorder.Recorder(config.compose(["framework=reference"]), Path("run")) as run:
+        run.add(Metrics({"accuracy_percent": 90, "training_time_s": 1, "testing_time_s": 1}))
+""",
+    """
+from gtdl_mlflow import config
 from gtdl_mlflow.tracking import outbox, recorder
 from gtdl_mlflow.worker.events import Metrics
 deliver = outbox.conclude
@@ -248,14 +235,8 @@ def slowly(*arguments):
     time.sleep(0.5)
     return deliver(*arguments)
 outbox.conclude = slowly
-signals.interrupt_on_first()
-try:
-    with recorder.Recorder(config.compose(["framework=reference"]), Path("run")) as run:
-        run.add(Metrics({"accuracy_percent": 90, "training_time_s": 1, "testing_time_s": 1}))
-    time.sleep(60)
-except KeyboardInterrupt:
-    print("interrupted", flush=True)
-"""
+""",
+)
 
 
 @pytest.mark.slow
