@@ -31,22 +31,16 @@ def interrupt_on_first() -> None:
     Later signals must not interrupt the delivery of the results.
     """
     _install(_interrupt)
-    sys.unraisablehook = _repeat_lost_interrupt
 
 
 def _repeat_lost_interrupt(lost: Any) -> None:
-    """Repeat an interrupt that a destructor or a callback, such as that of a weak reference, has swallowed."""
+    """Repeat an interrupt that a destructor or a callback, such as that of a weak reference, has swallowed.
+
+    Other exceptions there are ignored: the interrupt has left objects incomplete.
+    """
     if lost.exc_type is KeyboardInterrupt:
         _install(_interrupt)
         _repeat(signal.SIGINT)
-    else:
-        sys.__unraisablehook__(lost)
-
-
-def _repeat_lost_interrupt_only(lost: Any) -> None:
-    """Repeat an interrupt, and ignore other exceptions of destructors: the interrupt has left objects incomplete."""
-    if lost.exc_type is KeyboardInterrupt:
-        _repeat_lost_interrupt(lost)
 
 
 def ignore() -> None:
@@ -86,7 +80,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
         _repeat(number)
         return
     ignore()
-    sys.unraisablehook = _repeat_lost_interrupt_only
+    sys.unraisablehook = _repeat_lost_interrupt
     raise KeyboardInterrupt
 
 
