@@ -27,7 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 from . import files
 from .config import CONF, Config, ConfigError, Unavailable, describe, to_config
 from .config.errors import explain, explain_null_section, refusal
-from .console import conceal_arguments, info, output
+from .console import Failure, conceal_arguments, info, output
 from .sweeps.hydra_callbacks import SweepParent, record_refusal
 from .tracking.deadline import leave
 
@@ -134,7 +134,7 @@ def application(composed: Any) -> float | None:
     from .hardware import interference
 
     before = interference.Snapshot.now()
-    from .runner import RUN_ERRORS, run
+    from .runner import run
     from .sweeps import cells
 
     signals.interrupt_on_first()  # from now on there may be a run to close; this process may be a launcher's
@@ -150,7 +150,7 @@ def application(composed: Any) -> float | None:
     started = time.monotonic()
     try:
         outcome = run(config, Path(hydra_config.runtime.output_dir), position)
-    except (*RUN_ERRORS, OSError) as error:
+    except (Failure, OSError) as error:
         reason = files.explain(error) if isinstance(error, OSError) else str(error)
         if not isinstance(error, Unavailable):
             failures.append(reason)

@@ -1,7 +1,7 @@
 """The Python API, for notebooks: ``import gtdl_mlflow as gtdl; gtdl.run(framework="torch", budget=0.1)``.
 
-Keys and values are those of the command line. An invalid request raises ``ConfigError``, and a failed run one of
-``runner.RUN_ERRORS``; the message is the line that the command line prints. No function imports a framework.
+Keys and values are those of the command line. An invalid request raises ``ConfigError``, and a failed run
+another ``console.Failure``; the message is the line that the command line prints. No function imports a framework.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def run(*overrides: str, **values: Any) -> RunResult:
 
     Raises:
         ConfigError: a key or a value is wrong.
-        Exception: one of ``runner.RUN_ERRORS``; the MLflow run is FAILED, with the reason.
+        Failure: the run cannot start or has failed; the MLflow run is FAILED, with the reason.
     """
     composed = config.compose([*overrides, *(f"{key}={_value(value)}" for key, value in values.items())])
     folder = Path("outputs", f"{datetime.now():%Y-%m-%d/%H-%M-%S-%f}").absolute()
@@ -218,7 +218,7 @@ def predict(run_id: str, images: np.ndarray, *, tracking_uri: str | None = None)
         tracking_uri: the tracking store; by default that of the command line.
 
     Raises:
-        Exception: one of ``prediction.PREDICTION_ERRORS``.
+        Failure: the images, the model, its framework's environment or the tracking store cannot be used.
     """
     return prediction.predict(_uri(tracking_uri), run_id, images)
 

@@ -1,4 +1,4 @@
-"""Messages on the terminal."""
+"""Messages on the terminal, and the failures that end a command with one."""
 
 from __future__ import annotations
 
@@ -15,6 +15,13 @@ from .redaction import VARIABLE, conceal, redact
 
 MINUTE_S = 60.0
 """Seconds between two messages of something that takes long."""
+
+
+class Failure(Exception):
+    """An expected failure. Its message is one line, which the command ``gtdl`` prints before it exits."""
+
+    status = 1
+    """Exit status of the command: 1 for a failure, 2 for an invalid request."""
 
 
 def info(text: str) -> None:

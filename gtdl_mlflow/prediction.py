@@ -15,18 +15,15 @@ import numpy as np
 from mlflow.models import Model
 
 from . import config, environments
+from .console import Failure
 from .redaction import reveal
 from .reporting.runs import NothingFound, connect
-from .tracking.store import TrackingFailed, artifact_failure, no_progress_bars, translate_errors
+from .tracking.store import artifact_failure, no_progress_bars, translate_errors
 from .worker_process import LOG_LINES, WORKER_MAIN, WorkerFailed, environment_variables, worker_environment
 
 
-class ImagesRefused(ValueError):
+class ImagesRefused(Failure, ValueError):
     """Images that the model does not take."""
-
-
-PREDICTION_ERRORS = (ImagesRefused, NothingFound, TrackingFailed, WorkerFailed, environments.EnvironmentFailed)
-"""Expected failures of a prediction."""
 
 
 def read_images(path: Path) -> np.ndarray:
@@ -55,7 +52,7 @@ def predict(uri: str, run_id: str, images: np.ndarray) -> np.ndarray:
         images: raw images, as the data set has them; the model preprocesses them.
 
     Raises:
-        Exception: one of ``PREDICTION_ERRORS``.
+        Failure: the images, the model, its framework's environment or the tracking store cannot be used.
     """
     with translate_errors(uri), tempfile.TemporaryDirectory(prefix="gtdl-predict-") as name:
         logged = _find_model(uri, run_id)

@@ -11,26 +11,19 @@ from pathlib import Path
 from . import datasets, environments, modes
 from .config import Config, ConfigError, check, describe
 from .config.job import create_job
-from .console import info
+from .console import Failure, info
 from .datasets import PreparedDataset
 from .environments import Environment
 from .hardware import device_lock, host, peak
 from .progress import ProgressLine
 from .tracking.identity import checkpoint_folder, identity
 from .tracking.recorder import Recorder, SweepPosition
-from .tracking.store import TrackingFailed
 from .worker.job import Precision
 from .worker_process import WorkerFailed, WorkerProcess, environment_variables
 
 
-class FilesFailed(Exception):
+class FilesFailed(Failure):
     """A file or a folder that a run needs cannot be read or written, such as on a full disk."""
-
-
-RUN_ERRORS = (
-    ConfigError, WorkerFailed, environments.EnvironmentFailed, datasets.DatasetError, TrackingFailed, FilesFailed
-)  # fmt: skip
-"""Expected failures of a run with a valid configuration. The MLflow run is then FAILED, if the tracker accepts it."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +42,7 @@ def run(config: Config, folder: Path, position: SweepPosition | None = None) -> 
     """Train and test one network in one framework and record it in MLflow. The run's files go to ``folder``.
 
     Raises:
-        Exception: one of ``RUN_ERRORS``; the MLflow run is FAILED, with the reason.
+        Failure: the run cannot start or has failed; the MLflow run is FAILED, with the reason.
     """
     with (
         _started_early(config, folder) as early,

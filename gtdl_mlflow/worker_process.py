@@ -16,7 +16,7 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from .console import info, printable
+from .console import Failure, info, printable
 from .metrics import HEADLINE
 from .process_tree import descendants
 from .worker import events
@@ -58,7 +58,7 @@ END_TIMEOUT_S = 10
 """Time in which the processes of a worker end after a signal, before they are killed one by one."""
 
 
-class WorkerFailed(Exception):
+class WorkerFailed(Failure):
     """The worker did not finish; the message has the way it ended and the last lines of its log."""
 
 

@@ -172,6 +172,17 @@ def test_track_list_without_undelivered_runs(cache_folders: None, capsys: pytest
     assert capsys.readouterr().out == "no undelivered runs\n"
 
 
+@pytest.mark.parametrize("arguments", ["machine", "tune framework=reference setting=reference_mnist"])
+def test_locks_folder_that_cannot_be_created_is_one_line(
+    arguments: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GTDL_LOCKS", "/dev/null/locks")
+    assert cli.main(arguments.split()) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("gtdl: locks folder /dev/null/locks could not be created: Not a directory; ")
+    assert err.count("\n") == 1
+
+
 def test_output_is_checked_before_the_work(tmp_path: Path) -> None:
     with pytest.raises(common.CommandFailed, match=r"absent does not exist$") as failure:
         common.check_output(tmp_path / "absent" / "report.html")

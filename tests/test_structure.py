@@ -217,6 +217,21 @@ def test_an_adapter_imports_no_other_framework() -> None:
     assert not wrong, "\n".join(map(str, wrong))
 
 
+CAUGHT = {"MalformedRun", "DeadlinePassed", "SettingsUnreadable", "PackagesMissing", "BuildFailed"}
+"""Exceptions of the driver that its own functions catch. No command ends with them."""
+
+
+def test_every_other_exception_of_the_driver_is_a_failure_that_a_command_prints() -> None:
+    found = set()
+    for module, path in modules().items():
+        for node in tree(path).body:
+            if isinstance(node, ast.ClassDef) and part(module) != "worker":
+                bases = {ast.unparse(base) for base in node.bases}
+                if bases & {"Exception", "ValueError"} and "Failure" not in bases:
+                    found.add(node.name)
+    assert found == CAUGHT | {"Failure"}
+
+
 WRITTEN_ONCE = {("environments/cmake_build.py", name) for name in ("log_file", "requirements", "constraints", "file")}
 """Files of modules with state files that are written in place: they are read by no later command."""
 

@@ -14,10 +14,10 @@ from collections.abc import Sequence
 import click
 
 from .. import __version__, files, signals
-from ..console import conceal_arguments, fail
+from ..console import Failure, conceal_arguments, fail
 from ..tracking.deadline import leave
 from . import answer, data, env, machine, predict, reports, results, runs, track, tune
-from .common import CommandFailed, Group
+from .common import Group
 
 # Verbs import what they need themselves, so that `gtdl --help` does not wait for Hydra, or one verb for the libraries
 # of another.
@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fail(_one_line(error), status=2)
     except click.exceptions.Exit as end:
         return end.exit_code
-    except CommandFailed as error:
+    except Failure as error:
         return fail(str(error), status=error.status)
     except OSError as error:
         return fail(files.explain(error))

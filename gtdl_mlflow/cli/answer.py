@@ -16,7 +16,6 @@ from .common import (
     check_output,
     complete_choice,
     output_option,
-    translate_errors,
     write_output,
 )
 
@@ -40,33 +39,30 @@ def answer(minutes: float, framework: str, device: str | None, output: Path, wor
         raise click.BadParameter("nan: expected a number above 0", param_hint="'--minutes'")
     check_output(output)
     started_ms = time.time() * 1000
-    with translate_errors():
-        every = to_overrides(list(words))
-        frameworks = [*filter(None, framework.split(",")), *(each for each in every if "=" not in each)]
-        if number := next((name for name in frameworks if name.isdigit()), None):
-            raise click.UsageError(f"{number}: a number needs its option, such as --minutes {number}")
-        overrides = [each for each in every if "=" in each] + ([f"hardware={device}"] if device else [])
-        composed = config.compose(overrides)
-        for name in frameworks:
-            config.compose_unchecked([f"framework={name}", *overrides])
+    every = to_overrides(list(words))
+    frameworks = [*filter(None, framework.split(",")), *(each for each in every if "=" not in each)]
+    if number := next((name for name in frameworks if name.isdigit()), None):
+        raise click.UsageError(f"{number}: a number needs its option, such as --minutes {number}")
+    overrides = [each for each in every if "=" in each] + ([f"hardware={device}"] if device else [])
+    composed = config.compose(overrides)
+    for name in frameworks:
+        config.compose_unchecked([f"framework={name}", *overrides])
 
     # MLflow takes two seconds: an invalid request has been refused before.
-    from .. import datasets
     from ..reporting import page
-    from ..reporting.runs import NothingFound, connect, load
+    from ..reporting.runs import connect, load
     from ..sweeps import planner
     from ..tracking import store
 
     uri, experiment = composed.tracking.uri, composed.tracking.experiment
     experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME") or experiment
-    with translate_errors(planner.AnswerImpossible, datasets.DatasetError, store.TrackingFailed, NothingFound):
-        if experiment_id := os.environ.get("MLFLOW_EXPERIMENT_ID"):  # set by `mlflow run`, and the runs go there
-            with store.open_store(uri, timeout_s=30) as client:
-                experiment = client.get_experiment(experiment_id).name
-        remarks = planner.run(minutes, frameworks, overrides, experiment)
-        with store.translate_errors(uri), store.http_timeouts(retries=2, timeout_s=30):
-            loaded = load(uri, [experiment], f"attributes.start_time >= {started_ms:.0f}")
-            remarks += loaded.remarks
-            html = page.page(loaded, connect(uri), experiment, remarks)
+    if experiment_id := os.environ.get("MLFLOW_EXPERIMENT_ID"):  # set by `mlflow run`, and the runs go there
+        with store.open_store(uri, timeout_s=30) as client:
+            experiment = client.get_experiment(experiment_id).name
+    remarks = planner.run(minutes, frameworks, overrides, experiment)
+    with store.translate_errors(uri), store.http_timeouts(retries=2, timeout_s=30):
+        loaded = load(uri, [experiment], f"attributes.start_time >= {started_ms:.0f}")
+        remarks += loaded.remarks
+        html = page.page(loaded, connect(uri), experiment, remarks)
     write_output(output, html)
     print_output("\n".join([*(f"! {remark}" for remark in remarks), f"report: {output}"]))

@@ -12,7 +12,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from .. import signals
-from ..console import info, status_line
+from ..console import Failure, info, status_line
 from ..files import write_atomically
 
 if TYPE_CHECKING:
@@ -25,13 +25,12 @@ ALIASES = {"tracking.uri": "tracking_uri", "tracking.experiment": "experiment"}
 """Names of options in the configuration of a run."""
 
 
-class CommandFailed(Exception):
+class CommandFailed(Failure):
     """A command cannot do its work; the message is one line."""
 
     def __init__(self, message: str, status: int = 1) -> None:
         super().__init__(message)
         self.status = status
-        """Exit status: 1 for a failure, 2 for an invalid request."""
 
 
 class Verb(click.Command):
@@ -87,19 +86,6 @@ class Group(click.Group):
             if args[0] in ("train", "fit", "benchmark", "test"):
                 raise click.UsageError(f"{args[0]}: no such command; gtdl run trains and tests", ctx)
         return super().resolve_command(ctx, args)
-
-
-@contextmanager
-def translate_errors(*failures: type[Exception]) -> Iterator[None]:
-    """Raise CommandFailed for a wrong configuration, with status 2, and for the exceptions of ``failures``."""
-    from ..config import ConfigError
-
-    try:
-        yield
-    except ConfigError as error:
-        raise CommandFailed(str(error), status=2) from error
-    except failures as error:
-        raise CommandFailed(str(error)) from error
 
 
 # Completion.
@@ -166,14 +152,12 @@ def tracking_store(tracking_uri: str | None) -> Iterator[str]:
     status_line("reading the tracking store")
     try:
         from .. import config
-        from ..reporting.runs import NothingFound
         from ..tracking import store
 
-        with translate_errors(store.TrackingFailed, NothingFound):
-            uri = tracking_uri or config.compose_unchecked([]).tracking.uri
-            config.check_tracker(uri, "--tracking-uri " if tracking_uri else "tracking.uri=")
-            with store.translate_errors(uri), store.http_timeouts(retries=2, timeout_s=30):
-                yield uri
+        uri = tracking_uri or config.compose_unchecked([]).tracking.uri
+        config.check_tracker(uri, "--tracking-uri " if tracking_uri else "tracking.uri=")
+        with store.translate_errors(uri), store.http_timeouts(retries=2, timeout_s=30):
+            yield uri
     finally:
         status_line("")
 
@@ -232,13 +216,12 @@ def result_files_argument(required: bool = False) -> Callable[[F], F]:
 
 def result_files(paths: Sequence[Path]) -> ResultFiles:
     """Return the runs of result files; raise CommandFailed if they cannot be used."""
-    from ..reporting.result_file import InvalidResultFile, ResultFiles
+    from ..reporting.result_file import ResultFiles
 
-    with translate_errors(InvalidResultFile):
-        found = ResultFiles(paths)
-        if not found.loaded.runs:
-            reasons = "".join(f": {each}" for each in found.loaded.remarks)
-            raise CommandFailed(f"{', '.join(map(str, paths))}: no run that can be used{reasons}")
+    found = ResultFiles(paths)
+    if not found.loaded.runs:
+        reasons = "".join(f": {each}" for each in found.loaded.remarks)
+        raise CommandFailed(f"{', '.join(map(str, paths))}: no run that can be used{reasons}")
     return found
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from ..console import output as print_output
-from .common import TAKES_OVERRIDES, CommandFailed, Group, check_output, complete_choice, translate_errors
+from .common import TAKES_OVERRIDES, CommandFailed, Group, check_output, complete_choice
 
 
 @click.group(cls=Group)
@@ -48,8 +48,7 @@ def fetch(arguments: tuple[str, ...]) -> int:
         raise CommandFailed(
             f"{' '.join(overrides)}: expected the name of a data set too; `gtdl data list` lists them", status=2
         )
-    with translate_errors():
-        composed = [config.compose([f"dataset={name}", *overrides]) for name in names]
+    composed = [config.compose([f"dataset={name}", *overrides]) for name in names]
 
     from .. import datasets
     from ..console import fail
@@ -70,8 +69,7 @@ def verify(dataset: str) -> None:
     """Check every byte of a data set's files and prepared arrays."""
     from .. import config, datasets
 
-    with translate_errors(datasets.DatasetError):
-        print(datasets.verify(config.compose([f"dataset={dataset}"]).dataset))
+    print(datasets.verify(config.compose([f"dataset={dataset}"]).dataset))
 
 
 @data.command()
@@ -93,8 +91,7 @@ def export(dataset: str, output: Path) -> None:
         raise CommandFailed(f"{output}: the folder {output.parent} does not exist", status=2)
     elif output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise CommandFailed(f"{output}: exists; expected a new or empty folder", status=2)
-    with translate_errors(datasets.DatasetError):
-        prepared = datasets.prepare(config.compose([f"dataset={dataset}"]).dataset)
+    prepared = datasets.prepare(config.compose([f"dataset={dataset}"]).dataset)
     status_line("writing the images")
     try:
         export(prepared, output)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from .common import TAKES_OVERRIDES, CommandFailed, F, Group, complete_choice, overrides_argument, translate_errors
+from .common import TAKES_OVERRIDES, CommandFailed, F, Group, complete_choice, overrides_argument
 
 
 def framework_argument(required: bool = True) -> Callable[[F], F]:
@@ -62,9 +62,8 @@ def create(framework: str, overrides: tuple[str, ...]) -> None:
 
     if "," in framework:
         raise CommandFailed(f"{framework}: expected one framework at a time", status=2)
-    with translate_errors(environments.EnvironmentFailed):
-        composed = config.compose([f"framework={framework}", *overrides])
-        environment = environments.ensure(composed.framework, composed.hardware.device)
+    composed = config.compose([f"framework={framework}", *overrides])
+    environment = environments.ensure(composed.framework, composed.hardware.device)
     if environment.folder is None:
         print(f"{environment.framework} needs no environment: it runs in {environment.python}")
     else:
@@ -82,8 +81,7 @@ def list_packages(framework: str | None) -> None:
 
     packages: set[str] = set()
     for name in [framework] if framework else config.choices("framework"):
-        with translate_errors():
-            devices = config.compose([f"framework={name}"]).framework.devices
+        devices = config.compose([f"framework={name}"]).framework.devices
         packages.update(*(recipe.system for device in devices.values() for recipe in device.recipes))
     for package in sorted(packages):
         print(package)
@@ -96,8 +94,7 @@ def remove(framework: str) -> None:
     from .. import config, environments
     from ..config.errors import similar
 
-    with translate_errors(environments.EnvironmentFailed):
-        removed = environments.remove(framework)
+    removed = environments.remove(framework)
     if not removed:
         existing = sorted({each.framework for each in environments.list_environments()})
         known = sorted({*config.choices("framework"), *existing})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from .common import TAKES_OVERRIDES, Verb, overrides_argument, translate_errors
+from .common import TAKES_OVERRIDES, Verb, overrides_argument
 
 
 @click.command(cls=Verb, context_settings=TAKES_OVERRIDES)
@@ -17,8 +17,7 @@ def machine(overrides: tuple[str, ...]) -> int:
     from .. import config
     from ..hardware import device_lock, host, interference, peak
 
-    with translate_errors():
-        composed = config.compose(list(overrides))
+    composed = config.compose(list(overrides))
     print(host.fingerprint())
     with device_lock.hold(composed.hardware):
         measured = peak.measure(composed.hardware, composed.threads)

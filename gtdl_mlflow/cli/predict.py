@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from ..console import output as print_output
-from .common import CommandFailed, Verb, check_output, output_option, tracking_store, translate_errors
+from .common import CommandFailed, Verb, check_output, output_option, tracking_store
 
 SHOWN = 10
 """Images whose classes are printed."""
@@ -28,9 +28,8 @@ def predict(run: str, images: Path, output: Path, tracking_uri: str | None) -> N
 
     from .. import prediction
 
-    with translate_errors(prediction.ImagesRefused):
-        array = prediction.read_images(images)
-    with tracking_store(tracking_uri) as uri, translate_errors(*prediction.PREDICTION_ERRORS):
+    array = prediction.read_images(images)
+    with tracking_store(tracking_uri) as uri:
         probabilities = prediction.predict(uri, run, array)
     try:
         with output.open("wb") as file:

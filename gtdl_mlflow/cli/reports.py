@@ -19,7 +19,6 @@ from .common import (
     results,
     tracking_options,
     tracking_store,
-    translate_errors,
     write_output,
 )
 
@@ -126,8 +125,7 @@ def ui(experiment: str, tracking_uri: str | None, port: int, no_browser: bool) -
             view = ui.arrange(uri, experiment)
         except NothingFound as error:
             raise NothingFound(f"{error}{other_experiments(uri, [experiment])}") from error
-    with translate_errors(ui.UiFailed):
-        return ui.serve(uri, view, port, browser=not no_browser)
+    return ui.serve(uri, view, port, browser=not no_browser)
 
 
 VERBS = (report, compare, check, reproduction, ui)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..console import info
-from .common import TAKES_OVERRIDES, CommandFailed, Verb, overrides_argument, translate_errors
+from .common import TAKES_OVERRIDES, CommandFailed, Verb, overrides_argument
 
 if TYPE_CHECKING:
     from ..config import Config
@@ -38,25 +38,23 @@ def tune(minutes: float, overrides: tuple[str, ...]) -> int:
 
     from .. import config, datasets, environments, modes
     from ..hardware import device_lock
-    from ..worker_process import WorkerFailed
 
     if not FEWEST_MINUTES <= minutes < math.inf:
         raise CommandFailed(f"--minutes {minutes:g}: expected at least {FEWEST_MINUTES}", status=2)
-    with translate_errors(environments.EnvironmentFailed, datasets.DatasetError, WorkerFailed):
-        composed = [replace(each, mode=config.BEST) for each in _configs(overrides)]
-        for each in composed:
-            environment = environments.ensure(each.framework, each.hardware.device)
-            data = datasets.prepare(each.dataset)
-            with tempfile.TemporaryDirectory(prefix="gtdl-tune-") as name, device_lock.hold(each.hardware):
-                names, skipped = modes.usable(each)
-                study = modes.ModeStudy(each, environment)
-                study.measure_all(names, 60 * minutes, data, Path(name))
-            steps = modes.steps(each, data.train_images)
-            threads = "1 thread" if each.threads == 1 else f"{each.threads} threads"
-            print(f"{config.describe(each)}, {each.hardware.device}, {threads}:")
-            print("\n".join(modes.table(study.costs, each.framework.modes, each.training.batch_size, steps)))
-            for mode, reason in (skipped | study.failures).items():
-                info(f"{each.framework.name}: {mode} is not measured: {reason}")
+    composed = [replace(each, mode=config.BEST) for each in _configs(overrides)]
+    for each in composed:
+        environment = environments.ensure(each.framework, each.hardware.device)
+        data = datasets.prepare(each.dataset)
+        with tempfile.TemporaryDirectory(prefix="gtdl-tune-") as name, device_lock.hold(each.hardware):
+            names, skipped = modes.usable(each)
+            study = modes.ModeStudy(each, environment)
+            study.measure_all(names, 60 * minutes, data, Path(name))
+        steps = modes.steps(each, data.train_images)
+        threads = "1 thread" if each.threads == 1 else f"{each.threads} threads"
+        print(f"{config.describe(each)}, {each.hardware.device}, {threads}:")
+        print("\n".join(modes.table(study.costs, each.framework.modes, each.training.batch_size, steps)))
+        for mode, reason in (skipped | study.failures).items():
+            info(f"{each.framework.name}: {mode} is not measured: {reason}")
     return 0
 
 

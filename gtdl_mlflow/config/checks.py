@@ -12,6 +12,7 @@ import sys
 from urllib.parse import urlsplit
 
 from .. import cgroups, metrics
+from ..console import Failure
 from ..redaction import redact
 from ..worker import preprocessing
 from ..worker.job import LearningRateSchedule, Schedule, Training
@@ -21,8 +22,10 @@ from .resolvers import LARGEST_IMAGE_SIDE, choices, image_sides, is_residual_dep
 from .schema import BEST, DEFAULT, Config, Dataset, Framework, Mode
 
 
-class ConfigError(ValueError):
+class ConfigError(Failure, ValueError):
     """An invalid request or configuration. The message is one line: key, value and what is allowed."""
+
+    status = 2
 
 
 class Unavailable(ConfigError):

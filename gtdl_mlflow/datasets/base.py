@@ -11,10 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from ..console import Failure
+
 REMEDY = "replace it with the publisher's file"
 
 
-class DatasetError(Exception):
+class DatasetError(Failure):
     """A data set that cannot be used. The message is one line that names the file and the remedy."""
 
 

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import filelock
 from packaging.specifiers import SpecifierSet
 
+from ..console import Failure
 from ..files import cache_dir, lock_for, read_state, set_aside, write_atomically
 from . import installed, locks
 
@@ -35,7 +36,7 @@ FORMAT = 2
 """Version of the folder and its environment.json; part of the request, so that no version reads another's folder."""
 
 
-class EnvironmentFailed(Exception):
+class EnvironmentFailed(Failure):
     """An environment that is not available. The message is one line: what failed, why, and what to do."""
 
 

@@ -21,6 +21,7 @@ from mlflow.entities import LifecycleStage, Metric, Param, Run, RunData, RunInfo
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from .. import tags
+from ..console import Failure
 from ..files import inert
 from ..tracking import store
 from .runs import CURVE, LoadedRuns, MetricHistories, NothingFound, active_experiments, connect, read
@@ -46,7 +47,7 @@ INFO = ("experiment", "status", "start_time", "end_time")
 """Metadata of a run: ID of its experiment, MLflow's status, and start and end in milliseconds since 1970."""
 
 
-class InvalidResultFile(Exception):
+class InvalidResultFile(Failure):
     """A result file cannot be used; the message is one line with the file and the reason."""
 
 

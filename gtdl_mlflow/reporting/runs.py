@@ -29,6 +29,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from .. import config, tags
 from ..config import display
+from ..console import Failure
 from ..metrics import HEADLINE
 from ..tracking import store
 from ..worker.job import Precision
@@ -58,7 +59,7 @@ REASONS = 3
 """Largest number of reasons in the line about skipped runs."""
 
 
-class NothingFound(Exception):
+class NothingFound(Failure):
     """There is no run to report on; the message is one line."""
 
 

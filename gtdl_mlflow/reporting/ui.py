@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from mlflow.entities import Experiment
 
 from .. import signals, tags
-from ..console import info, printable
+from ..console import Failure, info, printable
 from ..metrics import HEADLINE
 from ..redaction import redact, reveal
 from ..tracking.store import TrackingFailed, translate_errors
@@ -53,7 +53,7 @@ class View:
     experiment: Experiment
 
 
-class UiFailed(Exception):
+class UiFailed(Failure):
     """MLflow's server did not start; the message is one line."""
 
 

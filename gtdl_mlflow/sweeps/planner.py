@@ -21,7 +21,7 @@ from pathlib import Path
 from .. import config, datasets, environments, modes
 from ..config import display
 from ..config.job import create_job
-from ..console import info, status_line
+from ..console import Failure, info, status_line
 from ..hardware import device_lock
 from ..paired import TURN_S, MeasurementPlan
 from ..reporting.formats import count
@@ -68,7 +68,7 @@ ENVIRONMENT_MB = 1500
 """Disk space of the largest environment for the CPU, in MB."""
 
 
-class AnswerImpossible(Exception):
+class AnswerImpossible(Failure):
     """There is nothing to compare, or the time limit is too short; the message is one line."""
 
 

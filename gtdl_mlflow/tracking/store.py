@@ -28,6 +28,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError
 
 from .. import tags
+from ..console import Failure
 from ..files import cache_dir, lock_for
 from ..redaction import redact, reveal
 from .deadline import Deadline, DeadlinePassed
@@ -64,7 +65,7 @@ LONGEST_REASON = 300
 """Characters of a reason."""
 
 
-class TrackingFailed(Exception):
+class TrackingFailed(Failure):
     """The tracker refuses a request or is unreachable; the message is one line."""
 
 
