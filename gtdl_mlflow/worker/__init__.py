@@ -1,4 +1,4 @@
 """Code that runs in a framework's environment: standard library, NumPy and one framework.
 
-The folder boundary is the process boundary. The driver imports only plain data types from here.
+The driver runs in another process and imports only modules of this folder that need no framework.
 """

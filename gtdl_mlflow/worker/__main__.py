@@ -72,30 +72,31 @@ def main(arguments: list[str]) -> int:
             print(error, file=sys.stderr)
             return events.REFUSED
         except BrokenPipeError:
-            # The result has no reader any more, and other runs wait for the device.
+            # No process reads the result any more. Exit at once, because other runs may be waiting for the device.
             print("the driver has ended, stopping", file=sys.stderr)
             os._exit(1)
     return 0
 
 
 def continue_in_child(driver: int, events_descriptor: int) -> None:
-    """Return in a child process, the worker. This process waits for it and then kills all of its descendants.
+    """Fork, and return only in the child process, which becomes the worker.
 
-    It does the same when the driver ends or sends SIGTERM. A descendant that has left the worker's session is included:
-    this process is the parent of every descendant whose own parent has ended (a subreaper). It exits as the worker did.
-    It uses no CPU time while it waits.
+    The parent process waits for the worker and then kills all remaining descendants. It also kills them when the driver
+    ends or sends SIGTERM. The parent is a child subreaper: it becomes the parent of every descendant whose parent has
+    ended, so it can also kill descendants that have left the worker's session. It ends with the worker's exit status or
+    signal. It uses no CPU time while it waits.
     """
     import ctypes
 
     set_parent_death_signal, set_child_subreaper = 1, 36  # linux/prctl.h
     prctl, guard = ctypes.CDLL(None).prctl, os.getpid()
     prctl(set_child_subreaper, 1, 0, 0, 0)
-    # A signal between here and the installation of the handler must wait for it.
+    # Block SIGTERM until its handler is installed.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     worker = os.fork()
     if not worker:
         prctl(set_parent_death_signal, signal.SIGKILL)
-        if os.getppid() != guard:  # it ended before the call
+        if os.getppid() != guard:  # the guard ended before prctl was called
             os._exit(1)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         return
@@ -111,7 +112,7 @@ def continue_in_child(driver: int, events_descriptor: int) -> None:
     while ended != worker:
         ended, status = os.wait()
     exit_status = os.waitstatus_to_exitcode(status)
-    while True:  # killed processes leave their children to this one
+    while True:  # children of killed processes become children of this process
         kill_children()
         try:
             os.wait()
@@ -125,7 +126,7 @@ def continue_in_child(driver: int, events_descriptor: int) -> None:
 
 
 def kill_children() -> None:
-    """Kill all child processes of this process, which has one thread."""
+    """Kill all child processes of this process. It must have only one thread: /proc lists children by thread."""
     for child in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
         with suppress(ProcessLookupError, PermissionError):
             os.kill(int(child), signal.SIGKILL)

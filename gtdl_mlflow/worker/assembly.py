@@ -40,5 +40,5 @@ def build_model(job: Job, adapter_class: type[Adapter]) -> tuple[Preprocessing, 
 
 
 def description(model: Adapter) -> dict[str, Any]:
-    """Return what a framework reports of itself, as metadata of a run."""
+    """Return the metadata that the adapter reports, with ``version`` renamed to ``framework_version``."""
     return {f"framework_{key}" if key == "version" else key: value for key, value in model.describe().items()}

@@ -1,4 +1,4 @@
-"""Checkpoints of a training: folders that get their names only when their content is on the disk."""
+"""Checkpoints of training: folders that are renamed to their final names after their content is on the disk."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from .checksums import sha256
 
 MANIFEST = "files.json"
-"""SHA-256 of every other file of a checkpoint, by its path in it."""
+"""Name of the file that has the SHA-256 of every other file of a checkpoint, by relative path."""
 
 
 class Checkpoints:
@@ -28,7 +28,7 @@ class Checkpoints:
 
     def __enter__(self) -> Checkpoints:
         self._folder.mkdir(parents=True, exist_ok=True)
-        # A worker whose driver was killed runs until its next event. A resumed run waits here until it has ended.
+        # A worker whose driver was killed runs until its next event. A resumed run waits here until then.
         self._lock = (self._folder / "worker.lock").open("w")
         fcntl.flock(self._lock, fcntl.LOCK_EX)
         return self
@@ -39,8 +39,9 @@ class Checkpoints:
     def newest(self, remark: Callable[[str], None]) -> Path | None:
         """Return the folder of the newest checkpoint, or None without one.
 
-        A checkpoint whose content is not what was saved, as after a power failure, is set aside, and ``remark`` is
-        called with a text for the user. No framework reads it: some end the process.
+        A checkpoint whose content differs from what was saved, for example after a power failure, is set aside, and
+        ``remark`` is called with a message for the user. No framework reads a damaged checkpoint, because some
+        frameworks then end the process.
         """
         for path in sorted(self._all(), key=_step, reverse=True):
             if _is_intact(path):
@@ -59,7 +60,7 @@ class Checkpoints:
     def save(self, step: int, write: Callable[[Path], None]) -> None:
         """Save the checkpoint after ``step`` steps: the files that ``write`` puts into an empty folder.
 
-        Whatever ``write`` raises, the earlier checkpoint stays.
+        If ``write`` raises an exception, the earlier checkpoint is retained.
         """
         part = self._folder / "part"
         shutil.rmtree(part, ignore_errors=True)  # left by a killed worker
@@ -72,7 +73,7 @@ class Checkpoints:
             new = self._folder / f"step-{step}"
             part.replace(new)
         except BaseException:
-            shutil.rmtree(part, ignore_errors=True)  # it may occupy a full disk
+            shutil.rmtree(part, ignore_errors=True)  # free its space: the disk may be full
             raise
         _sync(self._folder)
         for old in self._all():

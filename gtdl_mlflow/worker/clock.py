@@ -27,7 +27,7 @@ class Clock:
         self._since = self._now()
 
     def stop(self) -> float:
-        """Stop the clock and return the seconds it has run in all."""
+        """Stop the clock and return its total running time in seconds."""
         assert self._since is not None
         self._sum += self._now() - self._since
         self._since = None
@@ -41,6 +41,6 @@ class Clock:
 
     @property
     def seconds(self) -> float:
-        """Seconds run so far, in all."""
+        """Total running time so far, in seconds."""
         running = 0 if self._since is None else self._now() - self._since
         return (self._sum + running) / 1e9

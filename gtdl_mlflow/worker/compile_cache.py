@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 class CompileCache:
-    """A cache of compiled code, as it was when this object was created."""
+    """A cache of compiled code, with its number of files at the time this object was created."""
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
@@ -14,7 +14,10 @@ class CompileCache:
 
     @property
     def state(self) -> dict[str, str]:
-        """``compile_cache``: ``cold`` if code was added to the cache since then, or ``warm``; empty without one."""
+        """``compile_cache``: ``cold`` if files were added after this object was created, else ``warm``.
+
+        Empty without a cache.
+        """
         if not self._folder:
             return {}
         return {"compile_cache": "warm" if self._files() <= self._before else "cold"}

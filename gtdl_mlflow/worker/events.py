@@ -1,4 +1,4 @@
-"""Events that a worker sends to the driver: one JSON object per line, on a file descriptor of its own."""
+"""Events that a worker sends to the driver: one JSON object per line, on a separate file descriptor."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import IO, Any
 
 @dataclass(frozen=True)
 class Metadata:
-    """Facts about the framework and the job that are not measurements, as text or numbers."""
+    """Run metadata: properties of the framework and the job that are not measurements, as text or numbers."""
 
     values: dict[str, Any]
 
@@ -23,7 +23,7 @@ class Phase:
     """The start of a phase of the run, for display."""
 
     name: str
-    """A ``phase`` of ``metrics.PHASES``."""
+    """The ``phase`` of a metric in ``metrics.PHASES``."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class ConfusionMatrix:
 
 @dataclass(frozen=True)
 class Remark:
-    """Something that the user must know about the run, which goes on."""
+    """A warning for the user. The run continues."""
 
     text: str
 
@@ -67,12 +67,12 @@ class Turn:
     """One turn of a paired measurement."""
 
     units: int
-    """Training steps, test batches or images that the turn did."""
+    """Number of timed training steps, test batches or images of the turn."""
     wall_s: float
     cpu_s: float
     """CPU time of all threads."""
     lead_in_cpu_s: float
-    """CPU time of what precedes the timed units: the lead-in, and the warm-up of the first turn."""
+    """CPU time of the untimed units before the timed ones: the lead-in, and the warm-up of an activity's first turn."""
     waiting_cpu_s: float
     """CPU time since the end of the previous turn."""
 
@@ -89,17 +89,20 @@ Event = Metadata | Phase | Progress | Metrics | ConfusionMatrix | Remark | Turn 
 _TYPES: dict[str, type] = {kind.__name__.lower(): kind for kind in Event.__args__}
 
 REFUSED = 3
-"""Exit status of a worker that cannot do its job, without an error in it; the last line of its log has the reason."""
+"""Exit status of a worker whose framework does not support the job or whose data have changed.
+
+The last line of the worker's log has the reason.
+"""
 
 LONGEST_LINE = 2**24
-"""Most bytes of an event: a confusion matrix of 1000 classes fits."""
+"""Largest size of an event in bytes. A confusion matrix of 1000 classes fits."""
 
 LARGEST = 2**63
-"""Limit of whole numbers; a tracking store cannot hold larger ones."""
+"""Exclusive limit of the magnitude of whole numbers: a tracking store cannot hold larger ones."""
 
 
 def write(stream: IO[str], event: Event) -> None:
-    """Write an event as one line and flush it. Numbers that JSON lacks (a loss of NaN) become text."""
+    """Write an event as one line and flush it. Numbers that JSON lacks (NaN and infinity) become strings."""
     fields = {key: _encode(value) for key, value in dataclasses.asdict(event).items()}
     stream.write(json.dumps({"event": type(event).__name__.lower(), **fields}, allow_nan=False) + "\n")
     stream.flush()
@@ -122,7 +125,7 @@ def parse(line: bytes) -> Event:
 
 
 def one_line(error: Exception) -> str:
-    """Return an exception as one line of at most 300 characters: of a traceback in its text, the last line."""
+    """Return an exception as one line of at most 300 characters. A traceback in its text is cut to its last line."""
     text = str(error)
     if "Traceback (most recent call last)" in text:
         text = text.strip().splitlines()[-1]
@@ -130,7 +133,7 @@ def one_line(error: Exception) -> str:
 
 
 def _check(event: Event) -> None:
-    """Raise ValueError if a value of the event has another type, or is out of its range."""
+    """Raise ValueError if a value of the event has the wrong type or is out of range."""
     valid = all(_VALID[str(each.type)](getattr(event, each.name)) for each in dataclasses.fields(event))
     if valid and isinstance(event, Progress):
         valid = event.iterations > 0 and event.images_per_s > 0  # the remaining time is computed from them
@@ -166,7 +169,7 @@ _VALID: dict[str, Callable[[Any], bool]] = {
     "dict[str, float]": lambda value: type(value) is dict and all(map(_is_number, value.values())),
     "list[list[int]]": _is_square,
 }
-"""Conditions on the values of an event, by the type of its field."""
+"""Check of a field's value, by the type annotation of the field."""
 
 
 def _refuse(constant: str) -> Any:

@@ -29,16 +29,19 @@ from .scores import accuracy, confusion_matrix, cross_entropy, mean_class_accura
 from .training import Data, Emit, TrainingState, train
 
 COLD_BLOCKS = 512
-"""Most blocks of 512 bytes that are read from the disk while files are read from memory; with more, they came from the
-disk. Page faults do not show it: the kernel reads ahead of an access to a mapped file."""
+"""Limit in blocks of 512 bytes: a context that reads more than this from the disk has read its files from the disk.
+
+Otherwise, the files came from memory. Page faults cannot be used instead, because the kernel reads mapped files ahead
+of an access.
+"""
 
 
 def run(job: Job, emit: Emit, start_s: float | None = None) -> None:
     """Train and test the job's network and report every event to ``emit`` when it happens.
 
-    ``metrics.py`` describes the times. ``start_s`` is the time that the start of the interpreter, with NumPy, took;
-    None without a driver. After it, the worker may have waited for the job; no clock includes that wait.
-    ``worker/wall_s`` includes what happens between the other times.
+    ``metrics.py`` describes the reported times. ``start_s`` is the start-up time of the interpreter, with NumPy, in
+    seconds; None without a driver. After start-up, the worker may have waited for its job; no clock includes that wait.
+    ``worker/wall_s`` also includes the time between the other timed intervals.
     """
     wall = Clock()
     wall.start()
@@ -77,7 +80,7 @@ def run(job: Job, emit: Emit, start_s: float | None = None) -> None:
     with _Timed(emit, "save/model_s"):
         try:
             save(job, model, preprocessing, Path(job.folder))
-        except Exception as error:  # each framework has its own for a full disk; the results do not depend on it
+        except Exception as error:  # its type depends on the framework; the results do not depend on saving
             shutil.rmtree(job.folder, ignore_errors=True)
             emit(Remark(f"the trained model could not be saved: {one_line(error)}"))
     if job.latency.repeats:
@@ -92,7 +95,7 @@ def run(job: Job, emit: Emit, start_s: float | None = None) -> None:
 
 
 def resource_usage() -> dict[str, float]:
-    """Return what this process and its children have used since their start, as the operating system counts it."""
+    """Return the resources that this process and its children have used, as counted by the operating system."""
     own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
     return {
         "worker/cpu_user_s": own.ru_utime + children.ru_utime,
@@ -106,10 +109,10 @@ def resource_usage() -> dict[str, float]:
 
 
 def check_parity(job: Job, adapter_class: type[Adapter], emit: Emit) -> None:
-    """Compare the framework with the float64 NumPy network, on a model of its own.
+    """Compare the framework with the float64 NumPy network, on a separate model.
 
     Raises:
-        ParityBroken: the framework computes another network.
+        ParityBroken: the framework does not compute the network of the job.
     """
     with _Timed(emit, "setup/parity_s"):
         differences = parity.check(job, adapter_class)
@@ -147,10 +150,10 @@ def test(job: Job, model: Adapter, data: Data, state: TrainingState, emit: Emit)
 
 
 def save(job: Job, model: Adapter, preprocessing: Preprocessing, folder: Path) -> None:
-    """Write the native model, and what ``SavedModel`` needs to classify raw images with it."""
+    """Write the native model and the files that ``SavedModel`` needs to classify raw images."""
     folder.mkdir(parents=True, exist_ok=True)
     model.save(folder)
-    # Nothing of this machine, and nothing that has to be compiled before a prediction.
+    # The saved job must not depend on this machine, and a prediction must not require compilation.
     options = job.options if job.saved_options is None else job.saved_options
     portable = replace(job, data="", folder="", checkpoints="", cores=None, compile_cache="", options=options)
     portable.write(folder / "job.json")
@@ -158,7 +161,7 @@ def save(job: Job, model: Adapter, preprocessing: Preprocessing, folder: Path) -
 
 
 def weights_sha256(weights: initialization.Weights) -> str:
-    """Return the SHA-256 of all canonical values: equal only if all weights of two runs are equal to the last bit."""
+    """Return the SHA-256 of all weights. It is the same for two runs only if their weights are bitwise identical."""
     total = hashlib.sha256()
     for name, values in sorted(weights.items()):
         total.update(name.encode())
@@ -167,7 +170,7 @@ def weights_sha256(weights: initialization.Weights) -> str:
 
 
 class FileAccess:
-    """A context that determines whether the files its block read came from memory or from the disk."""
+    """Context manager that detects whether the files read in its block came from memory or from the disk."""
 
     def __enter__(self) -> FileAccess:
         self._blocks = resource.getrusage(resource.RUSAGE_SELF).ru_inblock
@@ -183,7 +186,7 @@ class FileAccess:
 
 
 class _Timed:
-    """A context that reports the phase of a metric at its start and its duration, as the metric, at its end."""
+    """Context manager that emits the phase of a metric on entry and its duration, as the metric, on normal exit."""
 
     def __init__(self, emit: Emit, name: str) -> None:
         self._emit, self._name = emit, name

@@ -11,13 +11,14 @@ from .network import Network, Node
 from .random_streams import Use, stream
 
 Weights = dict[str, np.ndarray]
-"""Canonical float32 arrays by ``layer/array``: parameters and state, all that a network needs to classify."""
+"""Parameters and state of a network: canonical float32 arrays by ``layer/array``."""
 
 
 def weights(network: Network, seed: int) -> Weights:
     """Return the initial value of every array.
 
-    Each trainable array has a random stream of its own, so that a change of one layer leaves the others as they are.
+    Each trainable array has a separate random stream, so a change of one layer does not change the random numbers of
+    the others.
     """
     arrays: Weights = {}
     for node in network.nodes:
@@ -35,7 +36,7 @@ def weights(network: Network, seed: int) -> Weights:
 def masks(network: Network, seed: int) -> dict[str, np.ndarray]:
     """Return the 0/1 mask (out, in, 1, 1), float32, of each convolution that reads only some input maps."""
     arrays: dict[str, np.ndarray] = {}
-    index = 0  # of the weights among all trainable arrays, so that a layer without parameters changes no mask
+    index = 0  # of the weights among all trainable arrays: layers without parameters do not change masks
     for node in network.nodes:
         if isinstance(node.layer, Convolution) and node.layer.connections is not None:
             random = stream(Use.MASKS, seed, index)

@@ -15,23 +15,31 @@ from .preprocessing import OPERATIONS, PreprocessingError, Statistics, check
 from .random_streams import Use, stream
 
 Batch = tuple[Any, Any]
-"""Images, float32, in the adapter's layout, and labels, in the adapter's type; NumPy arrays or the adapter's own."""
+"""(images, labels): float32 images in the adapter's layout and labels of the adapter's type.
+
+Both are NumPy arrays or native arrays of the framework.
+"""
 
 VIEWS = 64
-"""Batches of a data set that are created together. By the time the next one is needed, the code that creates them has
-left the processor's caches. Created one at a time, they took 43 us of a step of 3.5 ms at batch 1; 64 at a time, 12 us
-of one of 5.9 ms.
+"""Number of batches that are created at a time.
+
+Creating one batch per step is slower, because the code that creates it has left the processor's caches since the last
+step. At batch size 1, creating one batch at a time took 43 us of a step of 3.5 ms; 64 at a time, 12 us of a step of
+5.9 ms.
 """
 
 ALIGNMENT = 64
-"""Bytes of a cache line and of the widest registers: a framework may use an array so aligned without a copy."""
+"""Alignment of arrays in bytes: the size of a cache line and of the widest registers.
+
+A framework may use an array with this alignment without a copy.
+"""
 
 
 class Preprocessing:
-    """The operations of ``training.preprocessing`` in their order, with their statistics of each set of images.
+    """The operations of ``training.preprocessing``, in order, with their statistics of each set of images.
 
     Statistics are computed once, from the whole set, and stored by the set's name, so that the saved model preprocesses
-    a single image like the test set. The set ``train`` must come first.
+    a single image like the test set. The set ``train`` must be preprocessed first.
     """
 
     def __init__(
@@ -45,7 +53,7 @@ class Preprocessing:
 
     @property
     def augments(self) -> bool:
-        """Whether a random operation changes training images anew for each batch (``augment``)."""
+        """Whether training images are augmented: a random operation is applied to each batch (``augment``)."""
         return self._first_random < len(self._steps)
 
     def shape(self, image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
@@ -63,10 +71,11 @@ class Preprocessing:
         return channels, *sides
 
     def apply(self, part: str, images: np.ndarray, layout: str) -> np.ndarray:
-        """Return the uint8 images (N, H, W, C) of the set ``part`` as float32, ``aligned``, in ``layout`` NHWC or NCHW.
+        """Preprocess the uint8 images (N, H, W, C) of the set ``part``.
 
-        If training images are augmented, only the operations before the first random one are applied to them: they stay
-        NHWC, and uint8 if there is no such operation.
+        Return them as float32, ``aligned``, in ``layout`` NHWC or NCHW. If training images are augmented, only the
+        operations before the first random one are applied to them, and they are returned as NHWC. If no operation
+        precedes the first random one, they are returned unchanged, as uint8.
         """
         complete = part != "train" or not self.augments
         if not complete and self._first_random == 0:
@@ -78,7 +87,7 @@ class Preprocessing:
         return aligned(to_layout(result, layout if complete else "NHWC"))
 
     def augment(self, images: np.ndarray, random: np.random.RandomState, layout: str) -> np.ndarray:
-        """Return a training batch of images from ``apply`` with the remaining operations applied to it."""
+        """Apply the remaining operations to a training batch of images from ``apply`` and return the result."""
         images = images.astype(np.float32, subok=False)  # a copy: a batch may be a view of the data set
         for name, options in list(self._steps.items())[self._first_random :]:
             operation = OPERATIONS[name]
@@ -107,7 +116,7 @@ def aligned(array: np.ndarray) -> np.ndarray:
 
 
 def consecutive(arrays: Sequence[np.ndarray]) -> np.ndarray | None:
-    """Return views that lie one after another in one array as one view (views, ...), and None for any other arrays."""
+    """Return one view (views, ...) of views that are adjacent in the memory of one array, or None for other arrays."""
     first, *others = arrays
     if not others:
         return first[None]
@@ -126,7 +135,7 @@ def address(array: np.ndarray) -> int:
 
 
 def split(images: int, training: Training) -> tuple[slice, slice]:
-    """Return the slices of the training images that are trained on and that are held out for validation."""
+    """Return two slices of the training images: those used for training and those held out for validation."""
     held_out = training.validation.count(images)
     if training.validation.take == HeldOut.first:
         return slice(held_out, images), slice(0, held_out)
@@ -136,10 +145,10 @@ def split(images: int, training: Training) -> tuple[slice, slice]:
 def batches(
     images: Any, labels: Any, size: int, order: BatchOrder, seed: int, start: int = 0
 ) -> Generator[Batch, None, None]:
-    """Yield training batches without end, beginning with that of iteration ``start``.
+    """Yield an endless sequence of training batches, starting with iteration ``start``.
 
-    Every batch is full: one that reaches the end of the data continues with the first images of the next epoch, as
-    Caffe's data layer does. Sequential batches that do not wrap around are views, not copies.
+    Every batch is full: a batch that reaches the end of the data continues with the first images of the next epoch, as
+    in Caffe's data layer. Sequential batches that do not wrap around are views, not copies.
     """
     count, step = len(images), start
     permutations: dict[int, np.ndarray] = {}
@@ -157,7 +166,7 @@ def batches(
                     permutations[needed] = _permutation(count, order, seed, needed)
             for done in [key for key in permutations if key < epoch]:
                 del permutations[done]
-            # Joined only if an epoch ends within the batch: a copy of 60,000 indices takes longer than the batch.
+            # Concatenate only if an epoch ends within the batch: a copy of 60,000 indices takes longer than the batch.
             needed_orders = [permutations[key] for key in range(epoch, last + 1)]
             indices = (needed_orders[0] if epoch == last else np.concatenate(needed_orders))[at : at + size]
             yield images[indices], labels[indices]
@@ -167,16 +176,16 @@ def batches(
 def augmented(
     source: Iterable[Batch], preprocessing: Preprocessing, layout: str, seed: int, start: int = 0
 ) -> Generator[Batch, None, None]:
-    """Yield the batches of ``source``, which begins with iteration ``start``, augmented.
+    """Augment and yield the batches of ``source``, whose first batch is that of iteration ``start``.
 
-    Each iteration has a random stream of its own.
+    Each iteration has a separate random stream.
     """
     for step, (images, labels) in enumerate(source, start):
         yield preprocessing.augment(images, stream(Use.AUGMENTATION, seed, step), layout), labels
 
 
 def prefetched(source: Iterable[Batch], depth: int = 2) -> Generator[Batch, None, None]:
-    """Yield the batches of an endless ``source``, which a thread computes up to ``depth`` batches ahead."""
+    """Yield the batches of an endless ``source``. A thread computes up to ``depth`` batches ahead."""
     ready: queue.Queue[Batch | BaseException] = queue.Queue(depth)
     stopped = threading.Event()
 

@@ -9,11 +9,11 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-# The string that marks a mandatory value in Hydra's schemas; not imported from there, because the worker has no Hydra.
+# The string that marks a mandatory value in Hydra's schemas. Hydra is not installed in the worker's environment.
 MISSING: Any = "???"
 
 WARM_UP_STEPS = 10
-"""Steps that the steady-state throughput leaves out. The training time includes them."""
+"""Number of first steps that the steady-state throughput excludes. The training time includes them."""
 
 
 class BatchOrder(str, Enum):
@@ -26,7 +26,8 @@ class BatchOrder(str, Enum):
 class Optimizer(str, Enum):
     """Optimization method.
 
-    ``sgd``: V <- momentum V + rate gradient, W <- W - V (Caffe's, the rate inside V); ``adam``: Kingma and Ba's.
+    ``sgd``: V <- momentum V + rate gradient, W <- W - V (as in Caffe: V includes the rate); ``adam``: Kingma and Ba,
+    algorithm 1.
     """
 
     sgd = "sgd"
@@ -59,7 +60,11 @@ class Schedule(str, Enum):
 
 
 class WeightDecayOn(str, Enum):
-    """Parameters with weight decay: all, all but biases and betas, or the weights of dense layers but the last."""
+    """Parameters with weight decay.
+
+    ``all``; ``weights``: all except biases and betas; ``hidden_dense_weights``: the weights of all dense layers except
+    the last.
+    """
 
     all = "all"
     weights = "weights"
@@ -81,12 +86,15 @@ class LearningRateSchedule:
     gamma: float = 0.0
     power: float = 1.0
     every_iterations: float = 0.0
-    """Iterations between two changes of ``step``."""
+    """Iterations between two changes of the schedule ``step``."""
     boundary_iterations: list[float] = field(default_factory=list)
-    """Iterations, rising, at which ``multistep`` changes."""
+    """Iterations at which the schedule ``multistep`` changes, in ascending order."""
 
     def factor(self, iteration: float) -> float:
-        """Return the multiple at ``iteration``, which counts from 0; the budget scales it, so it may be a fraction."""
+        """Return the multiple of the learning rate at ``iteration``, counted from 0.
+
+        The iteration may be a fraction, because it is scaled by the budget.
+        """
         if self.type is Schedule.constant:
             return 1.0
         if self.type is Schedule.inverse:
@@ -111,25 +119,26 @@ class Validation:
 
 @dataclass
 class EarlyStopping:
-    """Early stopping: end when the validation error no longer falls, and test the model with the lowest error.
+    """Early stopping: training ends when the validation error no longer falls.
 
-    The rule of Theano's deep-learning tutorial: once an epoch, if the error is below ``improvement`` times the lowest
-    so far, the iteration times ``increase`` becomes the new ``patience_iterations``. Training ends at that iteration.
+    The model with the lowest validation error is tested. The rule is that of Theano's deep-learning tutorial: once per
+    epoch, if the error is below ``improvement`` times the lowest so far, the limit becomes ``increase`` times the
+    current iteration, unless it is already higher. Training ends at the limit, which starts as ``patience_iterations``.
     """
 
     patience_iterations: int = MISSING
-    """Iterations to run in any case."""
+    """Number of iterations before which early stopping does not end training."""
     increase: float = 2.0
     improvement: float = 0.995
 
 
 @dataclass
 class Training:
-    """Hyper-parameters, with the preprocessing of the input that belongs to them."""
+    """Hyper-parameters of training, including the preprocessing of the input."""
 
     name: str = MISSING
     preprocessing: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Preprocessing operations in their order: name to options. ``worker/preprocessing.py`` has the names."""
+    """Preprocessing operations in order: name to options. ``worker/preprocessing.py`` defines the names."""
     order: BatchOrder = MISSING
     validation: Validation = field(default_factory=Validation)
     batch_size: int = MISSING
@@ -143,7 +152,10 @@ class Training:
     bias_lr_multiplier: float = 1.0
     """Multiple of the learning rate for biases."""
     weight_decay: float = 0.0
-    """Multiple of a value that is added to its gradient, for the parameters of ``weight_decay_on``. Not in the loss."""
+    """Factor by which each parameter in ``weight_decay_on`` is added to its gradient.
+
+    The reported loss does not include weight decay.
+    """
     weight_decay_on: WeightDecayOn = WeightDecayOn.all
     momentum: float = 0.0
     beta1: float = 0.9
@@ -151,18 +163,22 @@ class Training:
     epsilon: float = 1e-8
     early_stopping: EarlyStopping | None = None
     ema_decay: float | None = None
-    """Decay of an exponential moving average of all parameters, which is then the model that is tested and saved."""
+    """Decay of an exponential moving average of all parameters; None: no average.
+
+    With a decay, the model that is tested and saved has the averaged parameters.
+    """
     evaluate_every_epochs: int = 1
     """Epochs between two evaluations on the test set, with the clock stopped; 0: none before the end."""
     target_accuracy_percent: float | None = None
-    """Accuracy in percent; the time to reach it is measured. Training does not end there."""
+    """Target accuracy in percent. The time to reach it is measured; training continues afterwards."""
     checkpoint_every_s: float = 300.0
     """Seconds of training between two checkpoints, from which a killed run can resume; 0: no checkpoints."""
 
     def steps(self, images: int, budget: float) -> int:
         """Return the number of training steps.
 
-        ``images`` is the number of training images without those held out; ``budget`` is the share, in (0, 1].
+        ``images`` is the number of training images without those held out; ``budget`` is the share of
+        the full training to run, in (0, 1].
         """
         limits = [] if self.iterations is None else [self.iterations]
         if self.epochs is not None:
@@ -180,7 +196,7 @@ class Training:
     def ema_decay_at(self, step: int) -> float:
         """Return the decay d of the moving average A <- d A + (1 - d) W after the ``step``-th step, counted from 1.
 
-        TensorFlow's ``ExponentialMovingAverage`` with ``num_updates``: smaller in the first steps.
+        As in TensorFlow's ``ExponentialMovingAverage`` with ``num_updates``, the decay is smaller in the first steps.
         """
         assert self.ema_decay is not None
         return min(self.ema_decay, (1 + step) / (10 + step))
@@ -188,25 +204,25 @@ class Training:
 
 @dataclass
 class Latency:
-    """Single operations that are timed after training and testing."""
+    """Settings for timing single operations after training and testing."""
 
     repeats: int = 100
     """Largest number of timed training steps, and of timed batches of each size; 0: no timing."""
     batch_sizes: list[int] = field(default_factory=list)
     """Batch sizes for which inference is timed."""
     limit_s: float = 0.5
-    """Largest total time of the training steps, and of the batches of each size."""
+    """Time limit in seconds for the training steps, and for the batches of each size. No operation starts after it."""
 
 
 class Activity(str, Enum):
-    """What a turn does, and its unit."""
+    """Activity of a turn, which defines the turn's unit of work."""
 
     training = "training"
     """Training steps, each on the next batch."""
     testing = "testing"
-    """Batches of the test set, classified."""
+    """Inference on batches of the test set."""
     latency = "latency"
-    """Single images, classified one after the other."""
+    """Inference on one image at a time."""
 
 
 @dataclass
@@ -214,9 +230,9 @@ class Job:
     """One run of one framework."""
 
     adapter: str
-    """``module:Class``."""
+    """Adapter class, as ``module:Class``."""
     options: dict[str, Any]
-    """The adapter's speed options."""
+    """Options of the execution mode, which are passed to the adapter."""
     layers: dict[str, dict[str, Any]]
     image_shape: list[int]
     """Height, width and channels before preprocessing."""
@@ -233,25 +249,25 @@ class Job:
     folder: str
     """Folder for the trained model."""
     data_sha256: dict[str, str] = field(default_factory=dict)
-    """SHA-256 of each ``.npy`` file in ``data``: name of the array to hash; empty: the files are not checked."""
+    """SHA-256 of each ``.npy`` file in ``data``, by array name; empty: the files are not checked."""
     checkpoints: str = ""
     """Folder of the checkpoints; empty: none are written or read."""
     mean_per_class: bool = False
-    """Whether the headline accuracy is the mean of the classes' accuracies and not the share of all images."""
+    """Whether the headline accuracy is the mean of the per-class accuracies instead of the accuracy over all images."""
     parity: bool = False
-    """Whether to check first that the framework computes the network."""
+    """Whether to run the parity check before training."""
     latency: Latency = field(default_factory=Latency)
     precision: Precision = Precision.float32
     deterministic: bool = True
-    """Whether the same seed must give the same bits."""
+    """Whether the same seed must give bitwise identical results."""
     compile_cache: str = ""
-    """Folder of compiled code that later runs reuse; empty: the mode has none."""
+    """Folder of compiled code that later runs reuse; empty: no cache."""
     saved_options: dict[str, Any] | None = None
-    """Options of the adapter for the saved model, which needs no compiler; None: ``options``."""
+    """Options for the saved model, with which it needs no compiler; None: ``options``."""
     saved_environment: dict[str, str] = field(default_factory=dict)
-    """Environment variables of the saved model, which are set before the framework is imported."""
+    """Environment variables that the saved model sets, if they are unset, before it imports the framework."""
     takes_turns: bool = False
-    """Whether the worker does turns of a paired measurement on request (``turns.py``) instead of one run."""
+    """Whether the worker performs turns of a paired measurement on request (``turns.py``) instead of one run."""
 
     def write(self, path: Path) -> None:
         path.write_text(json.dumps(dataclasses.asdict(self), indent=1))

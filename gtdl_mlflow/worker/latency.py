@@ -15,7 +15,7 @@ from .job import Job, Latency
 from .training import Data
 
 WARM_UP_CALLS = 3
-"""Calls that are not timed: a framework may compile, or choose its kernels, when a size is new."""
+"""Number of untimed calls before the timed ones. A framework may compile or choose kernels for a new size."""
 
 PERCENTILES = (50, 90, 99)
 
@@ -24,10 +24,10 @@ SATURATION_SHARE = 0.95
 
 
 def training_steps(job: Job, model: Adapter, data: Data, step: int) -> dict[str, float]:
-    """Return percentiles of the time of single training steps, in ms, that follow the ``step``-th step.
+    """Time single training steps after the ``step``-th step and return percentiles in ms.
 
-    Each step waits for the device. This makes the times comparable between frameworks: within a training, some
-    frameworks receive many steps at a time, or queue them. The model is no longer the trained one afterwards.
+    Each step waits for the device. This makes the times comparable between frameworks: in normal training, some
+    frameworks receive many steps at a time or queue them. The steps change the weights of the model.
     """
     rates = job.training.rates(step - 1, step, job.budget)
     with closing(data.training_batches(step)) as batches:
@@ -36,9 +36,10 @@ def training_steps(job: Job, model: Adapter, data: Data, step: int) -> dict[str,
 
 
 def inference(job: Job, model: Adapter, images: np.ndarray) -> list[Metrics]:
-    """Return latency and throughput of inference for each of ``job.latency.batch_sizes``, which is the event's step.
+    """Return latency and throughput of inference, as one event for each of ``job.latency.batch_sizes``.
 
-    The last event has the saturation batch size. ``images`` (N, ...) are repeated in a batch of more than N.
+    The step of each of these events is the batch size. One more event has the saturation batch size and the highest
+    throughput. A batch of more than N images repeats ``images`` (N, ...).
     """
     events, throughput = [], {}
     for size in job.latency.batch_sizes:

@@ -1,4 +1,4 @@
-"""The layer types: what each computes, its shapes, parameters and cost, independent of any framework.
+"""Layer types, independent of any framework: their computation, shapes, parameters and cost.
 
 Shapes are (channels, height, width), or (units,) once a dense layer has flattened them (channels slowest, width
 fastest). Weights have one canonical layout, float32: convolution (out, in, height, width), dense (in, out).
@@ -26,11 +26,11 @@ class Initializer:
 
     * ``constant``: ``value``.
     * ``normal``: mean 0, ``stddev``.
-    * ``truncated_normal``: the same, but values beyond two standard deviations are drawn again.
+    * ``truncated_normal``: the same, but values beyond two standard deviations are resampled.
     * ``normal_fan_in``: mean 0, standard deviation sqrt(``gain`` / fan_in); gain 2 is He's.
     * ``uniform_fan_in``: +-sqrt(``gain`` / fan_in); gain 3 is Caffe's "xavier", gain 1 Torch7's reset().
-    * ``uniform_fan_in_out``: +-sqrt(``gain`` / (fan_in + fan_out)); gain 6 is Glorot and Bengio's. With ``pool``, the
-      side of the pooling window that follows, fan_out is divided by its cells (Theano's LeNet tutorial).
+    * ``uniform_fan_in_out``: +-sqrt(``gain`` / (fan_in + fan_out)); gain 6 is Glorot and Bengio's. ``pool`` is the
+      side of the pooling window that follows; fan_out is divided by its area (Theano's LeNet tutorial).
     """
 
     distribution: str
@@ -102,7 +102,10 @@ class Layer:
         return math.prod(self.output(shape))
 
     def flops(self, shape: Shape) -> int:
-        """Return the floating-point operations of one image's forward pass: products and sums of the matrix product."""
+        """Return the number of floating-point operations of the forward pass of one image.
+
+        Only the multiplications and additions of convolutions and dense layers count, without biases.
+        """
         return 0
 
 
@@ -116,7 +119,10 @@ class Convolution(Layer):
     biases: Initializer | None
     stride: int = 1
     padding: int | str = "valid"
-    """``valid`` (none), ``same`` (TensorFlow's: output = ceil(input / stride)), or the zero cells on every side."""
+    """``valid`` (no padding), ``same`` (as in TensorFlow), or the number of zero cells on every side.
+
+    With ``same``, output = ceil(input / stride).
+    """
     connections: int | None = None
     """Number of input maps that each output map reads, chosen at random from the seed; None: all of them."""
 
@@ -184,7 +190,7 @@ class AveragePool(Pool):
 
 @dataclass(frozen=True)
 class GlobalAveragePool(Layer):
-    """Mean of each map, as one cell."""
+    """Mean of each map: the output is (channels, 1, 1)."""
 
     def output(self, shape: Shape) -> Shape:
         return (shape[0], 1, 1)
@@ -192,7 +198,7 @@ class GlobalAveragePool(Layer):
 
 @dataclass(frozen=True)
 class Relu(Layer):
-    """max(x, 0)."""
+    """Rectified linear unit: max(x, 0)."""
 
 
 @dataclass(frozen=True)
@@ -234,7 +240,7 @@ class Dropout(Layer):
 
 @dataclass(frozen=True)
 class LocalResponseNormalization(Layer):
-    """x / (bias + alpha * sum of x**2 over channels c-radius .. c+radius) ** beta: TensorFlow's constants."""
+    """x / (bias + alpha * sum of x**2 over channels c-radius .. c+radius) ** beta, with constants as in TensorFlow."""
 
     radius: int
     bias: float
@@ -253,10 +259,10 @@ class LocalResponseNormalization(Layer):
 class BatchNormalization(Layer):
     """gamma * (x - mean) / sqrt(variance + epsilon) + beta, for each map (Ioffe and Szegedy, 2015).
 
-    In training, mean and (biased) variance are those of the map in this batch. The running averages ``mean`` and
-    ``variance``, which start from 0 and 1, are used to classify: r <- ``momentum`` r + (1 - ``momentum``) b, where b is
-    this batch's mean, or its unbiased variance (divided by n - 1, as in PyTorch, TensorFlow, Caffe and Theano; MXNet
-    divides by n).
+    In training, mean and (biased) variance are those of the map in this batch. Inference uses the running averages
+    ``mean`` and ``variance``, which start from 0 and 1: r <- ``momentum`` r + (1 - ``momentum``) b, where b is this
+    batch's mean, or its unbiased variance (divided by n - 1, as in PyTorch, TensorFlow, Caffe and Theano; MXNet divides
+    by n).
     """
 
     momentum: float

@@ -19,7 +19,7 @@ import numpy as np
 from .layers import SPATIAL, TYPES, Add, Convolution, Initializer, Layer, NetworkError, Pads, Pool, Shape
 
 IMAGES = -1
-"""Position of the images in a node's ``sources``."""
+"""Entry in a node's ``sources`` that stands for the input images."""
 
 
 @dataclass(frozen=True)
@@ -36,14 +36,14 @@ class Node:
 
     @property
     def pads(self) -> Pads:
-        """The padding of this convolution or pool, with that of an overhanging last window."""
+        """The padding of this convolution or pool, including that of a last window that extends beyond the image."""
         assert isinstance(self.layer, (Convolution, Pool))
         return self.layer.pads(self.input)
 
     @property
     def padding_name(self) -> str | None:
-        """``valid`` or ``same`` if the padding of this convolution or pool is one of these, however it was given; None
-        for any other padding."""
+        """``valid`` or ``same`` if the padding of this convolution or pool is equal to one of these, even if it was
+        specified as a number; None for any other padding."""
         assert isinstance(self.layer, (Convolution, Pool))
         if not any(itertools.chain(*self.pads)):
             return "valid"
@@ -89,7 +89,7 @@ class Network:
 
     @property
     def flops_per_image(self) -> int:
-        """Operations of one forward pass; a training step costs about three times as much."""
+        """Floating-point operations of one forward pass; a training step costs about three times as much."""
         return sum(node.layer.flops(node.input) for node in self.nodes)
 
 
@@ -127,7 +127,8 @@ def build(layers: Mapping[str, Mapping[str, Any]], shape: Shape, classes: int) -
 def expand_blocks(layers: Mapping[str, Any]) -> dict[str, Any]:
     """Return ``layers`` with every block replaced by its layers.
 
-    They are called ``BLOCK_LAYER``, or ``BLOCK_NUMBER_LAYER``, with numbers from 1, in a block with ``times``.
+    A layer of a block is named ``BLOCK_LAYER``. In a block with ``times``, it is named ``BLOCK_NUMBER_LAYER``, with
+    numbers from 1.
 
     Raises:
         NetworkError: a block is invalid.
@@ -150,7 +151,7 @@ def expand_blocks(layers: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _prefixed(prefix: str, block: str, layer: Any, siblings: set[str], before: str | None) -> Any:
-    """Return a layer of a block, with the names of other layers that it refers to replaced by their full names."""
+    """Return a layer of a block, with the layer names in its ``input`` and ``to`` replaced by full names."""
     if not isinstance(layer, Mapping):
         return layer
     changed = dict(layer)

@@ -1,7 +1,7 @@
 """Reference implementation in float64 NumPy: every layer, the loss, its gradients and the optimizers.
 
-Slow and simple. The frameworks are compared with it, so it shares no code with the adapters and computes the positions
-of windows independently. Images are (images, channels, height, width); weights are canonical.
+The implementation is simple and slow. The frameworks are compared with it, so it shares no code with the adapters and
+computes the positions of windows independently. Images are (images, channels, height, width); weights are canonical.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .network import IMAGES, Network
 
 ArraysByName = dict[str, np.ndarray]
 Backward = Callable[[np.ndarray], tuple[np.ndarray, ArraysByName]]
-"""From the gradient of a layer's output to that of its input and those of its parameters."""
+"""Function that maps the gradient of a layer's output to the gradients of its input and of its parameters."""
 
 
 def logits(
@@ -39,7 +39,7 @@ def gradients(
 def _loss_and_gradients(
     network: Network, weights: ArraysByName, images: np.ndarray, labels: np.ndarray, masks: ArraysByName
 ) -> tuple[float, ArraysByName, ArraysByName]:
-    """Return the loss, the gradients, and this batch's statistics, which the arrays of ``network.state`` follow."""
+    """Return the loss, the gradients, and the batch statistics that update the arrays of ``network.state``."""
     scores, backwards, statistics = _forward(network, weights, images, masks, training=True)
     scores = scores - scores.max(axis=1, keepdims=True)
     probabilities = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
@@ -71,7 +71,7 @@ def train(
 ) -> tuple[list[float], ArraysByName]:
     """Train one step per batch and learning rate, and return the loss of each step and the weights after the last.
 
-    With ``training.ema_decay`` their moving average is returned.
+    With ``training.ema_decay``, the moving average of the parameters is returned instead of the parameters.
     """
     weights = {name: value.astype(np.float64) for name, value in weights.items()}
     trainable = {name: weights[name] for name in network.parameters}
@@ -94,7 +94,7 @@ def train(
             value = weights[name]
             own_rate = rate * (training.bias_lr_multiplier if name.endswith("/biases") else 1)
             slope = slopes[name] + (training.weight_decay * value if name in with_decay else 0)
-            if training.optimizer is Optimizer.sgd:  # Caffe's: the rate inside the velocity
+            if training.optimizer is Optimizer.sgd:  # as in Caffe: the velocity includes the rate
                 first[name] = training.momentum * first[name] + own_rate * slope
                 weights[name] = value - first[name]
             else:  # Kingma and Ba, algorithm 1
@@ -103,7 +103,7 @@ def train(
                 mean = first[name] / (1 - training.beta1**step)
                 variance = second[name] / (1 - training.beta2**step)
                 weights[name] = value - own_rate * mean / (np.sqrt(variance) + training.epsilon)
-        if training.ema_decay is not None:  # tf.train.ExponentialMovingAverage, num_updates being the step
+        if training.ema_decay is not None:  # tf.train.ExponentialMovingAverage with num_updates=step
             decay = min(training.ema_decay, (1 + step) / (10 + step))
             average = {name: decay * value + (1 - decay) * weights[name] for name, value in average.items()}
     return losses, weights if training.ema_decay is None else {**weights, **average}
@@ -167,7 +167,7 @@ def _moments(value: np.ndarray) -> ArraysByName:
 
 
 def _batch_normalization(layer: Any, own: ArraysByName, value: np.ndarray) -> tuple[np.ndarray, Backward]:
-    """Normalize by ``own``'s mean and variance. The backward pass takes them to be the moments of ``value``."""
+    """Normalize with the mean and variance in ``own``. The backward pass assumes that they are those of ``value``."""
     gamma = own.get("gamma", np.ones(value.shape[1]))[:, None, None]
     axes = (0, 2, 3)
     root = np.sqrt(own["variance"] + layer.epsilon)[:, None, None]
@@ -310,7 +310,7 @@ def _add(layer: Any, own: ArraysByName, value: np.ndarray, other: np.ndarray) ->
 
 
 def _dropout(layer: Any, own: ArraysByName, value: np.ndarray) -> tuple[np.ndarray, Backward]:
-    return value, lambda gradient: (gradient, {})  # off: its random numbers are the framework's
+    return value, lambda gradient: (gradient, {})  # no dropout: its random numbers differ between frameworks
 
 
 _LAYERS: dict[type[layer_types.Layer], Callable[..., tuple[np.ndarray, Backward]]] = {

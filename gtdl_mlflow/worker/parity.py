@@ -1,7 +1,7 @@
-"""Check that a framework computes the network of its job: compare it with the float64 NumPy network, step by step.
+"""Parity check: compare a framework's results with those of the float64 NumPy network.
 
-Weights are scaled as He's, biases are 0, dropout is off and the optimizer is plain SGD. From the tutorials' own initial
-weights ten steps are chaotic: one framework's float32 and float64 drift further apart than two frameworks.
+The check uses He initialization, biases of 0, no dropout and plain SGD. With the initial weights of the tutorials, ten
+steps are chaotic: float32 and float64 results of one framework differ more than the results of two frameworks.
 """
 
 from __future__ import annotations
@@ -30,22 +30,24 @@ BOUNDS = {
 }
 """Largest differences of ``METRICS`` that rounding can explain, by precision.
 
-The slope of a ReLU jumps at 0: among the 400,000 activations of a small residual network, about one is so close to 0
-that rounding decides, which changes gradients by up to 3e-4 of the largest. In bfloat16, whose mantissa has 8 bits,
-logits of the default networks differ by up to 0.9 %, gradients by up to 19 % and the losses of ten steps by up to 16 %
-from float64; tf32 has two bits more.
+The derivative of a ReLU is discontinuous at 0. In a small residual network, about one of 400,000 activations is so
+close to 0 that rounding changes its sign. This changes gradients by up to 3e-4 of the largest gradient. In bfloat16,
+which has a mantissa of 7 bits (tf32: 10 bits), logits of the default networks differ from float64 by up to 0.9 %,
+gradients by up to 19 % and the losses of ten steps by up to 16 %.
 """
 
 
 class ParityBroken(Exception):
-    """The framework computes another network; the message has the differences."""
+    """The framework does not compute the network of its job; the message has the differences."""
 
 
 def check(job: Job, adapter_class: type[Adapter]) -> dict[str, float]:
     """Return the differences of ``METRICS`` for the network of ``job``, on random images.
 
-    ``logits``: of one batch, relative to the largest logit; ``gradient``: of any parameter in the first step, relative
-    to the largest gradient, minus what rounding hides; ``loss``: of any of ten steps, relative to that loss.
+    * ``logits_difference``: largest difference of the logits of one batch, relative to the largest logit.
+    * ``gradient_difference``: largest difference of the gradients of the first step, minus the float32 rounding error
+      of each weight divided by the learning rate, relative to the largest gradient.
+    * ``loss_difference``: largest relative difference of the losses of ten steps.
     """
     job = replace(job, layers=well_conditioned(job.layers), training=_plain_sgd(job.training))
     _, model, network = build_model(job, adapter_class)
@@ -68,7 +70,7 @@ def check(job: Job, adapter_class: type[Adapter]) -> dict[str, float]:
     expected_losses, _ = numpy_network.train(
         network, weights, halves * (STEPS // 2), [RATE] * STEPS, job.training, masks
     )
-    # The gradient that the framework applied, from the weights before and after the step, which are rounded to float32.
+    # The applied gradient is computed from the weights before and after the step, which are rounded to float32.
     gradients = {name: (weights[name].astype(np.float64) - after[name]) / RATE for name in network.parameters}
     rounding = {name: np.spacing(np.abs(weights[name])).astype(np.float64) / RATE for name in network.parameters}
     largest = max(float(np.abs(gradient).max()) for gradient in expected.values())
@@ -100,7 +102,7 @@ def require(differences: dict[str, float], precision: Precision) -> None:
     """Require that every difference is within its bound for the precision.
 
     Raises:
-        ParityBroken: a difference is larger, or not a number.
+        ParityBroken: a difference exceeds its bound or is NaN.
     """
     broken = [
         f"{name}={differences[name]:.2g} (at most {bound:g})"

@@ -1,9 +1,9 @@
 """``python -I peak.py DEVICE THREADS``: measure the machine's peak compute and memory rates, and print them as JSON.
 
-In float32, with the fastest library that this interpreter has: PyTorch (a matrix product of its BLAS, a convolution of
-oneDNN or cuDNN, a copy), or else NumPy (a matrix product, a copy). The best of many repeats counts, because any
-disturbance makes a machine slower. The result is one line: ``gflops`` of each kernel, and ``gb_per_s`` of a copy of
-more than any cache holds, where bytes read and written are added.
+The kernels run in float32. PyTorch is used if this interpreter has it (a matrix product of its BLAS, a convolution of
+oneDNN or cuDNN, a copy), otherwise NumPy (a matrix product, a copy). Each rate is the best of many repeats, because any
+disturbance makes a machine slower. The output is one line: ``library``, ``gflops`` of each kernel, and ``gb_per_s`` of
+a copy of an array that is larger than the caches. ``gb_per_s`` is the sum of bytes read and written.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any
 
 REPEATS, SECONDS = 5, 0.4
-"""Smallest number of repeats of each kernel, and smallest time for all of them."""
+"""Minimum number of repeats of each kernel, and minimum total time of its repeats in seconds."""
 
 SIZES = {"cpu": (1024, 2048), "gpu": (2048, 4096, 8192)}
 """Rows and columns of the matrices. The larger ones are faster on a large machine, the smaller ones on a small one."""
@@ -25,7 +25,10 @@ CONVOLUTION = {"batch": 32, "maps": 64, "side": 28, "kernel": 5}
 """Shape of the convolution, with same padding and as many output maps as input maps."""
 
 COPIED = {"cpu": 64 * 2**20, "gpu": 2**30}
-"""Bytes of the copied array: more than a GPU's cache of up to 60 MB; a small copy takes less time than its launch."""
+"""Size of the copied array in bytes.
+
+On a GPU, it exceeds the cache of up to 60 MB, and the copy takes longer than its launch.
+"""
 
 
 def main(device: str, threads: int) -> dict[str, Any]:
@@ -79,7 +82,7 @@ def with_numpy() -> dict[str, Any]:
 
 
 def best(operation: Callable[[], object], wait: Callable[[], object] = lambda: None) -> float:
-    """Return the shortest time of a call in seconds, without the first two calls."""
+    """Return the shortest time of a call in seconds, excluding the first two calls."""
     taken: list[float] = []
     begin = time.perf_counter()
     while len(taken) < REPEATS + 2 or time.perf_counter() - begin < SECONDS:

@@ -18,13 +18,13 @@ HEADER_LIMIT = 2**16
 
 
 class DataChanged(Exception):
-    """Prepared data that are not those of the job. The message is one line that names the file and the remedy."""
+    """The prepared data differ from those of the job. The message is one line that names the file and the remedy."""
 
 
 def open_arrays(job: Job) -> dict[str, np.ndarray]:
-    """Map the arrays of a job. The bytes that are mapped are the ones that are hashed.
+    """Map the arrays of a job into memory and compare the SHA-256 of the mapped bytes with the job's.
 
-    A job without ``data_sha256``, written by hand, is not checked.
+    The data of a job without ``data_sha256``, such as one written by hand, are not checked.
 
     Raises:
         DataChanged: a file is missing, is not an ``.npy`` file or has another SHA-256.
@@ -43,7 +43,7 @@ def _open(folder: Path, name: str, expected: dict[str, str]) -> np.ndarray:
         header = io.BytesIO(contents[:HEADER_LIMIT])
         np.lib.format.read_magic(header)
         shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(header)
-        # Not np.load, which also opens zip files and pickles.
+        # np.load is not used, because it also opens zip files and pickles.
         return np.ndarray(shape, dtype, contents, header.tell(), order="F" if fortran_order else "C")
     except (OSError, ValueError, TypeError) as error:
         raise DataChanged(f"{path}: could not be read ({error}); {remedy}") from error

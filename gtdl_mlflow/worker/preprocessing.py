@@ -29,16 +29,19 @@ class Operation:
     """A preprocessing operation."""
 
     fixed: Callable[..., np.ndarray]
-    """``(images, own, train, **options)`` for a whole set. ``own`` has the set's statistics and ``train`` those of the
-    training set; the operation fills them if they are empty."""
+    """Function ``(images, own, train, **options)`` for a whole set.
+
+    ``own`` has the set's statistics and ``train`` those of the training set; the operation fills them if they are
+    empty.
+    """
     random: Callable[..., np.ndarray] | None = None
-    """``(images, random, **options)`` for a training batch, instead of ``fixed``: a random operation."""
+    """Function ``(images, random, **options)`` that replaces ``fixed`` for training batches; None: not random."""
     options: Mapping[str, type] = field(default_factory=dict)
     """Options and their types; all are required, and numbers of at least 0."""
     sides: Callable[..., Sides] = lambda sides, **options: sides
-    """``(sides, **options)``: height and width of the result."""
+    """Function ``(sides, **options)`` that returns height and width of the result."""
     of_set: bool = False
-    """Whether it needs statistics of a whole set, and so cannot follow a random operation."""
+    """Whether the operation needs statistics of a whole set, so that it cannot follow a random operation."""
     positive: frozenset[str] = frozenset()
     """Options that must be above 0."""
 
@@ -140,7 +143,7 @@ def _random_contrast(images: np.ndarray, random: np.random.RandomState, lower: f
 
 
 def _yuv(images: np.ndarray, own: Statistics, train: Statistics) -> np.ndarray:
-    # Torch7's image.rgb2yuv; a grey image is its own Y.
+    # Torch7's image.rgb2yuv. A grey image has only the Y channel.
     if images.shape[3] == 1:
         return images
     matrix = np.array([[0.299, 0.587, 0.114], [-0.14713, -0.28886, 0.436], [0.615, -0.51499, -0.10001]], np.float32)
@@ -150,7 +153,7 @@ def _yuv(images: np.ndarray, own: Statistics, train: Statistics) -> np.ndarray:
 
 def _contrastive_normalization(images: np.ndarray, own: Statistics, train: Statistics) -> np.ndarray:
     # Torch7's demo: Y by nn.SpatialContrastiveNormalization(1, image.gaussian1D(7)); U and V by the mean and minus the
-    # standard deviation of the training set (the sign is the original's).
+    # standard deviation of the training set (the sign is as in the demo).
     for start in range(0, len(images), 1000):  # in parts, because several copies of all images would take gigabytes
         images[start : start + 1000, :, :, 0] = _locally_normalized(images[start : start + 1000, :, :, 0])
     for channel in range(1, images.shape[3]):
@@ -163,7 +166,7 @@ def _contrastive_normalization(images: np.ndarray, own: Statistics, train: Stati
 
 
 def _locally_normalized(planes: np.ndarray) -> np.ndarray:
-    """Return planes (N, height, width) minus the weighted mean of the neighbourhood, divided by its deviation.
+    """Return planes (N, height, width) minus the local weighted mean, divided by the local deviation.
 
     Deviations below 1e-4 are replaced by 1e-4.
     """

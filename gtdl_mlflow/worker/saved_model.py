@@ -39,7 +39,7 @@ class SavedModel:
 
 
 def classify(folder: Path, images: Path, probabilities: Path) -> None:
-    """Write the class probabilities of the images in a .npy file with the model in ``folder``."""
+    """Classify the images in a .npy file with the model in ``folder`` and write the class probabilities as .npy."""
     np.save(probabilities, SavedModel(folder).predict(np.load(images, mmap_mode="r")))
 
 

@@ -1,4 +1,4 @@
-"""The training of one run: steps under the clock, evaluations with the clock stopped, checkpoints and resuming."""
+"""Training loop of a run: timed steps, evaluations with the training clock stopped, checkpoints and resuming."""
 
 from __future__ import annotations
 
@@ -27,8 +27,10 @@ from .scores import accuracy
 Emit = Callable[[Event], None]
 
 CHUNK_S = 0.5
-"""Approximate seconds of a chunk of steps, after which progress is reported: short for a progress line, long compared
-with the cost of a report.
+"""Approximate duration of a chunk of steps in seconds.
+
+Progress is reported after each chunk. The duration is short enough for a progress line and long compared with the cost
+of a report.
 """
 
 EVALUATION_BATCH = 500
@@ -36,9 +38,10 @@ EVALUATION_BATCH = 500
 
 
 class Data:
-    """The images and labels of a run: preprocessed, float32, in the adapter's layout.
+    """Images and labels of a run.
 
-    Only training images that are augmented are not, as ``Preprocessing.apply`` returns them.
+    Images are preprocessed, float32 and in the adapter's layout. If training images are augmented, ``train_images`` are
+    only partly preprocessed and in NHWC (see ``Preprocessing.apply``).
     """
 
     def __init__(
@@ -55,7 +58,7 @@ class Data:
         self.test_labels = np.asarray(arrays["test_labels"])
 
     def training_batches(self, start: int) -> Generator[Batch, None, None]:
-        """Return training batches without end, beginning with that of iteration ``start``."""
+        """Return an endless generator of training batches, starting with iteration ``start``."""
         training, seed, to_native = self._job.training, self._job.seed, self._model.to_native
 
         def ordered(images: Any, labels: Any) -> Generator[Batch, None, None]:
@@ -71,7 +74,7 @@ class Data:
 
 
 class TrainingState:
-    """The state of a training beside the model's own: what a checkpoint stores in ``state.json``."""
+    """Training state without that of the model. A checkpoint stores it in ``state.json``."""
 
     def __init__(self, job: Job) -> None:
         self.step = 0
@@ -115,7 +118,8 @@ def train(job: Job, model: Adapter, data: Data, emit: Emit) -> TrainingState:
     """Train to the end and return the final state.
 
     Training runs in chunks of steps. Between them progress is reported and, with the clock stopped, the model is
-    evaluated. If ``job.checkpoints`` has a checkpoint, training resumes from it, with its clock.
+    evaluated. If ``job.checkpoints`` has a checkpoint, training resumes from it, and the clock continues from the saved
+    time.
     """
     with ExitStack() as stack:
         best = Path(stack.enter_context(TemporaryDirectory()))
@@ -132,7 +136,7 @@ def train(job: Job, model: Adapter, data: Data, emit: Emit) -> TrainingState:
 
 
 class Trainer:
-    """One training: the model, its data and the training state."""
+    """Training loop of one run, with the model, its data and the training state."""
 
     def __init__(
         self, job: Job, model: Adapter, data: Data, emit: Emit, best: Path, checkpoints: Checkpoints | None
@@ -162,7 +166,7 @@ class Trainer:
             self.state.read(newest / "state.json")
             self._model.restore(newest / "model", self.state.step)
         except Exception:
-            # The model may be restored in part, so this run cannot go on; the next one begins without the checkpoint.
+            # The model may be only partly restored, so this run cannot continue. The next run ignores the checkpoint.
             self._checkpoints.set_aside(newest)
             raise
         shutil.copytree(newest / "best", self._best, dirs_exist_ok=True)
@@ -178,7 +182,7 @@ class Trainer:
         state.clock.start()
         for pause in sorted({*self._evaluations, *self._validations, self._steps}):
             if pause <= state.step:
-                continue  # before the checkpoint
+                continue  # completed before the checkpoint
             target = min(pause, stopping.limit) if stopping else pause
             while state.step < target:
                 self._train_chunk(source, target)
@@ -199,7 +203,7 @@ class Trainer:
         self._report(self._final_metrics(training_s))
 
     def _train_chunk(self, source: Generator[Batch, None, None], target: int) -> None:
-        """Train some steps, at most to ``target``, and report progress."""
+        """Train one chunk of steps, at most up to step ``target``, and report progress."""
         state, training = self.state, self._training
         stop = min(state.step + self._chunk_steps, target)
         before = state.clock.seconds
@@ -215,7 +219,7 @@ class Trainer:
         self._emit(Progress(stop, self._steps, training.batch_size, epoch, float(losses[-1]), rate))
 
     def _evaluate(self, step: int, elapsed_s: float) -> None:
-        """Run the validation and the evaluation, whichever is due after ``step`` steps."""
+        """Run the validation, the evaluation or both if they are due after ``step`` steps."""
         state, data = self.state, self._data
         values = self._validate(step) if step in self._validations else {}
         if step in self._evaluations:
@@ -232,7 +236,7 @@ class Trainer:
             self._report(values)
 
     def _validate(self, step: int) -> dict[str, float]:
-        """Return the validation error after ``step`` steps. If it is the lowest so far, the model is saved."""
+        """Return the validation error after ``step`` steps. If it is the lowest so far, save the model."""
         state, data = self.state, self._data
         assert state.stopping is not None
         state.validation.start()
@@ -250,7 +254,7 @@ class Trainer:
         state.saving.start()
         try:
             self._checkpoints.save(state.step, self._write_checkpoint)
-        except Exception as error:  # each framework has its own for a full disk; the training does not depend on it
+        except Exception as error:  # its type depends on the framework; training does not need checkpoints
             self._emit(Remark(f"no checkpoint after iteration {state.step}: {one_line(error)}"))
         state.saving.stop()
         self._checkpoint_due_s = state.clock.seconds + self._training.checkpoint_every_s
@@ -292,9 +296,9 @@ class EarlyStoppingState:
 
     def __init__(self, rule: EarlyStopping, budget: float) -> None:
         self.rule = rule
-        # The tutorial counts iterations from 0 and stops in the one that reaches the patience.
+        # Theano's tutorial counts iterations from 0 and stops after the iteration whose number equals the patience.
         self.limit = round(rule.patience_iterations * budget) + 1
-        """Largest number of training steps, by the errors so far."""
+        """Maximum number of training steps, given the validation errors so far."""
         self.best_step, self.lowest = 0, math.inf
 
     def improves(self, step: int, error: float) -> bool:
@@ -310,7 +314,7 @@ class EarlyStoppingState:
 def evaluation_steps(steps: int, steps_per_epoch: float, every_epochs: int) -> list[int]:
     """Return the steps after which the model is evaluated: every ``every_epochs`` epochs, but not after the last step.
 
-    The accuracy after the last step is that of the final test.
+    The final test measures the accuracy after the last step.
     """
     if not every_epochs:
         return []
@@ -333,9 +337,9 @@ class Throughput:
         """Seconds of the first step."""
         self.warm_from = WARM_UP_STEPS
         self.all: tuple[int, float] = (0, 0.0)
-        """All steps, and their seconds."""
+        """Number of all steps, and their total seconds."""
         self.warm: tuple[int, float] = (0, 0.0)
-        """The steps after the warm-up, and their seconds."""
+        """Number of steps after the warm-up, and their total seconds."""
 
     def add(self, start: int, stop: int, seconds: float) -> None:
         """Add the ``seconds`` of the steps from ``start`` to ``stop``."""
@@ -347,7 +351,7 @@ class Throughput:
 
     @property
     def steps_per_s(self) -> float:
-        """Steps per second after the warm-up; over all steps until there are any after it."""
+        """Steps per second after the warm-up, or over all steps if none has followed the warm-up yet."""
         steps, seconds = self.warm if self.warm[0] else self.all
         return steps / seconds
 
@@ -363,7 +367,7 @@ class RunningMean:
         self.count += len(losses)
 
     def pop(self) -> float:
-        """Return the mean and start a new one."""
+        """Return the mean and reset it."""
         mean = self.sum / self.count
         self.sum, self.count = 0.0, 0
         return mean

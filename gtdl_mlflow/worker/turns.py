@@ -1,7 +1,8 @@
-"""Paired measurement, the worker's side: do a short turn of training or inference on request, and wait in between.
+"""Worker side of a paired measurement: perform short turns of training or inference on request.
 
-The driver lets the workers of several frameworks take turns, so that all are measured under the same conditions. A turn
-is a fixed number of training steps or test batches, which the first request for that activity chooses.
+The driver alternates between the workers of several frameworks, so that all are measured under the same conditions. A
+turn is a fixed number of training steps, test batches or images. The first request for an activity determines the
+number.
 """
 
 from __future__ import annotations
@@ -24,20 +25,22 @@ from .prepared_data import open_arrays
 from .training import Data, Emit
 
 WARM_UP_S = 0.2
-"""Seconds of an activity before its turns are timed: compilation, choice of kernels, first use of memory."""
+"""Minimum warm-up time of an activity in seconds: for compilation, choice of kernels and first use of memory."""
 
 WARM_UP_STEPS = 10
-"""Least number of units before the timed turns."""
+"""Minimum number of units in the warm-up of an activity."""
 
 LEAD_IN = 0.3
-"""Untimed units at the start of each turn, relative to the timed ones. The first units after a pause are slow: while
-another worker runs, caches lose this one's data, and a virtual machine may lose its pages. Without a lead-in, the ratio
-of two neighbouring turns of PyTorch against itself varies by 9 %; with it, by 4 %.
+"""Number of untimed units at the start of each turn, relative to the number of timed units.
+
+The first units after a pause are slow: while another worker runs, this worker's data are evicted from the caches, and a
+virtual machine may lose its pages. Without a lead-in, the ratio of two neighbouring turns of PyTorch against itself
+varies by 9 %; with it, by 4 %.
 """
 
 
 class Turns:
-    """The turns of one model."""
+    """Model and data of a job, with methods to perform turns."""
 
     def __init__(self, job: Job) -> None:
         """Build the job's model and load its data."""
@@ -59,13 +62,13 @@ class Turns:
         self._waiting_since = time.process_time()
 
     def _timed_step(self) -> float:
-        """Do one training step and return its seconds."""
+        """Do one training step and return its duration in seconds."""
         started = time.perf_counter()
         self._do(Activity.training, 1)
         return time.perf_counter() - started
 
     def turn(self, activity: Activity, seconds: float) -> Turn:
-        """Do one turn of about ``seconds``, after a lead-in. The first one of an activity warms it up before."""
+        """Do one turn of about ``seconds`` after a lead-in. The first turn of an activity begins with a warm-up."""
         requested = time.process_time()
         waiting_cpu_s = requested - self._waiting_since
         units = self._units.get(activity) or self._calibrate(activity, seconds)
@@ -84,7 +87,7 @@ class Turns:
         while done < WARM_UP_STEPS or time.perf_counter() - started < WARM_UP_S:
             before = time.perf_counter()
             self._do(activity, units)
-            unit_s = min(unit_s, (time.perf_counter() - before) / units)  # the least disturbed one
+            unit_s = min(unit_s, (time.perf_counter() - before) / units)  # the least disturbed measurement
             done += units
             units = max(1, round(seconds / unit_s / 4))
         self._units[activity] = max(1, round(seconds / unit_s))
@@ -102,14 +105,14 @@ class Turns:
                 self.model.predict([self._image])
 
     def _test_batches(self) -> Iterator[Any]:
-        """Yield whole batches of the test set, again and again."""
+        """Yield full batches of the test set in an endless cycle."""
         size = min(self._job.training.test_batch_size, len(self._data.test_images))
         starts = range(0, len(self._data.test_images) - size + 1, size)
         yield from (self._test_images[start : start + size] for start in itertools.cycle(starts))
 
 
 def serve(job: Job, requests: IO[str], emit: Emit) -> None:
-    """Build the model, and do a turn for each line of ``requests`` until its end.
+    """Build the model and perform one turn for each line of ``requests``, until the end of the stream.
 
     A line is a JSON object with ``activity`` and ``seconds``. Each turn is reported as an event ``Turn``.
     """

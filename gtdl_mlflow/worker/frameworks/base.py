@@ -21,7 +21,7 @@ Implementation = TypeVar("Implementation")
 
 
 class Unsupported(Exception):
-    """A framework cannot run a network or a training; the message is one line with the layer or the key."""
+    """Error for a network or training that a framework cannot run; the message is one line with the layer or key."""
 
 
 @dataclass(frozen=True)
@@ -45,18 +45,18 @@ class Setup:
     precision: Precision = Precision.float32
     """Precision of convolutions and matrix products."""
     deterministic: bool = True
-    """Whether the same seed must give the same bits."""
+    """Whether runs with the same seed must give bitwise identical results."""
 
     def step_seed(self, step: int) -> int:
         """Return a seed below 2**31 for one step, for frameworks whose generator state cannot be saved."""
         return framework_seed(self.seed, step)
 
     def lr_multiplier(self, name: str) -> float:
-        """Return the multiple of the learning rate that applies to the parameter ``layer/array``."""
+        """Return the learning-rate multiplier of the parameter ``layer/array``."""
         return self.training.bias_lr_multiplier if name.endswith("/biases") else 1.0
 
     def weight_decay(self, name: str) -> float:
-        """Return the factor by which the value of the parameter ``layer/array`` is added to its gradient."""
+        """Return the factor by which the value of ``layer/array`` is multiplied before it is added to its gradient."""
         weight_decay_on = self.training.weight_decay_on
         if weight_decay_on is WeightDecayOn.weights:
             applies = not name.endswith(("/biases", "/beta"))
@@ -71,8 +71,8 @@ class Setup:
 class Adapter(ABC):
     """One network in one framework.
 
-    ``train`` and ``predict`` run under the clock: they do only what the framework needs to train and classify, in its
-    fastest idiom, and return when the device has finished. An adapter never shuffles, scores, times or logs.
+    ``train`` and ``predict`` are timed. They do only the work that the framework needs to train and classify, in its
+    fastest idiom, and return after the device has finished. An adapter never shuffles, scores, times or logs.
     """
 
     layout: str = "NCHW"
@@ -92,7 +92,7 @@ class Adapter(ABC):
         """Compile what can be compiled before the first batch; measured separately (``setup/compile_s``)."""
 
     def to_native(self, array: np.ndarray) -> Any:
-        """Return images (N, ...) in ``layout``, or labels (N,), as the framework's host array on the same memory.
+        """Return images (N, ...) in ``layout``, or labels (N,), as the framework's host array, if possible a view.
 
         ``train`` and ``predict`` receive the result or slices of it: slicing the framework's array can take less time
         than converting every slice of a NumPy array.
@@ -163,7 +163,8 @@ def implementation(
 def to_channels_last(node: Node, value: np.ndarray) -> np.ndarray:
     """Convert a parameter of ``node`` from the canonical layout to that of a framework with NHWC images.
 
-    Filters become (height, width, in, out); a dense layer after an image gets its input flattened channels fastest.
+    Filters become (height, width, in, out). The rows of a dense layer after an image are reordered for an input that is
+    flattened with channels fastest.
     """
     if value.ndim == 4:
         return np.ascontiguousarray(value.transpose(2, 3, 1, 0))

@@ -26,18 +26,18 @@ from ..base import Adapter, Setup, Unsupported
 from .network import IMAGES_BLOB, LABELS_BLOB, LOSS_BLOB, NetPrototxt, solver_prototxt, solver_rates, transposed
 
 LARGEST_EPSILON = 1e-6
-"""Largest epsilon of Adam: Caffe adds it before the bias correction, which is the same only if it is small."""
+"""Largest epsilon of Adam. Caffe adds it before the bias correction, which is equivalent only for a small epsilon."""
 
 LARGEST_LOSS = -math.log(np.finfo(np.float32).tiny)
-"""Largest loss of an image that Caffe's loss layer reports: it limits probabilities from below. Gradients are right."""
+"""Largest loss per image that Caffe's loss layer reports, which clips small probabilities. Gradients are correct."""
 
 SNAPSHOT = "training"
 """Name of the files of the solver's snapshots, without suffix."""
 
 COPIES_BYTES = 2**18
-"""Bytes of images taken ahead of their steps if they are copies: few enough to stay in the processor's caches."""
+"""Maximum size in bytes of image copies that are read before their steps; small enough for the CPU caches."""
 
-# A symbol is searched for in the library's dependencies too: this is the BLAS that Caffe calls.
+# The symbol lookup includes the library's dependencies, so these functions belong to the BLAS that Caffe calls.
 _blas = ctypes.CDLL(caffe._caffe.__file__)
 _blas.openblas_get_config.restype = ctypes.c_char_p
 _blas.openblas_get_corename.restype = ctypes.c_char_p
@@ -49,8 +49,8 @@ _blas.cblas_saxpby.argtypes = [_COUNT, _FACTOR, _ARRAY, _STRIDE, _FACTOR, _ARRAY
 class Caffe(Adapter):
     """Network in Caffe.
 
-    The solver's net is trained. A second net without a loss is tested and saved; it shares the weights of the first,
-    or holds their moving average.
+    The solver trains one net. A second net without a loss is used for prediction and saving. It shares the weights of
+    the first net or, with ``training.ema_decay``, holds their moving average.
     """
 
     label_type = "float32"
@@ -81,9 +81,9 @@ class Caffe(Adapter):
             self._prototxt.set_weights(net, setup.weights)
             self._prototxt.set_borders(net)
         self._test_batch_size = training.batch_size
-        """Batch size that the test net is shaped for."""
+        """Current batch size of the test net."""
 
-        # Views of Caffe's own memory, which moves only when shapes change.
+        # Views of Caffe's memory, which Caffe reallocates only when shapes change.
         self._train_logits = self._train_net.blobs[self._prototxt.logits].data
         self._loss = self._train_net.blobs[LOSS_BLOB].data
         self._loss_weight = self._train_net.blobs[LOSS_BLOB].diff
@@ -106,11 +106,11 @@ class Caffe(Adapter):
         self._has_max_pool = any(isinstance(layer, MaxPool) for layer in layers)
         has_dropout = any(isinstance(layer, Dropout) for layer in layers)
         self._share = 1.0
-        """Learning rate as a multiple of the solver's."""
+        """Ratio of the learning rate to the solver's learning rate."""
         self._steps = 0
         self._losses: list[float] = []
-        """Losses of the steps of one call of ``train``."""
-        # The solver never releases its callbacks: one that holds this object would keep it alive.
+        """Losses of the steps in one call of ``train``."""
+        # The solver never releases its callbacks. Weak references allow Python to release this object.
         on_start, on_gradients = weakref.WeakMethod(self._on_start), weakref.WeakMethod(self._on_gradients)
         self._solver.add_callback(
             (lambda: on_start()()) if has_dropout else _do_nothing,  # type: ignore[misc]
@@ -149,14 +149,14 @@ class Caffe(Adapter):
 
     def load(self, folder: Path) -> None:
         path = folder / "model.caffemodel"
-        if not path.is_file():  # Caffe would end the process
+        if not path.is_file():  # Caffe would terminate the process
             raise FileNotFoundError(path)
         self._test_net.copy_from(str(path))
         self._prototxt.copy_state(self._test_net, self._train_net)
 
     def checkpoint(self, folder: Path) -> None:
         snapshots = Path(self._snapshots.name)
-        for left in snapshots.iterdir():  # by an earlier checkpoint that failed
+        for left in snapshots.iterdir():  # left by an earlier checkpoint that failed
             left.unlink()
         self._require_space(folder, snapshots)
         self._solver.snapshot()
@@ -171,7 +171,7 @@ class Caffe(Adapter):
             self._test_net.save(str(folder / "average.caffemodel"))
 
     def _require_space(self, *folders: Path) -> None:
-        """Raise OSError unless each folder has space for all parameters and moments: Caffe would end the process."""
+        """Raise OSError if a folder has no space for all parameters and moments; Caffe would terminate the process."""
         size = 4 * sum(blob.data.nbytes for blobs in self._train_net.params.values() for blob in blobs)
         for folder in folders:
             if shutil.disk_usage(folder).free < size:
@@ -196,7 +196,7 @@ class Caffe(Adapter):
         }
 
     def _update_test_state(self) -> None:
-        """Copy the running statistics to the test net, unless it shares everything with the trained one."""
+        """Copy the running statistics to the test net, unless the two nets share all arrays."""
         if self._training.ema_decay is not None:
             self._prototxt.copy_state(self._train_net, self._test_net)
 
@@ -210,12 +210,13 @@ class Caffe(Adapter):
 
     def _do_steps(self, images: np.ndarray, labels: np.ndarray) -> None:
         """Do one step on each of several consecutive batches."""
-        # pycaffe's net object keeps every array it ever received alive; ``solver.net`` is a new object each time.
+        # A pycaffe net object keeps references to all arrays it received. Each access to ``solver.net`` creates a new
+        # object.
         self._solver.net.set_input_arrays(images, labels)
         count = len(images) // self._training.batch_size
         if not self._acts_between_steps:
-            # One call for all steps: returning to Python between steps, when the caches hold Caffe's data, cost 1 to
-            # 3 % of a step.
+            # One call for all steps: a return to Python between steps cost 1 to 3 % of a step, because the caches hold
+            # Caffe's data then.
             self._solver.step(count)
             return
         for _ in range(count):
@@ -223,7 +224,7 @@ class Caffe(Adapter):
             self._finish_step()
 
     def _set_share(self, share: float) -> None:
-        """Set the learning rate as a multiple of the solver's, whose schedule cannot be changed."""
+        """Set the ratio of the learning rate to the solver's, because the solver's schedule cannot be changed."""
         self._share = share
         sgd = self._training.optimizer is Optimizer.sgd
         if sgd:
@@ -234,7 +235,7 @@ class Caffe(Adapter):
 
     def _on_start(self) -> None:
         """Seed dropout; Caffe calls this at the start of a step."""
-        # All nets of a process share one generator: with a seed per step they do not influence each other.
+        # All nets of a process share one generator. With one seed per step, they do not influence each other.
         caffe.set_random_seed(self._setup.step_seed(self._steps))
 
     def _on_gradients(self) -> None:
@@ -248,14 +249,14 @@ class Caffe(Adapter):
         for gradient, mask in self._masked:
             np.multiply(gradient, mask, out=gradient)
         if self._share != 1 and self._training.optimizer is Optimizer.sgd:
-            # The gradients are scaled to the learning rate already; scale the decay that the solver will add.
+            # The weight of the loss has already scaled the gradients. Scale also the decay that the solver adds later.
             for count, decay, values, gradient in self._parameters:
                 if decay:
                     _blas.cblas_saxpy(count, (self._share - 1) * decay, values, 1, gradient, 1)
 
     def _finish_step(self) -> None:
         if self._share != 1 and self._training.optimizer is Optimizer.adam:
-            # The solver's update is proportional to its own rate: correct it to the learning rate.
+            # The solver's update is proportional to the solver's rate. Scale the update to the learning rate.
             for count, _, values, update in self._parameters:
                 _blas.cblas_saxpy(count, 1 - self._share, update, 1, values, 1)
         for total_weight, value in self._total_weights:
@@ -274,7 +275,7 @@ class Caffe(Adapter):
             )
 
     def _cross_entropy(self) -> float:
-        """Return the loss of the last training batch without Caffe's limit."""
+        """Return the loss of the last training batch without Caffe's lower limit on probabilities."""
         labels = self._train_net.blobs[LABELS_BLOB].data.ravel()
         shifted = self._train_logits - self._train_logits.max(axis=1, keepdims=True)
         correct = shifted[np.arange(len(labels)), labels.astype(np.intp)]
@@ -294,7 +295,7 @@ def _do_nothing() -> None:
 
 
 def _take(batches: Iterable[Batch], count: int) -> Iterator[list[Batch]]:
-    """Yield the next ``count`` batches in groups: the views created together, or ``COPIES_BYTES`` of copies."""
+    """Yield the next ``count`` batches in groups of up to ``VIEWS`` views or ``COPIES_BYTES`` of copies."""
     feed = iter(batches)
     while count:
         first = next(feed)

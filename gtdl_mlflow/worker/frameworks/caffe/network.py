@@ -17,7 +17,7 @@ from ...network import IMAGES, Node
 from ..base import Setup, Unsupported, implementation
 
 LARGEST_BLOB = 2**31 - 1
-"""Largest number of values in a blob; Caffe ends the process if there are more."""
+"""Largest number of values in a blob; Caffe terminates the process if a blob is larger."""
 
 # Names of blobs and layers that no layer of a model can have.
 BATCH_LAYER, IMAGES_BLOB, LABELS_BLOB, LOSS_BLOB = "net/batches", "net/images", "net/labels", "net/loss"
@@ -27,7 +27,7 @@ FIXED = {"lr_mult": 0.0, "decay_mult": 0.0}
 
 
 def solver_prototxt(setup: Setup) -> Any:
-    """Return the solver's parameters; the adapter corrects the steps whose rate is not that of ``solver_rates``."""
+    """Return the solver's parameters; the adapter corrects the steps whose rate differs from ``solver_rates``."""
     training = setup.training
     common = {
         "base_lr": training.learning_rate,
@@ -61,16 +61,16 @@ class NetPrototxt:
         self.net = caffe_pb2.NetParameter(name=setup.training.name)
         self._setup = setup
         self._constants: Weights = {}
-        """Values of arrays that do not learn, by layer."""
+        """Values of constant arrays, by layer."""
         self._borders: dict[str, float] = {}
-        """Values of the inputs that pad images where Caffe cannot, by blob."""
+        """Values, by blob, of the inputs that pad images where Caffe's layers do not support the padding."""
         self._protected = {IMAGES_BLOB}
         """Blobs that must not be overwritten in place, because backpropagation or another layer reads them."""
         nodes = setup.network.nodes
         shape, batch_size = nodes[0].input, setup.training.batch_size
         self._largest = (math.prod(shape), nodes[0].layer.name)
         only_training, only_testing = [{"phase": "TRAIN"}], [{"phase": "TEST"}]
-        # This layer reads several training batches in a row without a copy; it has to be the first.
+        # This layer reads several consecutive training batches without a copy. It must be the first layer.
         dimensions = dict(zip(("batch_size", "channels", "height", "width"), (batch_size, *shape), strict=True))
         self.net.layer.add(
             type="MemoryData",
@@ -122,7 +122,7 @@ class NetPrototxt:
 
     @property
     def _normalized(self) -> list[Node]:
-        """Nodes that are batch normalizations."""
+        """Batch normalization nodes."""
         return [node for node in self._setup.network.nodes if node.state]
 
     def set_weights(self, net: Any, weights: Weights) -> None:
@@ -175,7 +175,7 @@ class NetPrototxt:
         return self.add("Scale", name, [bottom], name, scale_param={"axis": 2, "num_axes": 2}, param=[FIXED])
 
     def add_padding(self, node: Node, bottom: str, value: float) -> str:
-        """Add padding with ``value`` around the input: Caffe's layers pad both sides alike, with zeros."""
+        """Pad the input with ``value``; Caffe's layers support only zeros and equal padding on both sides."""
         shape = list(node.input)
         for axis, sides in zip((1, 2), node.pads, strict=True):
             parts = [bottom]
@@ -236,7 +236,7 @@ def _max_pool(net: NetPrototxt, layer: layers.MaxPool, node: Node, bottoms: list
 
 def _average_pool(net: NetPrototxt, layer: layers.AveragePool, node: Node, bottoms: list[str]) -> str:
     pooled, padded = _pool(net, layer, node, bottoms[0], "AVE", 0.0)
-    # Caffe counts padding as values: scale each mean to the cells inside the image.
+    # Caffe's mean includes padding. Scale each mean to the cells inside the image.
     factors = _mean_correction(layer, node, padded)
     return pooled if (factors == 1).all() else net.add_scale(f"{layer.name}/share", pooled, factors)
 
@@ -244,7 +244,7 @@ def _average_pool(net: NetPrototxt, layer: layers.AveragePool, node: Node, botto
 def _pool(
     net: NetPrototxt, layer: layers.Pool, node: Node, bottom: str, method: str, padding: float
 ) -> tuple[str, bool]:
-    """Add a pooling layer; return its output and whether the image is padded by inputs instead of Caffe's pooling."""
+    """Add a pooling layer; return its output and whether ``add_padding`` pads the image instead of Caffe's pooling."""
     options: dict[str, Any] = {"pool": method, "kernel_size": layer.size, "stride": layer.stride}
     (top, _), (left, _) = node.pads
     fitting = [ceil for ceil in (True, False) if _pooled_size(layer, node, (top, left), ceil) == node.output[1:]]
@@ -284,12 +284,12 @@ def _local_response_normalization(
 
 
 def _batch_normalization(net: NetPrototxt, layer: layers.BatchNormalization, node: Node, bottoms: list[str]) -> str:
-    # Two layers in Caffe: its BatchNorm has neither gamma nor beta.
+    # Caffe's BatchNorm has neither gamma nor beta. A second layer adds them.
     name = _normalize_name(node)
     options = {"moving_average_fraction": layer.momentum, "eps": layer.epsilon}
-    # Weight decay must not change the statistics. But with settings for all three arrays, this version of Caffe takes
-    # the file for one of an older version and drops them: the adapter resets the third, the total weight, after each
-    # step.
+    # Weight decay must not change the statistics. If there are settings for all three arrays, this version of Caffe
+    # treats the file as one of an older version and drops the settings. The adapter therefore resets the third array,
+    # the total weight, after each step.
     net.add("BatchNorm", name, bottoms, name, batch_norm_param=options, param=[FIXED] * 2)
     settings = net.parameter_settings(node)
     if layer.scale:
@@ -322,7 +322,7 @@ LAYERS: dict[type[Layer], Callable[[NetPrototxt, Any, Node, list[str]], str]] = 
 
 
 def _total_weight(node: Node) -> float:
-    """Return the total weight of the decaying sums that Caffe keeps instead of running averages.
+    """Return the total weight of the decaying sums that Caffe stores instead of running averages.
 
     Caffe's total weight grows from 0 to this limit. At the limit it is constant, and the sums divided by it are the
     running averages of the other frameworks.
@@ -349,7 +349,7 @@ def _pooled_size(layer: layers.Pool, node: Node, pads: tuple[int, int], ceil: bo
 
 
 def _mean_correction(layer: layers.Pool, node: Node, padded: bool) -> np.ndarray:
-    """Return, for every window, the cells that Caffe's average counts over those inside the image, (height, width)."""
+    """Return the number of cells in Caffe's mean divided by the number inside the image, per window (height, width)."""
     ratios = []
     for length, windows, (before, _) in zip(node.input[1:], node.output[1:], node.pads, strict=True):
         starts = np.arange(windows) * layer.stride - before
@@ -360,5 +360,5 @@ def _mean_correction(layer: layers.Pool, node: Node, padded: bool) -> np.ndarray
 
 
 def transposed(values: np.ndarray) -> np.ndarray:
-    """Convert between Caffe's and the canonical layout, either way: only a dense layer's (out, in) differs."""
+    """Convert between Caffe's and the canonical layout, in either direction: transpose dense weights."""
     return values.T if values.ndim == 2 else values

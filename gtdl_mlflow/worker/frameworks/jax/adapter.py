@@ -25,11 +25,11 @@ MATMUL_PRECISION = {
 }
 
 State = dict[str, dict[str, Any]]
-"""Everything that a training step changes: ``parameters``, ``statistics``, ``moments`` and ``average``, by name."""
+"""Training state: ``parameters``, ``statistics``, ``moments`` and ``average``, each by canonical name."""
 
 
 class Jax(Adapter):
-    """Network in JAX. A training step takes the state and returns the next one, in the same memory."""
+    """Network in JAX. A training step takes the training state and returns the next state in the same memory."""
 
     layout = "NHWC"
     label_type = "int32"
@@ -50,21 +50,21 @@ class Jax(Adapter):
                 "average": {} if setup.training.ema_decay is None else values,
             }
         )
-        # A masked weight starts at 0 and stays 0 without a gradient, so the weights themselves need no mask. Masks are
-        # arguments, because they depend on the seed: constants are compiled.
+        # A masked weight starts at 0 and stays 0 without a gradient, so the weights themselves need no mask. Masks
+        # depend on the seed, so they are arguments: constants would be compiled into the function.
         self._masks = _on_device({name: mask.transpose(2, 3, 1, 0) for name, mask in setup.masks.items()})
         self._steps = 0
         channels, height, width = nodes[0].input
         self._image_shape = (height, width, channels)
         options = {}
         if setup.device == "gpu" and setup.deterministic:  # CPU kernels are deterministic anyway
-            # Autotuning times kernels and may select others in the next run, so that the last bits of results differ.
+            # Autotuning times kernels and may select others in the next run, which changes the last bits of results.
             options = {"xla_gpu_exclude_nondeterministic_ops": True, "xla_gpu_autotune_level": 0}
         self._step = jax.jit(self._train_step, donate_argnums=0, compiler_options=options)
         self._predict = jax.jit(self._classify, compiler_options=options)
 
     def compile(self) -> None:
-        # The functions are compiled for the shapes of their first arguments.
+        # The first call compiles a function for the shapes of its arguments.
         training = self._training
         images, tested = (
             np.zeros((size, *self._image_shape), np.float32) for size in (training.batch_size, training.test_batch_size)
@@ -76,7 +76,7 @@ class Jax(Adapter):
 
     def train(self, batches: Iterable[Batch], rates: list[float]) -> np.ndarray:
         losses = []
-        # The rates come first: zip must not take a batch that is not used.
+        # The rates come first, so that zip does not consume an unused batch.
         for rate, (images, labels) in zip(rates, batches, strict=False):
             arguments = self._arguments(self._steps, rate)
             self._state, loss = self._step(self._state, self._masks, images, labels, *arguments)
@@ -87,7 +87,7 @@ class Jax(Adapter):
         return values
 
     def predict(self, batches: Iterable[np.ndarray]) -> np.ndarray:
-        # XLA compiles for every batch size, so a batch is padded to the size of those before it.
+        # XLA compiles for each batch size, so a smaller batch is padded to the largest size so far.
         evaluated, statistics = self._evaluated, self._state["statistics"]
         size, outputs, counts = 0, [], []
         for images in batches:
@@ -143,25 +143,26 @@ class Jax(Adapter):
         return next(iter(self._state["parameters"].values())).device
 
     def _synchronize(self) -> None:
-        """Wait for the device, which computes asynchronously; called before a clock starts or stops."""
+        """Wait for the device, which computes asynchronously; called before a time measurement starts or ends."""
         jax.block_until_ready(self._state)
 
     @property
     def _evaluated(self) -> dict[str, Array]:
-        """Parameters that are tested and saved: the moving average if there is one."""
+        """Parameters used for prediction and saved: with ``training.ema_decay`` the moving average."""
         return self._state["average"] or self._state["parameters"]
 
     def _arguments(self, step: int, rate: float) -> tuple[np.ndarray, np.ndarray]:
-        """Return the scalars of a training step, and the seed of dropout with the number of the step.
+        """Return the scalars of a training step, float32 (4,), and the dropout seed and step, uint32 (2,).
 
-        The scalars are the learning rate, what corrects Adam's moments, and the decay of the moving average.
+        The scalars are the learning rate, the bias corrections of Adam's two moments (1 - beta1^t, 1 - beta2^t for
+        t = ``step`` + 1), and the decay of the moving average.
         """
         training, number = self._training, step + 1
         ema_decay = 1.0 if training.ema_decay is None else training.ema_decay_at(number)
         scalars = (rate, 1 - training.beta1**number, 1 - training.beta2**number, ema_decay)
         return np.array(scalars, np.float32), np.array((self._setup.seed, step), np.uint32)
 
-    # The compiled functions.
+    # Functions that jax.jit compiles.
 
     def _classify(self, parameters: dict[str, Array], statistics: dict[str, Array], images: Array) -> Array:
         return logits(images, self._forward_pass(parameters, statistics))
@@ -169,7 +170,7 @@ class Jax(Adapter):
     def _forward_pass(
         self, values: dict[str, Array], statistics: dict[str, Array], key: Array | None = None
     ) -> JaxForward:
-        """Return a forward pass in the type of the precision; batch normalization takes its parameters in float32."""
+        """Return a forward pass in the configured precision; the parameters of batch normalization stay float32."""
         parameters = {
             name: value if name.endswith(("/beta", "/gamma")) else value.astype(self._compute_type)
             for name, value in values.items()
@@ -205,7 +206,7 @@ class Jax(Adapter):
         return after, value
 
     def _change(self, gradient: Array, rate: Array, moments: list[Array], scalars: Array) -> tuple[Array, list[Array]]:
-        """Return what is subtracted from a parameter, and its moments after the step."""
+        """Return the value to subtract from a parameter, and the parameter's moments after the step."""
         training = self._training
         if training.optimizer is Optimizer.adam:
             first = training.beta1 * moments[0] + (1 - training.beta1) * gradient
@@ -231,7 +232,7 @@ def configure(setup: Setup) -> None:
 
 
 def describe_build(device: Any) -> dict[str, Any]:
-    """Return a device, the threads of the process, and the build."""
+    """Return metadata of the device, the number of threads and the build."""
     metadata = {"device": device.platform, "threads": _threads()}
     if metadata["device"] == "gpu":
         metadata |= {
@@ -243,11 +244,11 @@ def describe_build(device: Any) -> dict[str, Any]:
 
 
 def _threads() -> int:
-    """Return the number of threads of the pool that computes."""
+    """Return the number of threads in XLA's compute pool."""
     names = (path.read_text() for path in Path("/proc/self/task").glob("*/comm"))
     return sum(name.startswith("tf_XLAEigen") for name in names)
 
 
 def _on_device(values: Any) -> Any:
-    """Return copies of arrays on the device: a step overwrites its state, which must not be NumPy's memory."""
+    """Copy arrays to the device: a step overwrites its state, which must not share memory with NumPy arrays."""
     return jax.tree.map(lambda value: jnp.array(np.asarray(value)), values)

@@ -20,7 +20,7 @@ from ..base import implementation
 
 @dataclass(frozen=True)
 class JaxForward:
-    """What the layers of one forward pass share."""
+    """Data shared by all layers of one forward pass."""
 
     network: Network
     parameters: dict[str, Array]
@@ -30,9 +30,9 @@ class JaxForward:
     compute_type: Any
     """Type of the layers' inputs and outputs."""
     key: Array | None = None
-    """Random key of a training step; None in inference: no dropout, running statistics instead of the batch's."""
+    """Seed and step as a random key; None in inference, which skips dropout and uses the running statistics."""
     new_statistics: dict[str, Array] = field(default_factory=dict)
-    """Running statistics after this pass, which batch normalization adds in training."""
+    """Running statistics after this pass, by canonical name; filled by batch normalization in training."""
 
 
 def logits(images: Array, forward: JaxForward) -> Array:
@@ -60,8 +60,9 @@ def _max_pool(layer: layers.MaxPool, node: Node, inputs: list[Array], forward: J
     return _padded_max_pool(padded, layer.size, layer.stride)
 
 
-# The gradient of lax.reduce_window takes 15 times as long on a CPU: 6.6 instead of 0.45 ms for 64 x 24 x 24 x 20 values
-# and windows of 2 x 2, 74 instead of 3.8 ms for 100 x 33 x 33 x 32 values and windows of 3 x 3 that overlap.
+# On a CPU, the gradient of lax.reduce_window takes 15 to 20 times as long as this one: 6.6 instead of 0.45 ms for
+# 64 x 24 x 24 x 20 values and windows of 2 x 2, 74 instead of 3.8 ms for 100 x 33 x 33 x 32 values and overlapping
+# windows of 3 x 3.
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2))
@@ -75,16 +76,16 @@ def _max_pool_forward(value: Array, size: int, stride: int) -> tuple[Array, tupl
 
 
 def _max_pool_backward(size: int, stride: int, saved: tuple[Array, Array], gradient: Array) -> tuple[Array]:
-    """Return the gradient of the input; equal maxima of a window have equal shares of its gradient.
+    """Return the gradient of the input. Equal maxima of a window receive equal parts of its gradient.
 
-    Cells at the same place in the grid of the strides form one array. The gradient of each such array is a sum over
-    the windows that cover its cells, without a scatter.
+    Cells whose row and column are the same modulo the stride form one array. The gradient of each array is a sum over
+    the windows that cover its cells, so that no scatter is necessary.
     """
     value, largest = saved
     count, height, width, channels = value.shape
     gradient /= sum((cell == largest).astype(gradient.dtype) for cell in _cells(value, size, stride))
     rows, columns = -(-height // stride), -(-width // stride)
-    before = (size - 1) // stride  # windows that start before a cell and cover it
+    before = (size - 1) // stride  # number of earlier windows that cover a cell
     after = (rows - largest.shape[1], columns - largest.shape[2])
     around = ((0, 0), *((before, missing) for missing in after), (0, 0))
     largest, gradient = jnp.pad(largest, around), jnp.pad(gradient, around)
@@ -117,7 +118,7 @@ def _average_pool(layer: layers.AveragePool, node: Node, inputs: list[Array], fo
 def _global_average_pool(
     layer: layers.GlobalAveragePool, node: Node, inputs: list[Array], forward: JaxForward
 ) -> Array:
-    # On a CPU, XLA of jaxlib 0.12 computed NaN when it fused this mean with bfloat16 operations before it.
+    # On a CPU, XLA of jaxlib 0.12 computed NaN when it fused this mean with preceding bfloat16 operations.
     return lax.optimization_barrier(inputs[0]).mean((1, 2), keepdims=True)
 
 
@@ -194,7 +195,7 @@ def _explicit_padding(pads: Pads) -> tuple[tuple[int, int], ...]:
 
 
 def _cells(value: Array, size: int, stride: int) -> Iterator[Array]:
-    """Yield the first cell of all windows, the second one, and so on: (images, windows, windows, channels)."""
+    """Yield, for each position in a window, its cell in all windows: (images, windows, windows, channels)."""
     lasts = [(length - size) // stride * stride + 1 for length in value.shape[1:3]]
     for row in range(size):
         for column in range(size):

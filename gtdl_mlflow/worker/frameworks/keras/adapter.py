@@ -17,7 +17,7 @@ from ..base import Adapter, Setup, from_channels_last, to_channels_last
 from . import network, optimizers
 
 backend = importlib.import_module(f".on_{keras.backend.backend()}", __package__)
-"""The module of Keras's backend, which the environment variable KERAS_BACKEND selects."""
+"""Module of Keras's backend; the environment variable KERAS_BACKEND selects the backend."""
 
 
 class Keras(Adapter):
@@ -51,7 +51,7 @@ class Keras(Adapter):
         self._synchronize()
 
     def compile(self) -> None:
-        # Keras traces and compiles in the first step, which is undone.
+        # Keras traces and compiles in the first step. Afterwards the initial state is restored.
         training, before = self._setup.training, self._training_state()
         channels, height, width = self._setup.network.nodes[0].input
         images, tested = (
@@ -64,7 +64,7 @@ class Keras(Adapter):
 
     def train(self, batches: Iterable[Batch], rates: list[float]) -> np.ndarray:
         losses = []
-        # The rates come first: zip must not take a batch that is not used.
+        # The rates come first, so that zip does not consume an unused batch.
         for rate, (images, labels) in zip(rates, batches, strict=False):
             self._optimizer.learning_rate = rate
             losses.append(self._model.train_on_batch(images, labels))
@@ -73,7 +73,7 @@ class Keras(Adapter):
         return np.array(losses, np.float32)
 
     def predict(self, batches: Iterable[np.ndarray]) -> np.ndarray:
-        # XLA compiles for every batch size, so a batch is padded to the size of those before it.
+        # XLA compiles for each batch size, so a smaller batch is padded to the largest size so far.
         size, outputs = 0, []
         for images in batches:
             count, size = len(images), max(len(images), size)
@@ -121,18 +121,18 @@ class Keras(Adapter):
         }
 
     def _synchronize(self) -> None:
-        """Wait for the device, which computes asynchronously; called before a clock starts or stops."""
+        """Wait for the device, which computes asynchronously; called before a time measurement starts or ends."""
         backend.synchronize(self._setup, self._model.variables)
 
     def _update_evaluated(self) -> None:
-        """Copy the moving averages and the running statistics to the model that is tested, if it is another one."""
+        """Copy the moving averages and the running statistics to the evaluated model if it is a separate model."""
         if self._evaluated is self._model:
             return
         averages = self._optimizer.averages
         for name, variable in self._evaluated_variables.items():
             network.assign(variable, averages.get(name, self._variables[name]))
 
-    # The state of a training includes that of dropout's random numbers, which Keras has among the model's variables.
+    # The training state includes the state of dropout's random generators, which are variables of the Keras model.
 
     def _training_variables(self) -> list[keras.Variable]:
         return [*self._model.variables, *self._optimizer.variables]

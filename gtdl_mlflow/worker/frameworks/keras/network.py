@@ -31,9 +31,10 @@ def framework() -> str:
 
 
 def build(network: Network, seed: Callable[[int], int]) -> keras.Model:
-    """Return the model, whose layers have the names of the network's; ``seed`` gives that of a dropout layer.
+    """Return the model; its layers have the names of the network's layers.
 
-    Layers take the type of the global policy. The logits are float32.
+    ``seed`` returns the seed of the dropout layer at a position. Layers use the global dtype policy. The logits are
+    float32.
     """
     channels, height, width = network.nodes[0].input
     images = keras.Input((height, width, channels))
@@ -77,7 +78,7 @@ class CountedAveragePooling2D(keras.layers.Layer):
     def __init__(self, layer: layers.AveragePool, node: Node) -> None:
         super().__init__(name=layer.name)
         self._layer, self._padding = layer, ((0, 0), *node.pads, (0, 0))
-        # Cells of each window over those inside the image.
+        # Number of cells in each window divided by the number inside the image.
         self._share = (layer.size**2 / node.cells)[..., None].astype(np.float32)
 
     def call(self, inputs: Any) -> Any:
@@ -86,7 +87,7 @@ class CountedAveragePooling2D(keras.layers.Layer):
 
 
 class ChannelNormalization(keras.layers.Layer):
-    """Local response normalization, which Keras does not have."""
+    """Local response normalization; Keras has no such layer."""
 
     def __init__(self, layer: layers.LocalResponseNormalization, maps: int) -> None:
         super().__init__(name=layer.name)
@@ -101,7 +102,7 @@ class ChannelNormalization(keras.layers.Layer):
 
 
 class UnbiasedBatchNormalization(keras.layers.BatchNormalization):
-    """Batch normalization whose running variance is the mean of unbiased variances; Keras's are biased."""
+    """Batch normalization whose running variance averages unbiased variances; Keras averages biased ones."""
 
     def call(self, inputs: Any, training: bool = False) -> Any:
         if not training:
@@ -139,7 +140,7 @@ def _max_pool(layer: layers.MaxPool, node: Node, inputs: list[Any], seed: int) -
 
 def _average_pool(layer: layers.AveragePool, node: Node, inputs: list[Any], seed: int) -> Any:
     padding = node.padding_name
-    # With PyTorch, Keras repeats the cells of the border if the two sides differ, and counts them.
+    # With PyTorch, Keras replicates the border cells if the padding of both sides differs, and the mean includes them.
     repeats_cells = keras.backend.backend() == "torch" and any(before != after for before, after in node.pads)
     if padding is None or repeats_cells:
         return CountedAveragePooling2D(layer, node)(inputs[0])
@@ -148,7 +149,7 @@ def _average_pool(layer: layers.AveragePool, node: Node, inputs: list[Any], seed
 
 def _global_average_pool(layer: layers.GlobalAveragePool, node: Node, inputs: list[Any], seed: int) -> Any:
     if keras.backend.backend() == "jax" and inputs[0].dtype == "bfloat16":
-        # On a CPU, XLA of jaxlib 0.12 computed NaN when it fused a mean with bfloat16 operations before it.
+        # On a CPU, XLA of jaxlib 0.12 computed NaN when it fused a mean with preceding bfloat16 operations.
         return keras.layers.AveragePooling2D(node.input[1:], name=layer.name)(inputs[0])
     return keras.layers.GlobalAveragePooling2D(keepdims=True, name=layer.name)(inputs[0])
 

@@ -1,4 +1,4 @@
-"""What differs from backend to backend: Keras on JAX."""
+"""Backend-specific functions of the Keras adapter: JAX."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def synchronize(setup: Setup, variables: list[Any]) -> None:
 
 
 def peak_memory_mb() -> float:
-    """Return the peak memory of the GPU."""
+    """Return the peak GPU memory in MB."""
     return float(jax.devices()[0].memory_stats()["peak_bytes_in_use"] / 1e6)
 
 

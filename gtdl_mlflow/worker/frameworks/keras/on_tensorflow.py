@@ -1,4 +1,4 @@
-"""What differs from backend to backend: Keras on TensorFlow."""
+"""Backend-specific functions of the Keras adapter: TensorFlow."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def synchronize(setup: Setup, variables: list[Any]) -> None:
 
 
 def peak_memory_mb() -> float:
-    """Return the peak memory of the GPU."""
+    """Return the peak GPU memory in MB."""
     return float(tf.config.experimental.get_memory_info("GPU:0")["peak"] / 1e6)
 
 

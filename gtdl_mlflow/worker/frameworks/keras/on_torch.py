@@ -1,4 +1,4 @@
-"""What differs from backend to backend: Keras on PyTorch."""
+"""Backend-specific functions of the Keras adapter: PyTorch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def synchronize(setup: Setup, variables: list[Any]) -> None:
 
 
 def peak_memory_mb() -> float:
-    """Return the peak memory of the GPU."""
+    """Return the peak GPU memory in MB."""
     return float(torch.cuda.max_memory_allocated() / 1e6)
 
 

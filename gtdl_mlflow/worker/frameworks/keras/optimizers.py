@@ -1,4 +1,4 @@
-"""Keras's optimizers, with masks, weight decay and a multiple of the learning rate for each parameter."""
+"""Keras's optimizers, with masks, weight decay and a learning-rate multiplier for each parameter."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from .network import assign
 
 
 def create(setup: Setup, model: keras.Model, variables: Mapping[str, keras.Variable]) -> Any:
-    """Return the optimizer of a training; ``variables`` are those of the model by their canonical names.
+    """Return the optimizer for ``setup.training``; ``variables`` are the model's variables by canonical name.
 
-    The attribute ``averages`` has the moving averages of the parameters by their names; empty without ``ema_decay``.
+    The attribute ``averages`` of the optimizer contains the moving averages of the parameters by canonical name. It is
+    empty without ``ema_decay``.
     """
     training = setup.training
     names = {variable.path: name for name, variable in variables.items()}
     parameters = {names[variable.path]: variable for variable in model.trainable_variables}
-    # The class of an object: with PyTorch, Keras has faster subclasses, which update all parameters in one call.
+    # Use the class of an instance: with PyTorch, Keras uses a faster subclass that updates all parameters in one call.
     if training.optimizer is Optimizer.adam:
         base = type(keras.optimizers.Adam())
         options = {"beta_1": training.beta1, "beta_2": training.beta2, "epsilon": training.epsilon}
@@ -35,9 +36,9 @@ def create(setup: Setup, model: keras.Model, variables: Mapping[str, keras.Varia
 
 
 class ParameterWise:
-    """Base of an optimizer that changes gradients and learning rates by parameter and may average the parameters.
+    """Base class of optimizers with masks, decay and rates per parameter and an optional average of the parameters.
 
-    Weight decay is no regularizer of a layer, because Keras adds regularizers to the loss that it returns.
+    Weight decay changes the gradients. A regularizer of a layer would also change the loss that Keras returns.
     """
 
     def prepare(self, setup: Setup, parameters: Mapping[str, keras.Variable]) -> None:
@@ -48,7 +49,7 @@ class ParameterWise:
         self._multipliers = {name: setup.lr_multiplier(name) for name in parameters}
         self._decays = {name: setup.weight_decay(name) for name in parameters}
         optimizer.build(list(parameters.values()))
-        # Masks are variables because they depend on the seed: constants are compiled.
+        # Masks depend on the seed, so they are variables: constants would be compiled into the step.
         self._masks = {}
         for name, mask in setup.masks.items():
             self._masks[name] = optimizer.add_variable_from_reference(parameters[name], "mask")
@@ -86,9 +87,9 @@ class ParameterWise:
 
 
 class CorrectedEpsilon:
-    """Base of an Adam that adds epsilon after the bias of the second moment is corrected, as in the paper.
+    """Base class of an Adam that adds epsilon after the bias correction of the second moment, as in the paper.
 
-    Keras adds it before, so it is corrected too.
+    Keras adds epsilon before the correction. Therefore epsilon is multiplied by sqrt(1 - beta2^t) in step t.
     """
 
     @property

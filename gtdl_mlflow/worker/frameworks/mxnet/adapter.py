@@ -1,4 +1,4 @@
-"""MXNet adapter: one symbol, run as Gluon runs a hybridized block; options in ``conf/framework/mxnet.yaml``."""
+"""MXNet adapter: a symbol that runs like a hybridized block of Gluon; options in ``conf/framework/mxnet.yaml``."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class MXNet(Adapter):
         self._loss = _Graph(
             -mx.sym.mean(log_likelihoods, keepdims=True), {**self._parameters, **self._state, **self._constants}, static
         )
-        # The canonical state, for inference; shares the arrays whose values are the same.
+        # Canonical state for inference; shares the arrays that need no bias correction.
         self._canonical_state = {
             name: array.copy() if name in self._bias_correction else array for name, array in self._state.items()
         }
@@ -152,7 +152,7 @@ class MXNet(Adapter):
 
     @property
     def _evaluated(self) -> dict[str, Any]:
-        """Parameters that are tested and saved: the moving average if there is one."""
+        """Parameters used for prediction and saved: with ``training.ema_decay`` the moving average."""
         return self._parameters if self._average is None else self._average
 
     def _update_canonical_state(self) -> None:
@@ -162,7 +162,7 @@ class MXNet(Adapter):
     def _update(self, rate: float) -> None:
         training, rates = self._training, [rate * multiplier for multiplier in self._lr_multipliers]
         if training.optimizer is Optimizer.adam:
-            # MXNet adds epsilon before the bias of the second moment is corrected, so epsilon is corrected too.
+            # MXNet adds epsilon before the bias correction of the second moment, so epsilon is corrected too.
             second = math.sqrt(1 - training.beta2**self._steps)
             correction, epsilon = second / (1 - training.beta1**self._steps), training.epsilon * second
             for weight, gradient, moments, own_rate, decay in zip(
@@ -210,8 +210,8 @@ class MXNet(Adapter):
     def _dropout_factors(self, images: int) -> dict[str, np.ndarray]:
         """Return the factors of each dropout layer in this step: 0, or 1 / keep.
 
-        MXNet's own operator draws from a thousand Mersenne twisters whose state cannot be saved in a checkpoint, and
-        seeding them in every step takes longer than drawing the numbers here.
+        MXNet's dropout operator uses a thousand Mersenne Twister generators. Their state cannot be saved in a
+        checkpoint, and seeding them in every step takes longer than generating the numbers here.
         """
         if not self._dropout_layers:
             return {}
@@ -224,7 +224,7 @@ class MXNet(Adapter):
 
 
 class _Graph:
-    """Symbol as an operator on its inputs, with all other arrays fixed: what Gluon runs for a hybridized block."""
+    """Callable symbol whose arrays, except the inputs, are fixed; uses CachedOp like a hybridized block of Gluon."""
 
     def __init__(self, symbol: Any, arrays: dict[str, Any], static: bool) -> None:
         self.symbol = symbol
@@ -243,7 +243,7 @@ class _Graph:
 
 
 def _to_native_layout(value: np.ndarray) -> np.ndarray:
-    """Convert from the canonical layout to MXNet's: only a dense layer's (in, out) differs."""
+    """Convert from the canonical layout to MXNet's: transpose dense weights."""
     return np.ascontiguousarray(value.T if value.ndim == 2 else value)
 
 

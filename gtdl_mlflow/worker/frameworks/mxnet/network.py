@@ -64,7 +64,7 @@ def _average_pool(layer: layers.AveragePool, node: Node, inputs: list[Symbol], c
     pooled = _pool(layer, node, inputs[0], 0.0, pool_type="avg", count_include_pad=False)
     if _pooling_convention(layer, node) is not None:
         return pooled
-    # The image was padded with zeros, which the mean counts: scale it to the cells inside the image.
+    # The mean includes the zeros of the padding. Scale it to the cells inside the image.
     share = (layer.size**2 / node.cells)[None, None]
     return mx.sym.broadcast_mul(pooled, _constant(constants, f"{layer.name}/share", share))
 
@@ -81,7 +81,7 @@ def _local_response_normalization(
     size = 2 * layer.radius + 1
     normalized = mx.sym.LRN(inputs[0], alpha=layer.alpha * size, beta=layer.beta, knorm=layer.bias, nsize=size)
     # The slice copies the output into the plain layout, because oneDNN's normalization misreads the gradient that a
-    # following convolution returns in its own blocked layout (MXNet 1.9.1: wrong by 2 %).
+    # following convolution returns in a blocked layout (MXNet 1.9.1: wrong by 2 %).
     return mx.sym.slice_axis(normalized, axis=0, begin=0, end=None)
 
 
@@ -117,7 +117,7 @@ LAYERS: dict[type[Layer], Callable[[Any, Node, list[Symbol], Arrays], Symbol]] =
 
 
 def _constant(constants: Arrays, name: str, value: np.ndarray) -> Symbol:
-    """Return the symbol of an array that does not learn, and add the array to ``constants``."""
+    """Add a constant array to ``constants`` and return its symbol."""
     constants[name] = to_mxnet(value)
     return mx.sym.var(name)
 
@@ -148,13 +148,13 @@ def _pooling_convention(layer: layers.Pool, node: Node) -> str | None:
     return "full" if full == node.output[1:] else None
 
 
-# MXNet's own ``mx.nd.array`` and ``asnumpy`` copy a large array in the calling thread, on an OpenMP team of its own.
-# From then on OpenMP counts more threads than there are cores and puts them to sleep between any two operators:
-# training tensorflow_mnist took 15 % longer. Copies by MXNet's engine use one team only.
+# ``mx.nd.array`` and ``asnumpy`` copy a large array in the calling thread, with a separate OpenMP team. OpenMP then
+# counts more threads than cores and suspends them between any two operators: training tensorflow_mnist took 15 %
+# longer. Copies by MXNet's engine use only one team.
 
 
 def to_mxnet(value: np.ndarray) -> Any:
-    """Return a float32 copy of ``value`` in MXNet's own memory."""
+    """Return a float32 copy of ``value`` as an MXNet array."""
     return mx.nd.from_numpy(np.array(value, np.float32)).copy()
 
 

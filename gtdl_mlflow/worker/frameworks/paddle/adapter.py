@@ -1,4 +1,4 @@
-"""PaddlePaddle adapter: the same layers, called one by one or compiled to a graph, and an optimizer of Paddle's."""
+"""PaddlePaddle adapter: Paddle layers, run eagerly or compiled to a graph, and an optimizer of Paddle."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ class Paddle(Adapter):
             _set(arrays, setup.weights)
         self._optimizer = self._create_optimizer()
         self._steps, self._last_rate = 0, 0.0
-        # Another thread releases the inputs of a graph. To release NumPy's memory it would wait for Python's lock for
-        # ever, so a graph gets copies.
+        # Another thread releases the inputs of a graph. It would wait forever for Python's GIL to release NumPy memory,
+        # so a graph receives copies.
         self._to_tensor = paddle.to_tensor if setup.options["to_static"] else paddle.from_dlpack
         if setup.options["to_static"]:
-            # Without a number of images, so that a smaller last batch needs no other graph.
+            # The batch size is not specified, so that a smaller last batch does not require a second graph.
             spec = paddle.static.InputSpec([None, *setup.network.nodes[0].input], "float32")
             for network in {id(each): each for each in (self._network, self._tested)}.values():
                 paddle.jit.to_static(network, [spec], full_graph=True)
@@ -63,7 +63,7 @@ class Paddle(Adapter):
     def compile(self) -> None:
         if not self._setup.options["to_static"]:
             return
-        # Running statistics change after a step only, and no step is done.
+        # There is no state to restore: parameters and running statistics change only in ``_update``.
         images, labels = self._blank_batch(self._training.batch_size)
         self._network.train()
         self._loss(images, labels).backward()
@@ -73,7 +73,7 @@ class Paddle(Adapter):
     def train(self, batches: Iterable[Batch], rates: list[float]) -> np.ndarray:
         losses = []
         self._network.train()
-        # The rates come first: zip must not take a batch that is not used.
+        # The rates come first, so that zip does not consume an unused batch.
         for rate, (images, labels) in zip(rates, batches, strict=False):
             losses.append(self._train_step(images, labels, rate))
         return np.asarray(paddle.stack(losses))
@@ -185,7 +185,7 @@ class Paddle(Adapter):
         return paddle.optimizer.SGD(training.learning_rate, parameters)
 
     def _optimizer_state(self) -> list[Tensor]:
-        """Return the optimizer's tensors, whose names differ from process to process, in their order."""
+        """Return the optimizer's tensors in a fixed order; their names differ between processes."""
         return [value for value in self._optimizer.state_dict().values() if isinstance(value, Tensor)]
 
     def _blank_batch(self, size: int) -> Batch:
@@ -193,7 +193,7 @@ class Paddle(Adapter):
 
 
 def _configure(setup: Setup) -> None:
-    """Set the device, the threads and the processor's instructions of the process."""
+    """Set the device, the number of threads and the CPU type for MKL."""
     paddle.set_device("cpu")
     if cpu_type := _mkl_cpu_type(Path("/proc/cpuinfo")):
         os.environ.setdefault("MKL_DEBUG_CPU_TYPE", cpu_type)  # read by the first operation
@@ -201,10 +201,10 @@ def _configure(setup: Setup) -> None:
 
 
 def _mkl_cpu_type(cpuinfo: Path) -> str:
-    """Return the value of MKL_DEBUG_CPU_TYPE for the widest instructions of this processor; empty for Intel's.
+    """Return the MKL_DEBUG_CPU_TYPE for the widest instructions of this CPU; empty for MKL's default, as on Intel.
 
-    Paddle 3.3 has MKL 2019.0.5, which uses narrow instructions on the processors of other manufacturers: a convolution
-    took 35 instead of 15 ms on an AMD EPYC with AVX-512.
+    Paddle 3.3 includes MKL 2019.0.5, which uses narrow instructions on CPUs of other manufacturers: a convolution took
+    35 instead of 15 ms on an AMD EPYC with AVX-512.
     """
     try:
         text = cpuinfo.read_text()

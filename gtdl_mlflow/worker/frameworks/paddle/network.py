@@ -25,7 +25,7 @@ class PaddleNetwork(nn.Layer):
     def __init__(self, network: Network) -> None:
         super().__init__()
         self._sources = [node.sources for node in network.nodes]
-        # Lists, because a name of a layer in the model may be an attribute of nn.Layer.
+        # Lists instead of attributes, because a layer name may be the name of an attribute of nn.Layer.
         self._names = [node.layer.name for node in network.nodes]
         self.layers = nn.LayerList(
             [implementation("paddle", LAYERS, node.layer)(node.layer, node) for node in network.nodes]
@@ -66,7 +66,7 @@ class PaddleConvolution(nn.Layer):
         value = F.conv2d(images, self.weights, stride=self._stride, padding=self._padding)
         if self.biases is None:
             return value
-        # F.conv2d adds the biases to four dimensions, which takes ten times as long: 3.5 instead of 0.35 ms for
+        # F.conv2d adds the biases to a 4-D tensor, which takes ten times as long: 3.5 instead of 0.35 ms for
         # 50 x 64 x 14 x 14 values, and 9.3 instead of 1.2 ms with the gradients.
         return (value.flatten(2) + self.biases).reshape(value.shape)
 
@@ -131,7 +131,7 @@ class PaddleDense(nn.Layer):
 
 
 class PaddleDropout(nn.Layer):
-    """Dropout, which Paddle's default generator draws."""
+    """Dropout with random numbers from Paddle's default generator."""
 
     def __init__(self, layer: layers.Dropout, node: Node) -> None:
         super().__init__()
@@ -151,18 +151,18 @@ class PaddleLocalResponseNormalization(nn.Layer):
         self.register_buffer("neighbours", paddle.to_tensor(neighbours), persistable=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        # F.local_response_norm pads its input, and paddle.pow is slow: together 8 times as long for 128 x 64 x 24 x 24
-        # values.
+        # F.local_response_norm pads its input and calls paddle.pow, which is slow. It takes 8 times as long for
+        # 128 x 64 x 24 x 24 values.
         squares = images.flatten(2).square()
         sums = (self._layer.bias + self._layer.alpha * paddle.matmul(self.neighbours, squares)).reshape(images.shape)
         return images * paddle.exp(-self._layer.beta * paddle.log(sums))
 
 
 class PaddleBatchNormalization(nn.Layer):
-    """Batch normalization.
+    """Batch normalization with unbiased running variances.
 
-    F.batch_norm stores the variance of the batch's values, and the procedure the one that the batch estimates. So it
-    stores the statistics of the batch, and ``update`` changes the running ones.
+    The running variance of F.batch_norm averages biased variances; the shared procedure requires unbiased ones. In
+    training, F.batch_norm therefore only stores the statistics of the batch. ``update`` changes the running statistics.
     """
 
     def __init__(self, layer: layers.BatchNormalization, node: Node) -> None:
@@ -171,7 +171,7 @@ class PaddleBatchNormalization(nn.Layer):
         self.gamma = self.create_parameter([maps]) if layer.scale else None
         self.beta = self.create_parameter([maps], is_bias=True)
         if not layer.scale:
-            # With a factor that needs no gradient, Paddle 3.3 computes a wrong gradient of beta.
+            # With a gamma that requires no gradient, Paddle 3.3 computes a wrong gradient of beta.
             self.register_buffer("ones", paddle.ones([maps]), persistable=False)
             self.ones.stop_gradient = False
         self.register_buffer("mean", paddle.zeros([maps]))
@@ -189,7 +189,7 @@ class PaddleBatchNormalization(nn.Layer):
         return F.batch_norm(images, mean, variance, gamma, self.beta, self.training, momentum, self._layer.epsilon)
 
     def update(self, batch_size: int) -> None:
-        """Move the running statistics towards those of the last batch."""
+        """Update the running statistics with those of the last batch."""
         count, share = batch_size * self._cells, 1 - self._layer.momentum
         self.mean.lerp_(self.batch_mean, share)
         self.variance.lerp_(self.batch_variance * (count / (count - 1)), share)
@@ -220,16 +220,16 @@ LAYERS: dict[type[Layer], Callable[[Any, Node], nn.Layer]] = {
     layers.Relu: lambda layer, node: nn.ReLU(),
     layers.Tanh: lambda layer, node: nn.Tanh(),
 }
-"""Functions (layer, node) that create Paddle's layer of a layer."""
+"""Functions (layer, node) that create the Paddle layer."""
 
 
 def _sides(node: Node) -> list[int]:
-    """Return the padding at the top, at the bottom, at the left and at the right."""
+    """Return the padding as [top, bottom, left, right]."""
     return [side for pads in node.pads for side in pads]
 
 
 def _windows(layer: layers.MaxPool, node: Node, ceil: bool) -> tuple[int, ...]:
-    """Return the number of windows of Paddle's pool with the padding of the top on all sides."""
+    """Return height and width of the output of Paddle's pooling with the top padding on all sides."""
     top = node.pads[0][0]
     lengths = [length + 2 * top - layer.size for length in node.input[1:]]
     return tuple((-(-length // layer.stride) if ceil else length // layer.stride) + 1 for length in lengths)

@@ -86,7 +86,7 @@ class Reference(Adapter):
         self.load(folder)
 
     def describe(self) -> dict[str, Any]:
-        # NumPy's BLAS reads the variable when it is loaded, and NumPy has no function that returns the number.
+        # NumPy has no function that returns the number of threads. NumPy's BLAS reads this variable when it is loaded.
         threads = os.environ.get("OPENBLAS_NUM_THREADS")
         return {
             **({"threads": int(threads)} if threads else {}),

@@ -42,8 +42,8 @@ class TensorFlow(Adapter):
             name: tf.Variable(to_channels_last(node, setup.weights[name])) for name, node in self._nodes.items()
         }
         self._statistics = {name: tf.Variable(setup.weights[name]) for name in setup.network.state}
-        # A masked weight starts at 0 and stays 0 without a gradient, so the weights themselves need no mask. Masks are
-        # variables, because they depend on the seed: XLA's cache has no entry for a graph with other constants.
+        # A masked weight starts at 0 and stays 0 without a gradient, so the weights themselves need no mask. Masks
+        # depend on the seed, so they are variables: XLA would compile a graph again for other constants.
         self._masks = {
             name: tf.Variable(np.broadcast_to(mask.transpose(2, 3, 1, 0), self._variables[name].shape))
             for name, mask in setup.masks.items()
@@ -63,8 +63,9 @@ class TensorFlow(Adapter):
             tf.config.experimental.reset_memory_stats("GPU:0")
 
     def compile(self) -> None:
-        # TensorFlow optimizes a graph when it first runs: here over zero training steps, and to classify one image. XLA
-        # compiles it for the shapes of the first run: here one step, which is undone, and the batches of the test.
+        # TensorFlow optimizes a graph in its first run, here with zero training steps and with one image to classify.
+        # XLA compiles a graph for the shapes of its first run, here one training step, which is undone, and one test
+        # batch.
         steps, tested = (1, self._training.test_batch_size) if self._xla else (0, 1)
         images = tf.zeros((steps, self._training.batch_size, *self._image_shape))
         labels, rows = tf.zeros(images.shape[:2], tf.int64), tf.zeros((steps, 4))
@@ -100,7 +101,7 @@ class TensorFlow(Adapter):
         return values
 
     def _predict_joined(self, batches: Iterable[np.ndarray]) -> Iterator[tf.Tensor]:
-        """Yield the logits (batches, images, classes) of each call, which gets many batches of one size."""
+        """Yield the logits (batches, images, classes) of each call, which classifies several batches of one size."""
         pending: list[np.ndarray] = []
         for images in batches:
             if pending and (len(images) != len(pending[0]) or len(pending) == self._batches_per_call(images)):
@@ -112,7 +113,7 @@ class TensorFlow(Adapter):
     def _predict_padded(self, batches: Iterable[np.ndarray]) -> Iterator[tf.Tensor]:
         """Yield the logits (1, images, classes) of each batch.
 
-        XLA compiles for every batch size, so a batch is padded to the size of those before it.
+        XLA compiles for each batch size, so a smaller batch is padded to the largest size so far.
         """
         size = 0
         for images in batches:
@@ -158,13 +159,13 @@ class TensorFlow(Adapter):
         }
 
     def _synchronize(self) -> None:
-        """Wait for the GPU, which computes asynchronously; called before a clock starts or stops."""
+        """Wait for the GPU, which computes asynchronously; called before a time measurement starts or ends."""
         if self._setup.device == "gpu":
             tf.test.experimental.sync_devices()
 
     @property
     def _evaluated(self) -> dict[str, tf.Variable]:
-        """Parameters that are tested and saved: the moving average if there is one."""
+        """Parameters used for prediction and saved: with ``training.ema_decay`` the moving average."""
         return self._variables if self._average is None else self._average
 
     def _model_checkpoint(self) -> tf.train.Checkpoint:
@@ -182,14 +183,15 @@ class TensorFlow(Adapter):
         return tf.train.Checkpoint(**{f"value{number}": value for number, value in enumerate(self._training_state)})
 
     def _batches_per_call(self, images: np.ndarray) -> int:
-        """Return how many batches of this size one call of a graph gets."""
+        """Return the number of batches of this size per call of a graph."""
         limit: int = self._setup.options["bytes_per_call"]
         return max(1, limit // max(images.nbytes, 1))
 
     def _stacked(self, arrays: Sequence[np.ndarray]) -> tf.Tensor:
-        """Return arrays of one shape as one tensor (arrays, ...), on the same memory if possible.
+        """Stack arrays of one shape into a tensor (arrays, ...), without a copy if possible.
 
-        Copying each image twice, to stack the arrays and to create a tensor, took 5 % of testing caffe_cifar10.
+        Copying each image twice, to stack the arrays and to create a tensor, took 5 % of the evaluation time of
+        caffe_cifar10.
         """
         view = consecutive(arrays)
         if view is None:
@@ -208,7 +210,7 @@ class TensorFlow(Adapter):
         return np.array(rows, np.float32)
 
     def _seed(self, step: int) -> tf.Tensor:
-        """Return the seed of dropout and the number of a training step, an argument because constants are compiled."""
+        """Return the dropout seed and the step, int64 (2,), as an argument: constants would be compiled."""
         return tf.constant((self._setup.seed, step), tf.int64)
 
     # The graphs are called without tf.function's dispatch, which takes a third of a millisecond to compare arguments
@@ -231,7 +233,7 @@ class TensorFlow(Adapter):
 
     def _loop(self, images: tf.Tensor, labels: tf.Tensor, rows: tf.Tensor, first_seed: tf.Tensor) -> tf.Tensor:
         """Do one training step on each batch and return the losses."""
-        if self._xla:  # without a loop, in which XLA's convolutions take ten times as long
+        if self._xla:  # no loop: XLA's convolutions take ten times as long in a loop
             return tf.expand_dims(self._step(images[0], labels[0], rows[0], first_seed), 0)
         count = tf.shape(rows)[0]
         losses = tf.TensorArray(tf.float32, count, element_shape=())
@@ -253,7 +255,7 @@ class TensorFlow(Adapter):
         return outputs.stack()
 
     def _forward_pass(self, values: dict[str, tf.Tensor], seed: tf.Tensor | None = None) -> TensorFlowForward:
-        """Return a forward pass in the type of the precision; batch normalization takes its parameters in float32."""
+        """Return a forward pass in the configured precision; the parameters of batch normalization stay float32."""
         parameters = {
             name: value if name.endswith(("/beta", "/gamma")) else tf.cast(value, self._compute_type)
             for name, value in values.items()
@@ -277,7 +279,7 @@ class TensorFlow(Adapter):
         return loss
 
     def _update(self, name: str, gradient: tf.Tensor, scalars: tf.Tensor) -> None:
-        """Change a parameter and its moments with one kernel."""
+        """Update a parameter and its moments with one kernel."""
         training, variable, moments = self._training, self._variables[name], self._moments[name]
         rate = scalars[0] * self._setup.lr_multiplier(name)
         if training.optimizer is Optimizer.adam:
@@ -291,7 +293,7 @@ class TensorFlow(Adapter):
                 lr=rate,
                 beta1=training.beta1,
                 beta2=training.beta2,
-                # TensorFlow adds epsilon before the bias of the second moment is corrected, so it is corrected too.
+                # TensorFlow adds epsilon before the bias correction of the second moment, so epsilon is corrected too.
                 epsilon=training.epsilon * tf.sqrt(1 - scalars[2]),
                 grad=gradient,
             )
@@ -304,7 +306,7 @@ class TensorFlow(Adapter):
 
 
 def configure(setup: Setup) -> None:
-    """Set threads, devices and precision of the process; TensorFlow accepts few settings once it has computed."""
+    """Set threads, devices and precision of the process; TensorFlow accepts few settings after its first operation."""
     tf.config.threading.set_intra_op_parallelism_threads(setup.threads)
     tf.config.threading.set_inter_op_parallelism_threads(setup.threads)
     tf.config.experimental.enable_tensor_float_32_execution(setup.precision == Precision.tf32)
@@ -315,14 +317,14 @@ def configure(setup: Setup) -> None:
     for gpu in tf.config.get_visible_devices("GPU"):
         tf.config.experimental.set_memory_growth(gpu, True)
     if setup.device == "gpu" and setup.deterministic:  # CPU kernels are deterministic anyway
-        # cuDNN selects its kernels by its heuristics. Autotuning times them in the first step and may select others in
-        # the next run, so that the last bits of the results differ.
+        # Select cuDNN's kernels by its heuristics. Autotuning times them in the first step and may select others in the
+        # next run, which changes the last bits of the results.
         os.environ["TF_CUDNN_USE_AUTOTUNE"] = "0"
         tf.config.experimental.enable_op_determinism()
 
 
 def describe_build(variable: tf.Variable) -> dict[str, Any]:
-    """Return the device of a variable, the threads of the process, and the build."""
+    """Return metadata of the variable's device, the number of threads and the build."""
     metadata = {
         "device": tf.DeviceSpec.from_string(variable.device).device_type.lower(),
         "threads": tf.config.threading.get_intra_op_parallelism_threads(),

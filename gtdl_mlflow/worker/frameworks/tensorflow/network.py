@@ -17,7 +17,7 @@ from ..base import implementation
 
 @dataclass(frozen=True)
 class TensorFlowForward:
-    """What the layers of one forward pass share."""
+    """Data shared by all layers of one forward pass."""
 
     network: Network
     parameters: dict[str, tf.Tensor]
@@ -27,8 +27,8 @@ class TensorFlowForward:
     compute_type: tf.DType
     """Type of the layers' inputs and outputs."""
     seed: tf.Tensor | None
-    """Seed of dropout and number of the training step, int64 (2,); None in inference: no dropout, running statistics
-    instead of the batch's.
+    """Seed of dropout and number of the training step, int64 (2,); None in inference, which skips dropout and uses the
+    running statistics.
     """
 
 
@@ -61,10 +61,10 @@ def _average_pool(
     layer: layers.AveragePool, node: Node, inputs: list[tf.Tensor], forward: TensorFlowForward
 ) -> tf.Tensor:
     padding = _named_padding(node)
-    if padding is not None:  # SAME leaves padding out of the mean
+    if padding is not None:  # SAME excludes padding from the mean
         return tf.nn.avg_pool2d(inputs[0], layer.size, layer.stride, padding)
     value = tf.pad(inputs[0], _explicit_padding(node.pads))
-    # Cells of each window over those inside the image.
+    # Number of cells in each window divided by the number inside the image.
     share = tf.constant((layer.size**2 / node.cells)[..., None], value.dtype)
     return tf.nn.avg_pool2d(value, layer.size, layer.stride, "VALID") * share
 
@@ -85,7 +85,7 @@ def _dropout(layer: layers.Dropout, node: Node, inputs: list[tf.Tensor], forward
     if forward.seed is None or layer.keep == 1:
         return inputs[0]
     seed = forward.seed * [1, 1000] + [0, forward.network.nodes.index(node)]
-    # The algorithm that TensorFlow itself takes outside of XLA. XLA's own choice makes a step of tensorflow_mnist 1.35
+    # TensorFlow uses this algorithm by default without XLA. With XLA's default, a step of tensorflow_mnist takes 1.35
     # times as long.
     return tf.nn.experimental.stateless_dropout(inputs[0], 1 - layer.keep, seed, rng_alg="philox")
 

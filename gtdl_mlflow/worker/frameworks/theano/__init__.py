@@ -1,6 +1,6 @@
-"""Theano in its last form, Theano-PyMC.
+"""Theano adapter, for the fork Theano-PyMC.
 
-Importing this package checks the compiler, sets Theano's flags and imports Theano: Theano reads its flags only once.
+Importing this package checks the compiler, sets Theano's flags and imports Theano, which reads its flags only once.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 
 def _require_compiler() -> None:
-    """Raise RuntimeError without a C++ compiler: Theano would silently use Python code that is many times slower."""
+    """Raise RuntimeError without g++ or Python.h: Theano would silently use Python code that is many times slower."""
     header = Path(sysconfig.get_path("include")) / "Python.h"
     missing = [*([] if shutil.which("g++") else ["g++ on the PATH"]), *([] if header.exists() else [str(header)])]
     if missing:
@@ -26,13 +26,13 @@ def _require_compiler() -> None:
 
 
 _require_compiler()
-# The mkl wheel installs its library where no linker searches.
+# The mkl wheel installs its library outside the linker's search path.
 _mkl = next((Path(sys.prefix) / "lib").glob("libmkl_rt.so.*"))
-# Theano looks for a BLAS in NumPy's build configuration, which NumPy 1.22 and later no longer publish. Therefore the
-# flags name one: the linker finds it by LIBRARY_PATH, and the compiled modules find it loaded.
+# Theano searches for a BLAS in NumPy's build configuration, which NumPy 1.22 and later no longer publish. Therefore the
+# flags name a library. The linker finds it in LIBRARY_PATH, and the compiled modules use the library loaded here.
 BLAS = ctypes.CDLL(str(_mkl), ctypes.RTLD_GLOBAL)
 OPENMP = ctypes.CDLL("libgomp.so.1")
-"""GCC's OpenMP library, which runs Theano's C++ code."""
+"""GCC's OpenMP library, which Theano's C++ code uses."""
 os.environ["LIBRARY_PATH"] = str(_mkl.parent)
 os.environ["THEANO_FLAGS"] = ",".join(
     [

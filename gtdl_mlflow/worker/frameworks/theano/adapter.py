@@ -111,7 +111,7 @@ class Theano(Adapter):
 
     @property
     def _evaluated(self) -> dict[str, Symbol]:
-        """Parameters that are tested and saved: the moving average if there is one."""
+        """Parameters used for prediction and saved: with ``training.ema_decay`` the moving average."""
         return self._weights if self._average is None else self._average
 
     def _step_scalars(self, rates: list[float]) -> list[tuple[np.ndarray, ...]]:
@@ -120,7 +120,7 @@ class Theano(Adapter):
         numbers = np.arange(self._steps + 1, self._steps + 1 + len(rates))
         columns = [np.array(rates)]
         if training.optimizer is Optimizer.adam:
-            # Both bias corrections of Kingma and Ba, moved into the rate and epsilon: no work per weight.
+            # Both bias corrections of Kingma and Ba are applied to the rate and epsilon, which avoids work per weight.
             second = np.sqrt(1 - training.beta2**numbers)
             columns = [columns[0] * second / (1 - training.beta1**numbers), training.epsilon * second]
         if self._average is not None:
@@ -144,7 +144,7 @@ def _compile_training_step(
     updates, new_weights = [(state[name], value) for name, value in forward.new_state.items()], {}
     for (name, variable), gradient in zip(weights.items(), tensor.grad(loss, list(weights.values())), strict=True):
         if name in setup.masks:
-            # The mask has full shape: one short loop per filter would take longer than reading 25 times as much.
+            # The mask has full shape: one short loop per filter would take longer than reading 25 times as much data.
             gradient *= tensor.constant(np.broadcast_to(setup.masks[name], setup.weights[name].shape).copy())
         if decay := setup.weight_decay(name):
             gradient += np.float32(decay) * variable

@@ -27,14 +27,14 @@ Symbol = Any
 
 @dataclass
 class TheanoForward:
-    """What the layers of one forward pass share."""
+    """Data shared by all layers of one forward pass."""
 
     values: dict[str, Symbol]
     """Parameters and running statistics, by canonical name."""
     random: MRG_RandomStream | None = None
     """Random stream of dropout in training; None in inference."""
     batch_size: int | None = None
-    """Number of images in training: known shapes need not be computed at every step. None: any number."""
+    """Batch size in training, so that steps need not compute shapes; None: any batch size."""
     new_state: dict[str, Symbol] = field(default_factory=dict)
     """Running statistics after a training step, by canonical name; filled by the layers."""
 
@@ -55,7 +55,7 @@ def logits(network: Network, images: Symbol, forward: TheanoForward) -> Symbol:
 
 
 def _has_equal_maxima(network: Network, node: Node) -> bool:
-    """Return whether a pool regularly has equal maxima: zeros of a ReLU, which batch normalization has changed."""
+    """Return whether windows often have equal maxima: zeros of a ReLU, shifted by batch normalization."""
     before = [network.nodes[source] for source in node.sources if source != IMAGES]
     normalized = [each for each in before if isinstance(each.layer, layers.BatchNormalization)]
     sources = (source for each in normalized for source in each.sources if source != IMAGES)
@@ -81,7 +81,7 @@ def _average_pool(layer: layers.AveragePool, node: Node, inputs: list[Symbol], f
     arguments = _native_pooling(layer, node)
     if arguments and arguments[-1] == (0, 0):
         return _crop(node, pool_2d(inputs[0], *arguments, mode="average_exc_pad"))
-    # With padding Theano has no gradient of the mean that leaves out the padding: compute it from the sum.
+    # With padding, Theano has no gradient of the mean that excludes padding. Compute the mean from the sum.
     if arguments:
         sums = _crop(node, pool_2d(inputs[0], *arguments, mode="sum"))
     else:
@@ -121,7 +121,7 @@ def _batch_normalization(
             f"framework=theano requires epsilon of at least {SMALLEST_EPSILON:g}, not {layer.epsilon:g} "
             f"(layer {layer.name})"
         )
-    # Theano compares the epsilon in float32, in which 1e-5 is a little less.
+    # Theano rounds epsilon to float32 before it checks the limit. 1e-5 in float32 is slightly smaller than 1e-5.
     epsilon = max(layer.epsilon, float(np.nextafter(np.float32(SMALLEST_EPSILON), np.float32(1))))
     beta, mean, variance = (forward.values[f"{layer.name}/{name}"] for name in ("beta", "mean", "variance"))
     gamma = forward.values[f"{layer.name}/gamma"] if layer.scale else tensor.ones_like(beta)
@@ -144,8 +144,8 @@ LAYERS: dict[type[Layer], Callable[[Any, Node, list[Symbol], TheanoForward], Sym
     layers.LocalResponseNormalization: _local_response_normalization,
     layers.BatchNormalization: _batch_normalization,
     layers.Add: lambda layer, node, inputs, forward: inputs[0] + inputs[1],
-    # Theano's own relu, (x + |x|) / 2, has a gradient of a half at 0, where the definition has 0. A switch is a branch
-    # for each value, several times slower than a product.
+    # Theano's relu, (x + |x|) / 2, has a gradient of 1/2 at 0; the definition requires 0. A switch branches for each
+    # value and takes several times as long as a product.
     layers.Relu: lambda layer, node, inputs, forward: inputs[0] * (inputs[0] > 0),
     layers.Tanh: lambda layer, node, inputs, forward: tensor.tanh(inputs[0]),
 }

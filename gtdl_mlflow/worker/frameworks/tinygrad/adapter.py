@@ -21,7 +21,7 @@ from ..base import Adapter, Setup, from_channels_last, to_channels_last
 from .network import TinygradForward, logits
 
 LARGEST_CHUNK = 100
-"""Most images that are classified at once: the windows of a convolution take 25 times the memory of its input."""
+"""Maximum number of images per call: the windows of a convolution take 25 times the memory of its input."""
 
 Tensors = dict[str, Tensor]
 
@@ -73,7 +73,7 @@ class Tinygrad(Adapter):
         losses = np.empty(len(rates), np.float32)
         inputs = self._images, self._labels, self._scalars, self._seed
         memory = [_memory(tensor) for tensor in inputs]
-        # The rates come first: zip must not take a batch that is not used.
+        # The rates come first, so that zip does not consume an unused batch.
         for number, (rate, (images, labels)) in enumerate(zip(rates, batches, strict=False)):
             values = images, labels, *self._arguments(self._steps, rate)
             for destination, value in zip(memory, values, strict=True):
@@ -83,7 +83,7 @@ class Tinygrad(Adapter):
         return losses
 
     def predict(self, batches: Iterable[np.ndarray]) -> np.ndarray:
-        # Kernels are compiled for one batch size, so a chunk is padded to the size of those before it.
+        # Kernels are compiled for one batch size, so a smaller chunk is padded to the largest size so far.
         size, outputs = 0, []
         for images in batches:
             size = max(size, min(len(images), LARGEST_CHUNK))
@@ -125,7 +125,7 @@ class Tinygrad(Adapter):
 
     @property
     def _evaluated(self) -> Tensors:
-        """Parameters that are tested and saved: the moving average if there is one."""
+        """Parameters used for prediction and saved: with ``training.ema_decay`` the moving average."""
         return self._average or self._parameters
 
     def _state(self) -> Tensors:
@@ -135,9 +135,10 @@ class Tinygrad(Adapter):
         return {f"{group}/{name}": tensor for group, tensors in groups.items() for name, tensor in tensors.items()}
 
     def _arguments(self, step: int, rate: float) -> tuple[Any, Any]:
-        """Return the scalars of a training step, and the seed of dropout with the number of the step.
+        """Return the scalars of a training step, and the dropout seed and step.
 
-        The scalars are the learning rate, what corrects Adam's moments, and the decay of the moving average.
+        The scalars are the learning rate, the bias corrections of Adam's two moments (1 - beta1^t, 1 - beta2^t for
+        t = ``step`` + 1), and the decay of the moving average.
         """
         training, number = self._training, step + 1
         ema_decay = 1.0 if training.ema_decay is None else training.ema_decay_at(number)
@@ -185,7 +186,7 @@ class Tinygrad(Adapter):
         return loss.realize(*self._state().values())
 
     def _change(self, gradient: Tensor, rate: Tensor, moments: list[Tensor], scalars: Tensor) -> Tensor:
-        """Update the moments of a parameter, and return what is subtracted from it."""
+        """Update the moments of a parameter and return the value to subtract from the parameter."""
         training = self._training
         if training.optimizer is Optimizer.adam:
             first, second = moments
@@ -207,7 +208,7 @@ def _tensors(values: Weights) -> Tensors:
 
 
 def _memory(tensor: Tensor) -> np.ndarray:
-    """Return the memory of a tensor on the CPU. A replayed kernel reads and writes the same memory in every call."""
+    """Return a NumPy view of a tensor's CPU memory. A replayed kernel uses the same memory in every call."""
     memory = tensor._buffer().as_memoryview(force_zero_copy=True, no_sync=True)
     return np.frombuffer(memory, tensor.dtype.fmt).reshape(tensor.shape)
 

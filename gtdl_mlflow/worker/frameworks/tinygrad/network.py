@@ -1,7 +1,7 @@
 """A network's forward pass as tinygrad tensor operations; images are NHWC.
 
-tinygrad fuses operations into kernels. ``_materialize`` marks where a value, and its gradient, gets memory of its own,
-so that products run as kernels of their own.
+tinygrad fuses operations into kernels. ``_materialize`` stores a value and its gradient in separate buffers, so that
+matrix products run as separate kernels.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..base import implementation
 
 @dataclass(frozen=True)
 class TinygradForward:
-    """What the layers of one forward pass share."""
+    """Data shared by all layers of one forward pass."""
 
     network: Network
     parameters: dict[str, Tensor]
@@ -29,12 +29,12 @@ class TinygradForward:
     statistics: dict[str, Tensor]
     """Running statistics before this pass, by canonical name."""
     cells: dict[str, Tensor]
-    """Cells of each window that lie inside the image, (windows, windows, 1), by the name of an average pooling."""
+    """Cells of each window that lie inside the image, (windows, windows, 1), by the name of the average pooling."""
     seed: Tensor | None = None
-    """Random key of a training step, uint32 (2,); None in inference: no dropout, running statistics instead of the
-    batch's."""
+    """Seed of dropout and number of the training step, uint32 (2,); None in inference, which skips dropout and uses the
+    running statistics."""
     new_statistics: dict[str, Tensor] = field(default_factory=dict)
-    """Running statistics after this pass, which batch normalization adds in training."""
+    """Running statistics after this pass, by canonical name; filled by batch normalization in training."""
 
 
 def logits(images: Tensor, forward: TinygradForward) -> Tensor:
@@ -47,9 +47,9 @@ def logits(images: Tensor, forward: TinygradForward) -> Tensor:
 
 
 # Tensor.conv2d becomes one kernel with many nested loops, which takes 2.2 times as long on a CPU as a matrix product
-# of the windows: a training step of caffe_mnist takes 105 instead of 47 ms. Sides of products are padded to a multiple
-# of four, because tinygrad computes tiles of 4 x 4 then. One product per image makes the gradient of the weights a sum
-# over images of small products; a sum over all windows at once takes ten times as long.
+# of the windows: a training step of caffe_mnist takes 105 instead of 47 ms. Matrix dimensions are padded to a multiple
+# of four, so that tinygrad computes tiles of 4 x 4. With one product per image, the gradient of the weights is a sum
+# of small products over images. One sum over all windows takes ten times as long.
 
 
 def _convolution(layer: layers.Convolution, node: Node, inputs: list[Tensor], forward: TinygradForward) -> Tensor:
@@ -66,12 +66,12 @@ def _convolution(layer: layers.Convolution, node: Node, inputs: list[Tensor], fo
     return result if layer.biases is None else result + forward.parameters[f"{layer.name}/biases"]
 
 
-# Windows that overlap are pooled over rows first and then over columns, so that a gradient is a sum over the few
-# windows of one direction. A training step of caffe_cifar10 takes 0.75 of the time.
+# Overlapping windows are pooled over rows first and then over columns, so that a gradient is a sum over the few
+# windows of one direction. This reduces the time of a training step of caffe_cifar10 to 0.75.
 
 
 def _max_pool(layer: layers.MaxPool, node: Node, inputs: list[Tensor], forward: TinygradForward) -> Tensor:
-    # The gradient belongs to the cells that equal the maximum: computed again in another kernel, a cell can differ.
+    # The gradient goes to cells equal to the maximum. A cell that another kernel computes again may differ from it.
     value = _materialize(inputs[0].pad(_explicit_padding(node.pads), value=-math.inf))
     if _is_tiled(layer, value):
         return _tiles(value, layer.size).max((2, 4))
@@ -107,7 +107,7 @@ def _dropout(layer: layers.Dropout, node: Node, inputs: list[Tensor], forward: T
     value = inputs[0]
     if forward.seed is None or layer.keep == 1:
         return value
-    # Tensor.dropout uses a counter of the process, which cannot be restored.
+    # Tensor.dropout uses a process-wide counter, which cannot be restored.
     counter = Tensor.full((2,), forward.network.nodes.index(node), dtype=dtypes.uint32)
     bits = Tensor.random_bits(forward.seed, counter, value.numel()).reshape(value.shape)
     return (bits < round(layer.keep * 2**32)).contiguous().where(value / layer.keep, 0)
@@ -150,7 +150,7 @@ def _relu(layer: layers.Relu, node: Node, inputs: list[Tensor], forward: Tinygra
 
 
 def _tanh(layer: layers.Tanh, node: Node, inputs: list[Tensor], forward: TinygradForward) -> Tensor:
-    # Tensor.tanh is 2 sigmoid(2 x) - 1, which rounds four times as much near 1: a pooling after it finds other maxima.
+    # Tensor.tanh, 2 sigmoid(2 x) - 1, has four times the rounding error near 1. A max pooling then selects other cells.
     return 1 - 2 / ((2 * inputs[0].clip(-15, 15)).exp() + 1)
 
 
@@ -171,7 +171,7 @@ LAYERS: dict[type[Layer], Callable[[Any, Node, list[Tensor], TinygradForward], T
 
 
 def _materialize(value: Tensor) -> Tensor:
-    """Give a value, and its gradient, memory of its own."""
+    """Store a value and its gradient in separate buffers, which ends the fusion of kernels."""
     return value.contiguous().contiguous_backward()
 
 

@@ -135,7 +135,7 @@ class Torch(Adapter):
         }
 
     def _synchronize(self) -> None:
-        """Wait for the GPU, which computes asynchronously; called before a clock starts or stops."""
+        """Wait for the GPU, which computes asynchronously; called before a time measurement starts or ends."""
         if self._on_gpu:
             torch.cuda.synchronize(self._device)
 
@@ -185,7 +185,7 @@ def configure(setup: Setup) -> None:
 
 
 def describe_build(parameter: Tensor) -> dict[str, Any]:
-    """Return the device of a parameter, the threads of the process, and the build."""
+    """Return metadata of the parameter's device, the number of threads and the build."""
     metadata = {
         "device": parameter.device.type.replace("cuda", "gpu"),
         "threads": torch.get_num_threads(),
@@ -210,9 +210,9 @@ def describe_build(parameter: Tensor) -> dict[str, Any]:
 def _concatenate(parts: Iterable[Tensor]) -> Tensor:
     """Return ``torch.cat(list(parts))``, copying each part as soon as it is computed.
 
-    A small tensor that stays allocated from one batch to the next can lie in memory that the large tensors of the next
-    batch would reuse; the allocator then requests new pages from the kernel, batch after batch. In one of four runs
-    that took 10 to 20 % longer.
+    A small tensor that stays allocated between batches can occupy memory that large tensors of the next batch would
+    reuse. The allocator then requests new pages from the operating system for each batch. One of four runs took 10 to
+    20 % longer.
     """
     rows, count, capacity = torch.empty(0), 0, 0
     for part in parts:
@@ -229,7 +229,7 @@ def _concatenate(parts: Iterable[Tensor]) -> Tensor:
 
 
 def _copy(module: TorchNetwork, shares_parameters: bool) -> TorchNetwork:
-    """Return a copy that shares the state, such as running means, and maybe the parameters."""
+    """Return a copy that shares the buffers, such as running means, and optionally the parameters."""
     shared = [*module.buffers(), *(module.parameters() if shares_parameters else ())]
     result = copy.deepcopy(module, {id(tensor): tensor for tensor in shared})
     return result if shares_parameters else result.requires_grad_(False)
@@ -241,5 +241,5 @@ def _state(module: nn.Module) -> list[tuple[str, Tensor]]:
 
 
 def _transposed(value: np.ndarray) -> np.ndarray:
-    """Convert between PyTorch's and the canonical layout, either way: only a dense layer's (out, in) differs."""
+    """Convert between PyTorch's and the canonical layout, in either direction: transpose dense weights."""
     return value.T if value.ndim == 2 else value

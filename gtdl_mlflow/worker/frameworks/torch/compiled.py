@@ -17,7 +17,7 @@ from .execution import Execution, Networks
 from .network import by_canonical_name
 
 Moments = list[tuple[Tensor, ...]]
-"""Velocity, first and second moment or nothing, for each parameter."""
+"""Optimizer state of each parameter: velocity (momentum), first and second moment (Adam), or empty (plain SGD)."""
 
 
 class Compiled(Execution):
@@ -30,8 +30,8 @@ class Compiled(Execution):
     def __init__(self, networks: Networks, setup: Setup) -> None:
         self._mode: str = setup.options["compile"]
         self._is_cuda_graph = self._mode == "reduce-overhead"
-        # Code of earlier models in this process, such as the parity check's, is not needed any more. Its guards would
-        # be tested at every call.
+        # Discard the code of earlier models in this process, such as those of the parity check. Every call would
+        # evaluate the guards of that code.
         torch.compiler.reset()
         torch._dynamo.config.trace_autograd_ops = True
         torch._inductor.config.deterministic = setup.deterministic
@@ -45,7 +45,7 @@ class Compiled(Execution):
         self._device = parameters[0].device
         self._steps = 0
         self._sizes = {1, training.test_batch_size}
-        if self._is_cuda_graph:  # a graph copies every other input to an address of its own
+        if self._is_cuda_graph:  # a CUDA graph copies every other input to a fixed address
             for network in (networks.trained, networks.evaluated):
                 _mark_static(*network.parameters(), *network.buffers())
             _mark_static(*networks.masks.values(), *(moment for each in self._moments for moment in each))
@@ -85,9 +85,13 @@ class Compiled(Execution):
             torch.compiler.cudagraph_mark_step_begin()
 
     def _step_scalars(self, rates: list[float]) -> Tensor:
-        """Return what changes from step to step, (steps, 4): step size, Adam's correction, share of the average, 0.
+        """Return the scalar inputs of each step, float32 (steps, 4).
 
-        They are tensors because a graph has numbers as constants. Rows of 16 bytes are aligned as inductor requires.
+        The columns are the step size, the root of Adam's bias correction of the second moment, the weight of the new
+        parameters in the moving average, and 0.
+
+        The result is a tensor, because numbers would be constants of the graph. The fourth column pads each row to 16
+        bytes, the alignment that inductor requires.
         """
         training, rows = self._training, []
         for step, rate in enumerate(rates, self._steps + 1):
@@ -109,7 +113,7 @@ def _training_step(networks: Networks, moments: Moments, setup: Setup) -> Callab
     average = list(networks.evaluated.parameters()) if networks.is_averaged else []
 
     def change(gradient: Tensor, moments: tuple[Tensor, ...], rate: Tensor, correction: Tensor) -> Tensor:
-        """Update the moments and return what is subtracted from the parameter."""
+        """Update the moments and return the value to subtract from the parameter."""
         if training.optimizer is Optimizer.adam:
             mean, square = moments
             mean.lerp_(gradient, 1 - training.beta1)

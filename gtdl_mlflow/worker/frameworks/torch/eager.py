@@ -71,8 +71,8 @@ class Eager(Execution):
         if self._momentum:
             # PyTorch's velocity b is the classical velocity V divided by the learning rate, so the momentum must be
             # scaled when the rate changes: V = rate * b turns V' = momentum V + rate' g into
-            # b' = (momentum rate / rate') b + g. Set at every step, because it is the plain momentum again at the
-            # second step of a new rate.
+            # b' = (momentum rate / rate') b + g. It is set at every step, because the second step at a new rate uses
+            # the plain momentum again.
             momentum = self._momentum * (self._last_rate / rate if self._last_rate else 1.0)
             for group in self._optimizer.param_groups:
                 group["momentum"] = momentum
@@ -80,7 +80,7 @@ class Eager(Execution):
 
 
 def _optimizer(module: nn.Module, setup: Setup) -> torch.optim.Optimizer:
-    # One group per pair of learning-rate multiplier and decay: each group is updated by kernels of its own.
+    # One group per pair of learning-rate multiplier and decay: separate kernels update each group.
     groups: dict[tuple[float, float], list[Tensor]] = {}
     for name, tensor in by_canonical_name(module.named_parameters()).items():
         groups.setdefault((setup.lr_multiplier(name), setup.weight_decay(name)), []).append(tensor)

@@ -1,4 +1,4 @@
-"""The interface between the adapter and one way of running training steps."""
+"""The interface between the adapter and an execution mode, eager or compiled."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .network import TorchNetwork
 
 @dataclass(frozen=True)
 class Networks:
-    """The trained network, the one that is tested, and the masks of the trained one's gradients."""
+    """Trained network, evaluated network, and gradient masks of the trained network."""
 
     trained: TorchNetwork
     """Always in training mode."""
@@ -23,11 +23,11 @@ class Networks:
     is_averaged: bool
     """Whether the parameters of ``evaluated`` are the moving average of those of ``trained``."""
     masks: dict[Tensor, Tensor]
-    """Masks by parameter of ``trained``."""
+    """Gradient masks, by parameter of ``trained``."""
 
 
 class Execution(ABC):
-    """One way of running training steps and of classifying, with the optimizer's state."""
+    """Execution mode: runs training steps, classifies images and holds the optimizer's state."""
 
     @abstractmethod
     def train(self, batches: Iterable[tuple[Tensor, Tensor]], rates: list[float]) -> list[Tensor]:

@@ -112,8 +112,8 @@ class CountedAvgPool2d(nn.Module):
 
     def __init__(self, layer: layers.AveragePool, node: Node) -> None:
         super().__init__()
-        # PyTorch's own padding is not used: on a GPU with channels last, torch 2.11 computed wrong gradients for it,
-        # off by half of the largest. It cannot leave out cells padded on one side only either.
+        # PyTorch's padding is not used: on a GPU with channels last, torch 2.11 computed wrong gradients for it, with
+        # errors of half the largest gradient. It also cannot exclude padding on one side only.
         _, self._explicit = _split_padding(node.pads, largest_native=0)
         self._layer = layer
         self._ceil_mode = bool(self._explicit) and _ceil_mode_fits(layer, node)

@@ -1,4 +1,4 @@
-"""Max-pooling as an operator whose inside ``torch.compile`` does not see."""
+"""Max-pooling as a custom operator, which ``torch.compile`` calls but does not compile."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, None, None
 
 _operator = torch.library.custom_op("gtdl_mlflow::max_pool", _max_pool, mutates_args=())
 _operator_backward = torch.library.custom_op("gtdl_mlflow::max_pool_backward", _max_pool_backward, mutates_args=())
-# The native operators also compute the shapes, from tensors without data.
+# On fake tensors, which have no data, the native operators compute only the shapes of the results.
 _operator.register_fake(_max_pool)
 _operator_backward.register_fake(_max_pool_backward)
 _operator.register_autograd(_backward, setup_context=_save)
@@ -55,8 +55,9 @@ _operator.register_autograd(_backward, setup_context=_save)
 def max_pool(images: Tensor, size: int, stride: int, padding: tuple[int, int], ceil_mode: bool) -> Tensor:
     """Return the largest value of each window, computed by the native kernels.
 
-    With max-pooling that inductor compiles, a training step of caffe_mnist takes 1.3 times as long on a CPU. On a CPU,
-    inductor of torch 2.13 also computed a gradient of 0 for a convolution before tanh, max-pooling and dense layers.
+    If inductor compiles max-pooling, a training step of caffe_mnist takes 1.3 times as long on a CPU. On a CPU,
+    inductor of torch 2.13 also computed a gradient of 0 for a convolution followed by tanh, max-pooling and dense
+    layers.
     """
     values, _ = _operator(images, [size, size], [stride, stride], list(padding), ceil_mode)
     return values
