@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from .. import tags
@@ -167,9 +167,15 @@ def sentence(question: Question, ranking: tuple[RankedFramework, ...]) -> str:
     )
 
 
-def remarks(frameworks: list[FrameworkResults]) -> list[str]:
+def remarks(frameworks: list[FrameworkResults], answered: Collection[str] = ()) -> list[str]:
     """Return what limits the answers: failed, running and missing seeds, failed quality gates, values that are no
-    measurement, noise, too few seeds."""
+    measurement, noise, too few seeds.
+
+    Args:
+        frameworks: the runs of each.
+        answered: names of the times that a paired measurement has ranked; noise of whole runs does not limit these.
+    """
+    times = [question for question in TIMES if question.name not in answered]
     lines = []
     most = max((each.seeds for each in frameworks), default=0)
     for each in frameworks:
@@ -192,9 +198,9 @@ def remarks(frameworks: list[FrameworkResults]) -> list[str]:
             lines.append(f"{each.label}: {count(repeats, 'repeat')} of a seed; each seed has one accuracy, the median.")
         if resumed := sum(run.resumed for run in each.finished):
             lines.append(f"{each.label}: {count(resumed, 'run')} resumed after a kill.")
-    lines += filter(None, [_disturbed(frameworks)])
-    lines += [remark for question in TIMES if (remark := _noise(question, frameworks))]
-    lines += [remark for question in TIMES if (remark := _unresolved(question, frameworks))]
+    lines += filter(None, [_disturbed(frameworks)] if times else [])
+    lines += [remark for question in times if (remark := _noise(question, frameworks))]
+    lines += [remark for question in times if (remark := _unresolved(question, frameworks))]
     if 0 < most < SEEDS_TO_PUBLISH:
         lines.append(f"Only {count(most, 'seed')}; publish with at least {SEEDS_TO_PUBLISH}.")
     return lines

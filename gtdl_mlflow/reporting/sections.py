@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -14,7 +14,8 @@ from ..config import display
 from ..metrics import METRICS, PHASES
 from . import ratios
 from .formats import format_number
-from .ranking import Conditions, FrameworkResults, answers, group_by_conditions, remarks
+from .intervals import Verdict
+from .ranking import Answer, Conditions, FrameworkResults, answers, group_by_conditions, remarks
 from .runs import OWN, BenchmarkRun, LearningCurve, LoadedRuns, MetricHistories, learning_curve
 from .tables import (
     SAMPLE,
@@ -94,9 +95,12 @@ def section(
     found = answers(frameworks)
     labels = [each.label for each in frameworks]
     measured = paired_rankings(paired, labels)
-    sentences = [
-        f"{ratios.CLOCKS[each.clock]}, taking turns: {ratios.sentence(each)}" for each in measured if _complete(each)
-    ]
+    by_turns: dict[str, ratios.Ranking] = {}
+    for each in filter(_complete, measured):
+        by_turns.setdefault(each.activity, each)
+    sentences = [f"{ratios.CLOCKS[each.clock]}, taking turns: {ratios.sentence(each)}" for each in by_turns.values()]
+    answered = {f"{activity}_time_s" for activity in by_turns}
+    of_runs = [answer for answer in found if answer.question.name not in answered]
     finished = [each for each in frameworks if each.finished]
     ranking, same = ranking_table(frameworks, found).without_constant_columns(1 + len(QUESTIONS))
     return Section(
@@ -107,8 +111,8 @@ def section(
         abstraction_table(frameworks, paired),
         modes_table(frameworks),
         same,
-        sentences + [answer.sentence for answer in found] + in_development(frameworks),
-        remarks(frameworks),
+        sentences + [answer.sentence for answer in of_runs] + in_development(frameworks, of_runs),
+        remarks(frameworks, answered),
         section_charts(finished, target_accuracy(conditions.dataset), client) if client else [],
     )
 
@@ -157,12 +161,21 @@ def _complete(ranking: ratios.Ranking) -> bool:
     return all(each.ratio.has_interval for each in ranking.frameworks)
 
 
-def in_development(frameworks: Sequence[FrameworkResults]) -> list[str]:
-    """Return the answers for the frameworks that are still developed, if there are others too."""
+def in_development(frameworks: Sequence[FrameworkResults], every: Iterable[Answer]) -> list[str]:
+    """Return the answers for the frameworks that are still developed, where the best of these is behind another.
+
+    Args:
+        frameworks: all frameworks of the section.
+        every: the answers for all of them.
+    """
     current = [each for each in frameworks if display.last_release(each.framework) is None]
-    if len(current) == len(frameworks):
-        return []
-    found = [answer for answer in answers(current) if len(answer.ranking) > 1]
+    labels = {each.label for each in current}
+    behind = set()
+    for answer in every:
+        best = next((each for each in answer.ranking if each.label in labels), None)
+        if best and best.behind.verdict in (Verdict.larger, Verdict.smaller):
+            behind.add(answer.question)
+    found = [answer for answer in answers(current) if answer.question in behind and len(answer.ranking) > 1]
     return [f"Frameworks in development only: {answer.sentence}" for answer in found]
 
 
