@@ -16,6 +16,7 @@ from gtdl_mlflow.reporting.intervals import (
     Ratio,
     Verdict,
     difference_of_medians,
+    mean_difference,
     noise_flags,
     paired_ratio,
     ratio_of_medians,
@@ -34,6 +35,14 @@ def test_difference_is_welchs_around_the_medians() -> None:
     half = MEDIAN_FACTOR * (0.2054832 + 3.3654832) / 2
     assert result.value == pytest.approx(0.35 - 1.75)
     assert (result.low, result.high) == pytest.approx((result.value - half, result.value + half), rel=1e-6)
+    assert result.n == 10
+
+
+def test_mean_difference_is_students_for_pairs() -> None:
+    # R's t.test(extra ~ group, data = sleep, paired = TRUE): -2.4598858 to -0.7001142.
+    result = mean_difference([first - second for first, second in zip(SLEEP_1, SLEEP_2, strict=True)])
+    assert result.value == pytest.approx(-1.58)
+    assert (result.low, result.high) == pytest.approx((-2.4598858, -0.7001142), rel=1e-6)
     assert result.n == 10
 
 

@@ -81,6 +81,29 @@ def test_equal_frameworks_are_the_same() -> None:
     assert sentences[0].startswith("PyTorch 2.13.0 and MXNet 1.9.1 trained in the same time, within 2 %: 10.00 to ")
 
 
+def spread_accuracies(
+    framework: str, *values: float, seeds: range = range(5), setting: str = "caffe_mnist"
+) -> list[Run]:
+    overrides = (f"framework={framework}", "dataset=mnist_5k", f"setting={setting}")
+    return [make_finished_run(*overrides, seed=seed, accuracy=value) for seed, value in zip(seeds, values, strict=True)]
+
+
+def test_accuracies_of_the_same_seeds_are_compared_seed_by_seed() -> None:
+    torch = spread_accuracies("torch", 90, 92, 94, 96, 98)
+    sentences, _ = rank(torch, spread_accuracies("caffe", 90.1, 91.9, 94.1, 95.9, 98))
+    assert (
+        sentences[2] == "Caffe 1.0.0 and PyTorch 2.13.0 reach the same accuracy, within 0.5 points: 94.00 to 94.10 %."
+    )
+    sentences, _ = rank(torch, spread_accuracies("caffe", 89, 91, 93, 95, 97.2))
+    assert sentences[2].startswith("PyTorch 2.13.0 was most accurate: 94.00 %. Caffe 1.0.0 is 0.96 points [0.85, 1.07]")
+
+
+def test_accuracies_of_other_seeds_are_compared_by_their_medians() -> None:
+    torch = spread_accuracies("torch", 90, 92, 94, 96, 98)
+    others = spread_accuracies("caffe", 90.1, 91.9, 94.1, 95.9, 98, seeds=range(1, 6))
+    assert rank(torch, others)[0][2].startswith("No difference in test accuracy is resolved: Caffe 1.0.0 94.10 %")
+
+
 def test_noise_leaves_the_order_open() -> None:
     noisy = [
         make_finished_run(f"framework={name}", *PARITY, seed=seed, training_s=time_s * (1 + 0.2 * (seed % 3)))

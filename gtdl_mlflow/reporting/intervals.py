@@ -15,6 +15,8 @@ Repeats are of two kinds:
   restarts and rounds covers it in 97 to 100 %, because its intervals are 1.4 to 3.6 times as wide.
 - Whole runs are compared by their medians, which one disturbed run does not move. Welch's interval of two means is
   widened by ``MEDIAN_FACTOR``, the standard error of a median relative to that of a mean.
+- Accuracies of the same setting with the same seeds are pairs, because these runs start from the same weights and train
+  on the same batches: ``mean_difference`` has Student's interval of the mean difference (common random numbers).
 """
 
 from __future__ import annotations
@@ -191,6 +193,17 @@ def paired_ratio(log_ratios: Sequence[float], comparisons: int = 1) -> Ratio:
     half = _quantile(count - 1, comparisons) * error
     early = abs(value) > _quantile(count - 1, comparisons, EARLY_LEVEL) * error
     return Ratio(math.exp(value), math.exp(value - half), math.exp(value + half), count, early)
+
+
+@ignore_overflow
+def mean_difference(differences: Sequence[float], comparisons: int = 1) -> Difference:
+    """Return the mean of a non-empty sample of differences of accuracies in percentage points, one per seed."""
+    values = np.asarray(differences, float)
+    value, count = float(values.mean()), len(values)
+    if count < FEWEST_RUNS:
+        return Difference(value, -math.inf, math.inf, count)
+    half = _quantile(count - 1, comparisons) * float(values.std(ddof=1)) / math.sqrt(count)
+    return Difference(value, value - half, value + half, count)
 
 
 @ignore_overflow

@@ -11,7 +11,7 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from ..metrics import HEADLINE, HIGHER, METRICS, Metric
@@ -26,6 +26,7 @@ from .intervals import (
     Summary,
     Verdict,
     difference_of_medians,
+    mean_difference,
     ratio_of_medians,
     summarize,
 )
@@ -58,6 +59,10 @@ QUESTIONS = tuple(Question(METRICS[name], phrases) for name, phrases in zip(HEAD
 TIMES = tuple(question for question in QUESTIONS if question.metric.unit == "s")
 
 
+Start = tuple[str, int]
+"""Setting and seed: they determine the initial weights and the batches in every framework."""
+
+
 @dataclass(frozen=True)
 class Sample:
     """Independent values of one metric over some finished runs."""
@@ -69,6 +74,8 @@ class Sample:
     """What each value is of: ``run`` or ``seed``."""
     failed_quality: str = ""
     """Rules of the quality gate that a run failed, so that the times do not count; empty if all passed."""
+    by_start: Mapping[Start, float] = field(default_factory=dict)
+    """``values`` by what determines the initial weights and the batches; empty for metrics not in ``PER_SEED``."""
 
     @cached_property
     def summary(self) -> Summary:
@@ -98,19 +105,19 @@ def sample(runs: Iterable[BenchmarkRun], metric: str) -> Sample:
     """Return the independent values of a metric over the runs that have it."""
     measured = [run for run in runs if metric in run.metrics]
     positive = METRICS[metric].unit == "s"
-    by_seed: dict[int, list[float]] = defaultdict(list)
+    repeats: dict[Start, list[float]] = defaultdict(list)
     values, rejected = [], []
     for run in measured:
         value = run.metrics[metric]
         if math.isfinite(value) and (value > 0 or not positive):
             values.append(value)
-            by_seed[run.seed].append(value)
+            repeats[run.key.setting, run.seed].append(value)
         else:
             rejected.append(value)
-    if metric in PER_SEED:
-        values = [statistics.median(repeats) for repeats in by_seed.values()]
-    noun = "seed" if metric in PER_SEED else "run"
-    return Sample(tuple(values), tuple(rejected), noun, failed_quality(measured))
+    if metric not in PER_SEED:
+        return Sample(tuple(values), tuple(rejected), "run", failed_quality(measured))
+    by_start = {start: statistics.median(some) for start, some in repeats.items()}
+    return Sample(tuple(by_start.values()), tuple(rejected), "seed", failed_quality(measured), by_start)
 
 
 def failed_quality(runs: Iterable[BenchmarkRun]) -> str:
@@ -140,13 +147,19 @@ def ranked(question: Question, samples: Samples) -> list[str]:
 def compare(question: Question, first: str, second: str, samples: Samples) -> Ratio | Difference | None:
     """Compare two of the frameworks; None if either is not eligible.
 
-    The interval has Bonferroni's correction for one comparison per other eligible framework.
+    The interval has Bonferroni's correction for one comparison per other eligible framework. Accuracies are compared
+    seed by seed if both have the same settings and seeds, and by their medians otherwise.
     """
     order = ranked(question, samples)
     if first not in order or second not in order:
         return None
-    function = difference_of_medians if question.largest else ratio_of_medians
-    return function(samples[first].values, samples[second].values, max(1, len(order) - 1))
+    one, other, comparisons = samples[first], samples[second], max(1, len(order) - 1)
+    if not question.largest:
+        return ratio_of_medians(one.values, other.values, comparisons)
+    if one.by_start and one.by_start.keys() == other.by_start.keys():
+        differences = [value - other.by_start[start] for start, value in one.by_start.items()]
+        return mean_difference(differences, comparisons)
+    return difference_of_medians(one.values, other.values, comparisons)
 
 
 def verdict(question: Question, first: Sample, second: Sample, result: Ratio | Difference | None) -> str:
