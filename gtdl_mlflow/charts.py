@@ -82,6 +82,25 @@ def repeats(rows: Rows, value: str, title: str, colors: Colors) -> Specification
     return _on_page({**_rows_of_frameworks(rows), "layer": [points, medians]})
 
 
+def relative_times(rows: Rows, colors: Colors) -> Specification:
+    """Return a chart with a point for each ``ratio`` and a bar for its interval from ``low`` to ``high``."""
+    title = "time relative to the best (log)"
+    scale = {"type": "log", "nice": False, "padding": 10}
+    intervals = {
+        "mark": {"type": "rule", "color": PAGE_TEXT, "strokeWidth": 2},
+        "encoding": {"x": {**_quantity("low", title), "scale": scale}, "x2": {"field": "high"}},
+    }
+    points = {
+        "mark": {"type": "circle", "size": 90, "opacity": 1},
+        "encoding": {
+            "x": {**_quantity("ratio", title), "scale": scale},
+            "color": {**_frameworks(rows, colors), "legend": None},
+            "tooltip": [_nominal("framework"), *(_tip(name) for name in ("ratio", "low", "high"))],
+        },
+    }
+    return _on_page({**_rows_of_frameworks(rows), "layer": [intervals, points]})
+
+
 def pareto(rows: Rows, front: Rows, colors: Colors) -> Specification:
     """Return accuracy against training time: a point for each run, a dashed line through the medians in ``front``."""
     scale, title = _axis_from_zero([row["training_time_s"] for row in rows], TRAINING_TIME)

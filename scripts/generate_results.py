@@ -20,7 +20,7 @@ from gtdl_mlflow.reporting import formats, markdown_report, published_figures, r
 from gtdl_mlflow.reporting.formats import format_number
 from gtdl_mlflow.reporting.formats import markdown_table as table
 from gtdl_mlflow.reporting.ranking import REFERENCE, Conditions, FrameworkResults, group_by_conditions
-from gtdl_mlflow.reporting.ratios import CPU, Ranked, Ranking
+from gtdl_mlflow.reporting.ratios import CPU, UNITS, Ranked, Ranking
 from gtdl_mlflow.reporting.result_file import ResultFiles
 from gtdl_mlflow.reporting.runs import read
 from gtdl_mlflow.reporting.sections import paired_by_conditions
@@ -31,7 +31,6 @@ PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "repr
 BLOCK = re.compile(r"(<!-- results: (\w+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
 
 PARITY = tuple(f"parity/{name}_difference" for name in ("logits", "gradient", "loss"))
-ACTIVITIES = {"training": "training step", "testing": "test batch", "latency": "single image"}
 
 
 def main() -> None:
@@ -93,13 +92,13 @@ class Results:
             rows.append(
                 [
                     released(some),
-                    *(cells.get((activity, label), "") for activity in ACTIVITIES),
+                    *(cells.get((activity, label), "") for activity in UNITS),
                     spread(accuracy),
                     f"{statistics.median(some.sample('worker/peak_memory_mb').values):,.0f}",
                     f"{max(run.metrics[name] for run in some.finished for name in PARITY):.1e}",
                 ]
             )
-        header = ["framework", *ACTIVITIES.values(), "accuracy %", "memory, MB", "difference"]
+        header = ["framework", *UNITS.values(), "accuracy %", "memory, MB", "difference"]
         return f"{conditions_text(conditions)}\n\n{table(header, rows)}"
 
     def agreement(self) -> str:

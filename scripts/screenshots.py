@@ -1,7 +1,8 @@
-"""Take the screenshots of docs/pictures/: the report and MLflow's pages, with the runs of a tracking store.
+"""Take the screenshots of docs/pictures/.
 
-``python scripts/screenshots.py sqlite:///mlflow.db``, with the runs of docs/mnist.md. Chromium and Playwright (in the
-extra ``test``) are required.
+``python scripts/screenshots.py`` takes those of the report, from a result file of this project. ``python
+scripts/screenshots.py sqlite:///mlflow.db`` takes those of MLflow's pages, with the runs of docs/mnist.md. Chromium and
+Playwright (in the extra ``test``) are required.
 """
 
 from __future__ import annotations
@@ -24,7 +25,11 @@ from gtdl_mlflow.metrics import HEADLINE
 from gtdl_mlflow.reporting import ui
 from gtdl_mlflow.reporting.runs import connect
 
-FOLDER = Path(__file__).resolve().parents[1] / "docs" / "pictures"
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / "docs" / "pictures"
+
+RESULTS = ROOT / "results" / "amd-epyc.csv"
+"""Runs of the report in the screenshots."""
 
 WIDTH = 1440
 """Width of the report's window in pixels."""
@@ -38,17 +43,24 @@ NO_ASSISTANT = "localStorage.setItem('mlflow.assistant.fab.autoOpenedOnFirstLoad
 """Keeps MLflow's assistant closed, which covers a quarter of the page at a first visit."""
 
 
-def main(uri: str) -> None:
-    with sync_playwright() as playwright, tempfile.TemporaryDirectory() as folder, server(uri) as address:
+def main(uri: str = "") -> None:
+    with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         tab = browser.new_page(viewport={"width": WIDTH, "height": 720}, color_scheme="light")
         tab.set_default_timeout(TIMEOUT_MS)
-        report(tab, uri, Path(folder) / "report.html")
+        if uri:
+            mlflow_pages(tab, uri)
+        else:
+            report(tab)
+        browser.close()
+
+
+def mlflow_pages(tab: Page, uri: str) -> None:
+    with server(uri) as address:
         tab.set_viewport_size({"width": 1600, "height": 900})  # the metrics are at the right of the table
         tab.add_init_script(NO_ASSISTANT)
         table(tab, address + ui.arrange(uri, "gtdl").path)
         compare(tab, address, uri)
-        browser.close()
 
 
 @contextmanager
@@ -79,14 +91,17 @@ def save(tab: Page, name: str, **options: object) -> None:
     print(f"{path.name}: {path.stat().st_size / 1000:.0f} kB")
 
 
-def report(tab: Page, uri: str, path: Path) -> None:
+def report(tab: Page) -> None:
     """Take the report's top with its first table, and its first four charts."""
-    assert cli.main(["report", "--tracking-uri", uri, "--output", str(path)]) == 0
-    tab.goto(path.as_uri())
-    bottom = tab.locator("article table").first.evaluate(BOX)[3] + 24
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "report.html"
+        assert cli.main(["report", str(RESULTS), "--output", str(path)]) == 0
+        tab.goto(path.as_uri())
+    tab.locator("select[name=dataset]").select_option("mnist_5k")
+    bottom = tab.locator("article:visible table").first.evaluate(BOX)[3] + 24
     save(tab, "report", full_page=True, clip={"x": 0, "y": 0, "width": WIDTH, "height": bottom})
     tab.add_style_tag(content="#selectors { position: static !important; }")  # otherwise it covers a chart
-    charts = [tab.locator(".chart").nth(number) for number in range(4)]
+    charts = [tab.locator("article:visible .chart").nth(number) for number in range(4)]
     for chart in charts:  # a chart is drawn when it comes near the window
         chart.scroll_into_view_if_needed()
         chart.locator("svg").wait_for()

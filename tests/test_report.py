@@ -414,9 +414,22 @@ def test_paired_measurement_comes_before_the_whole_runs_of_its_sweep(browser: Br
             "CPU time, taking turns: PyTorch 2.13.0 trained fastest. TensorFlow 2.21.0 took 1.15x [1.13, 1.17] as"
         )
         assert text.index(sentence) < text.index("Too few runs to compare: TensorFlow")
-        assert "TensorFlow 2.21.0 2.10 s" not in text, "the turns answer for the training time of whole runs"
+        assert "TensorFlow 2.21.0 2.10 s" not in text, "the turns replace the training time of whole runs"
+        article.locator("details").evaluate_all("all => all.forEach(each => each.open = true)")
+        titles = article.locator(".charts h4").all_inner_texts()
+        assert titles[:2] == ["Training step, CPU time", "Testing time"]
+        assert cells(article.locator(".charts table").first)["TensorFlow 2.21.0"] == ["1.15x [1.13, 1.17]"]
+        svg = article.locator(".chart svg").first
+        svg.wait_for(timeout=60_000)
+        assert svg.locator("g.mark-symbol path").count() >= 2
         assert "3 disturbed by other processes" in text
         assert "1.15x" not in tab.locator("article", has_text="mnist_5k").inner_text()
+
+
+@pytest.mark.browser
+def test_conditions_with_a_paired_measurement_come_first(browser: Browser, true_report: Path) -> None:
+    for tab in open_report(browser, true_report):
+        assert tab.locator("article h3").first.inner_text().startswith("cifar10, all under caffe_cifar10")
 
 
 @pytest.mark.browser

@@ -31,7 +31,7 @@ def sections(loaded: LoadedRuns) -> list[str]:
     """Return the paragraphs of all sections."""
     paired = paired_by_conditions(loaded)
     parts: list[str] = []
-    for conditions, frameworks in compare_groups(group_by_conditions(loaded.runs)):
+    for conditions, frameworks in compare_groups(group_by_conditions(loaded.runs), paired):
         parts += _section(section(conditions, frameworks, paired.get(conditions, {}), None))
     return parts
 

@@ -73,8 +73,8 @@ def _page(
     loaded: LoadedRuns, client: MetricHistories, experiment: str, remarks: Sequence[str], script: Future[Markup]
 ) -> str:
     runs = loaded.runs
-    compared = compare_groups(group_by_conditions(runs))
     paired = paired_by_conditions(loaded)
+    compared = compare_groups(group_by_conditions(runs), paired)
     sections = [
         section(conditions, frameworks, paired.get(conditions, {}), client if index < CHARTED else None)
         for index, (conditions, frameworks) in enumerate(compared)

@@ -187,6 +187,9 @@ PHRASES = {
 }
 """Words of a sentence, by activity."""
 
+UNITS = {"training": "training step", "testing": "test batch", "latency": "single image"}
+"""Name of the unit of an activity."""
+
 VERDICTS = {
     Verdict.larger: "slower",
     Verdict.smaller: "faster",

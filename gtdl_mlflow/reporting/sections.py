@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -113,18 +113,19 @@ def section(
         same,
         sentences + [answer.sentence for answer in of_runs] + in_development(frameworks, of_runs),
         remarks(frameworks, answered),
-        section_charts(finished, target_accuracy(conditions.dataset), client) if client else [],
+        section_charts(finished, by_turns, target_accuracy(conditions.dataset), client) if client else [],
     )
 
 
-def compare_groups(groups: dict[Conditions, list[FrameworkResults]]) -> Compared:
-    """Return the conditions that have a finished run and at least two frameworks.
+def compare_groups(groups: dict[Conditions, list[FrameworkResults]], paired: Collection[Conditions]) -> Compared:
+    """Return the conditions that have a finished run and at least two frameworks, those in ``paired`` first.
 
     If there are none, return all conditions that have a finished run, except those under ``OWN``.
     """
     finished = {conditions: some for conditions, some in groups.items() if any(each.finished for each in some)}
     several = [(conditions, some) for conditions, some in finished.items() if len(some) > 1]
-    return several or [(conditions, some) for conditions, some in finished.items() if conditions.setting != OWN]
+    compared = several or [(conditions, some) for conditions, some in finished.items() if conditions.setting != OWN]
+    return sorted(compared, key=lambda each: each[0] not in paired)
 
 
 def paired_by_conditions(loaded: LoadedRuns) -> dict[Conditions, Paired]:
@@ -182,11 +183,17 @@ def in_development(frameworks: Sequence[FrameworkResults], every: Iterable[Answe
 # Charts.
 
 
-def section_charts(frameworks: list[FrameworkResults], target: float, client: MetricHistories) -> list[Chart]:
+def section_charts(
+    frameworks: list[FrameworkResults],
+    by_turns: Mapping[str, ratios.Ranking],
+    target: float,
+    client: MetricHistories,
+) -> list[Chart]:
     """Return the charts that compare at least two values.
 
     Args:
         frameworks: those with finished runs. Charts of times leave out those that failed the quality gate.
+        by_turns: rankings of a paired measurement by activity; they replace the times of whole runs.
         target: accuracy in percent, for the time to target.
         client: reads the history of metrics.
     """
@@ -196,8 +203,8 @@ def section_charts(frameworks: list[FrameworkResults], target: float, client: Me
     runs = {each.label: typical(each) for each in frameworks}
     curves = {label: learning_curve(run, client) for label, run in runs.items()}
     drawn = [
-        _repeats(timed, "training_time_s", colors),
-        _repeats(timed, "testing_time_s", colors),
+        *(_relative_times(each, colors) for each in by_turns.values()),
+        *(_repeats(timed, f"{each}_time_s", colors) for each in ("training", "testing") if each not in by_turns),
         _pareto(timed, colors),
         *_curves(curves, colors),
         _time_to_target(runs, curves, target, colors),
@@ -208,6 +215,19 @@ def section_charts(frameworks: list[FrameworkResults], target: float, client: Me
 
 def _capitalized(text: str) -> str:
     return text[0].upper() + text[1:]
+
+
+def _relative_times(ranking: ratios.Ranking, colors: charts.Colors) -> Chart:
+    frameworks = [each for each in ranking.frameworks if each.framework in colors]
+    rows = [
+        {"framework": each.framework, "ratio": each.ratio.value, "low": each.ratio.low, "high": each.ratio.high}
+        for each in frameworks
+    ]
+    table = Table(
+        ["framework", "time relative to the best"], [[each.framework, each.ratio.text] for each in frameworks]
+    )
+    title = f"{_capitalized(ratios.UNITS[ranking.activity])}, {ratios.CLOCKS[ranking.clock]}"
+    return Chart(title, charts.relative_times(rows, colors), table, "Paired measurement. Bar: the 95 % interval.")
 
 
 def _repeats(frameworks: list[FrameworkResults], name: str, colors: charts.Colors) -> Chart | None:

@@ -23,7 +23,7 @@ from ..reporting import ratios
 from ..reporting.formats import count, format_number
 from ..reporting.intervals import Ratio, Verdict, repeats_needed
 from ..reporting.ranking import answers, group_by_conditions
-from ..reporting.ratios import CPU, WALL, MeasuredTurn, Ranked, Ranking
+from ..reporting.ratios import CPU, UNITS, WALL, MeasuredTurn, Ranked, Ranking
 from ..reporting.runs import BenchmarkRun, read
 from ..worker_process import WorkerFailed
 from .studies import StudyResult
@@ -32,9 +32,6 @@ TURNS, RATIOS = "turns.csv", "ratios.csv"
 """Files of the study: every turn, and the ratio of each framework to the best."""
 
 HEADER = ["measured", "clock", "framework", "ms", "x the best", "low", "high", "restarts", "verdict"]
-
-UNITS = {"training": "training step", "testing": "test batch", "latency": "single image"}
-"""What is timed, by activity."""
 
 MEMORY_SHARE = 0.9
 """Share of the free memory that the workers may use together."""
