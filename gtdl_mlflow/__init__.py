@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .api import Comparison, Report, RunResult, compare, predict, report, results, run, sweep
     from .config import ConfigError
+    from .console import Failure
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Comparison",
     "ConfigError",
+    "Failure",
     "Report",
     "RunResult",
     "compare",

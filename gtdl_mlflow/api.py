@@ -1,7 +1,7 @@
 """The Python API, for notebooks: ``import gtdl_mlflow as gtdl; gtdl.run(framework="torch", budget=0.1)``.
 
 Keys and values are those of the command line. An invalid request raises ``ConfigError``, and a failed run
-another ``console.Failure``; the message is the line that the command line prints. No function imports a framework.
+another ``Failure``; the message is the line that the command line prints. No function imports a framework.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import config, prediction, tags
 from .config import ConfigError, describe
+from .console import Failure as Failure
 from .metrics import HEADLINE, METRICS
 from .reporting import comparison, page, runs
 from .reporting.formats import format_number

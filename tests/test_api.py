@@ -14,7 +14,6 @@ from helpers.project import ROOT, need_framework
 from nbclient import NotebookClient
 
 import gtdl_mlflow as gtdl
-from gtdl_mlflow.reporting.runs import NothingFound
 
 SMALL = {"framework": "reference", "setting": "reference_mnist", "budget": 0.05, "hardware": "cpu_1core"}
 
@@ -107,9 +106,16 @@ def test_results_compare_and_report(store: str, folder: Path) -> None:
     assert "srcdoc=" in report._repr_html_()
 
 
+def test_a_run_without_its_data_raises_a_failure(store: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GTDL_HOME", str(folder / "home"))
+    monkeypatch.setenv("GTDL_DATA", str(folder / "data"))
+    with pytest.raises(gtdl.Failure, match="gtdl data fetch mnist"):
+        gtdl.run(dataset="mnist", **SMALL)
+
+
 def test_unknown_experiment_is_named(store: str) -> None:
     plant(make_finished_run("framework=torch"))
-    with pytest.raises(NothingFound, match="experiment nothing: not found"):
+    with pytest.raises(gtdl.Failure, match="experiment nothing: not found"):
         gtdl.results("nothing")
 
 
