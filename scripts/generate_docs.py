@@ -157,7 +157,7 @@ def defaults(name: str) -> str:
             f"`{training.name}`", f"{network.parameter_count:,}", f"{network.flops_per_image / 1e6:,.2f}",
             training.optimizer.value, f"{training.learning_rate:g}", f"{training.batch_size}", f"{steps:,}",
         ])  # fmt: skip
-    header = ["setting", "parameters", "MFLOP per image", "optimizer", "learning rate", "batch size", "iterations"]
+    header = ["setting", "parameters", "MFLOP per image", "optimizer", "learning rate", "batch size", "all iterations"]
     return table(header, rows)
 
 

@@ -19,7 +19,7 @@ from gtdl_mlflow.config import display
 from gtdl_mlflow.reporting import formats, markdown_report, published_figures, reproduction
 from gtdl_mlflow.reporting.formats import format_number
 from gtdl_mlflow.reporting.formats import markdown_table as table
-from gtdl_mlflow.reporting.ranking import REFERENCE, Conditions, FrameworkResults, group_by_conditions
+from gtdl_mlflow.reporting.ranking import REFERENCE, Conditions, FrameworkResults, answers, group_by_conditions
 from gtdl_mlflow.reporting.ratios import CPU, UNITS, Ranked, Ranking
 from gtdl_mlflow.reporting.result_file import ResultFiles
 from gtdl_mlflow.reporting.runs import read
@@ -70,7 +70,8 @@ class Results:
     def ranking(self) -> str:
         """Return the newest paired ranking of the most frameworks with a proof of equality.
 
-        Columns are the times relative to the best, the accuracy, the memory and the parity.
+        Columns are the times relative to the best, the accuracy, the memory and the parity. A sentence about the
+        accuracies follows.
         """
         proved = [
             each
@@ -99,7 +100,9 @@ class Results:
                 ]
             )
         header = ["framework", *UNITS.values(), "accuracy %", "memory, MB", "difference"]
-        return f"{conditions_text(conditions)}\n\n{table(header, rows)}"
+        (answer,) = [each for each in answers(self.groups[conditions]) if each.question.largest]
+        parts = conditions_text(conditions), table(header, rows), formats.markdown(answer.sentence)
+        return "\n\n".join(parts)
 
     def agreement(self) -> str:
         """Return the paired ratios of a training step on several machines, under the same conditions."""
