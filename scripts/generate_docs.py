@@ -157,8 +157,9 @@ def defaults(name: str) -> str:
             f"`{training.name}`", f"{network.parameter_count:,}", f"{network.flops_per_image / 1e6:,.2f}",
             training.optimizer.value, f"{training.learning_rate:g}", f"{training.batch_size}", f"{steps:,}",
         ])  # fmt: skip
-    header = ["setting", "parameters", "MFLOP per image", "optimizer", "learning rate", "batch size", "all iterations"]
-    return table(header, rows)
+    header = ["setting", "parameters", "MFLOP per image", "optimizer", "learning rate", "batch size", "iterations"]
+    note = "The iterations are those on all images. A setting that counts epochs runs fewer of them on `mnist_5k`."
+    return f"{table(header, rows)}\n\n{note}"
 
 
 # docs/datasets/
