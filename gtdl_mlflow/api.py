@@ -17,14 +17,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import config, prediction, tags
+from . import config, files, prediction, tags
 from .config import ConfigError, describe
-from .console import Failure as Failure
+from .console import Failure
 from .metrics import HEADLINE, METRICS
 from .reporting import comparison, page, runs
 from .reporting.formats import format_number
 from .reporting.runs import BenchmarkRun
 from .runner import run as run_config
+from .tracking.store import reading
 
 if TYPE_CHECKING:
     import numpy as np
@@ -113,8 +114,11 @@ def run(*overrides: str, **values: Any) -> RunResult:
     """
     composed = config.compose([*overrides, *(f"{key}={_value(value)}" for key, value in values.items())])
     folder = Path("outputs", f"{datetime.now():%Y-%m-%d/%H-%M-%S-%f}").absolute()
-    folder.mkdir(parents=True)
-    outcome = run_config(composed, folder)
+    try:
+        folder.mkdir(parents=True)
+        outcome = run_config(composed, folder)
+    except OSError as error:
+        raise Failure(files.explain(error)) from error
     return RunResult(outcome.run_id, describe(composed), outcome.metrics, composed.tracking.uri)
 
 
@@ -129,7 +133,7 @@ def sweep(*overrides: str, **values: Any) -> pandas.DataFrame:
 
     Raises:
         ConfigError: a key or a value is wrong.
-        RuntimeError: the sweep ended before any run began.
+        Failure: the sweep ended before any run began.
     """
     words = [*overrides]
     for key, value in values.items():
@@ -146,7 +150,7 @@ def sweep(*overrides: str, **values: Any) -> pandas.DataFrame:
         summary = Path(name, "summary.csv")
         if not summary.is_file():
             message = last.removeprefix("gtdl: ")
-            raise ConfigError(message) if process.returncode == 2 else RuntimeError(message)
+            raise ConfigError(message) if process.returncode == 2 else Failure(message)
         with summary.open(newline="", encoding="utf-8") as file:
             identifiers = [row["run_id"] for row in csv.DictReader(file)]
     store = config.compose_unchecked([each for each in words if each.startswith("tracking.")]).tracking
@@ -166,9 +170,11 @@ def results(*experiments: str, tracking_uri: str | None = None) -> pandas.DataFr
         tracking_uri: the tracking store; by default that of the command line.
 
     Raises:
-        NothingFound: an experiment does not exist.
+        Failure: an experiment does not exist, or the tracking store cannot be read.
     """
-    return _frame(runs.load(_uri(tracking_uri), experiments or ("gtdl",)).runs)
+    uri = _uri(tracking_uri)
+    with reading(uri):
+        return _frame(runs.load(uri, experiments or ("gtdl",)).runs)
 
 
 def compare(
@@ -189,11 +195,12 @@ def compare(
 
     Raises:
         ConfigError: a side is not a framework, run IDs or an MLflow search, or both sides are the same runs.
-        NothingFound: a side has no finished run, or the sides have no condition in common.
+        Failure: a side has no finished run, the sides have no condition in common, or the store cannot be read.
     """
     uri, names = _uri(tracking_uri), experiments or ("gtdl",)
-    found = runs.load(uri, names).runs
-    rows = comparison.rows(found, lambda search: runs.load(uri, names, search).runs, first, second, across_machines)
+    with reading(uri):
+        found = runs.load(uri, names).runs
+        rows = comparison.rows(found, lambda search: runs.load(uri, names, search).runs, first, second, across_machines)
     return Comparison(rows, (first, second))
 
 
@@ -201,11 +208,12 @@ def report(*experiments: str, tracking_uri: str | None = None) -> Report:
     """Return the HTML report of some experiments, ``gtdl`` by default, as ``gtdl report`` writes it.
 
     Raises:
-        NothingFound: an experiment does not exist or has no run.
+        Failure: an experiment does not exist or has no run, or the tracking store cannot be read.
     """
     uri, names = _uri(tracking_uri), experiments or ("gtdl",)
-    loaded = runs.load(uri, names)
-    return Report(page.page(loaded, runs.connect(uri), ", ".join(names), loaded.remarks))
+    with reading(uri):
+        loaded = runs.load(uri, names)
+        return Report(page.page(loaded, runs.connect(uri), ", ".join(names), loaded.remarks))
 
 
 def predict(run_id: str, images: np.ndarray, *, tracking_uri: str | None = None) -> np.ndarray:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -94,13 +94,13 @@ class Results:
                 [
                     released(some),
                     *(cells.get((activity, label), "") for activity in UNITS),
-                    spread(accuracy),
+                    f"{statistics.fmean(accuracy):.2f} ({min(accuracy):.2f} to {max(accuracy):.2f})",
                     f"{statistics.median(some.sample('worker/peak_memory_mb').values):,.0f}",
                     f"{max(run.metrics[name] for run in some.finished for name in PARITY):.1e}",
                 ]
             )
         header = ["framework", *UNITS.values(), "accuracy %", "memory, MB", "difference"]
-        (answer,) = [each for each in answers(self.groups[conditions]) if each.question.largest]
+        (answer,) = [each for each in answers([*by_label.values()]) if each.question.largest]
         parts = conditions_text(conditions), table(header, rows), formats.markdown(answer.sentence)
         return "\n\n".join(parts)
 
@@ -186,13 +186,6 @@ def paired_cell(place: Ranked, index: int) -> str:
 def released(framework: FrameworkResults) -> str:
     year = display.last_release(framework.framework)
     return f"{framework.label} ({year})" if year else framework.label
-
-
-def spread(values: Iterable[float]) -> str:
-    """Return the median, and the smallest and largest of several values."""
-    some = list(values)
-    ends = f" ({min(some):.2f} to {max(some):.2f})" if len(some) > 1 else ""
-    return f"{statistics.median(some):.2f}{ends}"
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
@@ -111,6 +112,14 @@ def test_a_run_without_its_data_raises_a_failure(store: str, folder: Path, monke
     monkeypatch.setenv("GTDL_DATA", str(folder / "data"))
     with pytest.raises(gtdl.Failure, match="gtdl data fetch mnist"):
         gtdl.run(dataset="mnist", **SMALL)
+
+
+@pytest.mark.parametrize("read", [gtdl.results, gtdl.report, lambda **uri: gtdl.compare("torch", "jax", **uri)])
+def test_an_unreachable_store_raises_a_failure(read: Callable[..., object], folder: Path) -> None:
+    with pytest.raises(gtdl.Failure) as error:
+        read(tracking_uri=f"sqlite:///{folder}/missing/mlflow.db")
+    assert "\n" not in str(error.value)
+    assert "missing/mlflow.db" in str(error.value)
 
 
 def test_unknown_experiment_is_named(store: str) -> None:

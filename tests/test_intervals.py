@@ -15,7 +15,7 @@ from gtdl_mlflow.reporting.intervals import (
     Difference,
     Ratio,
     Verdict,
-    difference_of_medians,
+    difference_of_means,
     mean_difference,
     noise_flags,
     paired_ratio,
@@ -29,13 +29,19 @@ SLEEP_1 = [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]
 SLEEP_2 = [1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4]
 
 
-def test_difference_is_welchs_around_the_medians() -> None:
+def test_difference_of_means_is_welchs() -> None:
     # R's t.test(extra ~ group, data = sleep): -3.3654832 to 0.2054832.
-    result = difference_of_medians(SLEEP_1, SLEEP_2)
-    half = MEDIAN_FACTOR * (0.2054832 + 3.3654832) / 2
-    assert result.value == pytest.approx(0.35 - 1.75)
-    assert (result.low, result.high) == pytest.approx((result.value - half, result.value + half), rel=1e-6)
+    result = difference_of_means(SLEEP_1, SLEEP_2)
+    assert result.value == pytest.approx(-1.58)
+    assert (result.low, result.high) == pytest.approx((-3.3654832, 0.2054832), rel=1e-6)
     assert result.n == 10
+
+
+def test_ratio_of_medians_is_welchs_on_logarithms() -> None:
+    result = ratio_of_medians(np.exp(SLEEP_1), np.exp(SLEEP_2))
+    half = MEDIAN_FACTOR * (0.2054832 + 3.3654832) / 2
+    assert result.value == pytest.approx(np.median(np.exp(SLEEP_1)) / np.median(np.exp(SLEEP_2)))
+    assert (result.low, result.high) == pytest.approx((result.value * math.exp(-half), result.value * math.exp(half)))
 
 
 def test_mean_difference_is_students_for_pairs() -> None:
@@ -50,8 +56,10 @@ def test_summary_is_students_around_the_median() -> None:
     # R's t.test(sleep$extra[1:10]): -0.5297804 to 2.0297804.
     summary = summarize(SLEEP_1)
     half = MEDIAN_FACTOR * (2.0297804 + 0.5297804) / 2
-    assert (summary.n, summary.median) == (10, pytest.approx(0.35))
+    assert (summary.n, summary.center) == (10, pytest.approx(0.35))
     assert (summary.low, summary.high) == pytest.approx((0.35 - half, 0.35 + half), rel=1e-6)
+    mean = summarize(SLEEP_1, mean=True)
+    assert (mean.center, mean.low, mean.high) == pytest.approx((0.75, -0.5297804, 2.0297804), rel=1e-6)
 
 
 def test_interval_of_paired_ratios_is_students_t_over_the_restarts() -> None:
@@ -67,10 +75,10 @@ def test_intervals_of_one_ranking_hold_together() -> None:
     values, others = [1.0, 1.1, 1.2, 1.3], [2.0, 2.1, 2.2, 2.3]
     assert paired_ratio(values, comparisons=4).high > paired_ratio(values).high
     assert ratio_of_medians(values, others, 4).high > ratio_of_medians(values, others).high
-    assert difference_of_medians(values, others, 4).high > difference_of_medians(values, others).high
+    assert difference_of_means(values, others, 4).high > difference_of_means(values, others).high
 
 
-@pytest.mark.parametrize("compare", [ratio_of_medians, difference_of_medians])
+@pytest.mark.parametrize("compare", [ratio_of_medians, difference_of_means])
 def test_too_few_runs_have_no_interval_and_no_verdict(compare: type) -> None:
     for n in range(1, 6):
         result = compare(range(1, 1 + n), range(100, 100 + n))
@@ -94,7 +102,7 @@ def test_interval_of_a_time_is_positive_and_contains_the_value(spread: float) ->
     result, summary = ratio_of_medians(first, second), summarize(first)
     assert result.value == pytest.approx(np.median(first) / np.median(second))
     assert 0 < result.low < result.value < result.high
-    assert 0 < summary.low < summary.median < summary.high
+    assert 0 < summary.low < summary.center < summary.high
 
 
 def test_interval_of_medians_covers_the_truth() -> None:
@@ -110,7 +118,7 @@ def test_interval_of_medians_covers_the_truth() -> None:
 
 def test_equal_values_have_an_interval_without_width() -> None:
     assert ratio_of_medians([2.0] * 5, [1.0] * 5) == Ratio(2.0, 2.0, 2.0, 5)
-    assert difference_of_medians([98.0] * 5, [98.0] * 5).verdict is Verdict.same
+    assert difference_of_means([98.0] * 5, [98.0] * 5).verdict is Verdict.same
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ def answer(minutes: float, framework: str, device: str | None, output: Path, wor
         with store.open_store(uri, timeout_s=30) as client:
             experiment = client.get_experiment(experiment_id).name
     remarks = planner.run(minutes, frameworks, overrides, experiment)
-    with store.translate_errors(uri), store.http_timeouts(retries=2, timeout_s=30):
+    with store.reading(uri):
         loaded = load(uri, [experiment], f"attributes.start_time >= {started_ms:.0f}")
         remarks += loaded.remarks
         html = page.page(loaded, connect(uri), experiment, remarks)

@@ -156,7 +156,7 @@ def tracking_store(tracking_uri: str | None) -> Iterator[str]:
 
         uri = tracking_uri or config.compose_unchecked([]).tracking.uri
         config.check_tracker(uri, "--tracking-uri " if tracking_uri else "tracking.uri=")
-        with store.translate_errors(uri), store.http_timeouts(retries=2, timeout_s=30):
+        with store.reading(uri):
             yield uri
     finally:
         status_line("")

@@ -33,10 +33,10 @@ def list_pending() -> None:
 def replay(uri: str | None, tracking_uri: str | None) -> int:
     """Deliver undelivered runs to URI (default: the configured one). Repeating this changes nothing."""
     from ..console import fail, printable
-    from ..tracking import outbox, store
+    from ..tracking import outbox
 
     status = 0
-    with tracking_store(uri or tracking_uri) as uri, store.http_timeouts(retries=2, timeout_s=30):
+    with tracking_store(uri or tracking_uri) as uri:
         for result in outbox.replay(uri):
             name = result.record.name
             if result.failure:

@@ -173,10 +173,10 @@ def text(compared: list[ComparisonRow], first: str, second: str) -> str:
         lines += [f"  ! {warning}" for warning in [*some[0].warnings, *noise]]
         lines.append("")
     lines += [
-        f"Columns: median [{LEVEL:.0%} confidence interval], number of runs (accuracy: number of seeds).",
+        f"Columns: median [{LEVEL:.0%} confidence interval], number of runs; accuracy: mean, number of seeds.",
         "Ratio: median time of the first side divided by that of the second.",
-        "Difference: accuracy of the first side minus that of the second, in percentage points: mean over the seeds, "
-        "or difference of the medians if seeds or settings differ.",
+        "Difference: mean accuracy of the first side minus that of the second, in percentage points; seed by seed if "
+        "both have the same setting and seeds.",
         "The intervals of ratios and differences are simultaneous for all frameworks under the same conditions.",
     ]
     return "\n".join(lines)

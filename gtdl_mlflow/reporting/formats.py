@@ -20,16 +20,16 @@ def format_number(value: float) -> str:
     return f"{value:.2f}" if abs(value) >= 1 else f"{value:#.3g}"
 
 
-def format_values(values: Sequence[float]) -> str:
-    """Return the median with its interval and the number of values: ``12.30 [11.90, 12.80], 5``.
+def format_values(values: Sequence[float], mean: bool = False) -> str:
+    """Return the median, or the mean, with its interval and the number of values: ``12.30 [11.90, 12.80], 5``.
 
     Fewer than ``FEWEST_RUNS`` have no interval, and are returned themselves: ``12.30; 12.41``.
     """
     if len(values) < FEWEST_RUNS:
         return "; ".join(map(format_number, values))
-    summary = summarize(values)
+    summary = summarize(values, mean)
     interval = f"[{format_number(summary.low)}, {format_number(summary.high)}]"
-    return f"{format_number(summary.median)} {interval}, {summary.n}"
+    return f"{format_number(summary.center)} {interval}, {summary.n}"
 
 
 def format_published(value: float) -> str:

@@ -13,10 +13,11 @@ Repeats are of two kinds:
   interval of their mean. In a simulation with heavy tails, skewed restart effects and drift
   (``benchmarks/coverage.py``), it covers the true ratio in at least 93 % of the data sets. A percentile bootstrap over
   restarts and rounds covers it in 97 to 100 %, because its intervals are 1.4 to 3.6 times as wide.
-- Whole runs are compared by their medians, which one disturbed run does not move. Welch's interval of two means is
-  widened by ``MEDIAN_FACTOR``, the standard error of a median relative to that of a mean.
-- Accuracies of the same setting with the same seeds are pairs, because these runs start from the same weights and train
-  on the same batches: ``mean_difference`` has Student's interval of the mean difference (common random numbers).
+- Times of whole runs are compared by their medians, which one disturbed run does not move. Welch's interval of two
+  means is widened by ``MEDIAN_FACTOR``, the standard error of a median relative to that of a mean.
+- Accuracies are compared by their means. Those of one setting with the same seeds are pairs, because these runs start
+  from the same weights and train on the same batches: ``mean_difference`` has Student's interval of the mean difference
+  (common random numbers).
 """
 
 from __future__ import annotations
@@ -210,20 +211,21 @@ def mean_difference(differences: Sequence[float], comparisons: int = 1) -> Diffe
 def ratio_of_medians(first: Sequence[float], second: Sequence[float], comparisons: int = 1) -> Ratio:
     """Compare the medians of two non-empty groups of positive times; order and pairing do not matter."""
     half, count = _half_width(np.log(first), np.log(second), comparisons)
+    half *= MEDIAN_FACTOR
     value = float(np.median(first) / np.median(second))
     return Ratio(value, float(value * np.exp(-half)), float(value * np.exp(half)), count)
 
 
 @ignore_overflow
-def difference_of_medians(first: Sequence[float], second: Sequence[float], comparisons: int = 1) -> Difference:
-    """Compare the medians of two non-empty groups of accuracies in percent; order and pairing do not matter."""
+def difference_of_means(first: Sequence[float], second: Sequence[float], comparisons: int = 1) -> Difference:
+    """Compare the means of two non-empty groups of accuracies in percent; order and pairing do not matter."""
     half, count = _half_width(np.asarray(first, float), np.asarray(second, float), comparisons)
-    value = float(np.median(first) - np.median(second))
+    value = float(np.mean(first) - np.mean(second))
     return Difference(value, value - half, value + half, count)
 
 
 def _half_width(first: np.ndarray, second: np.ndarray, comparisons: int) -> tuple[float, int]:
-    """Return half of Welch's interval of two groups, widened for medians, and the size of the smaller group."""
+    """Return half of Welch's interval of two means, and the size of the smaller group."""
     count = min(len(first), len(second))
     if count < FEWEST_RUNS:
         return math.inf, count
@@ -233,7 +235,7 @@ def _half_width(first: np.ndarray, second: np.ndarray, comparisons: int) -> tupl
     freedom = sum(squares) ** 2 / sum(
         square**2 / (len(group) - 1) for square, group in zip(squares, (first, second), strict=True)
     )
-    return MEDIAN_FACTOR * _quantile(freedom, comparisons) * math.sqrt(sum(squares)), count
+    return _quantile(freedom, comparisons) * math.sqrt(sum(squares)), count
 
 
 def _quantile(freedom: float, comparisons: int, level: float = LEVEL) -> float:
@@ -292,25 +294,34 @@ class Summary:
     """Statistics of the repeats of one cell."""
 
     n: int
-    median: float
+    center: float
+    """The median, or the mean of accuracies."""
     low: float
     high: float
-    """Upper end of the median's interval; equal to ``low`` and to the median with fewer than ``FEWEST_RUNS``."""
+    """Upper end of the interval; equal to ``low`` and to ``center`` with fewer than ``FEWEST_RUNS``."""
     noise: tuple[str, ...]
     """Why the repeats are too far apart for a fair comparison; empty if they are not."""
 
 
 @ignore_overflow
-def summarize(values: Sequence[float]) -> Summary:
-    """Return the statistics of a non-empty sample. For positive values, the interval is computed on logarithms."""
+def summarize(values: Sequence[float], mean: bool = False) -> Summary:
+    """Return the statistics of a non-empty sample.
+
+    Args:
+        values: for positive values, the interval of the median is computed on logarithms.
+        mean: whether the centre is the mean, as for accuracies, and not the median.
+    """
     array = np.asarray(values, float)
-    median = low = high = float(np.median(array))
-    if len(array) >= FEWEST_RUNS:
+    center = low = high = float(np.mean(array) if mean else np.median(array))
+    if mean and len(array) >= FEWEST_RUNS:
+        half = _quantile(len(array) - 1, 1) * float(array.std(ddof=1)) / math.sqrt(len(array))
+        low, high = center - half, center + half
+    elif len(array) >= FEWEST_RUNS:
         positive = bool(array.min() > 0)
         some = np.log(array) if positive else array
         half = MEDIAN_FACTOR * _quantile(len(array) - 1, 1) * float(some.std(ddof=1)) / math.sqrt(len(array))
-        low, high = median * np.exp((-half, half)) if positive else (median - half, median + half)
-    return Summary(len(array), median, float(low), float(high), noise_flags(values))
+        low, high = center * np.exp((-half, half)) if positive else (center - half, center + half)
+    return Summary(len(array), center, float(low), float(high), noise_flags(values))
 
 
 @ignore_overflow

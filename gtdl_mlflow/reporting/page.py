@@ -294,6 +294,7 @@ def tracks(compared: Compared) -> list[tuple[str, Table]]:
     shown = [METRICS[name] for name in ("training_time_s", "accuracy_percent")]
     tables = []
     for title, some in groups.items():
+        some.sort(key=lambda each: each[0].setting != OWN)
         if len(some) < 2 or some[0][0].setting != OWN:
             continue
         names = ["own default" if conditions.setting == OWN else conditions.setting for conditions, _ in some]

@@ -160,7 +160,7 @@ def sentence(question: Question, ranking: tuple[RankedFramework, ...]) -> str:
     """Return the answer in words: the best, and the distance of every other framework with its interval."""
     best, *others = ranking
     distances = [(each.label, each.behind) for each in others]
-    values = {each.label: each.sample.summary.median for each in ranking}
+    values = {each.label: each.sample.summary.center for each in ranking}
     metric = question.metric
     return ranking_sentence(
         question.phrases, best.label, distances, best.sample.noun, values, metric.label, metric.unit

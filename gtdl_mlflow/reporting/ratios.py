@@ -187,6 +187,9 @@ PHRASES = {
 }
 """Words of a sentence, by activity."""
 
+RUN_METRICS = {"training": "training_time_s", "testing": "testing_time_s"}
+"""Metric of a whole run that an activity decides."""
+
 UNITS = {"training": "training step", "testing": "test batch", "latency": "single image"}
 """Name of the unit of an activity."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -14,7 +14,7 @@ from ..config import display
 from ..metrics import METRICS, PHASES
 from . import ratios
 from .formats import format_number
-from .intervals import Verdict
+from .intervals import LEVEL, Verdict
 from .ranking import Answer, Conditions, FrameworkResults, answers, group_by_conditions, remarks
 from .runs import OWN, BenchmarkRun, LearningCurve, LoadedRuns, MetricHistories, learning_curve
 from .tables import (
@@ -28,7 +28,7 @@ from .tables import (
     paired_values,
     ranking_table,
 )
-from .verdicts import QUESTIONS
+from .verdicts import QUESTIONS, TIMES
 
 OTHER = "other"
 """Label of the part of the worker's wall time that belongs to no phase, or to short ones."""
@@ -43,6 +43,9 @@ CHARTED = 24
 
 TYPICAL = "For each framework, the run with the median training time."
 """Note of charts that show one run per framework."""
+
+CLOCKS = {ratios.CPU: "CPU time of one thread", ratios.WALL: "wall clock"}
+"""Names of the clocks in sentences."""
 
 Compared = list[tuple[Conditions, list[FrameworkResults]]]
 """The frameworks under each of some conditions."""
@@ -95,12 +98,12 @@ def section(
     found = answers(frameworks)
     labels = [each.label for each in frameworks]
     measured = paired_rankings(paired, labels)
-    by_turns: dict[str, ratios.Ranking] = {}
-    for each in filter(_complete, measured):
-        by_turns.setdefault(each.activity, each)
-    sentences = [f"{ratios.CLOCKS[each.clock]}, taking turns: {ratios.sentence(each)}" for each in by_turns.values()]
-    answered = {f"{activity}_time_s" for activity in by_turns}
+    by_turns = [each for each in measured if _complete(each)]
+    answered = {
+        answer.question.name for answer in found if any(_answers(each, answer, frameworks) for each in by_turns)
+    }
     of_runs = [answer for answer in found if answer.question.name not in answered]
+    sentences = [f"{CLOCKS[each.clock]}, taking turns: {ratios.sentence(each)}" for each in by_turns]
     finished = [each for each in frameworks if each.finished]
     ranking, same = ranking_table(frameworks, found).without_constant_columns(1 + len(QUESTIONS))
     return Section(
@@ -113,7 +116,7 @@ def section(
         same,
         sentences + [answer.sentence for answer in of_runs] + in_development(frameworks, of_runs),
         remarks(frameworks, answered),
-        section_charts(finished, by_turns, target_accuracy(conditions.dataset), client) if client else [],
+        section_charts(finished, by_turns, answered, target_accuracy(conditions.dataset), client) if client else [],
     )
 
 
@@ -162,8 +165,24 @@ def _complete(ranking: ratios.Ranking) -> bool:
     return all(each.ratio.has_interval for each in ranking.frameworks)
 
 
+def _answers(ranking: ratios.Ranking, answer: Answer, frameworks: Iterable[FrameworkResults]) -> bool:
+    """Return whether turns replace the whole runs: the same frameworks, threads and network, and all learned."""
+    ranked = {each.framework for each in ranking.frameworks}
+    return (
+        ratios.RUN_METRICS.get(ranking.activity) == answer.question.name
+        and ranked == {each.label for each in answer.ranking}
+        and (ranking.clock == ratios.WALL or _on_one_thread(frameworks))
+    )
+
+
+def _on_one_thread(frameworks: Iterable[FrameworkResults]) -> bool:
+    return {run.key.threads for each in frameworks for run in each.finished} == {"1"}
+
+
 def in_development(frameworks: Sequence[FrameworkResults], every: Iterable[Answer]) -> list[str]:
-    """Return the answers for the frameworks that are still developed, where the best of these is behind another.
+    """Return the answers for the frameworks that are still developed, where another one is or may be better.
+
+    Answers without any verdict are left out.
 
     Args:
         frameworks: all frameworks of the section.
@@ -174,10 +193,14 @@ def in_development(frameworks: Sequence[FrameworkResults], every: Iterable[Answe
     behind = set()
     for answer in every:
         best = next((each for each in answer.ranking if each.label in labels), None)
-        if best and best.behind.verdict in (Verdict.larger, Verdict.smaller):
+        if best and best != answer.ranking[0] and best.behind.verdict is not Verdict.same:
             behind.add(answer.question)
-    found = [answer for answer in answers(current) if answer.question in behind and len(answer.ranking) > 1]
+    found = [answer for answer in answers(current) if answer.question in behind and _has_verdict(answer)]
     return [f"Frameworks in development only: {answer.sentence}" for answer in found]
+
+
+def _has_verdict(answer: Answer) -> bool:
+    return any(each.behind.verdict is not Verdict.unresolved for each in answer.ranking[1:])
 
 
 # Charts.
@@ -185,7 +208,8 @@ def in_development(frameworks: Sequence[FrameworkResults], every: Iterable[Answe
 
 def section_charts(
     frameworks: list[FrameworkResults],
-    by_turns: Mapping[str, ratios.Ranking],
+    by_turns: Iterable[ratios.Ranking],
+    answered: Collection[str],
     target: float,
     client: MetricHistories,
 ) -> list[Chart]:
@@ -193,7 +217,8 @@ def section_charts(
 
     Args:
         frameworks: those with finished runs. Charts of times leave out those that failed the quality gate.
-        by_turns: rankings of a paired measurement by activity; they replace the times of whole runs.
+        by_turns: rankings of a paired measurement.
+        answered: times of whole runs that these rankings replace.
         target: accuracy in percent, for the time to target.
         client: reads the history of metrics.
     """
@@ -203,8 +228,8 @@ def section_charts(
     runs = {each.label: typical(each) for each in frameworks}
     curves = {label: learning_curve(run, client) for label, run in runs.items()}
     drawn = [
-        *(_relative_times(each, colors) for each in by_turns.values()),
-        *(_repeats(timed, f"{each}_time_s", colors) for each in ("training", "testing") if each not in by_turns),
+        *(_relative_times(each, colors) for each in by_turns),
+        *(_repeats(timed, each.name, colors) for each in TIMES if each.name not in answered),
         _pareto(timed, colors),
         *_curves(curves, colors),
         _time_to_target(runs, curves, target, colors),
@@ -217,17 +242,21 @@ def _capitalized(text: str) -> str:
     return text[0].upper() + text[1:]
 
 
-def _relative_times(ranking: ratios.Ranking, colors: charts.Colors) -> Chart:
+def _relative_times(ranking: ratios.Ranking, colors: charts.Colors) -> Chart | None:
     frameworks = [each for each in ranking.frameworks if each.framework in colors]
     rows = [
         {"framework": each.framework, "ratio": each.ratio.value, "low": each.ratio.low, "high": each.ratio.high}
         for each in frameworks
     ]
+    if len(rows) < 2:
+        return None
     table = Table(
         ["framework", "time relative to the best"], [[each.framework, each.ratio.text] for each in frameworks]
     )
     title = f"{_capitalized(ratios.UNITS[ranking.activity])}, {ratios.CLOCKS[ranking.clock]}"
-    return Chart(title, charts.relative_times(rows, colors), table, "Paired measurement. Bar: the 95 % interval.")
+    return Chart(
+        title, charts.relative_times(rows, colors), table, f"Paired measurement. Bar: the {LEVEL:.0%} interval."
+    )
 
 
 def _repeats(frameworks: list[FrameworkResults], name: str, colors: charts.Colors) -> Chart | None:

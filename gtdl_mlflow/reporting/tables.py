@@ -22,7 +22,7 @@ RESOURCES = ("worker/peak_memory_mb", "worker/peak_gpu_memory_mb", "train/cpu_ut
              "system/cpu_energy_j", "system/gpu_energy_j")  # fmt: skip
 """Metrics beside the headline metrics in a ranking."""
 
-SAMPLE = "Median [95 % interval], number of values; up to three values are listed"
+SAMPLE = "Median (accuracy: mean) [95 % interval], number of values; up to three values are listed"
 """Note of columns that have the text of a sample."""
 
 Paired = Mapping[str, ratios.Ranked]

@@ -25,7 +25,7 @@ from .intervals import (
     Ratio,
     Summary,
     Verdict,
-    difference_of_medians,
+    difference_of_means,
     mean_difference,
     ratio_of_medians,
     summarize,
@@ -59,10 +59,6 @@ QUESTIONS = tuple(Question(METRICS[name], phrases) for name, phrases in zip(HEAD
 TIMES = tuple(question for question in QUESTIONS if question.metric.unit == "s")
 
 
-Start = tuple[str, int]
-"""Setting and seed: they determine the initial weights and the batches in every framework."""
-
-
 @dataclass(frozen=True)
 class Sample:
     """Independent values of one metric over some finished runs."""
@@ -74,13 +70,15 @@ class Sample:
     """What each value is of: ``run`` or ``seed``."""
     failed_quality: str = ""
     """Rules of the quality gate that a run failed, so that the times do not count; empty if all passed."""
-    by_start: Mapping[Start, float] = field(default_factory=dict)
-    """``values`` by what determines the initial weights and the batches; empty for metrics not in ``PER_SEED``."""
+    by_seed: Mapping[int, float] = field(default_factory=dict)
+    """``values`` by seed; empty for metrics that are not in ``PER_SEED``."""
+    setting: str = ""
+    """Setting of all runs, in which a seed determines the initial weights and the batches; empty if they differ."""
 
     @cached_property
     def summary(self) -> Summary:
         """Statistics of ``values``, which must not be empty."""
-        return summarize(self.values)
+        return summarize(self.values, mean=bool(self.by_seed))
 
     @property
     def size(self) -> str:
@@ -96,8 +94,11 @@ class Sample:
 
     @property
     def text(self) -> str:
-        """Median, its interval and the number of values, or the few values; ``rejection``. Empty without any run."""
-        known = [format_values(self.values)] if self.values else []
+        """Median of times or mean of accuracies, its interval and the number of values, or the few values.
+
+        ``rejection`` follows. Empty without any run.
+        """
+        known = [format_values(self.values, mean=bool(self.by_seed))] if self.values else []
         return ", ".join([*known, *([self.rejection] if self.rejected else [])])
 
 
@@ -105,19 +106,21 @@ def sample(runs: Iterable[BenchmarkRun], metric: str) -> Sample:
     """Return the independent values of a metric over the runs that have it."""
     measured = [run for run in runs if metric in run.metrics]
     positive = METRICS[metric].unit == "s"
-    repeats: dict[Start, list[float]] = defaultdict(list)
+    repeats: dict[int, list[float]] = defaultdict(list)
     values, rejected = [], []
     for run in measured:
         value = run.metrics[metric]
         if math.isfinite(value) and (value > 0 or not positive):
             values.append(value)
-            repeats[run.key.setting, run.seed].append(value)
+            repeats[run.seed].append(value)
         else:
             rejected.append(value)
     if metric not in PER_SEED:
         return Sample(tuple(values), tuple(rejected), "run", failed_quality(measured))
-    by_start = {start: statistics.median(some) for start, some in repeats.items()}
-    return Sample(tuple(by_start.values()), tuple(rejected), "seed", failed_quality(measured), by_start)
+    by_seed = {seed: statistics.median(some) for seed, some in repeats.items()}
+    settings = {run.key.setting for run in measured}
+    setting = settings.pop() if len(settings) == 1 else ""
+    return Sample(tuple(by_seed.values()), tuple(rejected), "seed", failed_quality(measured), by_seed, setting)
 
 
 def failed_quality(runs: Iterable[BenchmarkRun]) -> str:
@@ -141,14 +144,14 @@ def ineligible(question: Question, values: Sample) -> str:
 def ranked(question: Question, samples: Samples) -> list[str]:
     """Return the labels from which conclusions are drawn, the best first."""
     eligible = [label for label, values in samples.items() if not ineligible(question, values)]
-    return sorted(eligible, key=lambda label: samples[label].summary.median, reverse=question.largest)
+    return sorted(eligible, key=lambda label: samples[label].summary.center, reverse=question.largest)
 
 
 def compare(question: Question, first: str, second: str, samples: Samples) -> Ratio | Difference | None:
     """Compare two of the frameworks; None if either is not eligible.
 
-    The interval has Bonferroni's correction for one comparison per other eligible framework. Accuracies are compared
-    seed by seed if both have the same settings and seeds, and by their medians otherwise.
+    The interval has Bonferroni's correction for one comparison per other eligible framework. Accuracies of one setting
+    are compared seed by seed, over the seeds that both have, if these suffice for an interval.
     """
     order = ranked(question, samples)
     if first not in order or second not in order:
@@ -156,10 +159,10 @@ def compare(question: Question, first: str, second: str, samples: Samples) -> Ra
     one, other, comparisons = samples[first], samples[second], max(1, len(order) - 1)
     if not question.largest:
         return ratio_of_medians(one.values, other.values, comparisons)
-    if one.by_start and one.by_start.keys() == other.by_start.keys():
-        differences = [value - other.by_start[start] for start, value in one.by_start.items()]
-        return mean_difference(differences, comparisons)
-    return difference_of_medians(one.values, other.values, comparisons)
+    common = one.by_seed.keys() & other.by_seed.keys()
+    if one.setting and one.setting == other.setting and len(common) >= FEWEST_RUNS:
+        return mean_difference([one.by_seed[seed] - other.by_seed[seed] for seed in sorted(common)], comparisons)
+    return difference_of_means(one.values, other.values, comparisons)
 
 
 def verdict(question: Question, first: Sample, second: Sample, result: Ratio | Difference | None) -> str:

@@ -87,7 +87,7 @@ def scaling_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def _median(runs: Iterable[Run], metric: str) -> float:
-    return summarize([run.data.metrics[metric] for run in runs]).median
+    return summarize([run.data.metrics[metric] for run in runs]).center
 
 
 def _format(value: Any) -> str:

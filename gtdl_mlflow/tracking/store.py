@@ -216,6 +216,13 @@ def within(seconds: float, uri: str, work: Callable[[], T]) -> T:
 
 
 @contextmanager
+def reading(uri: str) -> Iterator[None]:
+    """Translate the exceptions of commands that read a store, and limit their waits for a server to about a minute."""
+    with translate_errors(uri), http_timeouts(retries=2, timeout_s=30):
+        yield
+
+
+@contextmanager
 def http_timeouts(retries: int, timeout_s: int) -> Iterator[None]:
     """Limit MLflow's HTTP retries, unless the user's environment does. MLflow's own limit is minutes for every call.
 

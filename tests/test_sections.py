@@ -1,0 +1,102 @@
+"""Sections of the report: their order, and when turns replace whole runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from helpers.planted_runs import make_finished_run
+from mlflow.entities import Run
+
+from gtdl_mlflow.config import display
+from gtdl_mlflow.reporting import page
+from gtdl_mlflow.reporting.intervals import Ratio
+from gtdl_mlflow.reporting.ranking import Conditions, group_by_conditions
+from gtdl_mlflow.reporting.ratios import Ranked
+from gtdl_mlflow.reporting.runs import OWN, to_benchmark_run
+from gtdl_mlflow.reporting.sections import Section, compare_groups, section
+from gtdl_mlflow.reporting.tables import Paired
+
+LABELS = {"torch": "PyTorch 2.13.0", "tensorflow": "TensorFlow 2.21.0", "theano": "Theano 1.1.2"}
+
+
+def runs(framework: str, times: Sequence[float], *overrides: str, setting: str = "caffe_mnist") -> list[Run]:
+    words = (f"framework={framework}", "dataset=mnist_5k", f"setting={setting}", *overrides)
+    return [make_finished_run(*words, seed=seed, training_s=time) for seed, time in enumerate(times)]
+
+
+def turns(**times: float) -> Paired:
+    """Return the paired ranking of frameworks in training by CPU time, with the seconds of a step."""
+    best = min(times.values())
+    ranked = {}
+    for name, time in times.items():
+        part = display.part_of_metric(LABELS[name])
+        ratio = time / best
+        spread = 0.01 * (time > best)
+        ranked[f"cpu/training/{part}"] = Ranked(part, time, Ratio(ratio, ratio - spread, ratio + spread, 8))
+    return ranked
+
+
+def only_section(planted: Iterable[list[Run]], paired: Paired) -> Section:
+    groups = group_by_conditions(to_benchmark_run(run) for some in planted for run in some)
+    ((conditions, frameworks),) = [each for each in groups.items() if len(each[1]) > 1]
+    return section(conditions, frameworks, paired, None)
+
+
+ONE_THREAD = "hardware.threads=1"
+SECONDS = (10.0, 10.1, 10.2, 10.3, 10.4)
+TWICE = tuple(2 * each for each in SECONDS)
+
+
+def test_turns_on_one_thread_replace_whole_runs() -> None:
+    planted = runs("torch", SECONDS, ONE_THREAD), runs("tensorflow", TWICE, ONE_THREAD)
+    sentences = only_section(planted, turns(torch=1, tensorflow=3)).sentences
+    assert sentences[0] == (
+        "CPU time of one thread, taking turns: PyTorch 2.13.0 trained fastest. "
+        "TensorFlow 2.21.0 took 3.00x [2.99, 3.01] as long."
+    )
+    assert not [each for each in sentences[1:] if "trained" in each]
+
+
+def test_turns_on_one_thread_do_not_replace_whole_runs_on_two() -> None:
+    planted = runs("torch", SECONDS, "hardware.threads=2"), runs("tensorflow", TWICE, "hardware.threads=2")
+    sentences = only_section(planted, turns(torch=1, tensorflow=3)).sentences
+    assert [each for each in sentences if each.startswith("PyTorch 2.13.0 trained fastest: 10.20 s.")]
+
+
+def test_turns_of_some_frameworks_do_not_replace_the_whole_runs_of_all() -> None:
+    planted = [runs(name, SECONDS, ONE_THREAD) for name in ("torch", "tensorflow")]
+    theano = runs("theano", [each / 2 for each in SECONDS], ONE_THREAD)
+    sentences = only_section([*planted, theano], turns(torch=1, tensorflow=3)).sentences
+    assert [each for each in sentences if each.startswith("Theano 1.1.2 trained fastest: 5.10 s.")]
+
+
+def test_frameworks_in_development_have_an_answer_if_an_older_one_is_noisy() -> None:
+    planted = [
+        runs("theano", (1.0, 1.9, 0.6, 1.9, 1.0)),
+        runs("torch", (1.5, 1.502, 1.498, 1.501, 1.499)),
+        runs("tensorflow", (1.9, 1.902, 1.898, 1.901, 1.899)),
+    ]
+    sentences = only_section(planted, {}).sentences
+    assert sentences[0].startswith("No difference in training time is resolved: Theano 1.1.2")
+    expected = "Frameworks in development only: PyTorch 2.13.0 trained fastest: 1.50 s. TensorFlow 2.21.0 took 1.27x"
+    assert [each for each in sentences if each.startswith(expected)]
+
+
+def test_conditions_with_turns_come_first_and_own_defaults_first_in_their_table() -> None:
+    planted = [
+        each
+        for name in ("torch", "tensorflow")
+        for setting in (f"{name}_mnist", "caffe_mnist")
+        for each in runs(name, SECONDS, setting=setting)
+    ]
+    groups = group_by_conditions(map(to_benchmark_run, planted))
+    common = next(each for each in groups if each.setting == "caffe_mnist")
+    own = next(each for each in groups if each.setting == OWN)
+
+    def order(paired: Sequence[Conditions]) -> list[Conditions]:
+        return [conditions for conditions, _ in compare_groups(groups, paired)]
+
+    assert order([]).index(own) < order([]).index(common)
+    assert order([common])[0] == common
+    ((_, table),) = page.tracks(compare_groups(groups, [common]))
+    assert table.header[1].startswith("own default")
