@@ -85,7 +85,8 @@ _ALL = (
     Metric("setup/data_s", "s", "Preprocessing of the images, which are in memory by then.", LOWER, phase="data"),
     # Training.
     Metric("training_time_s", "s", "Training, from before the first batch until the device has finished the last step. "
-           "Evaluation, validation and checkpoints are excluded.", LOWER, phase="training", section="train",
+           "Batching, augmentation and transfer to the device are included; evaluation, validation and checkpoints are "
+           "excluded.", LOWER, phase="training", section="train",
            label="training time"),
     Metric("train/images_per_s", "images/s", "Training throughput, the first step included.", HIGHER),
     Metric("train/steady_state_images_per_s", "images/s", "Training throughput after the warm-up steps.", HIGHER),
