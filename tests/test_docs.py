@@ -59,7 +59,7 @@ TYPED = sorted(
 
 def composes(words: list[str]) -> None:
     """Compose every value of every choice, one by one, together with the first value of the others."""
-    values = {key: value.split(",") if "interval(" not in value else ["0.1"]
+    values = {key: ["0.1"] if "interval(" in value else [value] if value.startswith("[") else value.split(",")
               for key, _, value in (word.partition("=") for word in words)}  # fmt: skip
     first = {key: several[0] for key, several in values.items() if not key.startswith("hydra")}
     for key, several in values.items():
