@@ -120,14 +120,15 @@ class Results:
         return "\n\n".join(parts)
 
     def baseline(self) -> str:
-        """Return the accuracies of GTDLBench's own defaults for MNIST, beside the published ones."""
+        """Return the accuracies of GTDLBench's own defaults, beside the published ones."""
         original = published_figures.load()
         rows = []
-        for cell in self.baseline_cells("mnist"):
-            published = original.figures("mnist", cell.key.framework, "cpu")
+        for cell in self.baseline_cells():
+            published = original.figures(cell.key.dataset, cell.key.framework, "cpu")
             median = cell.median(reproduction.ACCURACY)
             rows.append(
                 [
+                    cell.key.dataset,
                     cell.key.label,
                     f"{cell.median('train/iterations'):,.0f}",
                     f"{len(cell.runs)}",
@@ -136,12 +137,13 @@ class Results:
                     f"{median - published.accuracy_percent:+.2f}" if published else "",
                 ]
             )
-        return table(["framework", "iterations", "seeds", "accuracy %", "published %", "difference"], rows)
+        return table(["data set", "framework", "iterations", "seeds", "accuracy %", "published %", "difference"], rows)
 
-    def baseline_cells(self, dataset: str) -> list[reproduction.ReproductionCell]:
-        """Return the framework's own defaults with all of their iterations."""
+    def baseline_cells(self) -> list[reproduction.ReproductionCell]:
+        """Return the frameworks' own defaults with all of their iterations, on MNIST first."""
         cells = reproduction.group_by_cell(self.files.loaded.runs)
-        return [each for each in cells if each.key.dataset == dataset and each.key.is_default and each.key.budget == 1]
+        full = [each for each in cells if each.key.is_default and each.key.budget == 1]
+        return [each for dataset in ("mnist", "cifar10") for each in full if each.key.dataset == dataset]
 
     def devices(self) -> str:
         """Return what each framework runs on."""
