@@ -83,17 +83,18 @@ def repeats(rows: Rows, value: str, title: str, colors: Colors) -> Specification
 
 
 def relative_times(rows: Rows, colors: Colors) -> Specification:
-    """Return a chart with a point for each ``ratio`` and a bar for its interval from ``low`` to ``high``."""
-    title = "time relative to the best (log)"
+    """Return a chart with a point for each ``ratio`` to the best, and a bar from ``low`` to ``high``, its interval."""
+    title = "relative time (log)"  # short: nothing is cut on a phone
     scale = {"type": "log", "nice": False, "padding": 10}
+    axis = {"labelSeparation": 6}
     intervals = {
         "mark": {"type": "rule", "color": PAGE_TEXT, "strokeWidth": 2},
-        "encoding": {"x": {**_quantity("low", title), "scale": scale}, "x2": {"field": "high"}},
+        "encoding": {"x": {**_quantity("low", title), "scale": scale, "axis": axis}, "x2": {"field": "high"}},
     }
     points = {
         "mark": {"type": "circle", "size": 90, "opacity": 1},
         "encoding": {
-            "x": {**_quantity("ratio", title), "scale": scale},
+            "x": {**_quantity("ratio", title), "scale": scale, "axis": axis},
             "color": {**_frameworks(rows, colors), "legend": None},
             "tooltip": [_nominal("framework"), *(_tip(name) for name in ("ratio", "low", "high"))],
         },

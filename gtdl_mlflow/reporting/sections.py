@@ -258,7 +258,10 @@ def _relative_times(ranking: ratios.Ranking, colors: charts.Colors) -> Chart | N
     )
     title = f"{_capitalized(ratios.UNITS[ranking.activity])}, {ratios.CLOCKS[ranking.clock]}"
     return Chart(
-        title, charts.relative_times(rows, colors), table, f"Paired measurement. Bar: the {LEVEL:.0%} interval."
+        title,
+        charts.relative_times(rows, colors),
+        table,
+        f"Paired measurement, relative to the best. Bar: the {LEVEL:.0%} interval.",
     )
 
 
