@@ -58,7 +58,7 @@ def test_turns_on_one_thread_replace_whole_runs() -> None:
     assert not [each for each in sentences[1:] if "trained" in each]
 
 
-def test_turns_on_two_threads_have_a_sentence_for_each_clock() -> None:
+def test_turns_on_two_threads_have_a_sentence_for_each_clock(all_cores: None) -> None:
     planted = runs("torch", SECONDS, "hardware.threads=2"), runs("tensorflow", TWICE, "hardware.threads=2")
     both = turns(torch=1, tensorflow=3)
     sentences = only_section(planted, both).sentences
