@@ -85,16 +85,15 @@ def repeats(rows: Rows, value: str, title: str, colors: Colors) -> Specification
 def relative_times(rows: Rows, colors: Colors) -> Specification:
     """Return a chart with a point for each ``ratio`` to the best, and a bar from ``low`` to ``high``, its interval."""
     title = "relative time (log)"  # short: nothing is cut on a phone
-    scale = {"type": "log", "nice": False, "padding": 10}
-    axis = {"labelSeparation": 6}
+    x = {"scale": {"type": "log", "nice": False, "padding": 10}, "axis": {"labelSeparation": 6}}
     intervals = {
         "mark": {"type": "rule", "color": PAGE_TEXT, "strokeWidth": 2},
-        "encoding": {"x": {**_quantity("low", title), "scale": scale, "axis": axis}, "x2": {"field": "high"}},
+        "encoding": {"x": {**_quantity("low", title), **x}, "x2": {"field": "high"}},
     }
     points = {
         "mark": {"type": "circle", "size": 90, "opacity": 1},
         "encoding": {
-            "x": {**_quantity("ratio", title), "scale": scale, "axis": axis},
+            "x": {**_quantity("ratio", title), **x},
             "color": {**_frameworks(rows, colors), "legend": None},
             "tooltip": [_nominal("framework"), *(_tip(name) for name in ("ratio", "low", "high"))],
         },
