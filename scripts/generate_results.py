@@ -120,7 +120,7 @@ class Results:
         return "\n\n".join(parts)
 
     def baseline(self) -> str:
-        """Return the accuracies of GTDLBench's own defaults, beside the published ones."""
+        """Return the accuracies of the frameworks' own defaults, beside those that GTDLBench published."""
         original = published_figures.load()
         rows = []
         for cell in self.baseline_cells():

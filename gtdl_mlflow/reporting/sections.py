@@ -44,7 +44,7 @@ CHARTED = 24
 TYPICAL = "For each framework, the run with the median training time."
 """Note of charts that show one run per framework."""
 
-CLOCKS = {ratios.CPU: "CPU time of one thread", ratios.WALL: "wall clock"}
+CLOCKS = {**ratios.CLOCKS, ratios.CPU: "CPU time of one thread"}
 """Names of the clocks in sentences."""
 
 Compared = list[tuple[Conditions, list[FrameworkResults]]]
