@@ -103,7 +103,7 @@ def section(
         by_cpu_time = {each.activity for each in by_turns if each.clock == ratios.CPU}
         by_turns = [each for each in by_turns if each.clock == ratios.CPU or each.activity not in by_cpu_time]
     answered = {
-        answer.question.name for answer in found if any(_answers(each, answer, frameworks) for each in by_turns)
+        answer.question.name for answer in found if any(_replaces(each, answer, frameworks) for each in by_turns)
     }
     of_runs = [answer for answer in found if answer.question.name not in answered]
     sentences = [f"{CLOCKS[each.clock]}, taking turns: {ratios.sentence(each)}" for each in by_turns]
@@ -168,8 +168,8 @@ def _complete(ranking: ratios.Ranking) -> bool:
     return all(each.ratio.has_interval for each in ranking.frameworks)
 
 
-def _answers(ranking: ratios.Ranking, answer: Answer, frameworks: Iterable[FrameworkResults]) -> bool:
-    """Return whether turns replace the whole runs: the same frameworks, threads and network, and all learned."""
+def _replaces(ranking: ratios.Ranking, answer: Answer, frameworks: Iterable[FrameworkResults]) -> bool:
+    """Return whether turns answer the question of whole runs: they rank the same frameworks on as many threads."""
     ranked = {each.framework for each in ranking.frameworks}
     return (
         ratios.RUN_METRICS.get(ranking.activity) == answer.question.name
