@@ -8,7 +8,7 @@ publisher's category names, even if a copy has other case.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ import numpy.typing as npt
 from ..config import Dataset
 from .archives import ArchiveEntry
 from .base import REMEDY, Arrays, DatasetError, Split
-from .images import JpegDecoder, resize
+from .images import JpegDecoder, decode_all
 from .source_files import entries, find_source
 from .splits import split_by_class
 
@@ -60,11 +60,24 @@ def read(dataset: Dataset, folder: Path) -> Arrays:
         raise DatasetError(f"dataset.image_shape={dataset.image_shape}: images of {dataset.name} have 3 channels")
     images, labels = _list_images(dataset, folder)
     train, test = split_by_class(labels, dataset)
-    positions = {images[row]: (array, at) for array, rows in enumerate((train, test)) for at, row in enumerate(rows)}
-    pixels = tuple(np.empty((len(rows), *dataset.image_shape), np.uint8) for rows in (train, test))
-    _decode(dataset, folder, positions, pixels)
-    train_names, test_names = (["{}/image_{:04}.jpg".format(*images[row]) for row in rows] for rows in (train, test))
-    return Arrays(pixels[0], labels[train], pixels[1], labels[test], Split(train_names, test_names))
+    decoder = JpegDecoder()
+    parts = [[images[row] for row in rows] for rows in (train, test)]
+    train_images, test_images = decode_all(
+        (((category, number), entry) for category, number, entry in _entries(dataset, folder) if number is not None),
+        parts,
+        lambda entry: decoder.decode(_contents(entry), entry.where),
+        dataset.image_shape,
+        find_source(dataset, folder),
+    )
+    split = Split(*(["{}/image_{:04}.jpg".format(*image) for image in part] for part in parts))
+    return Arrays(train_images, labels[train], test_images, labels[test], split)
+
+
+def _contents(entry: ArchiveEntry) -> bytes:
+    contents = entry.read(SIZE_LIMIT)
+    if len(contents) > SIZE_LIMIT:
+        raise DatasetError(f"{entry.where}: more than {SIZE_LIMIT:,} bytes for one image; {REMEDY}")
+    return contents
 
 
 def _entries(dataset: Dataset, folder: Path) -> Iterator[tuple[str, int | None, ArchiveEntry]]:
@@ -99,23 +112,3 @@ def _list_images(dataset: Dataset, folder: Path) -> tuple[list[Image], npt.NDArr
     images = [(category, number) for category in sorted(numbers) for number in sorted(numbers[category])]
     labels = [label for label, category in enumerate(sorted(numbers)) for _ in numbers[category]]
     return images, np.array(labels, np.uint8)
-
-
-def _decode(
-    dataset: Dataset,
-    folder: Path,
-    positions: dict[Image, tuple[int, int]],
-    pixels: Sequence[npt.NDArray[np.uint8]],
-) -> None:
-    """Decode each image in ``positions``, an index of ``pixels`` and a row of that array, into that row."""
-    height, width, _ = dataset.image_shape
-    decoder = JpegDecoder()
-    for category, number, entry in _entries(dataset, folder):
-        if number is not None and (category, number) in positions:
-            array, row = positions.pop((category, number))
-            contents = entry.read(SIZE_LIMIT)
-            if len(contents) > SIZE_LIMIT:
-                raise DatasetError(f"{entry.where}: more than {SIZE_LIMIT:,} bytes for one image; {REMEDY}")
-            pixels[array][row] = resize(decoder.decode(contents, entry.where), height, width)
-    if positions:
-        raise DatasetError(f"{find_source(dataset, folder)}: changed while it was read; run the command again")

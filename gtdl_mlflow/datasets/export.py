@@ -25,7 +25,8 @@ def export(data: PreparedDataset, path: Path) -> None:
 
     - ``.npz``: the arrays ``{train,test}_{images,labels}``, of uint8, compressed.
     - ``.csv``: a line per image with its part, its label and its pixels, row by row, the channels of a pixel together.
-    - none: a folder of PNG files, ``PART/LABEL/NUMBER.png``. NUMBER is the position of the image in its part, from 0.
+    - none: a folder of PNG files, ``PART/LABEL/NUMBER.png``, which ``image_folder`` reads. NUMBER is the position of
+      the image in its part, from 0. All labels have the same number of digits.
 
     Raises:
         OSError: a file cannot be written, or the folder for the images exists and is not empty.
@@ -63,10 +64,11 @@ def _write_table(data: PreparedDataset, path: Path) -> None:
 
 
 def _write_images(data: PreparedDataset, path: Path) -> None:
+    names = [f"{label:0{len(str(data.classes - 1))}}" for label in range(data.classes)]
     for part, images, labels in _parts(data):
-        for label in range(data.classes):
-            (path / part / str(label)).mkdir(parents=True)
+        for name in names:
+            (path / part / name).mkdir(parents=True)
         for number, (label, image) in enumerate(zip(labels, images, strict=True)):
             Image.fromarray(image.squeeze(axis=2) if image.shape[2] == 1 else image).save(
-                path / part / str(label) / f"{number:05}.png"
+                path / part / names[label] / f"{number:05}.png"
             )

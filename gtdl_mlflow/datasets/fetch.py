@@ -47,8 +47,8 @@ def fetch(dataset: Dataset, timeout_s: float) -> str:
         DatasetError: no server sent the file, or an existing file is not the published one.
     """
     if not dataset.downloads:
-        if dataset.archives:
-            names = " or ".join(dataset.archives)
+        if not dataset.files:
+            names = " or ".join(dataset.archives) or "its files"
             return f"{dataset.name}: nothing to fetch; copy {names} into {datasets_dir() / dataset.name}"
         return f"{dataset.name}: nothing to fetch, {', '.join(dataset.files)} is built in"
     try:

@@ -5,16 +5,24 @@ from __future__ import annotations
 import io
 import re
 import warnings
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
+from .archives import ArchiveEntry
 from .base import REMEDY, DatasetError
 from .file_types import describe, describe_length
 
 PIXELS_LIMIT = 2**24
 """Pixels of a JPEG; decoded, that many need 50 MB. Caltech-101's largest has less than a tenth."""
+
+OWN_PIXELS_LIMIT = 2**26
+"""Pixels of an image of the user; decoded, that many need 200 MB."""
 
 SCANS_LIMIT = 100
 """Scans of a JPEG. A progressive one has about ten; with many more, a small file occupies a decoder for hours."""
@@ -24,6 +32,8 @@ WORK_PER_BYTE, WORK_PER_PIXEL = 64, 4
 
 WORK_RESERVE, WORK_PER_IMAGE = 2**30, 2**22
 """Work that a data set's JPEGs may need: two seconds, and three times as much per image as Caltech-101's."""
+
+Name = TypeVar("Name", bound=Hashable)
 
 _COMMENT = rb"#[^\r\n]*[\r\n]"
 _SPACE = rb"(?:\s|" + _COMMENT + rb")+"
@@ -76,30 +86,84 @@ class JpegDecoder:
         if scans > SCANS_LIMIT:
             raise DatasetError(f"{where}: {scans} scans in one JPEG, expected at most {SCANS_LIMIT}; {REMEDY}")
         self._spend(len(contents) * WORK_PER_BYTE - WORK_PER_IMAGE, f"{where}: {len(contents):,} bytes")
-        try:
-            with warnings.catch_warnings():
-                # Pillow warns of unusual metadata, which is not used here, and of large sizes, which are checked below.
-                warnings.simplefilter("ignore")
-                image = Image.open(io.BytesIO(contents), formats=["JPEG"])
-                size = f"{where}: {image.width} x {image.height} pixels"
-                pixels = image.width * image.height
-                if pixels > PIXELS_LIMIT:
-                    raise DatasetError(f"{size}, expected at most {PIXELS_LIMIT:,}; {REMEDY}")
-                self._spend(pixels * (scans + WORK_PER_PIXEL), f"{size} in {scans} scan(s)")
-                return np.asarray(image.convert("RGB"))
-        except DatasetError:
-            raise
-        except Image.DecompressionBombError as error:  # Pillow's own limit, which is higher
-            raise DatasetError(f"{where}: more than {PIXELS_LIMIT:,} pixels ({error}); {REMEDY}") from error
-        except UnidentifiedImageError as error:
-            raise DatasetError(f"{where}: not a JPEG image ({describe(contents)}); {REMEDY}") from error
-        except Exception as error:  # Pillow's parsers raise any exception
-            raise DatasetError(f"{where}: damaged JPEG image ({' '.join(str(error).split())}); {REMEDY}") from error
+        with _open(contents, where, ["JPEG"], PIXELS_LIMIT, REMEDY) as image:
+            size = f"{where}: {image.width} x {image.height} pixels in {scans} scan(s)"
+            self._spend(image.width * image.height * (scans + WORK_PER_PIXEL), size)
+            return np.asarray(image.convert("RGB"))
 
     def _spend(self, work: int, image: str) -> None:
         self._work -= work
         if self._work < 0:
             raise DatasetError(f"{image}: decoding the images up to this one takes too long; {REMEDY}")
+
+
+def decode_image(contents: bytes, where: str, channels: int) -> npt.NDArray[np.uint8]:
+    """Return the pixels (height, width), or (height, width, 3) with 3 ``channels``, of an image file.
+
+    Grey and colour images are converted into each other; transparency is dropped.
+
+    Raises:
+        DatasetError: it is not a BMP, JPEG, PNG, PGM or PPM file with at most 8 bits per channel, or is damaged. The
+            message starts with ``where``.
+    """
+    remedy = "convert or remove it"
+    with _open(contents, where, ["BMP", "JPEG", "PNG", "PPM"], OWN_PIXELS_LIMIT, remedy) as image:
+        # Pillow would cut these values off at 255. It scales 16-bit colours.
+        if image.mode.startswith(("I", "F")):
+            raise DatasetError(f"{where}: more than 8 bits per pixel; {remedy}")
+        return np.asarray(image.convert("L" if channels == 1 else "RGB"))
+
+
+@contextmanager
+def _open(contents: bytes, where: str, formats: list[str], limit: int, remedy: str) -> Iterator[Image.Image]:
+    """Open an image of at most ``limit`` pixels. Raise DatasetError for each error of Pillow, also within the block."""
+    expected = f"{' or '.join(formats)} image"
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns of unusual metadata, which is not used here, and of large sizes, which are checked below.
+            warnings.simplefilter("ignore")
+            image = Image.open(io.BytesIO(contents), formats=formats)
+            if image.width * image.height > limit:
+                size = f"{image.width} x {image.height} pixels"
+                raise DatasetError(f"{where}: {size}, expected at most {limit:,}; {remedy}")
+            yield image
+    except DatasetError:
+        raise
+    except Image.DecompressionBombError as error:  # Pillow's own limit, which is higher
+        raise DatasetError(f"{where}: more than {limit:,} pixels ({error}); {remedy}") from error
+    except UnidentifiedImageError as error:
+        raise DatasetError(f"{where}: not a {expected} ({describe(contents)}); {remedy}") from error
+    except Exception as error:  # Pillow's parsers raise any exception
+        raise DatasetError(f"{where}: damaged {expected} ({' '.join(str(error).split())}); {remedy}") from error
+
+
+def decode_all(
+    images: Iterable[tuple[Name, ArchiveEntry]],
+    parts: Sequence[Sequence[Name]],
+    decode: Callable[[ArchiveEntry], npt.NDArray[np.uint8]],
+    shape: Sequence[int],
+    source: Path,
+) -> list[npt.NDArray[np.uint8]]:
+    """Return an array (N, *shape) for each part, with its images decoded and stretched to ``shape``, in its order.
+
+    ``images`` has each image of ``source``, a folder or an archive, once and in any order. ``shape`` is height, width
+    and channels. An image that no part has is not read.
+
+    Raises:
+        DatasetError: an image of a part is missing or cannot be decoded.
+    """
+    height, width, _ = shape
+    arrays = [np.empty((len(names), *shape), np.uint8) for names in parts]
+    positions = {
+        name: (array, row) for array, names in zip(arrays, parts, strict=True) for row, name in enumerate(names)
+    }
+    for name, entry in images:
+        if name in positions:
+            array, row = positions.pop(name)
+            array[row] = resize(decode(entry), height, width).reshape(shape)
+    if positions:
+        raise DatasetError(f"{source}: changed while it was read; run the command again")
+    return arrays
 
 
 def resize(pixels: npt.NDArray[np.uint8], height: int, width: int) -> npt.NDArray[np.uint8]:

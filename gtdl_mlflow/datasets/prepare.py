@@ -101,7 +101,7 @@ def locate(dataset: Dataset) -> str:
         return f"not downloaded, {'prepared' if everything else 'not prepared'}"
     except DatasetError as error:
         return f"not readable: {error}"
-    built_in = not dataset.archives and all(":" in name for name in dataset.files)
+    built_in = bool(dataset.files) and all(":" in name for name in dataset.files)
     state = "prepared" if found else "changed since" if _changed(dataset, everything) else "not prepared"
     return f"{'built in' if built_in else 'downloaded'}, {state}"
 

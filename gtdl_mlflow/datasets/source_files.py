@@ -110,9 +110,18 @@ def _has_md5(path: Path, md5: str) -> bool:
 def find_source(dataset: Dataset, folder: Path) -> Path:
     """Return ``folder`` if the data set was unpacked into it or a subfolder, otherwise the archive in it.
 
+    A data set without archives is always unpacked.
+
     Raises:
         FilesNotFound: ``folder`` has neither.
     """
+    if not dataset.archives:
+        if folder.is_dir():
+            return folder
+        raise FilesNotFound(
+            f"{dataset.name}: {folder} does not exist: put the files there, "
+            f"or set GTDL_DATA to the folder that contains {folder.name}/"
+        )
     unpacked = _plain(dataset.unpacked)
     for root in _roots(folder):
         if root.is_dir() and any(_plain(path.name) == unpacked for path in root.iterdir()):
@@ -156,11 +165,9 @@ def find_all(dataset: Dataset, folder: Path) -> dict[str, Path]:
             for name, paths in _candidates(dataset, folder).items()
             for path in paths
         }
-    source = find_source(dataset, folder) if dataset.archives else folder
+    source = find_source(dataset, folder)
     if source.is_file():
         return {source.relative_to(folder).as_posix(): source}
-    if not source.is_dir():  # a reader that needs no files
-        return {}
     return {entry.name: source / entry.name for entry in _entries(dataset, source) if not entry.name.endswith("/")}
 
 
@@ -173,8 +180,8 @@ def entries(
     requested.
 
     Raises:
-        DatasetError: a file is unknown, two files have the same groups in ``wanted`` apart from capital letters, the
-            archive is damaged or hostile, or the folder lacks files of the archive beside it.
+        DatasetError: a file is unknown, two files have the same groups in ``wanted`` (apart from capital letters if
+            it ignores case), the archive is damaged or hostile, or the folder lacks files of the archive beside it.
     """
     source = find_source(dataset, folder)
     seen: set[tuple[str, ...]] = set()
@@ -200,8 +207,9 @@ def entries(
 
 
 def _key(match: re.Match[str]) -> tuple[str, ...]:
-    """Return the key of a file: the groups of its name, case folded."""
-    return tuple((group or "").casefold() for group in match.groups())
+    """Return the key of a file: the groups of its name, case folded if its pattern ignores case."""
+    groups = match.groups(default="")
+    return tuple(group.casefold() for group in groups) if match.re.flags & re.IGNORECASE else groups
 
 
 def _entries(dataset: Dataset, source: Path) -> Iterator[archives.ArchiveEntry]:
