@@ -150,11 +150,10 @@ def application(composed: Any) -> float | None:
     started = time.monotonic()
     try:
         outcome = run(config, Path(hydra_config.runtime.output_dir), position)
-    except (Failure, OSError) as error:
-        reason = files.explain(error) if isinstance(error, OSError) else str(error)
+    except Failure as error:
         if not isinstance(error, Unavailable):
-            failures.append(reason)
-        info(reason)
+            failures.append(str(error))
+        info(str(error))
         return None
     if SweepParent.open is not None:  # in this process, not in one of a launcher
         SweepParent.open.progress.add_time(time.monotonic() - started - outcome.metrics["device_wait_s"])

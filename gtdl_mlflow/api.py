@@ -114,11 +114,9 @@ def run(*overrides: str, **values: Any) -> RunResult:
     """
     composed = config.compose([*overrides, *(f"{key}={_value(value)}" for key, value in values.items())])
     folder = Path("outputs", f"{datetime.now():%Y-%m-%d/%H-%M-%S-%f}").absolute()
-    try:
+    with files.translated_errors():
         folder.mkdir(parents=True)
-        outcome = run_config(composed, folder)
-    except OSError as error:
-        raise Failure(files.explain(error)) from error
+    outcome = run_config(composed, folder)
     return RunResult(outcome.run_id, describe(composed), outcome.metrics, composed.tracking.uri)
 
 

@@ -79,6 +79,19 @@ def explain(error: OSError) -> str:
     return reason
 
 
+class FilesFailed(console.Failure):
+    """A file or a folder that cannot be read or written, such as on a full disk."""
+
+
+@contextmanager
+def translated_errors() -> Iterator[None]:
+    """Raise FilesFailed for each OSError. It is a decorator, too."""
+    try:
+        yield
+    except OSError as error:
+        raise FilesFailed(explain(error)) from error
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Write a file completely or not at all, even if the machine loses power. Other processes may write it too.
 

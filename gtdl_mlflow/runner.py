@@ -11,19 +11,16 @@ from pathlib import Path
 from . import datasets, environments, modes
 from .config import Config, ConfigError, check, describe
 from .config.job import create_job
-from .console import Failure, info
+from .console import info
 from .datasets import PreparedDataset
 from .environments import Environment
+from .files import translated_errors
 from .hardware import device_lock, host, peak
 from .progress import ProgressLine
 from .tracking.identity import checkpoint_folder, identity
 from .tracking.recorder import Recorder, SweepPosition
 from .worker.job import Precision
 from .worker_process import WorkerFailed, WorkerProcess, environment_variables
-
-
-class FilesFailed(Failure):
-    """A file or a folder that a run needs cannot be read or written, such as on a full disk."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +35,7 @@ class Outcome:
     """Why MLflow does not have the whole run; empty if it does."""
 
 
+@translated_errors()
 def run(config: Config, folder: Path, position: SweepPosition | None = None) -> Outcome:
     """Train and test one network in one framework and record it in MLflow. The run's files go to ``folder``.
 
@@ -47,7 +45,7 @@ def run(config: Config, folder: Path, position: SweepPosition | None = None) -> 
     with (
         _started_early(config, folder) as early,
         Recorder(config, folder, position) as recorder,
-        _translated_errors(),
+        translated_errors(),  # within the recorder, which records the reason
         device_lock.hold(config.hardware) as waited_s,
         ExitStack() as stack,  # the worker ends before the device is released
         recorder.measuring(waited_s),
@@ -76,15 +74,6 @@ def run(config: Config, folder: Path, position: SweepPosition | None = None) -> 
             recorder.log_model(Path(job.folder))
         shutil.rmtree(job.folder, ignore_errors=True)
     return Outcome(recorder.record.reference, recorder.view_hint, recorder.results, recorder.undelivered)
-
-
-@contextmanager
-def _translated_errors() -> Iterator[None]:
-    """Raise FilesFailed for a file or a folder that cannot be read or written."""
-    try:
-        yield
-    except OSError as error:
-        raise FilesFailed(f"{error.filename}: {error.strerror}" if error.filename else str(error)) from error
 
 
 @contextmanager

@@ -79,7 +79,7 @@ def framework(name: str) -> str:
         f"# {chosen.label} {chosen.version}",
         module_docstring(adapter),
         first_comment(path),
-        f"```bash\npython -m gtdl_mlflow framework={name}\n```",
+        f"```bash\ngtdl run framework={name}\n```",
         "## Devices",
         table(["device", "supported", "reason"], devices),
         "## Environment",
@@ -167,7 +167,7 @@ def defaults(name: str) -> str:
 
 def dataset(name: str) -> str:
     chosen, path = config.compose([f"dataset={name}"]).dataset, CONF / "dataset" / f"{name}.yaml"
-    command = f"python -m gtdl_mlflow dataset={name}"
+    command = f"gtdl run dataset={name}"
     if chosen.downloads:
         command = f"gtdl data fetch {name}\n{command}"
     return paragraphs(

@@ -14,6 +14,7 @@ from pathlib import Path
 import click
 import pytest
 import yaml
+from helpers.guide import steps, write_file
 from helpers.project import ROOT
 
 from gtdl_mlflow import config, datasets
@@ -48,7 +49,9 @@ def commands(page: Path) -> list[str]:
     return [part.strip() for line in lines for part in line.split("&&") if part.strip()]
 
 
-RUN_ELSEWHERE = [ROOT / "docs" / "extending.md", ROOT / "docs" / "models.md"]
+OWN_DATA = ROOT / "docs" / "own_data.md"
+
+RUN_ELSEWHERE = [ROOT / "docs" / "extending.md", OWN_DATA, ROOT / "docs" / "models.md"]
 """Their commands need files or a model; ``test_extension_guide.py`` and ``test_prediction.py`` run them."""
 
 TYPED = sorted(
@@ -105,6 +108,10 @@ def test_every_command_is_accepted(page: str, command: str, tmp_path: Path, monk
     for name in ("images.npy", "epyc.csv", "laptop.csv", "results.csv"):  # the reader's own files
         (tmp_path / name).touch()
     (tmp_path / "results").symlink_to(ROOT / "results")
+    for _, name, content in steps(OWN_DATA):
+        if name:
+            write_file(tmp_path, name, content)
+    monkeypatch.setenv("GTDL_CONF", "my_conf")
     monkeypatch.chdir(tmp_path)
     check_command(command)
 

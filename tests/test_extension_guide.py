@@ -1,4 +1,7 @@
-"""``docs/extending.md`` in a copy of the project: the test writes the page's files and runs its commands."""
+"""``docs/extending.md`` in a copy of the project, and ``docs/own_data.md`` in an empty folder.
+
+The tests write the files of both pages and run their commands.
+"""
 
 from __future__ import annotations
 
@@ -8,19 +11,16 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
 import pytest
+from helpers.guide import steps, write_file
 from helpers.project import ROOT, need_framework
 
-PAGE = ROOT / "docs" / "extending.md"
+from gtdl_mlflow.worker import layers
 
-STEP = re.compile(
-    r"^(?:`(?P<file>[\w/.]+)`:\n\n)?```(?P<language>\w+)\n(?P<content>.*?)^```$", re.DOTALL | re.MULTILINE
-)
-"""A file with its name before it, or commands."""
+EXTENDING, OWN_DATA = ROOT / "docs" / "extending.md", ROOT / "docs" / "own_data.md"
 
 
 @pytest.fixture(scope="module")
@@ -34,53 +34,22 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copy
 
 
-def steps() -> Iterator[tuple[str, str, str]]:
-    """Yield the page's steps in order: section, and a file's name and content or an empty name and a command."""
-    text = PAGE.read_text(encoding="utf-8")
-    for section in text.split("\n## ")[1:]:
-        heading, _, body = section.partition("\n")
-        for step in STEP.finditer(body):
-            if step["language"] != "bash":
-                assert step["file"], f"a block of {heading} has no file name before it"
-                yield heading, step["file"], step["content"]
-            else:
-                yield from ((heading, "", line) for line in step["content"].splitlines())
-
-
-def run(command: str, project: Path) -> subprocess.CompletedProcess[str]:
+def run(command: str, project: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
     program, *arguments = shlex.split(command)
-    start = {"python": [sys.executable], "gtdl": [sys.executable, "-m", "gtdl_mlflow.cli"]}[program]
+    start = {"python": [sys.executable], "gtdl": [sys.executable, "-m", "gtdl_mlflow.cli"], "mkdir": ["mkdir"]}[program]
+    tracker = f"sqlite:///{project / 'mlflow.db'}"
     return subprocess.run(
         [*start, *arguments],
         cwd=project,
-        env={**os.environ, "PYTHONPATH": str(project), "MLFLOW_TRACKING_URI": f"sqlite:///{project / 'mlflow.db'}"},
+        env={**os.environ, "PYTHONPATH": str(project), "MLFLOW_TRACKING_URI": tracker, **environment},
         capture_output=True,
         text=True,
         timeout=600,
     )
 
 
-SECTIONS = list(dict.fromkeys(heading for heading, _, _ in steps()))
-
-
-@pytest.mark.slow
-@pytest.mark.frameworks
-@pytest.mark.parametrize("heading", SECTIONS)
-def test_files_and_commands_of_a_section_work(heading: str, project: Path) -> None:
-    for section, file, content in steps():
-        if file:  # a section also needs the files of the sections before it
-            path = project / file
-            assert section != heading or not (ROOT / file).exists(), f"{file} exists in the project already"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(content, encoding="utf-8")
-        elif section == heading:
-            if "framework=torch" in content:
-                need_framework("torch")
-            done = run(content, project)
-            assert done.returncode == 0, f"{content}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
-    if heading == "Reference pages":
-        assert (project / "docs" / "frameworks" / "tiny.md").is_file()
-        assert (project / "docs" / "datasets" / "digits.md").is_file()
+def assert_runs_are_finished_and_accurate(project: Path) -> None:
+    """Assert that the project's runs, if there are any, have finished, and that those of data sets are accurate."""
     if (project / "mlflow.db").exists():
         client = mlflow.MlflowClient(f"sqlite:///{project / 'mlflow.db'}")
         (experiment,) = client.search_experiments(filter_string="name = 'gtdl'")
@@ -91,12 +60,61 @@ def test_files_and_commands_of_a_section_work(heading: str, project: Path) -> No
         assert all(run.data.metrics["accuracy_percent"] > 70 for run in trained)
 
 
+SECTIONS = list(dict.fromkeys(heading for heading, _, _ in steps(EXTENDING)))
+
+
+@pytest.mark.slow
+@pytest.mark.frameworks
+@pytest.mark.parametrize("heading", SECTIONS)
+def test_files_and_commands_of_a_section_work(heading: str, project: Path) -> None:
+    for section, file, content in steps(EXTENDING):
+        if file:  # a section also needs the files of the sections before it
+            assert section != heading or not (ROOT / file).exists(), f"{file} exists in the project already"
+            write_file(project, file, content)
+        elif section == heading:
+            if "framework=torch" in content:
+                need_framework("torch")
+            done = run(content, project, {})
+            assert done.returncode == 0, f"{content}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+    if heading == "Reference pages":
+        assert (project / "docs" / "frameworks" / "tiny.md").is_file()
+        assert (project / "docs" / "datasets" / "digits.md").is_file()
+    assert_runs_are_finished_and_accurate(project)
+
+
+@pytest.mark.slow
+@pytest.mark.frameworks
+def test_files_and_commands_for_own_images_work(tmp_path: Path) -> None:
+    need_framework("torch")
+    need_framework("tensorflow")
+    environment: dict[str, str] = {}
+    output = ""
+    for _, file, content in steps(OWN_DATA):
+        if file:
+            write_file(tmp_path, file, content)
+        elif content.startswith("export "):
+            variable, _, value = content.removeprefix("export ").partition("=")
+            environment[variable] = value
+        else:
+            command = re.sub(r"--minutes \d+", "--minutes 1", content)
+            done = run(command, tmp_path, {"PYTHONPATH": str(ROOT), **environment})
+            assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+            output += done.stdout
+    assert "my_images: files readable, not prepared yet\n" in output
+    assert "trained fastest" in output
+    assert_runs_are_finished_and_accurate(tmp_path)
+
+
+def test_types_of_layers_on_the_page_are_complete() -> None:
+    table = OWN_DATA.read_text(encoding="utf-8").partition("| layer `type` |")[2].partition("\n\n")[0]
+    named = {name for row in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+    assert named == set(layers.TYPES)
+
+
 def test_python_files_of_the_page_pass_the_linter(tmp_path: Path) -> None:
-    for _, file, content in steps():
+    for _, file, content in steps(EXTENDING):
         if file.endswith(".py"):
-            path = tmp_path / file
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(content, encoding="utf-8")
+            write_file(tmp_path, file, content)
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     for check in (["check"], ["format", "--check"]):
         command = [sys.executable, "-m", "ruff", *check, "."]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import os
 import random
 import signal
@@ -23,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.data_files import caltech, cifar10, compressed, configured, faces, idx, jpeg, pgm, photograph, tar, zipped
+from PIL import Image
 
 from gtdl_mlflow.config import Dataset, Download
 from gtdl_mlflow.datasets import DatasetError, images
@@ -256,6 +258,20 @@ def test_jpeg_is_robust() -> None:
     def check(source: random.Random) -> None:
         decoded = images.JpegDecoder().decode(anything(source, *source.choice(whole)), "ant/image_0001.jpg")
         assert images.resize(decoded, 32, 32).shape == (32, 32, 3)
+
+    fuzz(check)
+
+
+def test_own_image_is_robust() -> None:
+    whole = []
+    for mode, kind in [("L", "PNG"), ("RGB", "PNG"), ("P", "PNG"), ("RGB", "BMP"), ("1", "PPM"), ("RGB", "JPEG")]:
+        file = io.BytesIO()
+        Image.fromarray(photograph(1, 20, 30, 3)).convert(mode).save(file, kind)
+        whole.append(file.getvalue())
+
+    def check(source: random.Random) -> None:
+        content = anything(source, source.choice(whole), b"\x89PNG\r\n\x1a\n")
+        assert images.decode_image(content, "rose/1.png", 3).shape[2] == 3
 
     fuzz(check)
 

@@ -401,7 +401,7 @@ def test_prepared_data_are_used_without_writing_to_the_cache_directory(
     monkeypatch.setattr(published, "CLOCK_STEP_NS", 0)
     digest = prepare(SMALL).digest
     output, errors = start(SMALL, WRITES_NOTHING, folder.parent).communicate(timeout=60)
-    assert output.startswith(f"{digest} downloaded, prepared cifar10: publisher's files readable, prepared"), errors
+    assert output.startswith(f"{digest} downloaded, prepared cifar10: files readable, prepared"), errors
     assert errors == ""
 
 

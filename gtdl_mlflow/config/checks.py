@@ -60,6 +60,8 @@ def check(config: Config) -> None:
 
 
 def _check_dataset(dataset: Dataset) -> None:
+    if not 2 <= dataset.classes <= 256:
+        raise ConfigError(f"dataset.classes={dataset.classes}: expected 2 to 256, because a label is one byte")
     for key in ("train_per_class", "test_per_class", "train_limit", "test_limit"):
         value = getattr(dataset, key)
         if value is not None and value < 1:

@@ -16,12 +16,12 @@ from omegaconf.errors import OmegaConfBaseException
 from ..redaction import conceal_all
 from .checks import ConfigError, check
 from .errors import explain, explain_null_section, refusal, unknown_key
-from .resolvers import CONF, choices
+from .resolvers import CONF, choices, option_file
 from .schema import Config
 
 ConfigStore.instance().store(name="schema", node=Config)
 for _name in choices("setting"):
-    if not (CONF / "setting" / f"{_name}.yaml").is_file():
+    if not option_file("setting", _name).is_file():
         _defaults = [{"/model": _name}, {"/training": _name}]
         ConfigStore.instance().store(_name, {"defaults": _defaults}, group="setting", package="_global_")
 
@@ -66,7 +66,7 @@ def compose_part(group: str, choice: str, **values: Any) -> Any:
     It equals that part of ``compose_unchecked([f"{group}={choice}"])`` and takes a tenth of the time. The yaml of a
     choice depends on no other choice.
     """
-    part = OmegaConf.merge(OmegaConf.load(CONF / group / f"{choice}.yaml"), values)
+    part = OmegaConf.merge(OmegaConf.load(option_file(group, choice)), values)
     merged = OmegaConf.merge(OmegaConf.structured(Config), {group: part})
     return OmegaConf.to_object(OmegaConf.select(merged, group))
 

@@ -15,6 +15,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from ..redaction import redact
 from ..worker.job import Optimizer
+from .own_conf import check_own_conf
 from .resolvers import choices
 
 RENAMED = {
@@ -107,7 +108,12 @@ def _abbreviates(word: str, name: str) -> bool:
 
 
 def refusal(overrides: Iterable[str]) -> str | None:
-    """Return a message if an override would change the name of a choice, or is one that Hydra fails on; else None."""
+    """Return a message if an override would change the name of a choice, or is one that Hydra fails on; else None.
+
+    An unusable ``GTDL_CONF`` results in a message, too.
+    """
+    if message := check_own_conf():
+        return message
     every = list(overrides)
     for override in every:
         key, _, value = override.partition("=")

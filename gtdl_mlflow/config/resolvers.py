@@ -1,4 +1,4 @@
-"""The contents of ``conf/``, and the resolvers ``${name:...}`` that its files use."""
+"""The contents of ``conf/`` and of the user's own folder, and the resolvers ``${name:...}`` that its files use."""
 
 from __future__ import annotations
 
@@ -22,12 +22,35 @@ LARGEST_IMAGE_SIDE = 256
 """Largest side of ``dataset.image_size`` in pixels: the prepared images must fit into memory."""
 
 
+def own_conf() -> Path | None:
+    """Return the user's folder ``GTDL_CONF``, which has groups and options as ``conf/``; None if there is none."""
+    chosen = os.environ.get("GTDL_CONF")
+    return Path(chosen).expanduser().absolute() if chosen else None
+
+
+def _folders() -> list[Path]:
+    own = own_conf()
+    return [CONF] if own is None else [CONF, own]
+
+
+def option_file(group: str, name: str) -> Path:
+    """Return the path of the yaml of an option. It does not exist if there is no such option."""
+    paths = [folder / group / f"{name}.yaml" for folder in _folders()]
+    return next((path for path in paths if path.is_file()), paths[0])
+
+
+def _search_path() -> list[str]:
+    """Return the folders in which Hydra searches besides ``conf/``."""
+    own = own_conf()
+    return [] if own is None else [f"file://{own}"]
+
+
 def choices(group: str) -> list[str]:
     """Return the options of a config group.
 
     A model and a training of the same name are a setting of that name; ``conf/setting/`` may add other pairs.
     """
-    options = {path.stem for path in (CONF / group).glob("*.yaml")}
+    options = {path.stem for folder in _folders() for path in (folder / group).glob("*.yaml")}
     if group == "setting":
         options |= {*choices("model")} & {*choices("training")}
     return sorted(options)
@@ -35,7 +58,7 @@ def choices(group: str) -> list[str]:
 
 def family(dataset: str) -> str:
     """Return ``family`` of a data set's yaml. Return an unknown name as it is: Hydra reports it."""
-    path = CONF / "dataset" / f"{dataset}.yaml"
+    path = option_file("dataset", dataset)
     return _family(path) if path.is_file() else dataset
 
 
@@ -55,8 +78,7 @@ def framework_yaml(name: str) -> dict[str, Any]:
     """Return the contents of a framework's yaml as they are written; empty for a name that is no framework."""
     if name not in choices("framework"):  # a name from a tracking store may be a path to any other file
         return {}
-    path = CONF / "framework" / f"{name}.yaml"
-    return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+    return dict(yaml.safe_load(option_file("framework", name).read_text(encoding="utf-8")))
 
 
 def default_setting(framework: str, dataset: str) -> str:
@@ -136,6 +158,7 @@ def _tracking_uri(default: str) -> str:
     return redact(os.environ.get(VARIABLE) or default)
 
 
+OmegaConf.register_new_resolver("search_path", _search_path, replace=True)
 OmegaConf.register_new_resolver("tracking_uri", _tracking_uri, replace=True)
 OmegaConf.register_new_resolver("dataset_family", family, replace=True)
 OmegaConf.register_new_resolver("default_setting", default_setting, replace=True)

@@ -61,7 +61,7 @@ def verify(dataset: Dataset) -> str:
     arrays = read(dataset, published.folder)
     folder = prepared_folders.folder(dataset, published.record())
     # The contents of an archive have no published checksum: copies of different sizes are in use.
-    state = f"{len(dataset.files)} file(s) as published" if dataset.files else "publisher's files readable"
+    state = f"{len(dataset.files)} file(s) as published" if dataset.files else "files readable"
     report = f"{dataset.name}: {state}"
     everything = stored(dataset)
     if found := _find(published, everything):
