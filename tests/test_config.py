@@ -133,6 +133,16 @@ def test_transfer_frameworks_sweeps_over_all_defaults_for_the_data_set(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("dataset", "setting"), [("mnist_5k", "caffe_mnist"), ("cifar10", "caffe_cifar10")])
+def test_paired_measurement_uses_the_network_of_caffe_for_the_data_set(
+    gtdl: Command, store: str, dataset: str, setting: str
+) -> None:
+    done = gtdl("experiment=paired", f"dataset={dataset}", "--cfg", "hydra", "--resolve")
+    assert done.returncode == 0, done.stderr
+    assert OmegaConf.create(done.stdout).hydra.sweeper.params.setting == setting
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("experiment", "included"),
     [

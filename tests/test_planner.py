@@ -35,6 +35,19 @@ def test_more_frameworks_need_a_longer_measurement() -> None:
     assert shortest_measurement_s([CHEAP] * 5) > 2 * shortest_measurement_s([CHEAP] * 2)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "added"),
+    [
+        ([], ["dataset=mnist_5k", "setting=caffe_mnist"]),
+        (["dataset=cifar10"], ["setting=caffe_cifar10"]),
+        (["setting=torch_mnist"], ["dataset=mnist_5k"]),
+        (["dataset=cifar10", "model=torch_cifar10"], []),
+    ],
+)
+def test_network_of_caffe_for_the_data_set_is_compared_by_default(overrides: list[str], added: list[str]) -> None:
+    assert planner.with_defaults(overrides) == [*added, *overrides]
+
+
 def test_plan_states_what_runs_how_long_and_how_much_disk_it_needs(cache_folders: None) -> None:
     frameworks, _ = planner.candidates("cpu", ["torch", "mxnet"])
     text = "\n".join(planner.describe(frameworks, config.compose(["setting=caffe_mnist", "hardware=cpu_1core"]), 10))

@@ -31,8 +31,11 @@ from ..worker.inputs import split
 from ..worker.job import Activity, Latency
 from ..worker_process import WorkerFailed, environment_variables, run_worker
 
-DEFAULTS = {"dataset": "mnist_5k", "setting": "caffe_mnist"}
-"""What is compared: the digits that come with the benchmark, and a small network that every framework can run."""
+DATASET = "mnist_5k"
+"""Data set that is compared by default: digits that come with a Python package."""
+
+NETWORK_OF = "caffe"
+"""Framework whose default setting for the data set is compared: small networks that every framework can run."""
 
 RUNS_SHARE = 0.3
 """Share of the time that the whole runs may take. The paired measurement decides, and has the rest."""
@@ -236,6 +239,15 @@ def enough_s(fixed_s: float, runs_s: float) -> float:
     return max(fixed_s + runs_s, fixed_s / (1 - RUNS_SHARE - MODES_SHARE))
 
 
+def with_defaults(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides with a data set and a setting before them, unless they select their own."""
+    typed = {key: value for key, _, value in (override.partition("=") for override in overrides)}
+    defaults = [] if "dataset" in typed else [f"dataset={DATASET}"]
+    if not typed.keys() & {"setting", "model", "training"}:
+        defaults.append(f"setting={config.default_setting(NETWORK_OF, typed.get('dataset', DATASET))}")
+    return [*defaults, *overrides]
+
+
 def run(minutes: float, wanted: Sequence[str], overrides: Sequence[str], experiment: str) -> list[str]:
     """Print the plan, measure, and print the ranking. Return remarks for the report, one line each.
 
@@ -250,11 +262,7 @@ def run(minutes: float, wanted: Sequence[str], overrides: Sequence[str], experim
         DatasetError: the data set is not available or cannot be read.
         AnswerImpossible: fewer than two frameworks can run, or the time limit is too short.
     """
-    typed = {override.partition("=")[0] for override in overrides}
-    defaults = {key: value for key, value in DEFAULTS.items() if key not in typed}
-    if typed & {"model", "training"}:
-        defaults.pop("setting", None)
-    every = [*(f"{key}={value}" for key, value in defaults.items()), *overrides]
+    every = with_defaults(overrides)
     common = config.compose(every)
     device = common.hardware.device
     frameworks, remarks = candidates(device, wanted)
@@ -278,14 +286,14 @@ def run(minutes: float, wanted: Sequence[str], overrides: Sequence[str], experim
         raise AnswerImpossible(f"minutes={minutes:g}: too short for {', '.join(costs)} here; try minutes={enough}")
     info(f"budget={budget:g}: each whole run does {100 * budget:g} % of the training")
     left_s = ends - time.monotonic() - REPORT_S
-    _run_sweep([f"framework={','.join(costs)}", *every, f"sweep.minutes={left_s / 60:.2f}"], typed, budget, experiment)
+    _run_sweep([f"framework={','.join(costs)}", *every, f"sweep.minutes={left_s / 60:.2f}"], budget, experiment)
     return remarks
 
 
-def _run_sweep(overrides: Sequence[str], typed: Collection[str], budget: float, experiment: str) -> None:
+def _run_sweep(overrides: Sequence[str], budget: float, experiment: str) -> None:
     """Run the sweep in a process of its own, which prints the ranking. The report shows failed cells."""
     command = [sys.executable, "-m", "gtdl_mlflow", "experiment=paired", *overrides]
-    if "budget" not in typed:
+    if not any(override.startswith("budget=") for override in overrides):
         command.append(f"budget={budget:g}")
     command += ["sweep.rerun=all", f"tracking.experiment={experiment}"]
     # `mlflow run` has created one run, and the sweep creates its own.
