@@ -30,6 +30,9 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "reproduction.md")
 BLOCK = re.compile(r"(<!-- results: (\w+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
 
+GTDLBENCH = ("torch", "tensorflow", "mxnet", "theano", "caffe")
+"""Frameworks that GTDLBench compared."""
+
 PARITY = tuple(f"parity/{name}_difference" for name in ("logits", "gradient", "loss"))
 
 
@@ -104,6 +107,21 @@ class Results:
         parts = conditions_text(conditions), table(header, rows), formats.markdown(answer.sentence)
         return "\n\n".join(parts)
 
+    def summary(self) -> str:
+        """Return a line for each paired measurement of different frameworks, with the three that train fastest."""
+        lines = []
+        for conditions in self.paired:
+            if len({each.framework for each in self.groups[conditions]}) < 3:
+                continue
+            training, *_ = self.cpu_rankings(conditions)
+            first, *others = training.frameworks[:3]
+            ratios = ", ".join(f"{place.framework} {place.ratio.text}" for place in others)
+            machine = conditions.machine.partition(",")[0]
+            lines.append(
+                f"- {conditions.dataset}, {conditions.setting}, {machine}: {first.framework} is the fastest, then {ratios}"
+            )
+        return "\n".join(formats.markdown(line) for line in lines)
+
     def agreement(self) -> str:
         """Return the paired ratios of a training step on several machines, under the same conditions."""
         columns: dict[str, dict[str, Mapping[str, str]]] = defaultdict(dict)
@@ -125,24 +143,25 @@ class Results:
         rows = []
         for cell in self.baseline_cells():
             published = original.figures(cell.key.dataset, cell.key.framework, "cpu")
-            median = cell.median(reproduction.ACCURACY)
+            mean = cell.value(reproduction.ACCURACY)
             rows.append(
                 [
                     cell.key.dataset,
                     cell.key.label,
-                    f"{cell.median('train/iterations'):,.0f}",
+                    f"{cell.value('train/iterations'):,.0f}",
                     f"{len(cell.runs)}",
                     cell.accuracy,
                     f"{published.accuracy_percent:.2f}" if published else "none",
-                    f"{median - published.accuracy_percent:+.2f}" if published else "",
+                    f"{mean - published.accuracy_percent:+.2f}" if published else "",
                 ]
             )
         return table(["data set", "framework", "iterations", "seeds", "accuracy %", "published %", "difference"], rows)
 
     def baseline_cells(self) -> list[reproduction.ReproductionCell]:
-        """Return the frameworks' own defaults with all of their iterations, on MNIST first."""
+        """Return the own defaults of GTDLBench's frameworks with all of their iterations, on MNIST first."""
         cells = reproduction.group_by_cell(self.files.loaded.runs)
-        full = [each for each in cells if each.key.is_default and each.key.budget == 1]
+        own = [each for each in cells if each.key.is_default and each.key.framework in GTDLBENCH]
+        full = [each for each in own if each.key.budget == 1]
         return [each for dataset in ("mnist", "cifar10") for each in full if each.key.dataset == dataset]
 
     def devices(self) -> str:

@@ -11,6 +11,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import mlflow
@@ -18,7 +19,8 @@ import pytest
 from helpers.guide import steps, write_file
 from helpers.project import ROOT, need_framework
 
-from gtdl_mlflow.worker import layers
+from gtdl_mlflow.worker import layers, preprocessing
+from gtdl_mlflow.worker.job import Training
 
 EXTENDING, OWN_DATA = ROOT / "docs" / "extending.md", ROOT / "docs" / "own_data.md"
 
@@ -103,10 +105,18 @@ def test_files_and_commands_for_own_images_work(tmp_path: Path) -> None:
     assert_runs_are_finished_and_accurate(tmp_path)
 
 
-def test_types_of_layers_on_the_page_are_complete() -> None:
-    table = OWN_DATA.read_text(encoding="utf-8").partition("| layer `type` |")[2].partition("\n\n")[0]
-    named = {name for row in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", row.split("|")[1])}
-    assert named == set(layers.TYPES)
+def rows(heading: str) -> dict[str, str]:
+    """Return the rows of a table on the page about own images: each name in the first column, to the second column."""
+    table = OWN_DATA.read_text(encoding="utf-8").partition(f"| {heading} |")[2].partition("\n\n")[0]
+    cells = [row.split("|")[1:3] for row in table.splitlines()[2:]]
+    return {name: second for first, second in cells for name in re.findall(r"`(\w+)`", first)}
+
+
+def test_layers_and_preprocessing_on_the_page_are_complete() -> None:
+    assert set(rows("layer `type`")) == set(layers.TYPES)
+    keys = rows("training key")
+    assert set(re.findall(r"(\w+): {", keys["preprocessing"])) == set(preprocessing.OPERATIONS)
+    assert set(keys) <= {field.name for field in fields(Training)}
 
 
 def test_python_files_of_the_page_pass_the_linter(tmp_path: Path) -> None:

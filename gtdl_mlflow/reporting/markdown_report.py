@@ -45,8 +45,7 @@ def _section(each: Section) -> list[str]:
         "Execution modes": each.modes,
     }
     parts = [
-        f"## {formats.markdown(each.conditions.text)}",
-        formats.markdown(each.conditions.machine),
+        f"## {formats.markdown(f'{each.conditions.text}; {each.conditions.machine}')}",
         *_list(each.sentences),
     ]
     for caption, some in tables.items():

@@ -317,11 +317,11 @@ def transfer(runs: Iterable[BenchmarkRun]) -> list[Chart]:
     drawn = []
     for cells in reproduction.group_for_transfer(reproduction.group_by_cell(runs)):
         key = cells[0].key
-        note = f"Medians; {key.hardware}, budget {key.budget:g}, {key.machine}."
+        note = f"Means of accuracies, medians of times; {key.hardware}, budget {key.budget:g}, {key.machine}."
         for name, logarithmic in TRANSFER:
             metric = METRICS[name]
-            medians = {(cell.key.label, cell.key.setting): cell.median(name) for cell in cells}
-            values = {fields: value for fields, value in medians.items() if math.isfinite(value)}
+            every = {(cell.key.label, cell.key.setting): cell.value(name) for cell in cells}
+            values = {fields: value for fields, value in every.items() if math.isfinite(value)}
             frameworks, settings = (sorted({fields[index] for fields in values}) for index in range(2))
             if len(values) <= max(len(frameworks), len(settings)):
                 continue
