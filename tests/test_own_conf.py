@@ -65,6 +65,8 @@ def test_own_options_compose(own: Path) -> None:
     assert config.model.name == "torch_cifar10"  # the default of its family
     config = compose(["framework=torch", "dataset=flowers", "model=small", "training=small"])
     assert (config.model.name, config.training.batch_size) == ("small", 10)
+    config = compose(["framework=torch", "dataset=flowers", "setting=small"])  # GTDL_CONF was set after the import
+    assert (config.model.name, config.training.name) == ("small", "small")
 
 
 @pytest.mark.slow

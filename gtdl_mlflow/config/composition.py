@@ -19,11 +19,17 @@ from .errors import explain, explain_null_section, refusal, unknown_key
 from .resolvers import CONF, choices, option_file
 from .schema import Config
 
+
+def store_settings() -> None:
+    """Make each model and training of the same name a setting of that name for Hydra."""
+    for name in choices("setting"):
+        if not option_file("setting", name).is_file():
+            defaults = [{"/model": name}, {"/training": name}]
+            ConfigStore.instance().store(name, {"defaults": defaults}, group="setting", package="_global_")
+
+
 ConfigStore.instance().store(name="schema", node=Config)
-for _name in choices("setting"):
-    if not option_file("setting", _name).is_file():
-        _defaults = [{"/model": _name}, {"/training": _name}]
-        ConfigStore.instance().store(_name, {"defaults": _defaults}, group="setting", package="_global_")
+store_settings()
 
 
 def compose(overrides: list[str]) -> Config:
@@ -46,6 +52,7 @@ def compose_unchecked(overrides: list[str]) -> Config:
     """
     if message := refusal(overrides):
         raise ConfigError(message)
+    store_settings()  # GTDL_CONF may have changed since the import
     # Inside a running Hydra application, Hydra is initialized already.
     running = GlobalHydra.instance().is_initialized()
     start = nullcontext() if running else initialize_config_dir(str(CONF), version_base="1.3", job_name="gtdl")
