@@ -116,10 +116,8 @@ class Results:
             training, *_ = self.cpu_rankings(conditions)
             first, *others = training.frameworks[:3]
             ratios = ", ".join(f"{place.framework} {place.ratio.text}" for place in others)
-            machine = conditions.machine.partition(",")[0]
-            lines.append(
-                f"- {conditions.dataset}, {conditions.setting}, {machine}: {first.framework} is the fastest, then {ratios}"
-            )
+            where = f"{conditions.dataset}, {conditions.setting}, {conditions.machine.partition(',')[0]}"
+            lines.append(f"- {where}: {first.framework} is the fastest, then {ratios}")
         return "\n".join(formats.markdown(line) for line in lines)
 
     def agreement(self) -> str:
