@@ -35,6 +35,7 @@ SHELL = (
     "pip install",
     "apt-get install",
     "export MLFLOW_TRACKING_",
+    "read -rs MLFLOW_TRACKING_PASSWORD",
     "uvx",
     "pytest",
     "python -m pytest",
