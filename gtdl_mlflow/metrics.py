@@ -151,7 +151,8 @@ _ALL = (
       for name, unit, text, better, condition in (
           ("gflops", "GFLOP/s", "Useful operations per second", HIGHER, ""),
           ("flops_per_byte", "FLOP/B", "Arithmetic intensity", "", ""),
-          ("peak_share_percent", "%", "Share of the machine's peak", HIGHER, "the machine's peak could be measured"),
+          ("peak_share_percent", "%", "Share of the machine's peak", HIGHER,
+           "`precision=float32`, and the machine's peak could be measured"),
       )),
     # The worker's process.
     Metric("worker/wall_s", "s", "The worker from its start to its end, without its wait for the job.", LOWER),

@@ -56,7 +56,9 @@ def run(config: Config, folder: Path, position: SweepPosition | None = None) -> 
             info("precision=bfloat16: this processor has no instructions for it, so it is slower than float32")
         data = datasets.prepare(config.dataset)
         environment = environments.ensure(config.framework, config.hardware.device)
-        machine_peak = peak.get_or_measure(config.hardware, config.threads)
+        # The peak is that of float32, which other precisions can exceed.
+        in_float32 = config.precision is Precision.float32
+        machine_peak = peak.get_or_measure(config.hardware, config.threads) if in_float32 else None
         config, choice = modes.choose(config, environment, data, folder)
         worker = stack.enter_context(early.get(config.mode) or _worker(config, environment, folder))
         pid = worker.start(environment.python)

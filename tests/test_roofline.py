@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.project import ROOT, Command, runs
+from helpers.project import ROOT, Command, need_framework, runs
 from mlflow import MlflowClient
 
 from gtdl_mlflow import charts, config, environments
@@ -190,6 +190,18 @@ def test_run_records_its_share_of_the_peak_a_table_and_a_chart(gtdl: Command, st
     chart = Path(client.download_artifacts(run.info.run_id, "roofline.svg", str(tmp_path))).read_text()
     share = metrics["test/peak_share_percent"]
     assert f"testing: {f'{share:.0f}' if share >= 10 else f'{share:.2g}'} % of the peak" in chart
+
+
+@pytest.mark.slow
+@pytest.mark.frameworks
+def test_run_in_bfloat16_has_no_share_of_the_peak_of_float32(gtdl: Command, store: str) -> None:
+    need_framework("torch")
+    done = gtdl("framework=torch", "precision=bfloat16", "mode=default", "budget=0.001", "latency.repeats=0")
+    assert done.returncode == 0, done.stderr
+    assert "measured peak" not in done.stderr
+    (run,) = runs(store)
+    assert run.data.metrics["train/gflops"] > 0
+    assert not [name for name in run.data.metrics if name.endswith("peak_share_percent")]
 
 
 @pytest.mark.slow
