@@ -21,9 +21,9 @@ DOCS = ROOT / "docs"
 
 def main() -> None:
     (DOCS / "metrics.md").write_text(metrics(), encoding="utf-8")
-    for name in config.choices("framework"):
+    for name in config.choices("framework", own=False):
         (DOCS / "frameworks" / f"{name}.md").write_text(framework(name), encoding="utf-8")
-    for name in config.choices("dataset"):
+    for name in config.choices("dataset", own=False):
         (DOCS / "datasets" / f"{name}.md").write_text(dataset(name), encoding="utf-8")
 
 

@@ -132,14 +132,11 @@ def test_transfer_frameworks_sweeps_over_all_defaults_for_the_data_set(
     assert settings.split(",") == [f"{name}_{family}" for name in names]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("dataset", "setting"), [("mnist_5k", "caffe_mnist"), ("cifar10", "caffe_cifar10")])
-def test_paired_measurement_uses_the_network_of_caffe_for_the_data_set(
-    gtdl: Command, store: str, dataset: str, setting: str
-) -> None:
-    done = gtdl("experiment=paired", f"dataset={dataset}", "--cfg", "hydra", "--resolve")
-    assert done.returncode == 0, done.stderr
-    assert OmegaConf.create(done.stdout).hydra.sweeper.params.setting == setting
+def test_paired_measurement_uses_the_network_of_caffe_for_the_data_set(dataset: str, setting: str) -> None:
+    config = compose(["experiment=paired", "framework=torch", f"dataset={dataset}"])
+    assert (config.model.name, config.training.name) == (setting, setting)
+    assert compose(["experiment=paired", "setting=torch_mnist"]).model.name == "torch_mnist"
 
 
 @pytest.mark.slow

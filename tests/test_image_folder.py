@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -84,6 +86,7 @@ def images_by_name(prepared: PreparedDataset) -> dict[tuple[str, str], tuple[int
 
 def test_images_are_divided_at_random(data: Path) -> None:
     write_files(flowers(), data)
+    assert locate(DIVIDED) == "downloaded, not prepared"
     prepared = prepare(DIVIDED)
     assert (prepared.train_images, prepared.test_images) == (6, 4)
     found = images_by_name(prepared)
@@ -128,7 +131,7 @@ def test_training_images_are_not_in_the_order_of_their_classes(data: Path) -> No
     ],
 )
 def test_archive_results_in_the_same_arrays(data: Path, name: str, pack: Callable[[dict[str, bytes]], bytes]) -> None:
-    files = flowers()
+    files = dict(reversed(flowers().items()))  # an archive has its files in any order
     write_files(files, data)
     dataset = replace(DIVIDED, archives=["flowers.zip", "flowers.tar.gz"], unpacked="lily")
     unpacked = prepare(dataset).sha256
@@ -176,6 +179,7 @@ def test_exported_data_set_is_read_again(data: Path, tmp_path: Path) -> None:
         ("lily/0.BMP", encoded(color(0), "BMP")),
         ("lily/0.ppm", encoded(color(0), "PPM")),
         ("lily/0.png", encoded(color(0), mode="RGBA")),
+        ("lily/0.jpg", encoded(color(0))),  # the content decides, not the name
     ],
 )
 def test_other_formats_have_the_same_pixels(data: Path, name: str, content: bytes) -> None:
@@ -200,6 +204,32 @@ def test_other_sizes_and_grey_images_are_converted(data: Path) -> None:
     assert np.array_equal(found["lily/1.png"], grey[:, :, np.newaxis])
 
 
+def test_orientation_of_a_photograph_is_applied(data: Path) -> None:
+    turned = np.zeros((SIZE, SIZE, 3), np.uint8)
+    turned[:, : SIZE // 2] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 3  # rotated by 180 degrees
+    file = io.BytesIO()
+    Image.fromarray(turned).save(file, "PNG", exif=exif)
+    write_files({**flowers(), "lily/0.png": file.getvalue()}, data)
+    found = {name: pixels for (_, name), (_, pixels) in images_by_name(prepare(DIVIDED)).items()}
+    assert np.array_equal(found["lily/0.png"], turned[:, ::-1])
+
+
+def test_file_name_that_is_not_utf8_is_refused(data: Path) -> None:
+    write_files(flowers(), data)
+    (data / "lily" / os.fsdecode(b"caf\xe9.png")).write_bytes(encoded(color(1)))
+    assert_refused(DIVIDED, "the name is not UTF-8; rename the file or the folder")
+
+
+def test_prepared_images_are_used_without_the_files(data: Path) -> None:
+    write_files(flowers(), data)
+    expected = prepare(DIVIDED).digest
+    shutil.rmtree(data)
+    data.mkdir()
+    assert prepare(DIVIDED).digest == expected
+
+
 def test_classes_may_differ_in_capital_letters_only(data: Path) -> None:
     write_files({name.replace("lily", "a").replace("rose", "A"): content for name, content in flowers().items()}, data)
     assert prepare(DIVIDED).train_images == 6
@@ -208,9 +238,9 @@ def test_classes_may_differ_in_capital_letters_only(data: Path) -> None:
 DEEP = np.zeros((SIZE, SIZE), np.uint16)
 
 INVALID = {
-    "16 bits": (DIVIDED, {"lily/0.png": encoded(DEEP)}, "lily/0.png: more than 8 bits per pixel; convert"),
+    "16 bits": (DIVIDED, {"lily/0.png": encoded(DEEP)}, "lily/0.png: grey with more than 8 bits per pixel; convert"),
     "damaged": (DIVIDED, {"rose/1.png": encoded(color(1))[:-30]}, "rose/1.png: damaged"),
-    "no image": (DIVIDED, {"rose/1.jpg": b"%PDF-1.4"}, "rose/1.jpg: not a BMP or JPEG or PNG or PPM image (a PDF"),
+    "no image": (DIVIDED, {"rose/1.jpg": b"%PDF-1.4"}, "rose/1.jpg: not a BMP, JPEG, PNG, PPM image (a PDF"),
     "other file": (DIVIDED, {"rose/labels.csv": b"1"}, "rose/labels.csv: not a file of flowers; move it"),
     "no class": (DIVIDED, {"5.png": encoded(color(1))}, "5.png: not a file of flowers; move it"),
     "third class": (
@@ -259,6 +289,19 @@ def test_missing_folder_is_named(data: Path) -> None:
     assert_refused(DIVIDED, f"flowers: {data} does not exist: put the files there, or set GTDL_DATA")
     assert locate(DIVIDED) == "not downloaded, not prepared"
     assert fetch(DIVIDED, 1) == f"flowers: nothing to fetch; copy its files into {data}"
+
+
+def test_empty_folder_is_named(data: Path) -> None:
+    data.mkdir(parents=True)
+    (data / "README.md").touch()
+    assert_refused(DIVIDED, f"flowers: no image in {data}: put the images there")
+    assert locate(DIVIDED) == "not downloaded, not prepared"
+
+
+def test_jpeg_of_many_scans_is_refused(data: Path) -> None:
+    content = encoded(color(0), "JPEG")
+    write_files({**flowers(), "rose/0.jpg": content[:-2] + b"\xff\xda" * 200 + content[-2:]}, data)
+    assert_refused(DIVIDED, "rose/0.jpg: 201 scans in one JPEG, expected at most 100; convert or remove it")
 
 
 def test_very_large_image_is_refused(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,9 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from helpers.project import Command
+from helpers.planted_runs import make_finished_run
+from helpers.project import ROOT, Command
+from PIL import Image
 
+from gtdl_mlflow.cli import __main__ as cli
 from gtdl_mlflow.config import ConfigError, choices, compose
+from gtdl_mlflow.files import datasets_dir
+from gtdl_mlflow.reporting.runs import read
 
 DATASET = """
 name: flowers
@@ -81,7 +86,8 @@ def test_own_network_and_training_of_one_name_are_a_setting(own: Path, gtdl: Com
 
 WRONG = {
     "not yaml": ("dataset/flowers", "a: [", "not readable as YAML (while parsing"),
-    "empty": ("dataset/flowers", "", "expected lines such as `name: NAME`"),
+    "empty": ("dataset/flowers", "", "missing: classes, family"),
+    "list": ("dataset/flowers", "- a", "expected lines such as `name: NAME`"),
     "other name": ("dataset/flowers", DATASET.replace("flowers", "roses"), "name: roses: expected flowers"),
     "missing keys": (
         "dataset/flowers",
@@ -96,8 +102,15 @@ WRONG = {
         "name: small",
         "missing: batch_size, learning_rate, optimizer",
     ),
-    "group": ("datasets/flowers", DATASET, "datasets/ is no config group; expected one of dataset, experiment"),
-    "existing": ("dataset/mnist", DATASET, "gtdl_mlflow has dataset/mnist.yaml already; give the file"),
+    "group": ("datasets/flowers", DATASET, "no config group; expected one of dataset, experiment"),
+    "existing": ("dataset/mnist", DATASET, "gtdl_mlflow has dataset=mnist already; rename the file"),
+    "existing setting": ("setting/caffe_mnist", "seed: 1", "gtdl_mlflow has setting=caffe_mnist already; rename"),
+    "twice": ("dataset/flowers", f"{DATASET}classes: 4", "not readable as YAML (while constructing a mapping"),
+    "defaults": (
+        "training/small",
+        "name: small\ndefaults: [keras_mnist]",
+        "defaults: not supported here; write all keys",
+    ),
 }
 
 
@@ -108,9 +121,48 @@ def test_wrong_file_is_named_in_one_line(own: Path, name: str, text: str, messag
     path.write_text(text)
     with pytest.raises(ConfigError) as refused:
         compose(["framework=torch"])
-    assert str(refused.value).startswith(f"{path}: ")
+    assert str(refused.value).startswith(f"{path.parent if name.startswith('datasets') else path}: ")
     assert message in str(refused.value)
     assert str(refused.value).isprintable()
+
+
+def test_hidden_files_are_ignored(own: Path) -> None:
+    (own / "dataset" / "._flowers.yaml").write_bytes(b"\0\5\26\7")
+    (own / ".ipynb_checkpoints").mkdir()
+    (own / ".ipynb_checkpoints" / "flowers-checkpoint.yaml").write_text("a: [")
+    assert compose(["framework=torch", "dataset=flowers"]).dataset.classes == 3
+    assert "._flowers" not in choices("dataset")
+
+
+def test_data_set_that_fits_no_default_network_can_be_verified(
+    own: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], cache_folders: None
+) -> None:
+    tiny = DATASET.replace("image_size: 32", "image_size: 2").replace("classes: 3", "classes: 2")
+    (own / "dataset" / "flowers.yaml").write_text(tiny.replace("30", "2"))
+    with pytest.raises(ConfigError, match="model=torch_cifar10 on dataset=flowers"):
+        compose(["framework=torch", "dataset=flowers"])
+    for part in ("train", "test"):
+        for name in ("lily", "rose"):
+            folder = datasets_dir() / "flowers" / part / name
+            folder.mkdir(parents=True)
+            Image.new("RGB", (2, 2)).save(folder / "1.png")
+    assert cli.main(["data", "verify", "flowers"]) == 0
+    assert capsys.readouterr().out == "flowers: files readable, not prepared yet\n"
+
+
+def test_report_of_result_files_names_a_wrong_file(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (own / "dataset" / "flowers.yaml").write_text("a: [")
+    assert cli.main(["check", str(ROOT / "results" / "intel-xeon.csv")]) == 2
+    assert capsys.readouterr().err.startswith(f"gtdl: {own}/dataset/flowers.yaml: not readable as YAML")
+
+
+def test_option_that_is_added_after_a_report_is_known_to_the_next(own: Path) -> None:
+    loaded = read([make_finished_run("framework=reference", "dataset=flowers", "setting=small")]).runs
+    assert [run.key.setting for run in loaded] == ["small"]
+    (own / "model" / "other.yaml").write_text(MODEL.replace("small", "other"))
+    (own / "training" / "other.yaml").write_text(TRAINING.replace("small", "other"))
+    loaded = read([make_finished_run("framework=reference", "dataset=flowers", "setting=other")]).runs
+    assert [run.key.setting for run in loaded] == ["other"]
 
 
 def test_missing_folder_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

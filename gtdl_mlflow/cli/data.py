@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from ..console import output as print_output
 from .common import TAKES_OVERRIDES, CommandFailed, Group, check_output, complete_choice
+
+if TYPE_CHECKING:
+    from ..config import Config
 
 
 @click.group(cls=Group)
@@ -35,12 +39,19 @@ def list_datasets() -> None:
     print(f"folder: {datasets_dir()} (GTDL_DATA), a subfolder per data set")
 
 
+def _compose(dataset: str, *overrides: str) -> Config:
+    """Return a configuration with a checked data set. The data set need not fit a framework's default network."""
+    from .. import config
+
+    composed = config.compose_unchecked([f"dataset={dataset}", *overrides])
+    config.check_dataset(composed.dataset)
+    return composed
+
+
 @data.command(context_settings=TAKES_OVERRIDES)
 @click.argument("arguments", metavar="NAMES...", nargs=-1, required=True, shell_complete=complete_choice("dataset"))
 def fetch(arguments: tuple[str, ...]) -> int:
     """Download data sets from their publishers or mirrors. Overrides are those of a run: limits.fetch_timeout_s=5."""
-    from .. import config
-
     words = [word.removeprefix("dataset=") for word in arguments]
     names = [word for word in words if "=" not in word]
     overrides = [word for word in words if "=" in word]
@@ -48,7 +59,7 @@ def fetch(arguments: tuple[str, ...]) -> int:
         raise CommandFailed(
             f"{' '.join(overrides)}: expected the name of a data set too; `gtdl data list` lists them", status=2
         )
-    composed = [config.compose([f"dataset={name}", *overrides]) for name in names]
+    composed = [_compose(name, *overrides) for name in names]
 
     from .. import datasets
     from ..console import fail
@@ -67,9 +78,9 @@ def fetch(arguments: tuple[str, ...]) -> int:
 @click.argument("dataset", shell_complete=complete_choice("dataset"))
 def verify(dataset: str) -> None:
     """Check every byte of a data set's files and prepared arrays."""
-    from .. import config, datasets
+    from .. import datasets
 
-    print(datasets.verify(config.compose([f"dataset={dataset}"]).dataset))
+    print(datasets.verify(_compose(dataset).dataset))
 
 
 @data.command()
@@ -77,7 +88,7 @@ def verify(dataset: str) -> None:
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="NAME.npz, NAME.csv, or a folder.")
 def export(dataset: str, output: Path) -> None:
     """Write a prepared data set: NumPy arrays (.npz), a table (.csv), or a folder of PNG images."""
-    from .. import config, datasets
+    from .. import datasets
     from ..console import status_line
     from ..datasets.export import export
 
@@ -91,7 +102,7 @@ def export(dataset: str, output: Path) -> None:
         raise CommandFailed(f"{output}: the folder {output.parent} does not exist", status=2)
     elif output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise CommandFailed(f"{output}: exists; expected a new or empty folder", status=2)
-    prepared = datasets.prepare(config.compose([f"dataset={dataset}"]).dataset)
+    prepared = datasets.prepare(_compose(dataset).dataset)
     status_line("writing the images")
     try:
         export(prepared, output)

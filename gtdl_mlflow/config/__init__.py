@@ -3,9 +3,10 @@
 Nothing here imports MLflow or a framework, so a mistake on the command line is reported before anything slow starts.
 """
 
-from .checks import ConfigError, Unavailable, check, check_tracker, missing_tools
+from .checks import ConfigError, Unavailable, check, check_dataset, check_tracker, missing_tools
 from .composition import compose, compose_part, compose_unchecked, to_checked_config, to_config
 from .display import describe
+from .own_conf import check_own_conf
 from .resolvers import CONF, choices, default_setting, family
 from .schema import (
     BEST,
@@ -50,6 +51,8 @@ __all__ = [
     "SystemPackage",
     "Unavailable",
     "check",
+    "check_dataset",
+    "check_own_conf",
     "check_tracker",
     "choices",
     "compose",

@@ -39,7 +39,7 @@ def check(config: Config) -> None:
         Unavailable: the device, mode, precision or number of threads is not available here.
         ConfigError: a value is impossible.
     """
-    _check_dataset(config.dataset)
+    check_dataset(config.dataset)
     _check_ranges(config)
     _check_framework(config.framework)
     _check_objective(config.sweep.objective)
@@ -59,7 +59,8 @@ def check(config: Config) -> None:
     _check_execution(config)
 
 
-def _check_dataset(dataset: Dataset) -> None:
+def check_dataset(dataset: Dataset) -> None:
+    """Raise ConfigError if the values of a data set are impossible or contradict each other."""
     if not 2 <= dataset.classes <= 256:
         raise ConfigError(f"dataset.classes={dataset.classes}: expected 2 to 256, because a label is one byte")
     for key in ("train_per_class", "test_per_class", "train_limit", "test_limit"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,11 @@ LARGEST_IMAGE_SIDE = 256
 def own_conf() -> Path | None:
     """Return the user's folder ``GTDL_CONF``, which has groups and options as ``conf/``; None if there is none."""
     chosen = os.environ.get("GTDL_CONF")
-    return Path(chosen).expanduser().absolute() if chosen else None
+    if not chosen:
+        return None
+    with suppress(RuntimeError):  # no home directory: `check_own_conf` reports that the folder does not exist
+        return Path(chosen).expanduser().absolute()
+    return Path(chosen).absolute()
 
 
 def _folders() -> list[Path]:
@@ -45,25 +50,30 @@ def _search_path() -> list[str]:
     return [] if own is None else [f"file://{own}"]
 
 
-def choices(group: str) -> list[str]:
-    """Return the options of a config group.
+def options(folder: Path, group: str) -> list[str]:
+    """Return the names of the files of a config group in a folder, sorted. Hidden files do not count."""
+    return sorted(path.stem for path in (folder / group).glob("*.yaml") if not path.name.startswith("."))
+
+
+def choices(group: str, own: bool = True) -> list[str]:
+    """Return the options of a config group, with or without the user's ``own`` ones.
 
     A model and a training of the same name are a setting of that name; ``conf/setting/`` may add other pairs.
     """
-    options = {path.stem for folder in _folders() for path in (folder / group).glob("*.yaml")}
+    found = {name for folder in (_folders() if own else [CONF]) for name in options(folder, group)}
     if group == "setting":
-        options |= {*choices("model")} & {*choices("training")}
-    return sorted(options)
+        found |= {*choices("model", own)} & {*choices("training", own)}
+    return sorted(found)
 
 
 def family(dataset: str) -> str:
     """Return ``family`` of a data set's yaml. Return an unknown name as it is: Hydra reports it."""
     path = option_file("dataset", dataset)
-    return _family(path) if path.is_file() else dataset
+    return _family(path, path.stat().st_mtime_ns) if path.is_file() else dataset
 
 
 @cache
-def _family(path: Path) -> str:
+def _family(path: Path, mtime_ns: int) -> str:
     return str(OmegaConf.select(OmegaConf.load(path), "family"))
 
 

@@ -82,7 +82,7 @@ def entries(source: Path, nested: Collection[str] = ()) -> Iterator[ArchiveEntry
     Raises:
         DatasetError: the archive is damaged, exceeds a limit or holds a link, a device or a path that leads outside.
     """
-    budget = _Budget(str(source))
+    budget = _Budget(str(source), "remove some" if source.is_dir() else REMEDY)
     if source.is_dir():
         yield from _folder(source, "", DEPTH_LIMIT, budget)
         return
@@ -119,16 +119,16 @@ def _open_regular(path: Path) -> IO[bytes]:
 class _Budget:
     """Remaining limits on bytes and members of an archive or a folder, including a nested tar."""
 
-    def __init__(self, archive: str) -> None:
-        self._archive, self._bytes, self._members = archive, UNPACKED_LIMIT, MEMBERS_LIMIT
+    def __init__(self, archive: str, remedy: str) -> None:
+        self._archive, self._bytes, self._members, self._remedy = archive, UNPACKED_LIMIT, MEMBERS_LIMIT, remedy
 
     def add_member(self, size: int) -> None:
         self._bytes -= size
         self._members -= 1
         if self._members < 0:
-            raise DatasetError(f"{self._archive}: more than {MEMBERS_LIMIT:,} files and folders; {REMEDY}")
+            raise DatasetError(f"{self._archive}: more than {MEMBERS_LIMIT:,} files and folders; {self._remedy}")
         if self._bytes < 0:
-            raise DatasetError(f"{self._archive}: more than {UNPACKED_LIMIT:,} bytes unpacked; {REMEDY}")
+            raise DatasetError(f"{self._archive}: more than {UNPACKED_LIMIT:,} bytes unpacked; {self._remedy}")
 
 
 class _Metered:

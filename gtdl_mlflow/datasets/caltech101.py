@@ -17,7 +17,7 @@ import numpy.typing as npt
 from ..config import Dataset
 from .archives import ArchiveEntry
 from .base import REMEDY, Arrays, DatasetError, Split
-from .images import JpegDecoder, decode_all
+from .images import JpegDecoder, decode_all, read_contents
 from .source_files import entries, find_source
 from .splits import split_by_class
 
@@ -65,19 +65,12 @@ def read(dataset: Dataset, folder: Path) -> Arrays:
     train_images, test_images = decode_all(
         (((category, number), entry) for category, number, entry in _entries(dataset, folder) if number is not None),
         parts,
-        lambda entry: decoder.decode(_contents(entry), entry.where),
+        lambda entry: decoder.decode(read_contents(entry, SIZE_LIMIT), entry.where),
         dataset.image_shape,
         find_source(dataset, folder),
     )
     split = Split(*(["{}/image_{:04}.jpg".format(*image) for image in part] for part in parts))
     return Arrays(train_images, labels[train], test_images, labels[test], split)
-
-
-def _contents(entry: ArchiveEntry) -> bytes:
-    contents = entry.read(SIZE_LIMIT)
-    if len(contents) > SIZE_LIMIT:
-        raise DatasetError(f"{entry.where}: more than {SIZE_LIMIT:,} bytes for one image; {REMEDY}")
-    return contents
 
 
 def _entries(dataset: Dataset, folder: Path) -> Iterator[tuple[str, int | None, ArchiveEntry]]:

@@ -1,4 +1,4 @@
-"""Reader of image files in a folder per class, as torchvision's ImageFolder expects them.
+"""Reader of image files in a folder for each class, the layout of torchvision's ImageFolder.
 
 If the data set has a ``split_seed``, the folders of the classes are side by side, and ``splits.py`` divides the images.
 Otherwise they are in the folders ``train`` and ``test``. An archive may contain the folders. Labels follow the sorted
@@ -18,8 +18,8 @@ import numpy.typing as npt
 
 from ..config import Dataset
 from .archives import ArchiveEntry
-from .base import Arrays, DatasetError, Split
-from .images import decode_all, decode_image
+from .base import Arrays, DatasetError, FilesNotFound, Split
+from .images import decode_all, decode_image, read_contents
 from .source_files import entries, find_source, image_counts
 from .splits import Rows, split_by_class
 
@@ -48,6 +48,7 @@ def read(dataset: Dataset, folder: Path) -> Arrays:
     the same.
 
     Raises:
+        FilesNotFound: there is no image.
         DatasetError: an image cannot be decoded or is not in the folder of a class, or the number of classes or of
             images is not that of ``dataset``.
     """
@@ -56,6 +57,8 @@ def read(dataset: Dataset, folder: Path) -> Arrays:
         raise DatasetError(f"dataset.image_shape={dataset.image_shape}: expected 1 (grey) or 3 (colour) channels")
     images = sorted(image for image, _ in _entries(dataset, folder))
     source = find_source(dataset, folder)
+    if not images:
+        raise FilesNotFound(f"{dataset.name}: no image in {source}: put the images there")
     categories = sorted({image.category for image in images})
     if len(categories) != dataset.classes:
         found = ", ".join(categories[:3]) + (", ..." if len(categories) > 3 else "")
@@ -67,7 +70,7 @@ def read(dataset: Dataset, folder: Path) -> Arrays:
     train, test = decode_all(
         _entries(dataset, folder),
         parts,
-        lambda entry: decode_image(entry.read(SIZE_LIMIT), entry.where, channels),
+        lambda entry: decode_image(read_contents(entry, SIZE_LIMIT, "remove it"), entry.where, channels),
         dataset.image_shape,
         source,
     )
@@ -77,6 +80,10 @@ def read(dataset: Dataset, folder: Path) -> Arrays:
 
 def _entries(dataset: Dataset, folder: Path) -> Iterator[tuple[Image, ArchiveEntry]]:
     for match, entry in entries(dataset, folder, IMAGE_NAME):
+        try:
+            entry.name.encode()
+        except UnicodeEncodeError:
+            raise DatasetError(f"{entry.where}: the name is not UTF-8; rename the file or the folder") from None
         yield Image(*match.groups()), entry
 
 

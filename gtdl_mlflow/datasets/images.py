@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .archives import ArchiveEntry
 from .base import REMEDY, DatasetError
@@ -82,9 +82,7 @@ class JpegDecoder:
         Raises:
             DatasetError: it is not a JPEG, is damaged, or exceeds a limit. The message starts with ``where``.
         """
-        scans = contents.count(b"\xff\xda")
-        if scans > SCANS_LIMIT:
-            raise DatasetError(f"{where}: {scans} scans in one JPEG, expected at most {SCANS_LIMIT}; {REMEDY}")
+        scans = _count_scans(contents, where, REMEDY)
         self._spend(len(contents) * WORK_PER_BYTE - WORK_PER_IMAGE, f"{where}: {len(contents):,} bytes")
         with _open(contents, where, ["JPEG"], PIXELS_LIMIT, REMEDY) as image:
             size = f"{where}: {image.width} x {image.height} pixels in {scans} scan(s)"
@@ -98,26 +96,44 @@ class JpegDecoder:
 
 
 def decode_image(contents: bytes, where: str, channels: int) -> npt.NDArray[np.uint8]:
-    """Return the pixels (height, width), or (height, width, 3) with 3 ``channels``, of an image file.
+    """Return the pixels (height, width), or (height, width, 3) with 3 ``channels``, of an image file of the user.
 
-    Grey and colour images are converted into each other; transparency is dropped.
+    Grey and colour images are converted into each other, the orientation in EXIF data is applied, and transparency is
+    dropped. Pillow scales colours of 16 bits to 8.
 
     Raises:
-        DatasetError: it is not a BMP, JPEG, PNG, PGM or PPM file with at most 8 bits per channel, or is damaged. The
-            message starts with ``where``.
+        DatasetError: it is not a BMP, JPEG, PNG, PGM or PPM file, is damaged, exceeds a limit, or is grey with more
+            than 8 bits. The message starts with ``where``.
     """
     remedy = "convert or remove it"
+    if contents.startswith(b"\xff\xd8"):
+        _count_scans(contents, where, remedy)
     with _open(contents, where, ["BMP", "JPEG", "PNG", "PPM"], OWN_PIXELS_LIMIT, remedy) as image:
-        # Pillow would cut these values off at 255. It scales 16-bit colours.
-        if image.mode.startswith(("I", "F")):
-            raise DatasetError(f"{where}: more than 8 bits per pixel; {remedy}")
-        return np.asarray(image.convert("L" if channels == 1 else "RGB"))
+        if image.mode.startswith(("I", "F")):  # Pillow would cut these values off at 255
+            raise DatasetError(f"{where}: grey with more than 8 bits per pixel; {remedy}")
+        return np.asarray(ImageOps.exif_transpose(image).convert("L" if channels == 1 else "RGB"))
+
+
+def read_contents(entry: ArchiveEntry, limit: int, remedy: str = REMEDY) -> bytes:
+    """Return the contents of an image file. Raise DatasetError if it has more than ``limit`` bytes."""
+    contents = entry.read(limit)
+    if len(contents) > limit:
+        raise DatasetError(f"{entry.where}: more than {limit:,} bytes for one image; {remedy}")
+    return contents
+
+
+def _count_scans(contents: bytes, where: str, remedy: str) -> int:
+    """Return the number of scans of a JPEG. Raise DatasetError if it is above ``SCANS_LIMIT``."""
+    scans = contents.count(b"\xff\xda")
+    if scans > SCANS_LIMIT:
+        raise DatasetError(f"{where}: {scans} scans in one JPEG, expected at most {SCANS_LIMIT}; {remedy}")
+    return scans
 
 
 @contextmanager
 def _open(contents: bytes, where: str, formats: list[str], limit: int, remedy: str) -> Iterator[Image.Image]:
     """Open an image of at most ``limit`` pixels. Raise DatasetError for each error of Pillow, also within the block."""
-    expected = f"{' or '.join(formats)} image"
+    expected = f"{', '.join(formats)} image"
     try:
         with warnings.catch_warnings():
             # Pillow warns of unusual metadata, which is not used here, and of large sizes, which are checked below.

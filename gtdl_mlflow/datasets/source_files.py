@@ -168,7 +168,10 @@ def find_all(dataset: Dataset, folder: Path) -> dict[str, Path]:
     source = find_source(dataset, folder)
     if source.is_file():
         return {source.relative_to(folder).as_posix(): source}
-    return {entry.name: source / entry.name for entry in _entries(dataset, source) if not entry.name.endswith("/")}
+    files = {entry.name: source / entry.name for entry in _entries(dataset, source) if not entry.name.endswith("/")}
+    if not files:
+        raise FilesNotFound(f"{dataset.name}: no file in {source}: put the files there")
+    return files
 
 
 def entries(

@@ -332,7 +332,15 @@ def _merge(pages: Iterable[Page]) -> LoadedRuns:
 
 
 def read(runs: Iterable[Run]) -> LoadedRuns:
-    """Return those of MLflow's ``runs`` that this project created. Other runs are ignored."""
+    """Return those of MLflow's ``runs`` that this project created. Other runs are ignored.
+
+    Raises:
+        ConfigError: the user's folder ``GTDL_CONF`` has a fault.
+    """
+    if fault := config.check_own_conf():
+        raise config.ConfigError(fault)
+    for cached in (_known, _is_default, _cell_hash, _cell_values, _compose):
+        cached.cache_clear()  # in a notebook, a file in GTDL_CONF may have changed
     loaded = LoadedRuns([], [])
     for run in runs:
         if tags.FRAMEWORK not in run.data.tags:
