@@ -20,7 +20,13 @@ from omegaconf import OmegaConf
 from gtdl_mlflow import environments
 from gtdl_mlflow.config import CONF, SweepOrder, compose
 from gtdl_mlflow.sweeps import cells
-from gtdl_mlflow.sweeps.hydra_callbacks import check_lines, count_cells, order_overrides, requested_overrides
+from gtdl_mlflow.sweeps.hydra_callbacks import (
+    check_lines,
+    count_cells,
+    order_overrides,
+    paired_lines,
+    requested_overrides,
+)
 from gtdl_mlflow.tracking.processes import PROCESS_GONE, this_process
 from gtdl_mlflow.tracking.recorder import SweepPosition
 
@@ -80,6 +86,27 @@ def test_every_value_of_a_sweep_is_checked_once() -> None:
         ["a=3", "b=x", "c=0"],
         ["a=1", "b=x", "c=1"],
     ]
+
+
+def test_paired_measurement_has_all_combinations_with_one_seed() -> None:
+    assert paired_lines(["framework=torch,jax", "precision=float32,bfloat16", "seed=3,4"]) == [
+        ["framework=torch", "precision=float32", "seed=3"],
+        ["framework=torch", "precision=bfloat16", "seed=3"],
+        ["framework=jax", "precision=float32", "seed=3"],
+        ["framework=jax", "precision=bfloat16", "seed=3"],
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "values", ["dataset=mnist_5k,mnist", "training.batch_size=16,64", "setting=torch_mnist,caffe_mnist"]
+)
+def test_paired_measurement_under_several_conditions_is_refused(gtdl: Command, store: str, values: str) -> None:
+    done = gtdl("-m", "experiment=paired", "framework=torch,reference", values)
+    key = values.partition("=")[0]
+    line = f"gtdl: {values}: a paired measurement has one value of {key}; start a sweep for each\n"
+    assert (done.returncode, done.stderr) == (2, line)
+    assert mlflow.search_runs(search_all_experiments=True, output_format="list") == []
 
 
 @pytest.mark.slow

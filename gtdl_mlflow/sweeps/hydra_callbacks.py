@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import itertools
 import math
 import os
 import signal
@@ -109,17 +110,45 @@ def check_lines(overrides: list[str]) -> list[list[str]]:
 
     Overrides whose values a sweeper generates (``interval(0, 1)``) are left out.
     """
-    values: list[list[str]] = []
-    for item in _parse(overrides):
-        if not item.is_sweep_override():
-            values.append([str(item.input_line)])
-        elif item.is_discrete_sweep():
-            values.append([f"{item.key_or_group}={value}" for value in item.sweep_string_iterator()])
+    values = [*_values(overrides).values()]
     first = [options[0] for options in values]
     lines = [first]
     for index, options in enumerate(values):
         lines += [[*first[:index], option, *first[index + 1 :]] for option in options[1:]]
     return lines
+
+
+COMPARED = ("framework", "framework.version", "mode", "precision", "deterministic")
+"""Keys whose values a paired measurement compares."""
+
+
+def paired_lines(overrides: list[str]) -> list[list[str]]:
+    """Return the command line of each contestant of a paired measurement: all combinations, with the first seed.
+
+    Raises:
+        ConfigError: a key that is not one of ``COMPARED`` has several values.
+    """
+    values = _values(overrides)
+    for key, options in values.items():
+        if key == "seed":
+            values[key] = options[:1]
+        elif len(options) > 1 and key not in COMPARED:
+            raise ConfigError(
+                f"{key}={','.join(option.partition('=')[2] for option in options)}: a paired measurement has one value "
+                f"of {key}; start a sweep for each"
+            )
+    return [list(line) for line in itertools.product(*values.values())]
+
+
+def _values(overrides: list[str]) -> dict[str, list[str]]:
+    """Return the values of each override as ``key=value``, by key, without those that a sweeper generates."""
+    values = {}
+    for item in _parse(overrides):
+        if not item.is_sweep_override():
+            values[item.key_or_group] = [str(item.input_line)]
+        elif item.is_discrete_sweep():
+            values[item.key_or_group] = [f"{item.key_or_group}={value}" for value in item.sweep_string_iterator()]
+    return values
 
 
 def _parse(overrides: list[str]) -> list[Override]:
@@ -199,7 +228,10 @@ class SweepParent(Callback):
             from .paired_study import PairedStudy
             from .stability import StabilityStudy
 
-            configs = map(compose_unchecked, check_lines(overrides))
+            try:
+                configs = [compose_unchecked(line) for line in paired_lines(overrides)]
+            except ConfigError as error:
+                exit_with(error)
             kind = StabilityStudy if self._study is Study.stability else PairedStudy
             self._paired = kind(configs, config.sweep.paired_minutes, self._folder, config.sweep.minutes)
         self.progress = SweepProgress(self._cells, "until the paired measurement" if self._paired else "left")
