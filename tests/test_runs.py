@@ -444,3 +444,17 @@ def test_second_process_that_fails_changes_nothing(many: list[str], monkeypatch:
     monkeypatch.setattr(runs, "PAGES_OF_ONE_PROCESS", 1)
     monkeypatch.setattr(sys, "executable", "/bin/false")
     assert [run.run_id for run in runs.load(mlflow.get_tracking_uri(), ["gtdl"]).runs] == many
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        ([], "torch · caffe_mnist · mnist_5k · s0"),
+        (
+            ["framework.version=2.12.0", "mode=eager", "budget=0.1"],
+            "torch 2.12.0 eager · caffe_mnist · mnist_5k · 0.1 · s0",
+        ),
+    ],
+)
+def test_name_of_a_run_has_what_was_requested(overrides: list[str], name: str) -> None:
+    assert make_finished_run("framework=torch", *PARITY, *overrides, seed=0).info.run_name == name

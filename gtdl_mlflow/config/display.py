@@ -22,6 +22,11 @@ def color(framework: str) -> str:
     return str(framework_yaml(framework).get("color", UNKNOWN_COLOR))
 
 
+def version(framework: str) -> str:
+    """Return the version of ``framework`` in ``conf/``; empty if it has no yaml."""
+    return str(framework_yaml(framework).get("version", ""))
+
+
 def last_release(framework: str) -> int | None:
     """Return the year of the last release of ``framework`` if it is no longer developed, else None."""
     return framework_yaml(framework).get("last_release")

@@ -344,10 +344,15 @@ def _run_name(config: Config) -> str:
 
 
 def _series(config: Config) -> str:
-    """Return what the repeats of a run have in common: ``torch compiled · torch_mnist · mnist_5k · 0.05``."""
+    """Return what the repeats of a run have in common: ``torch compiled · torch_mnist · mnist_5k · 0.05``.
+
+    The version of the framework is included if it is not that of ``conf/``.
+    """
     budget = [] if config.budget == 1 else [f"{config.budget:g}"]
+    framework = config.framework
+    version = "" if framework.version == display.version(framework.name) else f" {framework.version}"
     variant = display.variant(config.mode, config.precision.value, config.deterministic)
-    return " · ".join([f"{config.framework.name}{variant}", config.setting_name, config.dataset.name, *budget])
+    return " · ".join([f"{framework.name}{version}{variant}", config.setting_name, config.dataset.name, *budget])
 
 
 def _run_tags(config: Config) -> dict[str, str]:
