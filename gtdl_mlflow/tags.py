@@ -44,8 +44,8 @@ TRAIN_PER_CLASS = _tag("train_per_class", "Largest number of training images per
 TEST_PER_CLASS = _tag("test_per_class", "Largest number of test images per class, if the data set has no split.")
 SERIES = _tag(
     "series",
-    "Framework, with its version, mode and precision if requested, setting, data set and budget: the run's name without "
-    "its seed.",
+    "Framework, with its version, mode and precision if requested, setting, data set and budget: the run's name "
+    "without its seed.",
 )
 CONFIG_HASH = _tag("config_hash", "Hash of everything in the configuration that can change a result.")
 CELL = _tag("cell", "The same hash without the seed: runs of one cell are repeats.")
