@@ -108,10 +108,14 @@ class Results:
         return "\n\n".join(parts)
 
     def summary(self) -> str:
-        """Return a line for each paired measurement of three or more frameworks: the three shortest training steps."""
+        """Return the three shortest training steps of each paired measurement of frameworks, a line for each.
+
+        Measurements of modes or precisions are left out.
+        """
         lines = []
         for conditions in self.paired:
-            if len({each.framework for each in self.groups[conditions]}) < 3:
+            frameworks = [each.framework for each in self.groups[conditions]]
+            if len(frameworks) < 3 or len({*frameworks}) < len(frameworks):
                 continue
             for training in self.cpu_rankings(conditions)[:1]:
                 first, *others = training.frameworks[:3]
