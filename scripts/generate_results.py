@@ -59,7 +59,8 @@ class Results:
 
     @cached_property
     def paired(self) -> dict[Conditions, Paired]:
-        return paired_by_conditions(self.files.loaded)
+        """The ratios of the paired measurement of the most frameworks under each of the conditions."""
+        return {each: max(some, key=len) for each, some in paired_by_conditions(self.files.loaded).items()}
 
     @cached_property
     def groups(self) -> dict[Conditions, list[FrameworkResults]]:

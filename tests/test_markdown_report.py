@@ -36,7 +36,7 @@ def markdown(store: str, tmp_path: Path) -> str:
 def test_report_in_markdown(markdown: str) -> None:
     assert markdown.startswith("# gtdl\n\n## mnist_5k, all under caffe_mnist, ")
     assert (
-        "- CPU time of one thread, taking turns: PyTorch 2.13.0 trained fastest. "
+        "- Paired measurement, CPU time of one thread: PyTorch 2.13.0 trained fastest. "
         "TensorFlow 2.21.0 took 2.00x \\[1.90, 2.10\\]" in markdown
     )
     assert "| framework | training, CPU time |\n| --- | --- |\n| PyTorch 2.13.0 | best: 4.00 ms |" in markdown

@@ -410,7 +410,9 @@ def test_paired_measurement_comes_before_the_whole_runs_of_its_sweep(browser: Br
         assert paired["TensorFlow 2.21.0"] == ["1.15x [1.13, 1.17]", "1.30x"]
         assert runs["TensorFlow 2.21.0"][0] == "2.20; 2.10; 2.00\nbest"  # no interval of three values
         text = article.inner_text()
-        sentence = "CPU time of one thread, taking turns: PyTorch 2.13.0 trained fastest. TensorFlow 2.21.0 took 1.15x"
+        sentence = (
+            "Paired measurement, CPU time of one thread: PyTorch 2.13.0 trained fastest. TensorFlow 2.21.0 took 1.15x"
+        )
         assert text.index(sentence) < text.index("Too few runs to compare: TensorFlow")
         assert "TensorFlow 2.21.0 2.10 s" not in text, "the turns replace the training time of whole runs"
         article.locator("details").evaluate_all("all => all.forEach(each => each.open = true)")

@@ -12,11 +12,9 @@ from gtdl_mlflow.reporting import page
 from gtdl_mlflow.reporting.intervals import Ratio
 from gtdl_mlflow.reporting.ranking import Conditions, group_by_conditions
 from gtdl_mlflow.reporting.ratios import Ranked
-from gtdl_mlflow.reporting.runs import OWN, to_benchmark_run
-from gtdl_mlflow.reporting.sections import Section, compare_groups, section
+from gtdl_mlflow.reporting.runs import OWN, LoadedRuns, to_benchmark_run
+from gtdl_mlflow.reporting.sections import Section, compare_groups, paired_by_conditions, section
 from gtdl_mlflow.reporting.tables import Paired
-
-LABELS = {"torch": "PyTorch 2.13.0", "tensorflow": "TensorFlow 2.21.0", "theano": "Theano 1.1.2"}
 
 
 def runs(framework: str, times: Sequence[float], *overrides: str, setting: str = "caffe_mnist") -> list[Run]:
@@ -29,7 +27,7 @@ def turns(**times: float) -> Paired:
     best = min(times.values())
     ranked = {}
     for name, time in times.items():
-        part = display.part_of_metric(LABELS[name])
+        part = display.part_of_metric(f"{display.label(name)} {display.version(name)}")
         ratio = time / best
         spread = 0.01 * (time > best)
         for clock in ("cpu", "wall"):
@@ -37,10 +35,10 @@ def turns(**times: float) -> Paired:
     return ranked
 
 
-def only_section(planted: Iterable[list[Run]], paired: Paired) -> Section:
+def only_section(planted: Iterable[list[Run]], *paired: Paired) -> Section:
     groups = group_by_conditions(to_benchmark_run(run) for some in planted for run in some)
     ((conditions, frameworks),) = [each for each in groups.items() if len(each[1]) > 1]
-    return section(conditions, frameworks, paired, None)
+    return section(conditions, frameworks, [*paired], None)
 
 
 ONE_THREAD = "hardware.threads=1"
@@ -52,7 +50,7 @@ def test_turns_on_one_thread_replace_whole_runs() -> None:
     planted = runs("torch", SECONDS, ONE_THREAD), runs("tensorflow", TWICE, ONE_THREAD)
     sentences = only_section(planted, turns(torch=1, tensorflow=3)).sentences
     assert sentences[0] == (
-        "CPU time of one thread, taking turns: PyTorch 2.13.0 trained fastest. "
+        "Paired measurement, CPU time of one thread: PyTorch 2.13.0 trained fastest. "
         "TensorFlow 2.21.0 took 3.00x [2.99, 3.01] as long."
     )
     assert not [each for each in sentences[1:] if "trained" in each]
@@ -62,9 +60,9 @@ def test_turns_on_two_threads_have_a_sentence_for_each_clock(all_cores: None) ->
     planted = runs("torch", SECONDS, "hardware.threads=2"), runs("tensorflow", TWICE, "hardware.threads=2")
     both = turns(torch=1, tensorflow=3)
     sentences = only_section(planted, both).sentences
-    assert [each.partition(",")[0] for each in sentences if "trained" in each] == [
-        "CPU time of one thread",
-        "wall clock",
+    assert [each.partition(":")[0] for each in sentences if "trained" in each] == [
+        "Paired measurement, CPU time of one thread",
+        "Paired measurement, wall clock",
     ]
     one = {name: each for name, each in both.items() if name.startswith("cpu/")}
     sentences = only_section(planted, one).sentences
@@ -108,3 +106,41 @@ def test_conditions_with_turns_come_first_and_own_defaults_first_in_their_table(
     assert order([common])[0] == common
     ((_, table),) = page.tracks(compare_groups(groups, [common]))
     assert table.header[1].startswith("own default")
+
+
+def test_each_paired_measurement_has_a_table_and_a_sentence() -> None:
+    names = ("torch", "tensorflow", "mxnet", "jax")
+    planted = [runs(name, SECONDS, ONE_THREAD) for name in names]
+    found = only_section(planted, turns(torch=1, tensorflow=3), turns(mxnet=2, jax=4))
+    assert [[row[0] for row in table.rows] for table in found.paired] == [
+        ["PyTorch 2.13.0", "TensorFlow 2.21.0"],
+        ["MXNet 1.9.1", "JAX 0.12.0.1"],
+    ]
+    first, second, *_ = found.sentences
+    assert first.startswith("Paired measurement, CPU time of one thread: PyTorch 2.13.0 trained fastest.")
+    assert second.startswith("Paired measurement, CPU time of one thread: MXNet 1.9.1 trained fastest.")
+
+
+def measurements(*frameworks: Sequence[str]) -> list[set[str]]:
+    """Return the frameworks of the paired measurements that a report keeps, of sweeps of these, the newest first."""
+    planted = []
+    metrics = {}
+    for number, names in enumerate(frameworks):
+        parent = f"sweep{number}"
+        metrics[parent] = {f"cpu/training/{name}/ratio": 1.0 for name in names}
+        planted += [
+            make_finished_run(f"framework={name}", "setting=caffe_mnist", **{"mlflow.parentRunId": parent})
+            for name in names
+        ]
+    loaded = LoadedRuns([to_benchmark_run(run) for run in planted], [], metrics)
+    (found,) = paired_by_conditions(loaded).values()
+    return [{name.rpartition("/")[2] for name in each} for each in found]
+
+
+def test_shorter_measurement_does_not_hide_older_frameworks() -> None:
+    assert measurements(["torch", "jax"], ["torch", "jax", "mxnet"]) == [{"torch", "jax"}, {"torch", "jax", "mxnet"}]
+    assert measurements(["torch", "jax"], ["mxnet", "caffe"]) == [{"torch", "jax"}, {"mxnet", "caffe"}]
+
+
+def test_measurement_is_replaced_by_a_newer_one_of_all_its_frameworks() -> None:
+    assert measurements(["torch", "jax", "mxnet"], ["torch", "jax"]) == [{"torch", "jax", "mxnet"}]

@@ -32,23 +32,23 @@ def sections(loaded: LoadedRuns) -> list[str]:
     paired = paired_by_conditions(loaded)
     parts: list[str] = []
     for conditions, frameworks in compare_groups(group_by_conditions(loaded.runs), paired):
-        parts += _section(section(conditions, frameworks, paired.get(conditions, {}), None))
+        parts += _section(section(conditions, frameworks, paired.get(conditions, []), None))
     return parts
 
 
 def _section(each: Section) -> list[str]:
     """Return the paragraphs of a section, with its heading."""
-    tables = {
-        "Taking turns, relative to the fastest": each.paired,
-        "Whole runs": each.ranking,
-        "Cost of the abstraction": each.abstraction,
-        "Execution modes": each.modes,
-    }
+    tables = [
+        *(("Paired measurement, relative to the fastest", some) for some in each.paired),
+        ("Whole runs", each.ranking),
+        ("Cost of the abstraction", each.abstraction),
+        ("Execution modes", each.modes),
+    ]
     parts = [
         f"## {formats.markdown(f'{each.conditions.text}; {each.conditions.machine}')}",
         *_list(each.sentences),
     ]
-    for caption, some in tables.items():
+    for caption, some in tables:
         if some is not None:
             parts += [f"{caption}:", _table(some)]
     if each.same:

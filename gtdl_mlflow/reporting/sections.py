@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -70,8 +71,8 @@ class Section:
     conditions: Conditions
     labels: list[str]
     """Labels of the frameworks with any run."""
-    paired: Table | None
-    """Ranking of a paired measurement; None if there was none."""
+    paired: list[Table]
+    """Ranking of each paired measurement, the newest first."""
     ranking: Table
     abstraction: Table | None
     """Times of frameworks relative to those of the frameworks that they run on; None if no two belong together."""
@@ -85,36 +86,33 @@ class Section:
 
 
 def section(
-    conditions: Conditions, frameworks: list[FrameworkResults], paired: Paired, client: MetricHistories | None
+    conditions: Conditions, frameworks: list[FrameworkResults], paired: list[Paired], client: MetricHistories | None
 ) -> Section:
     """Build the section of some conditions.
 
     Args:
         conditions: what the frameworks have in common.
         frameworks: the runs of each.
-        paired: ratios of a paired measurement of these frameworks; may be empty.
+        paired: ratios of each paired measurement of these frameworks, the newest first.
         client: reads the history of metrics for the charts. None: no charts.
     """
     found = answers(frameworks)
     labels = [each.label for each in frameworks]
-    measured = paired_rankings(paired, labels)
-    by_turns = [each for each in measured if _complete(each)]
-    if _on_one_thread(frameworks):  # both clocks measure the same work, and CPU time is less noisy
-        by_cpu_time = {each.activity for each in by_turns if each.clock == ratios.CPU}
-        by_turns = [each for each in by_turns if each.clock == ratios.CPU or each.activity not in by_cpu_time]
+    measured = [rankings for each in paired if (rankings := paired_rankings(each, labels))]
+    by_turns = [each for rankings in measured for each in _informative(rankings, _on_one_thread(frameworks))]
     answered = {
         answer.question.name for answer in found if any(_replaces(each, answer, frameworks) for each in by_turns)
     }
     of_runs = [answer for answer in found if answer.question.name not in answered]
-    sentences = [f"{CLOCKS[each.clock]}, taking turns: {ratios.sentence(each)}" for each in by_turns]
+    sentences = [f"Paired measurement, {CLOCKS[each.clock]}: {ratios.sentence(each)}" for each in by_turns]
     finished = [each for each in frameworks if each.finished]
     ranking, same = ranking_table(frameworks, found).without_constant_columns(1 + len(QUESTIONS))
     return Section(
         conditions,
         labels,
-        paired_table(measured) if measured else None,
+        [paired_table(rankings) for rankings in measured],
         ranking,
-        abstraction_table(frameworks, paired),
+        abstraction_table(frameworks, {name: each for some in reversed(paired) for name, each in some.items()}),
         modes_table(frameworks),
         same,
         sentences + [answer.sentence for answer in of_runs] + in_development(frameworks, of_runs),
@@ -134,20 +132,23 @@ def compare_groups(groups: dict[Conditions, list[FrameworkResults]], paired: Col
     return sorted(compared, key=lambda each: each[0] not in paired)
 
 
-def paired_by_conditions(loaded: LoadedRuns) -> dict[Conditions, Paired]:
-    """Return the ratios of the newest paired measurement under each of the conditions.
+def paired_by_conditions(loaded: LoadedRuns) -> dict[Conditions, list[Paired]]:
+    """Return the ratios of the paired measurements under each of the conditions, the newest first.
 
-    A sweep measures each framework once, with its first configuration.
+    A measurement is left out if newer ones have all of its frameworks. A sweep measures each framework once, with its
+    first configuration.
     """
-    found: dict[Conditions, Paired] = {}
+    found: dict[Conditions, list[Paired]] = defaultdict(list)
+    known: dict[Conditions, set[str]] = defaultdict(set)
     for parent_id, metrics in loaded.paired.items():
         first: dict[str, BenchmarkRun] = {}
         for run in sorted((run for run in loaded.runs if run.parent_id == parent_id), key=_position):
             first.setdefault(run.key.label, run)
         for conditions, frameworks in group_by_conditions(first.values()).items():
-            if len(frameworks) == len(first):
-                found.setdefault(conditions, paired_values(metrics))
-    return found
+            if len(frameworks) == len(first) and not first.keys() <= known[conditions]:
+                found[conditions].append(paired_values(metrics))
+                known[conditions] |= first.keys()
+    return dict(found)
 
 
 def _position(run: BenchmarkRun) -> tuple[int, str]:
@@ -164,8 +165,14 @@ def target_accuracy(dataset: str) -> float:
     return target
 
 
-def _complete(ranking: ratios.Ranking) -> bool:
-    return all(each.ratio.has_interval for each in ranking.frameworks)
+def _informative(rankings: Iterable[ratios.Ranking], on_one_thread: bool) -> list[ratios.Ranking]:
+    """Return the rankings in which each ratio has an interval.
+
+    With one thread, both clocks measure the same work, and CPU time, which is less noisy, replaces the wall clock.
+    """
+    found = [ranking for ranking in rankings if all(each.ratio.has_interval for each in ranking.frameworks)]
+    by_cpu_time = {each.activity for each in found if each.clock == ratios.CPU and on_one_thread}
+    return [each for each in found if each.clock == ratios.CPU or each.activity not in by_cpu_time]
 
 
 def _replaces(ranking: ratios.Ranking, answer: Answer, frameworks: Iterable[FrameworkResults]) -> bool:
