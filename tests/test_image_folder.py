@@ -87,6 +87,7 @@ def images_by_name(prepared: PreparedDataset) -> dict[tuple[str, str], tuple[int
 def test_images_are_divided_at_random(data: Path) -> None:
     write_files(flowers(), data)
     assert locate(DIVIDED) == "downloaded, not prepared"
+    assert fetch(DIVIDED, 1) == f"flowers: already in {data}"
     prepared = prepare(DIVIDED)
     assert (prepared.train_images, prepared.test_images) == (6, 4)
     found = images_by_name(prepared)

@@ -30,6 +30,7 @@ from ..redaction import redact, reveal
 from .base import REMEDY, DatasetError, FilesNotFound
 from .file_types import is_web_page
 from .prepare import read
+from .source_files import find_all
 
 # Its messages would repeat ours.
 pooch.get_logger().setLevel(logging.WARNING)
@@ -48,8 +49,13 @@ def fetch(dataset: Dataset, timeout_s: float) -> str:
     """
     if not dataset.downloads:
         if not dataset.files:
-            names = " or ".join(dataset.archives) or "its files"
-            return f"{dataset.name}: nothing to fetch; copy {names} into {datasets_dir() / dataset.name}"
+            folder = datasets_dir() / dataset.name
+            try:
+                find_all(dataset, folder)
+            except FilesNotFound:
+                names = " or ".join(dataset.archives) or "its files"
+                return f"{dataset.name}: nothing to fetch; copy {names} into {folder}"
+            return f"{dataset.name}: already in {folder}"
         return f"{dataset.name}: nothing to fetch, {', '.join(dataset.files)} is built in"
     try:
         folder = datasets_dir() / dataset.name
