@@ -196,6 +196,6 @@ def test_interrupt_is_status_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("gtdl_mlflow.config.compose", interrupt)
+    monkeypatch.setattr("gtdl_mlflow.config.compose_unchecked", interrupt)
     assert cli.main(["data", "verify", "mnist"]) == 130
     assert capsys.readouterr().err == "gtdl: interrupted\n"

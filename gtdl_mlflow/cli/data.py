@@ -44,7 +44,7 @@ def _compose(dataset: str, *overrides: str) -> Config:
     from .. import config
 
     composed = config.compose_unchecked([f"dataset={dataset}", *overrides])
-    config.check_dataset(composed.dataset)
+    config.check_data(composed)
     return composed
 
 

@@ -3,7 +3,7 @@
 Nothing here imports MLflow or a framework, so a mistake on the command line is reported before anything slow starts.
 """
 
-from .checks import ConfigError, Unavailable, check, check_dataset, check_tracker, missing_tools
+from .checks import ConfigError, Unavailable, check, check_data, check_tracker, missing_tools
 from .composition import compose, compose_part, compose_unchecked, to_checked_config, to_config
 from .display import describe
 from .own_conf import check_own_conf
@@ -51,7 +51,7 @@ __all__ = [
     "SystemPackage",
     "Unavailable",
     "check",
-    "check_dataset",
+    "check_data",
     "check_own_conf",
     "check_tracker",
     "choices",

@@ -39,8 +39,7 @@ def check(config: Config) -> None:
         Unavailable: the device, mode, precision or number of threads is not available here.
         ConfigError: a value is impossible.
     """
-    check_dataset(config.dataset)
-    _check_ranges(config)
+    check_data(config)
     _check_framework(config.framework)
     _check_objective(config.sweep.objective)
     _check_training(config.training, config.dataset)
@@ -59,8 +58,13 @@ def check(config: Config) -> None:
     _check_execution(config)
 
 
-def check_dataset(dataset: Dataset) -> None:
-    """Raise ConfigError if the values of a data set are impossible or contradict each other."""
+def check_data(config: Config) -> None:
+    """Raise ConfigError if a value of the data set, or a number, is impossible. The network is not checked."""
+    _check_dataset(config.dataset)
+    _check_ranges(config)
+
+
+def _check_dataset(dataset: Dataset) -> None:
     if not 2 <= dataset.classes <= 256:
         raise ConfigError(f"dataset.classes={dataset.classes}: expected 2 to 256, because a label is one byte")
     for key in ("train_per_class", "test_per_class", "train_limit", "test_limit"):
