@@ -34,9 +34,6 @@ from ..worker_process import WorkerFailed, environment_variables, run_worker
 DATASET = "mnist_5k"
 """Data set that is compared by default: digits that come with a Python package."""
 
-NETWORK_OF = "caffe"
-"""Framework whose default setting for the data set is compared: small networks that every framework can run."""
-
 RUNS_SHARE = 0.3
 """Share of the time that the whole runs may take. The paired measurement decides, and has the rest."""
 
@@ -240,11 +237,16 @@ def enough_s(fixed_s: float, runs_s: float) -> float:
 
 
 def with_defaults(overrides: Sequence[str]) -> list[str]:
-    """Return the overrides with a data set and a setting before them, unless they select their own."""
+    """Return the overrides with a data set and a setting before them, unless they select their own.
+
+    The setting is that of ``experiment=paired`` for the data set.
+    """
     typed = {key: value for key, _, value in (override.partition("=") for override in overrides)}
     defaults = [] if "dataset" in typed else [f"dataset={DATASET}"]
     if not typed.keys() & {"setting", "model", "training"}:
-        defaults.append(f"setting={config.default_setting(NETWORK_OF, typed.get('dataset', DATASET))}")
+        dataset = typed.get("dataset", DATASET)
+        setting = config.compose_unchecked(["experiment=paired", f"dataset={dataset}"]).setting_name
+        defaults.append(f"setting={setting}")
     return [*defaults, *overrides]
 
 
