@@ -364,7 +364,7 @@ def test_global_size_does_not_allow_a_long_header(folder: Path) -> None:
 @pytest.mark.slow
 def test_many_attributes_are_not_kept_in_memory(folder: Path) -> None:
     with gzip.open(folder / NAME, "w", compresslevel=1) as file:
-        for number in range(6000):
+        for number in range(20_000):
             file.write(tarfile.TarInfo.create_pax_global_header({f"key{number}": "x" * 3000}) + header("readme", 0))
     assert_refused_in_little_memory(
         f"{folder / NAME}: could not be read (a header states an invalid size, or there are"
@@ -430,7 +430,7 @@ def test_too_many_files_in_a_folder_are_refused(folder: Path, monkeypatch: pytes
 def test_million_members_of_a_tar_are_refused(folder: Path) -> None:
     member = header("readme", 0)
     (folder / NAME).write_bytes(gzip.compress(member * 10**4, compresslevel=1) * 100)
-    assert_refused_in_little_memory(f"{folder / NAME}: more than 30,000 files and folders")
+    assert_refused_in_little_memory(f"{folder / NAME}: more than 100,000 files and folders")
 
 
 @pytest.mark.slow
@@ -452,7 +452,7 @@ def test_largest_directory_of_a_zip_needs_little_memory(folder: Path) -> None:
     tail = bytearray(whole[end:])
     struct.pack_into("<I", tail, 12, len(directory))
     (folder / NAME).write_bytes(whole[:start] + directory + tail)
-    assert_refused_in_little_memory(f"{folder / NAME}: more than 30,000 files and folders")
+    assert_refused_in_little_memory(f"{folder / NAME}: more than 100,000 files and folders")
 
 
 @pytest.mark.slow

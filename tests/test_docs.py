@@ -39,6 +39,7 @@ TYPED = sorted(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("hydra_restore_singletons")  # other tests must not know the network of a page
 @pytest.mark.parametrize(("page", "command"), TYPED)
 def test_every_command_is_accepted(page: str, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("images.npy", "epyc.csv", "laptop.csv", "results.csv"):  # the reader's own files

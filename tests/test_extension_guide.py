@@ -86,6 +86,7 @@ def test_files_and_commands_of_a_section_work(heading: str, project: Path) -> No
 
 @pytest.mark.slow
 @pytest.mark.frameworks
+@pytest.mark.usefixtures("hydra_restore_singletons")  # other tests must not know the page's network
 def test_files_and_commands_for_own_images_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     need_framework("torch")
     monkeypatch.chdir(tmp_path)

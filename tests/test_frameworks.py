@@ -390,7 +390,9 @@ COMPILED = (
 default, a share of the others runs too."""
 
 
-AUTOTUNED = ("model caffe_mnist", "model torch_mnist", "ten steps torch_mnist", "describe ")
+AUTOTUNED = (
+    "model caffe_mnist", "model torch_mnist", "ten steps torch_mnist", "describe ", "synchronizations", "copies",
+)  # fmt: skip
 """The same for a mode that also measures kernels when it compiles."""
 
 

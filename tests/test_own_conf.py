@@ -47,8 +47,8 @@ learning_rate: 0.1
 
 
 @pytest.fixture
-def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Folder GTDL_CONF with a data set, a model and a training."""
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hydra_restore_singletons: object) -> Path:
+    """Folder GTDL_CONF with a data set, a model and a training. Hydra forgets them afterwards."""
     for name, text in (("dataset/flowers", DATASET), ("model/small", MODEL), ("training/small", TRAINING)):
         path = tmp_path / "own" / f"{name}.yaml"
         path.parent.mkdir(parents=True)

@@ -38,7 +38,8 @@ def create_job(
             name: value
             for name, value in default.environment.items()
             if "{" not in value  # folders of this machine
-        },
+        }
+        | default.model_environment,
         layers=config.model.layers,
         image_shape=config.dataset.image_shape,
         classes=config.dataset.classes,

@@ -105,6 +105,8 @@ class Mode:
     """Options of the execution mode, which the adapter interprets."""
     environment: dict[str, str] = field(default_factory=dict)
     """Environment variables of the worker's process. ``{compile_cache}`` is the folder of compiled code."""
+    model_environment: dict[str, str] = field(default_factory=dict)
+    """Further environment variables of a process that loads a saved model."""
     compiles: bool = False
     """Whether the mode compiles for seconds before its first step, which a short training cannot win back."""
     tools: list[str] = field(default_factory=list)
@@ -433,13 +435,13 @@ class Config:
 
     def _values_for_hash(self) -> dict[str, Any]:
         """Return the configuration without values that cannot change a result: tracking, limits, names for display,
-        addresses of downloads, locks, targets and checkpoints."""
+        processes that load a model, addresses of downloads, locks, targets and checkpoints."""
         values = self.to_dict()
         del values["tracking"], values["sweep"], values["limits"], values["latency"]
         for key in ("label", "color", "last_release", "plain", "default_settings"):
             del values["framework"][key]
         for mode in values["framework"]["modes"].values():
-            del mode["description"]
+            del mode["description"], mode["model_environment"]
         for device in values["framework"]["devices"].values():
             for recipe in device["recipes"]:
                 del recipe["lock"]  # the environment's key has what is installed

@@ -39,7 +39,7 @@ MEMBERS_LIMIT = 100_000
 PATH_LIMIT = 2**9
 """Characters of a member's path."""
 
-DIRECTORY_LIMIT = 16 * 2**20
+DIRECTORY_LIMIT = 8 * 2**20
 """Bytes of a zip's directory; ``zipfile`` needs several times as much memory. Caltech-101's has 0.8 million."""
 
 HEADER_LIMIT = 8 * 2**10
@@ -51,7 +51,7 @@ EXTENSION_LIMIT = 4 * 2**10
 LONG_NUMBER = re.compile(rb"[0-9]{32}")
 """Refused in attributes: Python before 3.11.10 and 3.12.6 parses them in quadratic time (CVE-2024-6232)."""
 
-HEADERS_LIMIT = 128 * 2**20
+HEADERS_LIMIT = 64 * 2**20
 """Bytes of all headers of a tar; with three blocks of 512 bytes per member, Caltech-101 has 14 million."""
 
 ATTRIBUTES = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
