@@ -7,7 +7,7 @@ from .checks import ConfigError, Unavailable, check, check_data, check_tracker, 
 from .composition import compose, compose_part, compose_unchecked, to_checked_config, to_config
 from .display import describe
 from .own_conf import check_own_conf
-from .resolvers import CONF, choices, default_setting, family
+from .resolvers import CONF, choices, default_setting, family, own_conf
 from .schema import (
     BEST,
     DEFAULT,
@@ -63,6 +63,7 @@ __all__ = [
     "family",
     "hash_values",
     "missing_tools",
+    "own_conf",
     "to_checked_config",
     "to_config",
 ]

@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ..redaction import conceal_all
 from .checks import ConfigError, check
 from .errors import explain, explain_null_section, refusal, unknown_key
-from .resolvers import CONF, choices, option_file
+from .resolvers import CONF, choices, option_file, own_conf
 from .schema import Config
 
 
@@ -52,7 +52,8 @@ def compose_unchecked(overrides: list[str]) -> Config:
     """
     if message := refusal(overrides):
         raise ConfigError(message)
-    store_settings()  # GTDL_CONF may have changed since the import
+    if own_conf() is not None:
+        store_settings()  # the folder may have changed since the import
     # Inside a running Hydra application, Hydra is initialized already.
     running = GlobalHydra.instance().is_initialized()
     start = nullcontext() if running else initialize_config_dir(str(CONF), version_base="1.3", job_name="gtdl")

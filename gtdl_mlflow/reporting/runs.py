@@ -339,8 +339,9 @@ def read(runs: Iterable[Run]) -> LoadedRuns:
     """
     if fault := config.check_own_conf():
         raise config.ConfigError(fault)
-    for cached in (_known, _is_default, _cell_hash, _cell_values, _compose):
-        cached.cache_clear()  # in a notebook, a file in GTDL_CONF may have changed
+    if config.own_conf() is not None:
+        for cached in (_known, _is_default, _cell_hash, _cell_values, _compose):
+            cached.cache_clear()  # in a notebook, a file of the folder may have changed
     loaded = LoadedRuns([], [])
     for run in runs:
         if tags.FRAMEWORK not in run.data.tags:
