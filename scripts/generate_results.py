@@ -116,13 +116,13 @@ class Results:
         lines = []
         for conditions in self.paired:
             frameworks = [each.framework for each in self.groups[conditions]]
-            if len(frameworks) < 3 or len({*frameworks}) < len(frameworks):
+            rankings = self.cpu_rankings(conditions)
+            if not rankings or len(frameworks) < 3 or len({*frameworks}) < len(frameworks):
                 continue
-            for training in self.cpu_rankings(conditions)[:1]:
-                first, *others = training.frameworks[:3]
-                ratios = ", ".join(f"{place.framework} {place.ratio.text}" for place in others)
-                where = f"{conditions.dataset}, {conditions.setting}, {conditions.machine.partition(',')[0]}"
-                lines.append(f"- {where}: {first.framework} {format_number(1e3 * first.unit_s)} ms, {ratios}")
+            first, *others = rankings[0].frameworks[:3]
+            ratios = ", ".join(f"{place.framework} {place.ratio.text}" for place in others)
+            where = f"{conditions.dataset}, {conditions.setting}, {conditions.machine.partition(',')[0]}"
+            lines.append(f"- {where}: {first.framework} {format_number(1e3 * first.unit_s)} ms, {ratios}")
         return "\n".join(formats.markdown(line) for line in lines)
 
     def agreement(self) -> str:
