@@ -143,3 +143,11 @@ def test_job_has_the_hashes_of_the_prepared_files(tmp_path: Path) -> None:
 def test_job_has_the_accuracy_of_its_data_set(tmp_path: Path, dataset: str, mean_per_class: bool) -> None:
     composed = config.compose(["framework=reference", f"dataset={dataset}"])
     assert create_job(composed, tmp_path, tmp_path).mean_per_class is mean_per_class
+
+
+def test_model_of_tinygrad_has_no_cache_that_belongs_to_one_thread(tmp_path: Path) -> None:
+    saved = create_job(
+        config.compose_unchecked(["framework=tinygrad", "mode=jit"]), tmp_path, tmp_path
+    ).saved_environment
+    assert saved["CACHELEVEL"] == "0"  # `mlflow models serve` predicts in several threads
+    assert not [value for value in saved.values() if "{" in value], "folders of the machine that trained"
