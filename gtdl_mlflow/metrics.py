@@ -6,7 +6,9 @@ metric is one entry here and the line that measures it. Standard library only: w
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 LOWER, HIGHER = "lower", "higher"
@@ -82,7 +84,7 @@ _ALL = (
            phase="ahead-of-time compilation"),
     Metric("setup/verify_data_s", "s", "Reading the prepared images and labels and checking their SHA-256.", LOWER,
            phase="data verification"),
-    Metric("setup/data_s", "s", "Preprocessing of the images, which are in memory by then.", LOWER, phase="data"),
+    Metric("setup/data_s", "s", "Preprocessing of the images, such as scaling, after they are read.", LOWER, phase="data"),
     # Training.
     Metric("training_time_s", "s", "Training, from before the first batch until the device has finished the last step. "
            "Batching, augmentation and transfer to the device are included; evaluation, validation and checkpoints are "
@@ -158,8 +160,8 @@ _ALL = (
     Metric("worker/wall_s", "s", "The worker from its start to its end, without its wait for the job.", LOWER),
     Metric("worker/cpu_user_s", "s", "User CPU time of the worker and its children.", LOWER),
     Metric("worker/cpu_system_s", "s", "System CPU time of the worker and its children.", LOWER),
-    Metric("worker/peak_memory_mb", "MB", "Largest resident memory of the worker.", LOWER,
-           label="peak memory"),
+    Metric("worker/peak_memory_mb", "MB", "Largest resident memory of the worker's process: interpreter, framework, "
+           "images and network. 1 MB is 10^6 bytes.", LOWER, label="peak memory"),
     Metric("worker/peak_gpu_memory_mb", "MB", "Largest GPU memory that the framework allocated.", LOWER,
            requires="`hardware=gpu`, and a framework that reports it", label="peak GPU memory"),
     Metric("worker/context_switches", "", "Voluntary context switches.", LOWER),
@@ -263,6 +265,24 @@ HEADLINE = ("training_time_s", "testing_time_s", "accuracy_percent")
 
 PHASES: tuple[Metric, ...] = tuple(metric for metric in _ALL if metric.phase)
 """The parts of the worker's wall time, in the order in which they happen. The rest of ``worker/wall_s`` is unnamed."""
+
+WALL_TIME = "worker/wall_s"
+
+OTHER = "other"
+"""Label of the part of the worker's wall time that belongs to no phase."""
+
+
+def phase_times(values: Mapping[str, float]) -> dict[str, float]:
+    """Return the seconds of each phase of the worker, with the rest of its wall time as ``OTHER``.
+
+    Args:
+        values: metrics by name. Those that are not finite are ignored.
+    """
+    known = {name: value for name, value in values.items() if math.isfinite(value)}
+    times = {metric.phase: known[metric.name] for metric in PHASES if metric.name in known}
+    if WALL_TIME in known:
+        times[OTHER] = max(0.0, known[WALL_TIME] - sum(times.values()))
+    return times
 
 
 def find(name: str) -> Metric | None:

@@ -59,7 +59,10 @@ ENVIRONMENT_LOCKED = _tag(
     "environment_locked", "What a lock determined of the environment: `versions and hashes`, `versions` or `no`."
 )
 DATA_DIGEST = _tag("data_digest", "SHA-256 of the prepared arrays and the settings of their preparation.")
-MACHINE = _tag("machine", "Processor, cores, memory and GPUs, with a hash.")
+MACHINE = _tag(
+    "machine",
+    "Processor with family, model and stepping, cores, memory and GPUs, with a hash of these and of the vector extensions.",
+)
 VERSION = _tag("version", "Version of gtdl_mlflow.")
 CODE = _tag("code", "Version of gtdl_mlflow with a hash of the worker's code.")
 WEIGHTS_SHA256 = _tag("weights_sha256", "SHA-256 of the trained weights: equal for runs that are identical bit by bit.")

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 import pytest
@@ -38,10 +39,44 @@ def free(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
 def test_fingerprint_of_a_machine_without_limits_has_no_entries_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
     free(monkeypatch, 4)
     description = host.describe()
-    assert list(description) == ["cpu", "cores", "logical_cores", "memory_gib", "gpus", "system"]
+    assert list(description) == [
+        "cpu", "cpu_model", "vector_extensions", "cores", "logical_cores", "memory_gib", "gpus", "system"]  # fmt: skip
     digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:8]
-    parts = [description["cpu"], "4 cores", f"{description['memory_gib']} GiB", *description["gpus"]]
+    processor = f"{description['cpu']} ({description['cpu_model']})"
+    parts = [processor, "4 cores", f"{description['memory_gib']} GiB", *description["gpus"]]
     assert host.fingerprint() == f"{', '.join(parts)} ({digest})"
+
+
+EPYC = """processor\t: 0
+cpu family\t: 25
+model\t\t: 17
+model name\t: AMD EPYC
+stepping\t: 1
+flags\t\t: fpu sse2 avx2 avx512f avx512_bf16 hypervisor
+
+processor\t: 1
+model\t\t: 99
+"""
+
+
+def test_processors_of_one_name_are_different_machines(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    free(monkeypatch, 2)
+    monkeypatch.setattr(host, "PROCESSORS", tmp_path / "cpuinfo")
+
+    def fingerprint(text: str) -> str:
+        (tmp_path / "cpuinfo").write_text(text)
+        host.describe.cache_clear()
+        return host.fingerprint()
+
+    known = fingerprint(EPYC)
+    assert known.startswith("AMD EPYC (25-17-1), 2 cores, ")
+    assert host.describe()["vector_extensions"] == "avx2 avx512_bf16 avx512f sse2"
+    newer = fingerprint(EPYC.replace("family\t: 25", "family\t: 26"))
+    assert newer.startswith("AMD EPYC (26-17-1), 2 cores, ")
+    withheld = fingerprint(EPYC.replace(" avx512_bf16", ""))
+    assert withheld.startswith("AMD EPYC (25-17-1), 2 cores, ")
+    assert len({known, newer, withheld}) == 3
+    assert fingerprint(EPYC.replace(" hypervisor", "")) == known
 
 
 @pytest.mark.parametrize(("quota", "text"), [(0.1, "0.1"), (1.5, "1.5"), (1 / 3, "0.33"), (3, "3")])

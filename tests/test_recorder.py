@@ -77,7 +77,11 @@ def test_tags_and_params_describe_the_run(finished: FinishedRun) -> None:
     assert {key: tags[key] for key in expected} == expected
     assert len(tags["gtdl.config_hash"]) == 16
     assert "cores" in tags["gtdl.machine"]
-    assert "budget of 0.5" in tags["mlflow.note.content"]
+    note = tags["mlflow.note.content"]
+    assert "budget of 0.5" in note
+    assert f"| training | {run.data.metrics['training_time_s']:.3f} |" in note
+    seconds = [float(line.split("|")[2]) for line in note.splitlines() if line.endswith("% |")]
+    assert sum(seconds) == pytest.approx(run.data.metrics["worker/wall_s"], abs=0.02)
     requested = {
         "framework": "reference", "dataset": "mnist_5k", "model": "reference_mnist", "seed": "3", "budget": "0.5",
         "training.batch_size": "50", "framework.version": "7", "worker.parameters": "7850",

@@ -32,7 +32,7 @@ CHROMIUM = shutil.which("chromium")
 
 
 def test_every_metric_and_tag_of_the_report_is_registered() -> None:
-    for name in (*page.METRIC_COLUMNS, *tables.RESOURCES, sections.WALL_TIME):
+    for name in (*page.METRIC_COLUMNS, *tables.RESOURCES, metrics.WALL_TIME):
         assert name in metrics.METRICS
     for name in (*metrics.HEADLINE, *tables.RESOURCES):
         assert metrics.METRICS[name].label
@@ -43,7 +43,7 @@ def test_every_metric_and_tag_of_the_report_is_registered() -> None:
 
 def test_phases_and_the_rest_add_up_to_the_wall_time() -> None:
     run = to_benchmark_run(make_finished_run("framework=torch", training_s=10, testing_s=1))
-    times = sections.phase_times(run)
+    times = metrics.phase_times(run.metrics)
     assert times["training"] == 10
     assert sum(times.values()) == pytest.approx(run.metrics["worker/wall_s"])
 

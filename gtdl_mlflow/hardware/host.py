@@ -15,26 +15,34 @@ import psutil
 
 from .. import cgroups
 
+PROCESSORS = Path("/proc/cpuinfo")
+
+VECTOR = ("sse", "ssse", "avx", "amx", "fma", "f16c", "asimd", "sve")
+"""Beginnings of the names of vector extensions in ``/proc/cpuinfo``, on x86 and ARM."""
+
 
 @cache
 def has_bfloat16() -> bool:
     """Return whether the processor has instructions for bfloat16, as far as Linux reports them."""
-    with suppress(OSError):
-        words = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
-        return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
-    return True
+    features = _features(_first_processor())
+    return not features or not features.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
 
 
 @cache
 def describe() -> dict[str, Any]:
     """Return the processor, cores, memory, GPUs and operating system, and the limits of this process on its cores.
 
-    Results are comparable if their descriptions are equal. Entries for limits exist only if there is a limit.
+    Results are comparable if their descriptions are equal. Entries for limits exist only if there is a limit. Virtual
+    machines give processors of several generations the same name: the family, model and stepping distinguish them, and
+    the vector extensions those that a host withholds.
     """
     usable_cores, quota = len(cgroups.usable_cores()), cgroups.cpu_quota()
     logical_cores = psutil.cpu_count() or usable_cores
+    processor = _first_processor()
     description: dict[str, Any] = {
-        "cpu": _cpu(),
+        "cpu": processor.get("model name") or platform.processor() or platform.machine(),
+        "cpu_model": "-".join(processor[key] for key in ("cpu family", "model", "stepping") if key in processor),
+        "vector_extensions": " ".join(sorted(each for each in _features(processor) if each.startswith(VECTOR))),
         "cores": psutil.cpu_count(logical=False) or logical_cores,
         "logical_cores": logical_cores,
         "memory_gib": round(psutil.virtual_memory().total / 2**30),
@@ -52,7 +60,8 @@ def fingerprint() -> str:
     """Return the description as one readable line that ends with its hash."""
     description = describe()
     digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:8]
-    parts = [description["cpu"], f"{description['logical_cores']} cores"]
+    model = f" ({description['cpu_model']})" if description["cpu_model"] else ""
+    parts = [f"{description['cpu']}{model}", f"{description['logical_cores']} cores"]
     if usable_cores := description.get("usable_cores"):
         parts.append(f"{usable_cores} of them usable")
     if quota := description.get("cpu_quota"):
@@ -61,13 +70,17 @@ def fingerprint() -> str:
     return f"{', '.join(parts)} ({digest})"
 
 
-def _cpu() -> str:
-    table = Path("/proc/cpuinfo")
-    if table.is_file():
-        for line in table.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+def _first_processor() -> dict[str, str]:
+    """Return the keys and values of the first processor in Linux's ``/proc/cpuinfo``; none elsewhere."""
+    with suppress(OSError):
+        first, _, _ = PROCESSORS.read_text(encoding="utf-8").partition("\n\n")
+        pairs = (line.partition(":") for line in first.splitlines())
+        return {key.strip(): value.strip() for key, _, value in pairs}
+    return {}
+
+
+def _features(processor: dict[str, str]) -> set[str]:
+    return {*processor.get("flags", processor.get("Features", "")).split()}
 
 
 def _gpus() -> list[str]:

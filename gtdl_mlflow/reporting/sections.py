@@ -12,7 +12,7 @@ from typing import Any
 
 from .. import charts, config, tags
 from ..config import display
-from ..metrics import METRICS, PHASES
+from ..metrics import METRICS, OTHER, PHASES, phase_times
 from . import ratios
 from .formats import format_number
 from .intervals import LEVEL, Verdict
@@ -31,13 +31,8 @@ from .tables import (
 )
 from .verdicts import QUESTIONS, TIMES
 
-OTHER = "other"
-"""Label of the part of the worker's wall time that belongs to no phase, or to short ones."""
-
 SHORT_PHASE = 0.02
 """Share of the worker's wall time below which a phase is drawn as ``OTHER``."""
-
-WALL_TIME = "worker/wall_s"
 
 CHARTED = 24
 """Largest number of frameworks, or of versions, in the charts of a section. The tables have all."""
@@ -223,7 +218,7 @@ def section_charts(
     target: float,
     client: MetricHistories,
 ) -> list[Chart]:
-    """Return the charts that compare at least two values.
+    """Return the charts that have values to compare.
 
     Args:
         frameworks: those with finished runs. Charts of times leave out those that failed the quality gate.
@@ -391,10 +386,10 @@ def time_to_target(curve: LearningCurve, target: float) -> float | None:
 
 
 def _phases(runs: dict[str, BenchmarkRun]) -> Chart | None:
-    times = {label: phase_times(run) for label, run in runs.items()}
+    times = {label: phase_times(run.metrics) for label, run in runs.items()}
     phases = [*(metric.phase for metric in PHASES), OTHER]
     present = [part for part in phases if any(parts.get(part) for parts in times.values())]
-    if sum(any(parts.values()) for parts in times.values()) < 2:
+    if not any(any(parts.values()) for parts in times.values()):
         return None
     long = {
         part for parts in times.values() for part, value in parts.items() if value >= SHORT_PHASE * sum(parts.values())
@@ -410,12 +405,3 @@ def _phases(runs: dict[str, BenchmarkRun]) -> Chart | None:
     )
     note = f"Wall time of the worker, from its start to its end. {TYPICAL}"
     return Chart("Time by phase", charts.stacked_bars(rows, phases), table, note)
-
-
-def phase_times(run: BenchmarkRun) -> dict[str, float]:
-    """Return the seconds of the worker's wall time by phase."""
-    known = {name: value for name, value in run.metrics.items() if math.isfinite(value)}
-    times = {metric.phase: known[metric.name] for metric in PHASES if metric.name in known}
-    if WALL_TIME in known:
-        times[OTHER] = max(0.0, known[WALL_TIME] - sum(times.values()))
-    return times

@@ -25,7 +25,7 @@ from ..console import info, printable
 from ..datasets import PreparedDataset
 from ..environments import Environment
 from ..hardware import host, interference, peak, roofline
-from ..metrics import HEADLINE
+from ..metrics import HEADLINE, phase_times
 from ..redaction import redact
 from ..worker.events import ConfusionMatrix, Event, Finished, Metadata, Metrics, Remark
 from . import dead_runs, delivery, mlperf_log, outbox
@@ -410,8 +410,11 @@ def _flatten(prefix: str, values: dict[str, Any]) -> dict[str, Any]:
 
 def _note(config: Config, results: dict[str, float]) -> str:
     share = "" if config.budget == 1 else f" A budget of {config.budget:g}: not the full training."
+    times = phase_times(results)
+    rows = [f"| {phase} | {time_s:.3f} | {time_s / sum(times.values()):.1%} |" for phase, time_s in times.items()]
+    phases = "\n".join(["| phase of the worker | s | share |", "| --- | --- | --- |", *rows])
     return (
         f"**{results['accuracy_percent']:.2f} %** after {results['training_time_s']:.1f} s of training; "
-        f"tested in {results['testing_time_s']:.2f} s.{share}\n\n"
+        f"tested in {results['testing_time_s']:.2f} s.{share}\n\n{phases}\n\n"
         "All runs in one page: `gtdl report`. Two frameworks side by side: `gtdl compare A B`."
     )
