@@ -84,7 +84,7 @@ _ALL = (
            phase="ahead-of-time compilation"),
     Metric("setup/verify_data_s", "s", "Reading the prepared images and labels and checking their SHA-256.", LOWER,
            phase="data verification"),
-    Metric("setup/data_s", "s", "Preprocessing of the images, such as scaling, after they are read.", LOWER, phase="data"),
+    Metric("setup/data_s", "s", "Preprocessing of the images, such as scaling.", LOWER, phase="data"),
     # Training.
     Metric("training_time_s", "s", "Training, from before the first batch until the device has finished the last step. "
            "Batching, augmentation and transfer to the device are included; evaluation, validation and checkpoints are "

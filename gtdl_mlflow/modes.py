@@ -196,7 +196,7 @@ class ModeStudy:
     def reasons(self, names: Sequence[str], steps: int) -> dict[str, str]:
         """Return the reason for each mode that was not measured for a training of ``steps`` steps."""
         seconds = self._training_s(self._fast(names), steps)
-        short = f"the training takes {seconds:.1f} s, too short to compile for"
+        short = f"the training takes {seconds:.1f} s, too short to save the time of a compilation"
         return {name: self.failures.get(name, short) for name in names if name not in self.costs}
 
     def _fast(self, names: Sequence[str]) -> list[str]:

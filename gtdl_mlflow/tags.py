@@ -61,7 +61,7 @@ ENVIRONMENT_LOCKED = _tag(
 DATA_DIGEST = _tag("data_digest", "SHA-256 of the prepared arrays and the settings of their preparation.")
 MACHINE = _tag(
     "machine",
-    "Processor with family, model and stepping, cores, memory and GPUs, with a hash of these and of the vector extensions.",
+    "Processor with family, model and stepping, cores, memory and GPUs, with a hash, also of the vector extensions.",
 )
 VERSION = _tag("version", "Version of gtdl_mlflow.")
 CODE = _tag("code", "Version of gtdl_mlflow with a hash of the worker's code.")

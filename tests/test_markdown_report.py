@@ -39,7 +39,7 @@ def test_report_in_markdown(markdown: str) -> None:
         "- Paired measurement, CPU time of one thread: PyTorch 2.13.0 trained fastest. "
         "TensorFlow 2.21.0 took 2.00x \\[1.90, 2.10\\]" in markdown
     )
-    assert "| framework | training, CPU time |\n| --- | --- |\n| PyTorch 2.13.0 | best: 4.00 ms |" in markdown
+    assert "| framework | training step, CPU time |\n| --- | --- |\n| PyTorch 2.13.0 | best: 4.00 ms |" in markdown
     (whole,) = [line for line in markdown.splitlines() if line.startswith("| TensorFlow 2.21.0 | 20.20 ")]
     assert "<br>1.98x" in whole, "a cell keeps its lines"
     assert "&lt;b&gt;CPU\\|1&lt;/b&gt;" in markdown

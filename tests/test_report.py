@@ -22,7 +22,7 @@ from playwright.sync_api import Browser, Locator, Page, sync_playwright
 from gtdl_mlflow import config, metrics, tags
 from gtdl_mlflow.cli import __main__ as cli
 from gtdl_mlflow.config import display
-from gtdl_mlflow.reporting import page, published_figures, sections, tables, ui
+from gtdl_mlflow.reporting import page, published_figures, tables, ui
 from gtdl_mlflow.reporting.runs import load, read, to_benchmark_run
 
 CHROMIUM = shutil.which("chromium")
@@ -405,7 +405,7 @@ def test_paired_measurement_comes_before_the_whole_runs_of_its_sweep(browser: Br
     for tab in open_report(browser, true_report):
         article = tab.locator("article", has_text="cifar10, all under caffe_cifar10")
         paired, runs = (cells(article.locator("table").nth(number)) for number in range(2))
-        assert paired["framework"] == ["training, CPU time", "testing, wall clock"]
+        assert paired["framework"] == ["training step, CPU time", "test batch, wall clock"]
         assert paired["PyTorch 2.13.0"] == ["best", "best"]
         assert paired["TensorFlow 2.21.0"] == ["1.15x [1.13, 1.17]", "1.30x"]
         assert runs["TensorFlow 2.21.0"][0] == "2.20; 2.10; 2.00\nbest"  # no interval of three values

@@ -82,6 +82,10 @@ def test_runs_under_different_conditions_are_not_combined(store: str, capsys: py
     assert times == ["10.00", "100.0", "200.0", "50.00"]
     assert {row["n"] for row in rows} == ({"1", "2"} if single_core else {"1"})
     assert len({row["machine"] for row in rows}) == 2
+    for row in rows:  # the published result is that of a full training
+        assert row["published"].startswith("Caffe 1.0: ")
+        compared = [row[title] for title in ("accuracy difference, points", "training time ratio")]
+        assert all(compared) if row["budget"] == "1" else compared == ["", ""]
     assert re.search(r"caffe_mnist \(changed, \w{4}\)", text)
     assert "- B: another one (12345678)" in text or "- A: another one (12345678)" in text
 
@@ -123,6 +127,27 @@ def test_accuracy_is_reported_by_iterations(store: str, capsys: pytest.CaptureFi
     assert (row["5%"], row["25%"]) == ("", "41.00 (250)")
     assert [row[f"{share}%"] for share in (50, 75, 100)] == ["61.00 (500)", "61.00 (750)", "81.00 (1,000)"]
     assert row["tutorial reports"] == "about 86 % after 60,000 to 100,000"
+
+
+@pytest.mark.slow
+def test_data_set_without_a_published_result_has_no_columns_for_it(
+    store: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = ("framework=caffe", "dataset=att_faces", "setting=caffe_cifar10")
+    run_id = plant(make_finished_run(*own, accuracy=90))
+    history = [
+        Metric(name, value, 0, 1000) for name, value in (("eval/accuracy_percent", 80.0), ("train/elapsed_s", 1.0))
+    ]
+    mlflow.MlflowClient().log_batch(run_id, history)
+    plant(make_finished_run("framework=torch", "dataset=att_faces", "setting=caffe_cifar10"))
+    _, text, _ = reproduction(capsys)
+    (row,) = tables(text)["## att_faces: each framework under its own default"]
+    assert row["test accuracy, %"] == "90.00"
+    assert "published" not in row
+    (curve,) = next(rows for above, rows in tables(text).items() if "means over seeds:" in above)
+    assert curve["tutorial reports"] == ""  # that of the setting is about CIFAR-10
+    assert "Differences in procedure" not in text
+    assert "other frameworks' defaults" not in text  # a ranking under one setting, which the report has
 
 
 @pytest.mark.slow

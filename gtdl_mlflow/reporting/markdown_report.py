@@ -38,11 +38,12 @@ def sections(loaded: LoadedRuns) -> list[str]:
 
 def _section(each: Section) -> list[str]:
     """Return the paragraphs of a section, with its heading."""
+    several = len(each.paired) > 1
     tables = [
-        *(("Paired measurement, relative to the fastest", some) for some in each.paired),
+        *((f"Paired measurement{_of(some) if several else ''}, relative to the fastest", some) for some in each.paired),
         ("Whole runs", each.ranking),
-        ("Cost of the abstraction", each.abstraction),
-        ("Execution modes", each.modes),
+        ("Cost of the abstraction, relative to the framework below", each.abstraction),
+        ("Candidates of mode=best, with the time of a training step relative to the fastest", each.modes),
     ]
     parts = [
         f"## {formats.markdown(f'{each.conditions.text}; {each.conditions.machine}')}",
@@ -54,6 +55,10 @@ def _section(each: Section) -> list[str]:
     if each.same:
         parts.append(f"The same for all: {formats.markdown('; '.join(each.same))}.")
     return parts + _list(each.remarks)
+
+
+def _of(some: Table) -> str:
+    return f" of {', '.join(formats.markdown(row[0]) for row in some.rows)}"
 
 
 def _table(some: Table) -> str:

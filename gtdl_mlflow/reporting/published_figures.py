@@ -31,7 +31,7 @@ class PublishedFigures:
     """Model of the ``cpu`` and of the ``gpu``."""
     notes: dict[str, list[str]]
     """Differences between their procedure and ours by data set; under ``all``, those of every data set."""
-    tutorials: dict[str, str]
+    tutorials: dict[str, dict[str, str]]
     """Accuracy that a setting's tutorial reports of itself."""
     datasets: dict[str, Any]
 

@@ -17,6 +17,9 @@ from .verdicts import QUESTIONS, TIMES, Question, Sample, Samples, compare, fail
 REFERENCE = "reference"
 """Name of the NumPy implementation that frameworks are checked against."""
 
+MOST_RUNS = 100
+"""Largest number of runs that a remark recommends."""
+
 
 @dataclass(frozen=True)
 class Conditions:
@@ -32,7 +35,7 @@ class Conditions:
 
     @property
     def text(self) -> str:
-        share = "" if self.budget == 1 else f", {self.budget:.3g} of the iterations"
+        share = "" if self.budget == 1 else f", {100 * self.budget:.3g} % of the iterations"
         setting = f"{OWN} (networks differ)" if self.setting == OWN else f"all under {self.setting}"
         return f"{self.dataset}, {setting}, {self.hardware}{share}"
 
@@ -225,16 +228,21 @@ def _noise(question: Question, frameworks: list[FrameworkResults]) -> str:
         return ""
     first, *others = sorted(noisy, key=lambda label: -noisy[label][0])
     text = f"Noisy {question.metric.label}: {first} ({noisy[first][1]})"
-    return f"{text}; less noisy: {', '.join(others)}" if others else text
+    return f"{text}; also {', '.join(others)}" if others else text
 
 
 def _unresolved(question: Question, frameworks: list[FrameworkResults]) -> str:
-    """Return one line with the number of runs that would resolve a ranking of times; empty if it is resolved."""
+    """Return one line with the number of runs that would resolve a ranking of times; empty if it is resolved.
+
+    Above ``MOST_RUNS``, the line recommends a paired measurement.
+    """
     ratios = [each.behind for each in _ranking(question, frameworks)[1:] if isinstance(each.behind, Ratio)]
     unresolved = [each for each in ratios if each.verdict is Verdict.unresolved]
     needed = [number for each in unresolved if (number := repeats_needed(each, len(ratios)))]
     if not needed:
         return ""
+    if max(needed) > MOST_RUNS:
+        return f"Whole runs cannot resolve the ranking by {question.metric.label} here; use experiment=paired."
     return f"About {max(needed):,} runs of each framework would resolve the ranking by {question.metric.label}."
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -92,9 +92,12 @@ def section(
         client: reads the history of metrics for the charts. None: no charts.
     """
     found = answers(frameworks)
-    labels = [each.label for each in frameworks]
-    measured = [rankings for each in paired if (rankings := paired_rankings(each, labels))]
-    by_turns = [each for rankings in measured for each in _informative(rankings, _on_one_thread(frameworks))]
+    labels, one_thread = [each.label for each in frameworks], _on_one_thread(frameworks)
+    every = [_of_one_clock(paired_rankings(each, labels), one_thread) for each in paired]
+    measured = [rankings for rankings in every if rankings]
+    by_turns = [
+        each for rankings in measured for each in rankings if all(some.ratio.has_interval for some in each.frameworks)
+    ]
     answered = {
         answer.question.name for answer in found if any(_replaces(each, answer, frameworks) for each in by_turns)
     }
@@ -160,12 +163,12 @@ def target_accuracy(dataset: str) -> float:
     return target
 
 
-def _informative(rankings: Iterable[ratios.Ranking], on_one_thread: bool) -> list[ratios.Ranking]:
-    """Return the rankings in which each ratio has an interval.
+def _of_one_clock(rankings: Iterable[ratios.Ranking], on_one_thread: bool) -> list[ratios.Ranking]:
+    """Return the rankings without those that measure the same work by the wall clock as others by CPU time.
 
-    With one thread, both clocks measure the same work, and CPU time, which is less noisy, replaces the wall clock.
+    With one thread, both clocks measure the same work, and CPU time is less noisy.
     """
-    found = [ranking for ranking in rankings if all(each.ratio.has_interval for each in ranking.frameworks)]
+    found = list(rankings)
     by_cpu_time = {each.activity for each in found if each.clock == ratios.CPU and on_one_thread}
     return [each for each in found if each.clock == ratios.CPU or each.activity not in by_cpu_time]
 
@@ -232,8 +235,9 @@ def section_charts(
     colors = {each.label: each.color for each in frameworks}
     runs = {each.label: typical(each) for each in frameworks}
     curves = {label: learning_curve(run, client) for label, run in runs.items()}
+    titles = Counter((each.activity, each.clock) for each in by_turns)
     drawn = [
-        *(_relative_times(each, colors) for each in by_turns),
+        *(_relative_times(each, colors, titles[each.activity, each.clock] > 1) for each in by_turns),
         *(_repeats(timed, each.name, colors) for each in TIMES if each.name not in answered),
         _pareto(timed, colors),
         *_curves(curves, colors),
@@ -247,7 +251,7 @@ def _capitalized(text: str) -> str:
     return text[0].upper() + text[1:]
 
 
-def _relative_times(ranking: ratios.Ranking, colors: charts.Colors) -> Chart | None:
+def _relative_times(ranking: ratios.Ranking, colors: charts.Colors, with_names: bool) -> Chart | None:
     frameworks = [each for each in ranking.frameworks if each.framework in colors]
     rows = [
         {"framework": each.framework, "ratio": each.ratio.value, "low": each.ratio.low, "high": each.ratio.high}
@@ -258,7 +262,8 @@ def _relative_times(ranking: ratios.Ranking, colors: charts.Colors) -> Chart | N
     table = Table(
         ["framework", "time relative to the best"], [[each.framework, each.ratio.text] for each in frameworks]
     )
-    title = f"{_capitalized(ratios.UNITS[ranking.activity])}, {ratios.CLOCKS[ranking.clock]}"
+    names = f": {', '.join(each.framework for each in frameworks)}" if with_names else ""
+    title = f"{_capitalized(ratios.UNITS[ranking.activity])}, {ratios.CLOCKS[ranking.clock]}{names}"
     return Chart(
         title,
         charts.relative_times(rows, colors),

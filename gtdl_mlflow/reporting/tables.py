@@ -86,7 +86,7 @@ def paired_table(rankings: Sequence[ratios.Ranking]) -> Table:
         {each.framework: _paired_cell(each, index == 0) for index, each in enumerate(ranking.frameworks)}
         for ranking in rankings
     ]
-    header = ["framework", *(f"{each.activity}, {ratios.CLOCKS[each.clock]}" for each in rankings)]
+    header = ["framework", *(f"{ratios.UNITS[each.activity]}, {ratios.CLOCKS[each.clock]}" for each in rankings)]
     return Table(header, [[label, *(column.get(label, "") for column in columns)] for label in labels])
 
 
@@ -119,7 +119,7 @@ def modes_table(frameworks: Iterable[FrameworkResults]) -> Table | None:
         if last and (candidates := last.tags.get(tags.MODE_CANDIDATES)):
             chosen, _, others = candidates.partition("; ")
             rows.append([each.label, chosen, "\n".join(others.split("; "))])
-    return Table(["framework", "best mode", "others"], rows).without_empty_columns() if rows else None
+    return Table(["framework", "chosen", "others"], rows).without_empty_columns() if rows else None
 
 
 def abstraction_table(frameworks: Sequence[FrameworkResults], paired: Paired) -> Table | None:
@@ -130,7 +130,7 @@ def abstraction_table(frameworks: Sequence[FrameworkResults], paired: Paired) ->
         for clock, activity in itertools.product(ratios.CLOCKS, ratios.PHRASES):
             name = f"{clock}/{activity}{OVER_PLAIN}/{display.part_of_metric(each.label)}"
             if name in paired:
-                found[f"{activity}, {ratios.CLOCKS[clock]}"] = _distance(paired[name].ratio, best=False)
+                found[f"{ratios.UNITS[activity]}, {ratios.CLOCKS[clock]}"] = _distance(paired[name].ratio, best=False)
         for question in [] if found else TIMES:
             if result := compare(question, each.label, other.label, samples(frameworks, question)):
                 found[question.metric.title] = _distance(result, best=False)

@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 PAIRED = (Study.paired, Study.stability)
 """Studies that measure after the runs of the sweep."""
 
+STUDIES = tuple(f"{study.value}/" for study in PAIRED)
+"""Beginnings of the names of their metrics."""
+
 # MLflow takes two seconds to import, and a mistake on the command line must be reported sooner: SweepParent imports it
 # inside its methods.
 
@@ -268,7 +271,11 @@ class SweepParent(Callback):
         SweepParent.open = self
 
     def _resume_parent(self) -> None:
-        """Resume the parent of an earlier start of this sweep, unless it may still be running."""
+        """Resume the parent of an earlier start of this sweep, unless it may still be running.
+
+        A parent with a paired measurement is not resumed: MLflow cannot replace the ratios of frameworks that a new
+        measurement lacks.
+        """
         from .. import tags
         from ..tracking.processes import is_alive
         from ..tracking.store import connect
@@ -288,6 +295,8 @@ class SweepParent(Callback):
                 )
             if run.info.status == "RUNNING" and alive is None:
                 info(f"this sweep may be running elsewhere (MLflow run {run.info.run_id}); a new one starts here")
+                continue
+            if any(name.startswith(STUDIES) for name in run.data.metrics):
                 continue
             self._record.run_id, self._record.experiment_id = run.info.run_id, experiment.experiment_id
             self._record.tags |= {tags.RECORD: self._record.key, tags.PROCESS: self._record.process}
