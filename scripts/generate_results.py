@@ -11,6 +11,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
 
@@ -22,9 +23,10 @@ from gtdl_mlflow.reporting.formats import markdown_table as table
 from gtdl_mlflow.reporting.ranking import REFERENCE, Conditions, FrameworkResults, answers, group_by_conditions
 from gtdl_mlflow.reporting.ratios import CPU, UNITS, Ranked, Ranking
 from gtdl_mlflow.reporting.result_file import ResultFiles
-from gtdl_mlflow.reporting.runs import read
+from gtdl_mlflow.reporting.runs import BenchmarkRun, read
 from gtdl_mlflow.reporting.sections import paired_by_conditions
 from gtdl_mlflow.reporting.tables import Paired, paired_rankings
+from gtdl_mlflow.tags import CODE, MACHINE, MODE, SWEEP
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "reproduction.md")
@@ -32,6 +34,12 @@ BLOCK = re.compile(r"(<!-- results: (\w+) -->\n).*?(<!-- end of results -->)", r
 
 GTDLBENCH = ("torch", "tensorflow", "mxnet", "theano", "caffe")
 """Frameworks that GTDLBench compared."""
+
+BUILD = ("python", "numpy", "blas", "compiler", "compiler_flags", "cpu_capability", "backend_version")
+"""Params of a worker that describe the environment of a framework."""
+
+BUILD_FLAGS = re.compile(r" [A-Z]+(_[A-Z]+)+(=\d+)?")
+"""Words of OpenBLAS's description that are the same in each build, such as ``DYNAMIC_ARCH``."""
 
 PARITY = tuple(f"parity/{name}_difference" for name in ("logits", "gradient", "loss"))
 
@@ -72,7 +80,7 @@ class Results:
         return [each for each in rankings if each.clock == CPU]
 
     def ranking(self) -> str:
-        """Return the newest paired ranking of the most frameworks with a proof of equality.
+        """Return the newest paired ranking of the most frameworks whose runs have a parity check.
 
         Columns are the times relative to the best, the accuracy, the memory and the parity. A sentence about the
         accuracies follows.
@@ -82,7 +90,7 @@ class Results:
             for each in self.paired
             if all(PARITY[0] in run.metrics for some in self.groups[each] for run in some.finished)
         ]
-        conditions = max(proved, key=lambda each: len(self.groups[each]))
+        conditions = max(proved, key=lambda each: (len(self.groups[each]), self._newest(each)))
         by_label = {each.label: each for each in self.groups[conditions]}
         rankings = self.cpu_rankings(conditions)
         cells = {
@@ -103,25 +111,26 @@ class Results:
                     f"{max(run.metrics[name] for run in some.finished for name in PARITY):.1e}",
                 ]
             )
-        header = ["framework", *UNITS.values(), "accuracy %", "memory, MB", "difference"]
+        header = ["framework, mode", *UNITS.values(), "accuracy %", "memory, MB", "difference"]
         (answer,) = [each for each in answers([*by_label.values()]) if each.question.largest]
         parts = conditions_text(conditions), table(header, rows), formats.markdown(answer.sentence)
         return "\n\n".join(parts)
 
-    def summary(self) -> str:
-        """Return the three shortest training steps of each paired measurement of frameworks, a line for each.
+    def _newest(self, conditions: Conditions) -> int:
+        return max(run.started_ms for each in self.groups[conditions] for run in each.finished)
 
-        Measurements of modes or precisions are left out.
-        """
+    def of_frameworks(self) -> list[Conditions]:
+        """Return the conditions of paired measurements of frameworks, without those of modes or precisions."""
+        names = {each: [some.framework for some in self.groups[each]] for each in self.paired}
+        return [each for each, some in names.items() if len({*some}) == len(some) > 2 and self.cpu_rankings(each)]
+
+    def summary(self) -> str:
+        """Return the three shortest training steps of each paired measurement of frameworks, a line for each."""
         lines = []
-        for conditions in self.paired:
-            frameworks = [each.framework for each in self.groups[conditions]]
-            rankings = self.cpu_rankings(conditions)
-            if not rankings or len(frameworks) < 3 or len({*frameworks}) < len(frameworks):
-                continue
-            first, *others = rankings[0].frameworks[:3]
+        for conditions in self.of_frameworks():
+            first, *others = self.cpu_rankings(conditions)[0].frameworks[:3]
             ratios = ", ".join(f"{place.framework} {place.ratio.text}" for place in others)
-            where = f"{conditions.dataset}, {conditions.setting}, {conditions.machine.partition(',')[0]}"
+            where = f"{conditions.dataset}, {conditions.setting}, {short_name(conditions.machine)}"
             lines.append(f"- {where}: {first.framework} {format_number(1e3 * first.unit_s)} ms, {ratios}")
         return "\n".join(formats.markdown(line) for line in lines)
 
@@ -183,20 +192,76 @@ class Results:
         """Return all comparisons, each with its sentences and tables."""
         return "\n\n".join(markdown_report.sections(self.files.loaded))
 
+    def memory(self) -> str:
+        """Return the median peak memory of each framework in the whole runs of the paired measurements, in MB."""
+        columns = {
+            f"{each.dataset}, {each.setting}, {short_name(each.machine)}": {
+                some.label: f"{statistics.median(some.sample('worker/peak_memory_mb').values):,.0f}"
+                for some in self.groups[each]
+            }
+            for each in self.of_frameworks()
+        }
+        labels = sorted({label for cells in columns.values() for label in cells})
+        rows = [[label, *(cells.get(label, "") for cells in columns.values())] for label in labels]
+        return table(["framework", *map(formats.markdown, columns)], rows)
+
     def machines(self) -> str:
-        """Return the machine and the number of runs of each result file."""
+        """Return the machine, the number of runs, the days and the version of the code of each result file."""
         rows = []
         for path in self.paths:
             runs = read(self.files.runs_of(path)).runs
-            machines = ", ".join(sorted({formats.markdown(run.key.machine) for run in runs}))
-            rows.append([f"`results/{path.name}`", machines, f"{len(runs)}"])
-        return table(["file", "machine", "runs"], rows)
+            machines, codes = (sorted({formats.markdown(run.tags[tag]) for run in runs}) for tag in (MACHINE, CODE))
+            started = [run.started_ms for run in runs]
+            days = dict.fromkeys((day(min(started)), day(max(started))))
+            row = [", ".join(machines), f"{len(runs)}", " to ".join(days), ", ".join(codes)]
+            rows.append([f"`results/{path.name}`", *row])
+        return table(["file", "machine", "runs", "measured", "code"], rows)
+
+    def sweeps(self) -> str:
+        """Return each sweep with its machine, and the median load by other processes during its runs."""
+        commands = {run.info.run_id: run.data.tags[SWEEP] for run in self.files.runs if SWEEP in run.data.tags}
+        runs: dict[tuple[str, str], list[BenchmarkRun]] = defaultdict(list)
+        for run in self.files.loaded.runs:
+            runs[run.key.machine, commands[run.parent_id]].append(run)
+        rows = []
+        for (machine, command), some in sorted(runs.items(), key=lambda each: min(run.started_ms for run in each[1])):
+            medians = [
+                f"{statistics.median(run.metrics[name] for run in some):.0f}"
+                for name in ("interference/foreign_cpu_percent", "train/cpu_utilization_percent")
+            ]
+            rows.append([f"`{command}`", formats.markdown(short_name(machine)), f"{len(some)}", *medians])
+        return table(["sweep", "machine", "runs", "other load, %", "CPU use in training, %"], rows)
+
+    def environments(self) -> str:
+        """Return the interpreter, the libraries and the compiler of each framework."""
+        found: dict[str, dict[str, dict[str, None]]] = defaultdict(lambda: defaultdict(dict))
+        for run in sorted(self.files.loaded.runs, key=lambda run: run.key.label):
+            for name in BUILD:
+                if name in run.reported:
+                    label = f"{display.label(run.key.framework)} {run.key.version}"
+                    found[label][name][BUILD_FLAGS.sub("", run.reported[name])] = None
+        rows = [
+            [label, ", ".join(some.pop("python")), ", ".join(some.pop("numpy")), formats.markdown(
+                "; ".join(f"{name} {' or '.join(values)}" for name, values in some.items())
+            )]
+            for label, some in found.items()
+        ]  # fmt: skip
+        return table(["framework", "Python", "NumPy", "libraries and compiler"], rows)
 
     def reproduction(self) -> str:
         """Return GTDLBench's tables beside ours."""
         cells = reproduction.group_by_cell(self.files.loaded.runs)
         names = ", ".join(path.name for path in self.paths)
         return reproduction.markdown(cells, names, self.files).partition("\n\n")[2].rstrip()
+
+
+def day(milliseconds: int) -> str:
+    return datetime.fromtimestamp(milliseconds / 1000, timezone.utc).date().isoformat()
+
+
+def short_name(machine: str) -> str:
+    """Return the name of the processor."""
+    return machine.partition(",")[0]
 
 
 def conditions_text(conditions: Conditions) -> str:
@@ -208,8 +273,10 @@ def paired_cell(place: Ranked, index: int) -> str:
 
 
 def released(framework: FrameworkResults) -> str:
+    """Return the label with the mode, and the year of the last release of a framework that is no longer developed."""
     year = display.last_release(framework.framework)
-    return f"{framework.label} ({year})" if year else framework.label
+    modes = ", ".join(sorted({run.tags[MODE] for run in framework.finished}))
+    return f"{framework.label} ({year}), {modes}" if year else f"{framework.label}, {modes}"
 
 
 if __name__ == "__main__":
