@@ -18,6 +18,7 @@ import mlflow
 import pytest
 from helpers.guide import check_command, steps, write_file
 from helpers.project import ROOT, need_framework
+from PIL import Image
 
 from gtdl_mlflow.worker import layers, preprocessing
 from gtdl_mlflow.worker.job import Training
@@ -90,14 +91,19 @@ def test_files_and_commands_of_a_section_work(heading: str, project: Path) -> No
 def test_files_and_commands_for_own_images_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     need_framework("torch")
     monkeypatch.chdir(tmp_path)
+    for number, name in enumerate(("bird", "cat", "dog")):
+        (tmp_path / "my_data" / "photos" / name).mkdir(parents=True)
+        for shade in range(5):
+            photo = Image.new("RGB", (50, 40), (80 * number, 10 * shade, 0))
+            photo.save(tmp_path / "my_data" / "photos" / name / f"{shade}.jpg")
     trained = set()
     output = ""
     for section, file, content in steps(OWN_DATA):
         if file:
             write_file(tmp_path, file, content)
         elif content.startswith("export "):
-            monkeypatch.setenv(*content.removeprefix("export ").split("="))
-        elif content.startswith(("gtdl data", "mkdir")) or section not in trained:
+            monkeypatch.setenv(*content.removeprefix("export ").replace("$PWD", str(tmp_path)).split("="))
+        elif content.startswith(("gtdl data", "mkdir")) or (content.startswith("gtdl run") and section not in trained):
             training = content.startswith("gtdl run")
             short = " budget=0.05 mode=default latency.repeats=0" if training else ""
             done = run(f"{content}{short}", tmp_path, {"PYTHONPATH": str(ROOT)})
@@ -106,7 +112,8 @@ def test_files_and_commands_for_own_images_work(tmp_path: Path, monkeypatch: pyt
             trained |= {section} if training else set()
         else:
             check_command(content)
-    assert trained == {"A folder of images", "A network of your own"}
+    assert trained == {"Images with a split", "A network of your own"}
+    assert "photos: files readable, not prepared yet\n" in output
     assert "my_images: files readable, not prepared yet\n" in output
     assert re.findall("^torch .*", output, re.MULTILINE) == [
         "torch 2.13.0, torch_mnist (budget 0.05), on my_images, on the cpu",

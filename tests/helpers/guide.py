@@ -50,6 +50,7 @@ SHELL = (
     "pip install",
     "apt-get install",
     "export MLFLOW_TRACKING_",
+    "export GTDL_DATA=",
     "read -rs MLFLOW_TRACKING_PASSWORD",
     "uvx",
     "pytest",
