@@ -218,6 +218,21 @@ def test_the_same_sweep_again_runs_only_unfinished_cells(gtdl: Command, store: s
 
 
 @pytest.mark.slow
+def test_a_repeated_paired_measurement_has_a_parent_of_its_own(gtdl: Command, store: str) -> None:
+    """Its ratios would be mixed with those of the first measurement, which may have other frameworks."""
+    assert gtdl(*SWEEP, "seed=1").returncode == 0
+    first, (cell,) = sweep_runs()
+    client = mlflow.MlflowClient(store)
+    client.log_metric(first.info.run_id, "paired/cpu/training/PyTorch-2.13.0/ratio", 1.0)
+    again = gtdl(*SWEEP, "seed=1")
+    assert again.returncode == 0, again.stderr
+    assert len(runs(store)) == 3
+    parent = client.get_run(cell.info.run_id).data.tags["mlflow.parentRunId"]
+    assert parent != first.info.run_id
+    assert "paired/cpu/training/PyTorch-2.13.0/ratio" not in client.get_run(parent).data.metrics
+
+
+@pytest.mark.slow
 def test_sweep_rerun_selects_the_cells_to_run_again(gtdl: Command, store: str) -> None:
     assert gtdl(*SWEEP, "seed=1,2", "limits.run_timeout_s=0.01").returncode == 1
     unchanged = gtdl(*SWEEP, "seed=1,2", "sweep.rerun=none")

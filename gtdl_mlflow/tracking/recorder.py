@@ -411,7 +411,8 @@ def _flatten(prefix: str, values: dict[str, Any]) -> dict[str, Any]:
 def _note(config: Config, results: dict[str, float]) -> str:
     share = "" if config.budget == 1 else f" A budget of {config.budget:g}: not the full training."
     times = phase_times(results)
-    rows = [f"| {phase} | {time_s:.3f} | {time_s / sum(times.values()):.1%} |" for phase, time_s in times.items()]
+    total_s = sum(times.values())
+    rows = [f"| {phase} | {each:.3f} | {each / total_s:.1%} |" for phase, each in times.items() if round(each, 3)]
     phases = "\n".join(["| phase of the worker | s | share |", "| --- | --- | --- |", *rows])
     return (
         f"**{results['accuracy_percent']:.2f} %** after {results['training_time_s']:.1f} s of training; "

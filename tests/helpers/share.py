@@ -12,7 +12,7 @@ T = TypeVar("T")
 VARIABLE = "GTDL_TEST_SHARE"
 """Environment variable with the number of the share, or ``all``. The processes of a session have the same."""
 
-SHARES = 4
+SHARES = 7
 """Days on which each combination runs once."""
 
 
