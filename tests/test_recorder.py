@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import subprocess
 import sys
 import time
@@ -87,6 +88,9 @@ def test_tags_and_params_describe_the_run(finished: FinishedRun) -> None:
         "training.batch_size": "50", "framework.version": "7", "worker.parameters": "7850",
     }  # fmt: skip
     assert {key: params[key] for key in requested} == requested
+    assert platform.release().startswith(params["machine.kernel"])
+    assert params["machine.glibc"] == platform.libc_ver()[1]
+    assert params["machine.huge_pages"] in ("always", "madvise", "never")
 
 
 @pytest.mark.slow

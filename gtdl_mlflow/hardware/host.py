@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import re
 import subprocess
 from contextlib import suppress
 from functools import cache
@@ -16,6 +17,9 @@ import psutil
 from .. import cgroups
 
 PROCESSORS = Path("/proc/cpuinfo")
+
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+"""Modes of transparent huge pages, with the selected one in brackets."""
 
 VECTOR = ("sse", "ssse", "avx", "amx", "fma", "f16c", "asimd", "sve")
 """Beginnings of the names of vector extensions in ``/proc/cpuinfo``, on x86 and ARM."""
@@ -54,6 +58,25 @@ def describe() -> dict[str, Any]:
     if quota is not None and quota < usable_cores:
         description["cpu_quota"] = round(quota, 2)
     return description
+
+
+def software() -> dict[str, str]:
+    """Return the distribution, the versions of Linux and glibc, and the mode of transparent huge pages.
+
+    An entry that cannot be read is empty. No comparison depends on them.
+    """
+    distribution, pages = "", ""
+    with suppress(OSError):
+        distribution = platform.freedesktop_os_release()["PRETTY_NAME"]
+    with suppress(OSError):
+        _, _, pages = HUGE_PAGES.read_text(encoding="utf-8").partition("[")
+    kernel = re.match(r"[\d.]*", platform.release())
+    return {
+        "distribution": distribution,
+        "kernel": kernel[0] if kernel else "",
+        "glibc": platform.libc_ver()[1],
+        "huge_pages": pages.partition("]")[0],
+    }
 
 
 def fingerprint() -> str:

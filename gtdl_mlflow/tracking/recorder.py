@@ -394,7 +394,7 @@ def _params(config: Config) -> dict[str, Any]:
     params["framework.version"] = config.framework.version
     params |= _flatten("training", {key: value for key, value in plain["training"].items() if key != "name"})
     params |= _flatten("hardware", {**plain["hardware"], "threads": config.threads})
-    params |= _flatten("machine", host.describe())
+    params |= _flatten("machine", host.describe() | host.software())
     return params
 
 
