@@ -102,7 +102,8 @@ def test_files_and_commands_for_own_images_work(tmp_path: Path, monkeypatch: pyt
         if file:
             write_file(tmp_path, file, content)
         elif content.startswith("export "):
-            monkeypatch.setenv(*content.removeprefix("export ").replace("$PWD", str(tmp_path)).split("="))
+            for variable in content.removeprefix("export ").replace("$PWD", str(tmp_path)).split():
+                monkeypatch.setenv(*variable.split("="))
         elif content.startswith(("gtdl data", "mkdir")) or (content.startswith("gtdl run") and section not in trained):
             training = content.startswith("gtdl run")
             short = " budget=0.05 mode=default latency.repeats=0" if training else ""
@@ -117,7 +118,7 @@ def test_files_and_commands_for_own_images_work(tmp_path: Path, monkeypatch: pyt
     assert "my_images: files readable, not prepared yet\n" in output
     assert re.findall("^torch .*", output, re.MULTILINE) == [
         "torch 2.13.0, torch_mnist (budget 0.05), on my_images, on the cpu",
-        "torch 2.13.0, my_network (budget 0.05), on my_images, on the cpu",
+        "torch 2.13.0, my_network (budget 0.05), on mnist_5k, on the cpu",
     ]
 
 
