@@ -80,7 +80,7 @@ class Results:
         return [each for each in rankings if each.clock == CPU]
 
     def ranking(self) -> str:
-        """Return the newest paired ranking of the most frameworks whose runs have a parity check.
+        """Return the paired ranking of the most frameworks whose runs have a parity check, that with the smallest intervals.
 
         Columns are the times relative to the best, the accuracy, the memory and the parity. A sentence about the
         accuracies follows.
@@ -90,7 +90,7 @@ class Results:
             for each in self.paired
             if all(PARITY[0] in run.metrics for some in self.groups[each] for run in some.finished)
         ]
-        conditions = max(proved, key=lambda each: (len(self.groups[each]), self._newest(each)))
+        conditions = max(proved, key=lambda each: (len(self.groups[each]), -self._width(each)))
         by_label = {each.label: each for each in self.groups[conditions]}
         rankings = self.cpu_rankings(conditions)
         cells = {
@@ -116,8 +116,10 @@ class Results:
         parts = conditions_text(conditions), table(header, rows), formats.markdown(answer.sentence)
         return "\n\n".join(parts)
 
-    def _newest(self, conditions: Conditions) -> int:
-        return max(run.started_ms for each in self.groups[conditions] for run in each.finished)
+    def _width(self, conditions: Conditions) -> float:
+        """Return the median over the frameworks of the upper end of a ratio's interval, divided by its lower end."""
+        _, *others = self.cpu_rankings(conditions)[0].frameworks
+        return statistics.median(each.ratio.high / each.ratio.low for each in others)
 
     def of_frameworks(self) -> list[Conditions]:
         """Return the conditions of paired measurements of frameworks, without those of modes or precisions."""
