@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from .console import Failure, info, printable
+from .hardware import host
 from .metrics import HEADLINE
 from .process_tree import descendants
 from .worker import events
@@ -33,11 +34,14 @@ INHERITED = {
     "PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "TZ", "TMPDIR", "TERM",
     "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "CUDA_HOME",
     "NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES",
-    "OPENBLAS_CORETYPE",  # set where an older OpenBLAS would compute wrong results on this processor
+    "OPENBLAS_CORETYPE",  # set where an older OpenBLAS does not know the processor
 }  # fmt: skip
 
 COMPILE_CACHE = "{compile_cache}"
 """Placeholder in ``Mode.environment``."""
+
+OPENBLAS_KERNELS = "{openblas_kernels}"
+"""Placeholder in ``Mode.environment``: the user's ``OPENBLAS_CORETYPE``, or the kernels for this processor."""
 
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 """Variables with which glibc asks for huge pages. Linux gives them unless its transparent huge pages are ``never``."""
@@ -388,8 +392,16 @@ def run_worker(
 
 
 def environment_variables(mode: Mode, compile_cache: Path | None) -> dict[str, str]:
-    """Return the environment variables of a mode's worker, whose compiled code goes to the folder ``compile_cache``."""
-    return {name: value.replace(COMPILE_CACHE, str(compile_cache)) for name, value in mode.environment.items()}
+    """Return the environment variables of a mode's worker, whose compiled code goes to the folder ``compile_cache``.
+
+    A placeholder without a value leaves out the variable.
+    """
+    kernels = os.environ.get("OPENBLAS_CORETYPE") or host.openblas_kernels()
+    return {
+        name: value.replace(COMPILE_CACHE, str(compile_cache)).replace(OPENBLAS_KERNELS, kernels)
+        for name, value in mode.environment.items()
+        if kernels or value != OPENBLAS_KERNELS
+    }
 
 
 def worker_environment(threads: int, framework: dict[str, str]) -> dict[str, str]:

@@ -14,7 +14,7 @@ import psutil
 import pytest
 from helpers import cores
 
-from gtdl_mlflow import cgroups, config
+from gtdl_mlflow import cgroups, config, worker_process
 from gtdl_mlflow.hardware import host
 
 DESCRIBE = (
@@ -77,6 +77,26 @@ def test_processors_of_one_name_are_different_machines(monkeypatch: pytest.Monke
     assert withheld.startswith("AMD EPYC (25-17-1), 2 cores, ")
     assert len({known, newer, withheld}) == 3
     assert fingerprint(EPYC.replace(" hypervisor", "")) == known
+
+
+@pytest.mark.parametrize(
+    ("extensions", "kernels"),
+    [
+        ("avx avx2 fma avx512f avx512dq avx512cd avx512bw avx512vl", "SkylakeX"),
+        ("avx avx2 fma avx512f avx512cd", "Haswell"),  # a Xeon Phi
+        ("avx", ""),
+    ],
+)
+def test_kernels_of_openblas_fit_the_vector_extensions(
+    extensions: str, kernels: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "cpuinfo").write_text(EPYC.replace("sse2 avx2 avx512f avx512_bf16", extensions))
+    monkeypatch.setattr(host, "PROCESSORS", tmp_path / "cpuinfo")
+    monkeypatch.delenv("OPENBLAS_CORETYPE", raising=False)
+    mode = config.compose(["framework=caffe"]).framework.modes["solver"]
+    assert worker_process.environment_variables(mode, None).get("OPENBLAS_CORETYPE", "") == kernels
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "Zen")
+    assert worker_process.environment_variables(mode, None)["OPENBLAS_CORETYPE"] == "Zen"
 
 
 @pytest.mark.parametrize(("quota", "text"), [(0.1, "0.1"), (1.5, "1.5"), (1 / 3, "0.33"), (3, "3")])

@@ -21,6 +21,12 @@ PROCESSORS = Path("/proc/cpuinfo")
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 """Modes of transparent huge pages, with the selected one in brackets."""
 
+KERNELS = {
+    "SkylakeX": {"avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl"},
+    "Haswell": {"avx2", "fma"},
+}
+"""Types of OpenBLAS's kernels, the fastest first, with the vector extensions that they need."""
+
 VECTOR = ("sse", "ssse", "avx", "amx", "fma", "f16c", "asimd", "sve")
 """Beginnings of the names of vector extensions in ``/proc/cpuinfo``, on x86 and ARM."""
 
@@ -30,6 +36,15 @@ def has_bfloat16() -> bool:
     """Return whether the processor has instructions for bfloat16, as far as Linux reports them."""
     features = _features(_first_processor())
     return not features or not features.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def openblas_kernels() -> str:
+    """Return the type of OpenBLAS's kernels for the vector extensions of this processor; empty if it has none of them.
+
+    OpenBLAS itself selects kernels by the processor's model, and the slowest ones for a model that is newer than it.
+    """
+    features = _features(_first_processor())
+    return next((kernels for kernels, needed in KERNELS.items() if needed <= features), "")
 
 
 @cache
