@@ -16,8 +16,8 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+from . import processor
 from .console import Failure, info, printable
-from .hardware import host
 from .metrics import HEADLINE
 from .process_tree import descendants
 from .worker import events
@@ -39,9 +39,6 @@ INHERITED = {
 
 COMPILE_CACHE = "{compile_cache}"
 """Placeholder in ``Mode.environment``."""
-
-OPENBLAS_KERNELS = "{openblas_kernels}"
-"""Placeholder in ``Mode.environment``: the user's ``OPENBLAS_CORETYPE``, or the kernels for this processor."""
 
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 """Variables with which glibc asks for huge pages. Linux gives them unless its transparent huge pages are ``never``."""
@@ -396,11 +393,11 @@ def environment_variables(mode: Mode, compile_cache: Path | None) -> dict[str, s
 
     A placeholder without a value leaves out the variable.
     """
-    kernels = os.environ.get("OPENBLAS_CORETYPE") or host.openblas_kernels()
+    kernels = os.environ.get("OPENBLAS_CORETYPE") or processor.openblas_kernels()
     return {
-        name: value.replace(COMPILE_CACHE, str(compile_cache)).replace(OPENBLAS_KERNELS, kernels)
+        name: value.replace(COMPILE_CACHE, str(compile_cache)).replace(processor.OPENBLAS_CORETYPE, kernels)
         for name, value in mode.environment.items()
-        if kernels or value != OPENBLAS_KERNELS
+        if kernels or value != processor.OPENBLAS_CORETYPE
     }
 
 

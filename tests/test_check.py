@@ -43,6 +43,7 @@ def broken_rules(runs: list[Run]) -> set[str]:
         ("same_data", {"gtdl.data_digest": "another"}),
         ("same_code", {"gtdl.code": "another"}),
         ("same_mode", {"gtdl.mode": "another"}),
+        ("same_kernels", {"reported": {"worker.blas_kernels": "Prescott"}}),
         ("environment_recorded", {"gtdl.environment": ""}),
         ("device_as_requested", {"reported": {"worker.device": "gpu"}}),
         ("device_as_requested", {"reported": {"worker.precision": "float64"}}),

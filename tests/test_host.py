@@ -14,7 +14,7 @@ import psutil
 import pytest
 from helpers import cores
 
-from gtdl_mlflow import cgroups, config, worker_process
+from gtdl_mlflow import cgroups, config, processor, worker_process
 from gtdl_mlflow.hardware import host
 
 DESCRIBE = (
@@ -61,7 +61,7 @@ model\t\t: 99
 
 def test_processors_of_one_name_are_different_machines(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     free(monkeypatch, 2)
-    monkeypatch.setattr(host, "PROCESSORS", tmp_path / "cpuinfo")
+    monkeypatch.setattr(processor, "PROCESSORS", tmp_path / "cpuinfo")
 
     def fingerprint(text: str) -> str:
         (tmp_path / "cpuinfo").write_text(text)
@@ -91,7 +91,7 @@ def test_kernels_of_openblas_fit_the_vector_extensions(
     extensions: str, kernels: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "cpuinfo").write_text(EPYC.replace("sse2 avx2 avx512f avx512_bf16", extensions))
-    monkeypatch.setattr(host, "PROCESSORS", tmp_path / "cpuinfo")
+    monkeypatch.setattr(processor, "PROCESSORS", tmp_path / "cpuinfo")
     monkeypatch.delenv("OPENBLAS_CORETYPE", raising=False)
     mode = config.compose(["framework=caffe"]).framework.modes["solver"]
     assert worker_process.environment_variables(mode, None).get("OPENBLAS_CORETYPE", "") == kernels

@@ -251,7 +251,11 @@ def test_many_different_cores_take_little_time() -> None:
 def test_markdown_of_hostile_text_is_one_line_of_text() -> None:
     evil = "<script>alert(1)</script> | x | `y` [a](http://example.org) ![b](c)\n# title"
     hostile = {"gtdl.machine": evil.replace("\n", " "), "gtdl.framework_version": "1|2", "gtdl.mode_requested": "<b>"}
-    loaded = read([make_finished_run("framework=caffe", "dataset=mnist", **hostile)]).runs
+    settings = ("caffe_mnist", "torch_mnist")
+    hostile_runs = [
+        make_finished_run("framework=caffe", "dataset=mnist", f"setting={each}", **hostile) for each in settings
+    ]
+    loaded = read(hostile_runs).runs
     text = reproduction.markdown(reproduction.group_by_cell(loaded), evil, mlflow.MlflowClient())
     assert "<" not in text.replace("\\<", "")
     assert not re.search(r"(?<!\\)\]\(", text)

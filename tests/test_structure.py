@@ -22,7 +22,7 @@ LAYERS = (
     {"tracking", "environments", "datasets", "hardware", "charts", "chart_style", "progress", "worker_process"},
     {"config"},
     {"worker"},
-    {"cgroups", "process_tree", "files", "console", "redaction", "signals", "metrics", "tags"},
+    {"cgroups", "process_tree", "processor", "files", "console", "redaction", "signals", "metrics", "tags"},
 )
 """Packages and top-level modules. A module may import from its own layer and the layers below it."""
 

@@ -14,37 +14,17 @@ from typing import Any
 
 import psutil
 
-from .. import cgroups
-
-PROCESSORS = Path("/proc/cpuinfo")
+from .. import cgroups, processor
 
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 """Modes of transparent huge pages, with the selected one in brackets."""
-
-KERNELS = {
-    "SkylakeX": {"avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl"},
-    "Haswell": {"avx2", "fma"},
-}
-"""Types of OpenBLAS's kernels, the fastest first, with the vector extensions that they need."""
-
-VECTOR = ("sse", "ssse", "avx", "amx", "fma", "f16c", "asimd", "sve")
-"""Beginnings of the names of vector extensions in ``/proc/cpuinfo``, on x86 and ARM."""
 
 
 @cache
 def has_bfloat16() -> bool:
     """Return whether the processor has instructions for bfloat16, as far as Linux reports them."""
-    features = _features(_first_processor())
+    features = processor.features()
     return not features or not features.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
-
-
-def openblas_kernels() -> str:
-    """Return the type of OpenBLAS's kernels for the vector extensions of this processor; empty if it has none of them.
-
-    OpenBLAS itself selects kernels by the processor's model, and the slowest ones for a model that is newer than it.
-    """
-    features = _features(_first_processor())
-    return next((kernels for kernels, needed in KERNELS.items() if needed <= features), "")
 
 
 @cache
@@ -57,11 +37,13 @@ def describe() -> dict[str, Any]:
     """
     usable_cores, quota = len(cgroups.usable_cores()), cgroups.cpu_quota()
     logical_cores = psutil.cpu_count() or usable_cores
-    processor = _first_processor()
+    cpu = processor.first()
     description: dict[str, Any] = {
-        "cpu": processor.get("model name") or platform.processor() or platform.machine(),
-        "cpu_model": "-".join(processor[key] for key in ("cpu family", "model", "stepping") if key in processor),
-        "vector_extensions": " ".join(sorted(each for each in _features(processor) if each.startswith(VECTOR))),
+        "cpu": cpu.get("model name") or platform.processor() or platform.machine(),
+        "cpu_model": "-".join(cpu[key] for key in ("cpu family", "model", "stepping") if key in cpu),
+        "vector_extensions": " ".join(
+            sorted(each for each in processor.features() if each.startswith(processor.VECTOR))
+        ),
         "cores": psutil.cpu_count(logical=False) or logical_cores,
         "logical_cores": logical_cores,
         "memory_gib": round(psutil.virtual_memory().total / 2**30),
@@ -106,19 +88,6 @@ def fingerprint() -> str:
         parts.append(f"limited to {quota:g} CPUs")
     parts += [f"{description['memory_gib']} GiB", *description["gpus"]]
     return f"{', '.join(parts)} ({digest})"
-
-
-def _first_processor() -> dict[str, str]:
-    """Return the keys and values of the first processor in Linux's ``/proc/cpuinfo``; none elsewhere."""
-    with suppress(OSError):
-        first, _, _ = PROCESSORS.read_text(encoding="utf-8").partition("\n\n")
-        pairs = (line.partition(":") for line in first.splitlines())
-        return {key.strip(): value.strip() for key, _, value in pairs}
-    return {}
-
-
-def _features(processor: dict[str, str]) -> set[str]:
-    return {*processor.get("flags", processor.get("Features", "")).split()}
 
 
 def _gpus() -> list[str]:

@@ -307,6 +307,7 @@ RULES: dict[str, Callable[[list[BenchmarkRun]], Violations]] = {
     "compared_version": _same(lambda run: _code(run).partition("+")[0], "versions of gtdl_mlflow"),
     "compared_code": _same(_code, "versions of the code"),
     "same_mode": _same(lambda run: run.tags.get(tags.MODE, ""), "execution modes"),
+    "same_kernels": _same(lambda run: run.reported.get("blas_kernels", ""), "types of BLAS kernels"),
     "environment_recorded": _environment_recorded,
     "device_as_requested": _device_as_requested,
     "finite_results": _finite_results,
