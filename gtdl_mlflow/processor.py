@@ -7,6 +7,9 @@ from pathlib import Path
 
 PROCESSORS = Path("/proc/cpuinfo")
 
+MODEL = ("cpu family", "model", "stepping", "CPU implementer", "CPU part", "CPU variant", "CPU revision")
+"""Keys of the model, on x86 and ARM."""
+
 VECTOR = ("sse", "ssse", "avx", "amx", "fma", "f16c", "asimd", "sve")
 """Beginnings of the names of vector extensions, on x86 and ARM."""
 

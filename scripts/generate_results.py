@@ -20,7 +20,14 @@ from gtdl_mlflow.config import display
 from gtdl_mlflow.reporting import formats, markdown_report, published_figures, reproduction
 from gtdl_mlflow.reporting.formats import format_number
 from gtdl_mlflow.reporting.formats import markdown_table as table
-from gtdl_mlflow.reporting.ranking import REFERENCE, Conditions, FrameworkResults, answers, group_by_conditions
+from gtdl_mlflow.reporting.ranking import (
+    REFERENCE,
+    Conditions,
+    FrameworkResults,
+    answers,
+    group_by_conditions,
+    processor_name,
+)
 from gtdl_mlflow.reporting.ratios import CPU, UNITS, Ranked, Ranking
 from gtdl_mlflow.reporting.result_file import ResultFiles
 from gtdl_mlflow.reporting.runs import BenchmarkRun, read
@@ -80,17 +87,19 @@ class Results:
         return [each for each in rankings if each.clock == CPU]
 
     def ranking(self) -> str:
-        """Return the paired ranking of the most frameworks whose runs have a parity check, that with the smallest intervals.
+        """Return the paired ranking of the most frameworks whose runs have a parity check.
+
+        If several have as many, it is the one with the smallest intervals.
 
         Columns are the times relative to the best, the accuracy, the memory and the parity. A sentence about the
         accuracies follows.
         """
-        proved = [
+        checked = [
             each
             for each in self.paired
             if all(PARITY[0] in run.metrics for some in self.groups[each] for run in some.finished)
         ]
-        conditions = max(proved, key=lambda each: (len(self.groups[each]), -self._width(each)))
+        conditions = max(checked, key=lambda each: (len(self.groups[each]), -self._width(each)))
         by_label = {each.label: each for each in self.groups[conditions]}
         rankings = self.cpu_rankings(conditions)
         cells = {
@@ -132,7 +141,7 @@ class Results:
         for conditions in self.of_frameworks():
             first, *others = self.cpu_rankings(conditions)[0].frameworks[:3]
             ratios = ", ".join(f"{place.framework} {place.ratio.text}" for place in others)
-            where = f"{conditions.dataset}, {conditions.setting}, {short_name(conditions.machine)}"
+            where = f"{conditions.dataset}, {conditions.setting}, {conditions.processor}"
             lines.append(f"- {where}: {first.framework} {format_number(1e3 * first.unit_s)} ms, {ratios}")
         return "\n".join(formats.markdown(line) for line in lines)
 
@@ -197,22 +206,26 @@ class Results:
     def memory(self) -> str:
         """Return the median peak memory of each framework in the whole runs of the paired measurements, in MB."""
         columns = {
-            f"{each.dataset}, {each.setting}, {short_name(each.machine)}": {
-                some.label: f"{statistics.median(some.sample('worker/peak_memory_mb').values):,.0f}"
+            each: {
+                some.label: f"{statistics.median(values):,.0f}"
                 for some in self.groups[each]
+                if (values := some.sample("worker/peak_memory_mb").values)
             }
             for each in self.of_frameworks()
         }
         labels = sorted({label for cells in columns.values() for label in cells})
         rows = [[label, *(cells.get(label, "") for cells in columns.values())] for label in labels]
-        return table(["framework", *map(formats.markdown, columns)], rows)
+        titles = (f"{each.dataset}, {each.setting}, {each.processor}" for each in columns)
+        return table(["framework", *map(formats.markdown, titles)], rows)
 
     def machines(self) -> str:
         """Return the machine, the number of runs, the days and the version of the code of each result file."""
         rows = []
         for path in self.paths:
             runs = read(self.files.runs_of(path)).runs
-            machines, codes = (sorted({formats.markdown(run.tags[tag]) for run in runs}) for tag in (MACHINE, CODE))
+            machines, codes = (
+                sorted({formats.markdown(run.tags.get(tag, "")) for run in runs}) for tag in (MACHINE, CODE)
+            )
             started = [run.started_ms for run in runs]
             days = dict.fromkeys((day(min(started)), day(max(started))))
             row = [", ".join(machines), f"{len(runs)}", " to ".join(days), ", ".join(codes)]
@@ -224,14 +237,15 @@ class Results:
         commands = {run.info.run_id: run.data.tags[SWEEP] for run in self.files.runs if SWEEP in run.data.tags}
         runs: dict[tuple[str, str], list[BenchmarkRun]] = defaultdict(list)
         for run in self.files.loaded.runs:
-            runs[run.key.machine, commands[run.parent_id]].append(run)
+            if run.finished:
+                runs[run.key.machine, commands.get(run.parent_id, "single runs")].append(run)
         rows = []
         for (machine, command), some in sorted(runs.items(), key=lambda each: min(run.started_ms for run in each[1])):
             medians = [
                 f"{statistics.median(run.metrics[name] for run in some):.0f}"
                 for name in ("interference/foreign_cpu_percent", "train/cpu_utilization_percent")
             ]
-            rows.append([f"`{command}`", formats.markdown(short_name(machine)), f"{len(some)}", *medians])
+            rows.append([f"`{command}`", formats.markdown(processor_name(machine)), f"{len(some)}", *medians])
         return table(["sweep", "machine", "runs", "other load, %", "CPU use in training, %"], rows)
 
     def environments(self) -> str:
@@ -243,7 +257,7 @@ class Results:
                     label = f"{display.label(run.key.framework)} {run.key.version}"
                     found[label][name][BUILD_FLAGS.sub("", run.reported[name])] = None
         rows = [
-            [label, ", ".join(some.pop("python")), ", ".join(some.pop("numpy")), formats.markdown(
+            [label, ", ".join(some.pop("python", ())), ", ".join(some.pop("numpy", ())), formats.markdown(
                 "; ".join(f"{name} {' or '.join(values)}" for name, values in some.items())
             )]
             for label, some in found.items()
@@ -259,11 +273,6 @@ class Results:
 
 def day(milliseconds: int) -> str:
     return datetime.fromtimestamp(milliseconds / 1000, timezone.utc).date().isoformat()
-
-
-def short_name(machine: str) -> str:
-    """Return the name of the processor."""
-    return machine.partition(",")[0]
 
 
 def conditions_text(conditions: Conditions) -> str:

@@ -77,6 +77,9 @@ def test_processors_of_one_name_are_different_machines(monkeypatch: pytest.Monke
     assert withheld.startswith("AMD EPYC (25-17-1), 2 cores, ")
     assert len({known, newer, withheld}) == 3
     assert fingerprint(EPYC.replace(" hypervisor", "")) == known
+    arm = "processor\t: 0\nFeatures\t: fp asimd sve\nCPU implementer\t: 0x41\nCPU part\t: 0xd40\n"
+    assert " (0x41-0xd40), 2 cores, " in fingerprint(arm)
+    assert host.describe()["vector_extensions"] == "asimd sve"
 
 
 @pytest.mark.parametrize(

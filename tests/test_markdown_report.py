@@ -34,8 +34,8 @@ def markdown(store: str, tmp_path: Path) -> str:
 
 
 def test_report_in_markdown(markdown: str) -> None:
-    assert markdown.startswith("# gtdl\n\n## mnist_5k, caffe_mnist; ")
-    assert "\n\n*mnist_5k, all under caffe_mnist, cpu" in markdown
+    assert markdown.startswith("# gtdl\n\n## mnist_5k, all under caffe_mnist, cpu")
+    assert "\n\nMachine: " in markdown
     assert (
         "- Paired measurement, CPU time of one thread: PyTorch 2.13.0 trained fastest. "
         "TensorFlow 2.21.0 took 2.00x \\[1.90, 2.10\\]" in markdown

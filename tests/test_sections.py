@@ -15,6 +15,7 @@ from gtdl_mlflow.reporting.ratios import Ranked
 from gtdl_mlflow.reporting.runs import OWN, LoadedRuns, to_benchmark_run
 from gtdl_mlflow.reporting.sections import Section, compare_groups, paired_by_conditions, section
 from gtdl_mlflow.reporting.tables import Paired
+from gtdl_mlflow.reporting.website import by_machine
 
 
 def runs(framework: str, times: Sequence[float], *overrides: str, setting: str = "caffe_mnist") -> list[Run]:
@@ -140,6 +141,16 @@ def measurements(*frameworks: Sequence[str]) -> list[set[str]]:
 def test_shorter_measurement_does_not_hide_older_frameworks() -> None:
     assert measurements(["torch", "jax"], ["torch", "jax", "mxnet"]) == [{"torch", "jax"}, {"torch", "jax", "mxnet"}]
     assert measurements(["torch", "jax"], ["mxnet", "caffe"]) == [{"torch", "jax"}, {"mxnet", "caffe"}]
+
+
+def test_interrupted_repetition_does_not_hide_the_measurement_whose_runs_it_has_taken() -> None:
+    runs_of = {"mlflow.parentRunId": "again", "gtdl.sweep_id": "1f"}
+    planted = [make_finished_run(f"framework={name}", "setting=caffe_mnist", **runs_of) for name in ("torch", "jax")]
+    metrics = {"first": {f"cpu/training/{name}/ratio": 1.0 for name in ("torch", "jax")}}
+    loaded = LoadedRuns([to_benchmark_run(run) for run in planted], [], metrics, {"first": "1f"})
+    assert len(paired_by_conditions(loaded)) == 1
+    (of_machine,) = by_machine(loaded).values()
+    assert len(paired_by_conditions(of_machine)) == 1
 
 
 def test_measurement_is_replaced_by_a_newer_one_of_all_its_frameworks() -> None:

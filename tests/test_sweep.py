@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 
 from gtdl_mlflow import environments
 from gtdl_mlflow.config import CONF, SweepOrder, compose
+from gtdl_mlflow.reporting.runs import read
 from gtdl_mlflow.sweeps import cells
 from gtdl_mlflow.sweeps.hydra_callbacks import (
     check_lines,
@@ -230,6 +231,8 @@ def test_a_repeated_paired_measurement_has_a_parent_of_its_own(gtdl: Command, st
     parent = client.get_run(cell.info.run_id).data.tags["mlflow.parentRunId"]
     assert parent != first.info.run_id
     assert "paired/cpu/training/PyTorch-2.13.0/ratio" not in client.get_run(parent).data.metrics
+    loaded = read(runs(store))
+    assert loaded.sweep_ids[first.info.run_id] == loaded.runs[0].tags["gtdl.sweep_id"]
 
 
 @pytest.mark.slow

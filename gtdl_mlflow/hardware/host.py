@@ -40,7 +40,7 @@ def describe() -> dict[str, Any]:
     cpu = processor.first()
     description: dict[str, Any] = {
         "cpu": cpu.get("model name") or platform.processor() or platform.machine(),
-        "cpu_model": "-".join(cpu[key] for key in ("cpu family", "model", "stepping") if key in cpu),
+        "cpu_model": "-".join(cpu[key] for key in processor.MODEL if key in cpu),
         "vector_extensions": " ".join(
             sorted(each for each in processor.features() if each.startswith(processor.VECTOR))
         ),
@@ -67,10 +67,9 @@ def software() -> dict[str, str]:
         distribution = platform.freedesktop_os_release()["PRETTY_NAME"]
     with suppress(OSError):
         _, _, pages = HUGE_PAGES.read_text(encoding="utf-8").partition("[")
-    kernel = re.match(r"[\d.]*", platform.release())
     return {
         "distribution": distribution,
-        "kernel": kernel[0] if kernel else "",
+        "kernel": re.sub(r"[^\d.].*", "", platform.release()),
         "glibc": platform.libc_ver()[1],
         "huge_pages": pages.partition("]")[0],
     }

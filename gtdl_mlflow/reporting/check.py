@@ -108,12 +108,12 @@ def check(runs: Iterable[BenchmarkRun], skipped: Iterable[SkippedRun] = ()) -> C
     for run in every:
         if not run.unavailable:
             cells[replace(run.key, machine="")].append(run)
-    compared = {conditions.text: _runs_of(some) for conditions, some in group_by_conditions(every).items()}
+    compared = [(conditions.text, _runs_of(some)) for conditions, some in group_by_conditions(every).items()]
     findings = []
     for name, rule in rules().items():
         groups: Iterable[tuple[str, list[BenchmarkRun]]]
         if name in COMPARED:
-            groups = compared.items()
+            groups = compared
         else:
             groups = (("", some) for some in ([every] if name in ACROSS_CELLS else cells.values()))
         for conditions, some in groups:

@@ -45,11 +45,9 @@ def _section(each: Section) -> list[str]:
         ("Cost of the abstraction, relative to the framework below", each.abstraction),
         ("Candidates of mode=best, with the time of a training step relative to the fastest", each.modes),
     ]
-    conditions = each.conditions
-    processor = conditions.machine.partition(",")[0]
     parts = [
-        f"## {formats.markdown(f'{conditions.dataset}, {conditions.setting}; {processor}')}",
-        f"*{formats.markdown(f'{conditions.text}; {conditions.machine}')}*",
+        f"## {formats.markdown(f'{each.conditions.text}; {each.conditions.processor}')}",
+        f"Machine: {formats.markdown(each.conditions.machine)}",
         *_list(each.sentences),
     ]
     for caption, some in tables:

@@ -18,7 +18,7 @@ REFERENCE = "reference"
 """Name of the NumPy implementation that frameworks are checked against."""
 
 MOST_RUNS = 100
-"""Largest number of runs that a remark recommends."""
+"""Number of runs above which a remark recommends a paired measurement."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,19 @@ class Conditions:
     """Empty if runs of all machines are compared."""
 
     @property
+    def processor(self) -> str:
+        return processor_name(self.machine)
+
+    @property
     def text(self) -> str:
         share = "" if self.budget == 1 else f", {100 * self.budget:.3g} % of the iterations"
         setting = f"{OWN} (networks differ)" if self.setting == OWN else f"all under {self.setting}"
         return f"{self.dataset}, {setting}, {self.hardware}{share}"
+
+
+def processor_name(machine: str) -> str:
+    """Return the processor in the description of a machine, as in the tag ``gtdl.machine``."""
+    return machine.partition(",")[0]
 
 
 @dataclass(frozen=True)
@@ -234,16 +243,15 @@ def _noise(question: Question, frameworks: list[FrameworkResults]) -> str:
 def _unresolved(question: Question, frameworks: list[FrameworkResults]) -> str:
     """Return one line with the number of runs that would resolve a ranking of times; empty if it is resolved.
 
-    Above ``MOST_RUNS``, the line recommends a paired measurement.
+    Above ``MOST_RUNS``, it recommends a paired measurement.
     """
     ratios = [each.behind for each in _ranking(question, frameworks)[1:] if isinstance(each.behind, Ratio)]
     unresolved = [each for each in ratios if each.verdict is Verdict.unresolved]
     needed = [number for each in unresolved if (number := repeats_needed(each, len(ratios)))]
     if not needed:
         return ""
-    if max(needed) > MOST_RUNS:
-        return f"Whole runs cannot resolve the ranking by {question.metric.label} here; use experiment=paired."
-    return f"About {max(needed):,} runs of each framework would resolve the ranking by {question.metric.label}."
+    advice = "; experiment=paired needs fewer" if max(needed) > MOST_RUNS else ""
+    return f"About {max(needed):,} runs of each framework would resolve the ranking by {question.metric.label}{advice}."
 
 
 def _disturbed(frameworks: list[FrameworkResults]) -> str:

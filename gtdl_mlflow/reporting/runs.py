@@ -83,6 +83,8 @@ class LoadedRuns:
     skipped: list[SkippedRun]
     paired: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
     """Metrics of paired measurements, without their prefix, by the ID of the sweep's parent run."""
+    sweep_ids: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Tag ``gtdl.sweep_id`` of these parent runs. Its runs may have become children of a later start of the sweep."""
 
     @property
     def remarks(self) -> list[str]:
@@ -324,11 +326,13 @@ def _merge(pages: Iterable[Page]) -> LoadedRuns:
     runs: dict[str, BenchmarkRun] = {}
     skipped: dict[str, SkippedRun] = {}
     paired: dict[str, dict[str, float]] = {}
+    sweep_ids: dict[str, str] = {}
     for _, loaded in pages:
         runs |= {run.run_id: run for run in loaded.runs if run.run_id not in runs}
         skipped |= {run.run_id: run for run in loaded.skipped}
         paired |= loaded.paired
-    return LoadedRuns(list(runs.values()), list(skipped.values()), paired)
+        sweep_ids |= loaded.sweep_ids
+    return LoadedRuns(list(runs.values()), list(skipped.values()), paired, sweep_ids)
 
 
 def read(runs: Iterable[Run]) -> LoadedRuns:
@@ -347,6 +351,7 @@ def read(runs: Iterable[Run]) -> LoadedRuns:
         if tags.FRAMEWORK not in run.data.tags:
             if tags.SWEEP in run.data.tags and (paired := _paired(run)):
                 loaded.paired[run.info.run_id] = paired
+                loaded.sweep_ids[run.info.run_id] = run.data.tags.get(tags.SWEEP_ID, "")
             continue
         try:
             loaded.runs.append(to_benchmark_run(run))

@@ -110,7 +110,15 @@ def section(
         labels,
         [paired_table(rankings) for rankings in measured],
         ranking,
-        abstraction_table(frameworks, {name: each for some in reversed(paired) for name, each in some.items()}),
+        abstraction_table(
+            frameworks,
+            {
+                name: each
+                for some in reversed(paired)
+                for name, each in some.items()
+                if not (one_thread and name.startswith(f"{ratios.WALL}/"))
+            },
+        ),
         modes_table(frameworks),
         same,
         sentences + [answer.sentence for answer in of_runs] + in_development(frameworks, of_runs),
@@ -140,7 +148,9 @@ def paired_by_conditions(loaded: LoadedRuns) -> dict[Conditions, list[Paired]]:
     known: dict[Conditions, set[str]] = defaultdict(set)
     for parent_id, metrics in loaded.paired.items():
         first: dict[str, BenchmarkRun] = {}
-        for run in sorted((run for run in loaded.runs if run.parent_id == parent_id), key=_position):
+        sweep_id = loaded.sweep_ids.get(parent_id) or parent_id
+        ours = (run for run in loaded.runs if parent_id == run.parent_id or sweep_id == run.tags.get(tags.SWEEP_ID))
+        for run in sorted(ours, key=_position):
             first.setdefault(run.key.label, run)
         for conditions, frameworks in group_by_conditions(first.values()).items():
             if len(frameworks) == len(first) and not first.keys() <= known[conditions]:

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from .. import __version__
+from .. import __version__, tags
 from ..config import display
 from ..files import write_atomically
 from . import page, result_file
@@ -54,9 +54,13 @@ def by_machine(loaded: LoadedRuns) -> dict[str, LoadedRuns]:
         runs[run.key.machine].append(run)
     found = {}
     for machine, some in sorted(runs.items()):
-        sweeps = {run.parent_id for run in some}
-        paired = {run_id: ratios for run_id, ratios in loaded.paired.items() if run_id in sweeps}
-        found[machine] = LoadedRuns(some, [], paired)
+        sweeps = {run.parent_id for run in some} | {run.tags.get(tags.SWEEP_ID, "") for run in some}
+        paired = {
+            run_id: ratios
+            for run_id, ratios in loaded.paired.items()
+            if {run_id, loaded.sweep_ids.get(run_id)} & sweeps
+        }
+        found[machine] = LoadedRuns(some, [], paired, loaded.sweep_ids)
     return found
 
 

@@ -178,7 +178,8 @@ def record_refusal(reason: str) -> None:
 class SweepParent(Callback):
     """Callback that opens the parent run of a sweep before the first job and closes it after the last.
 
-    Under ``mlflow run`` the project's run is the parent. Otherwise the same command resumes the parent that it had.
+    Under ``mlflow run`` the project's run is the parent. Otherwise the same command resumes the parent that it had,
+    unless that has a paired measurement.
     Jobs receive the parent in an environment variable that Hydra sets for each of them, in any launcher's process.
     MLFLOW_RUN_ID cannot be that variable: launchers' processes inherit it, and all jobs would write into one run.
     """
