@@ -241,10 +241,11 @@ class Results:
                 runs[run.key.machine, commands.get(run.parent_id, "single runs")].append(run)
         rows = []
         for (machine, command), some in sorted(runs.items(), key=lambda each: min(run.started_ms for run in each[1])):
-            medians = [
-                f"{statistics.median(run.metrics[name] for run in some):.0f}"
+            measured = (
+                [run.metrics[name] for run in some if name in run.metrics]
                 for name in ("interference/foreign_cpu_percent", "train/cpu_utilization_percent")
-            ]
+            )
+            medians = [f"{statistics.median(values):.0f}" if values else "" for values in measured]
             rows.append([f"`{command}`", formats.markdown(processor_name(machine)), f"{len(some)}", *medians])
         return table(["sweep", "machine", "runs", "other load, %", "CPU use in training, %"], rows)
 

@@ -6,9 +6,12 @@ import runpy
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pytest
+from helpers.planted_runs import make_finished_run, plant
 from helpers.project import ROOT
 
+from gtdl_mlflow.cli import __main__ as cli
 from gtdl_mlflow.reporting import check
 from gtdl_mlflow.reporting.result_file import ResultFiles
 
@@ -37,6 +40,29 @@ def test_a_changed_value_changes_the_page(tmp_path: Path) -> None:
     page = SCRIPT["PAGES"][0]
     text = page.read_text(encoding="utf-8")
     assert text != SCRIPT["fill"](text, SCRIPT["Results"](changed))
+
+
+@pytest.mark.usefixtures("store")
+def test_tables_of_files_with_runs_that_failed_or_have_no_sweep(tmp_path: Path) -> None:
+    overrides = ("setting=caffe_mnist", "hardware.threads=1")
+    sweep = {"gtdl.sweep": "experiment=paired framework=torch,jax,mxnet,paddle", "gtdl.sweep_id": "1f"}
+    parent = mlflow.MlflowClient().create_run(mlflow.create_experiment("gtdl"), tags=sweep).info.run_id
+    for name in ("PyTorch-2.13.0", "JAX-0.12.0.1", "MXNet-1.9.1"):
+        mlflow.MlflowClient().log_metric(parent, f"paired/cpu/training/{name}/ratio", 1.0)
+    for name in ("torch", "jax", "mxnet", "paddle"):
+        run = make_finished_run(f"framework={name}", *overrides, **{"mlflow.parentRunId": parent})
+        if name == "paddle":
+            run.info._status = "FAILED"
+            run.data.metrics.clear()
+        plant(run)
+    plant(make_finished_run("framework=torch"))
+    path = tmp_path / "own.csv"
+    assert cli.main(["export", "--output", str(path)]) == 0
+    tables = SCRIPT["Results"]([path])
+    assert "| single runs |" in tables.sweeps().replace("`", "")
+    assert "PaddlePaddle" not in tables.memory()
+    for name in ("machines", "environments", "summary", "agreement", "sections", "reproduction"):
+        assert isinstance(getattr(tables, name)(), str)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)

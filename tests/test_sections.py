@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from unittest.mock import Mock
 
 from helpers.planted_runs import make_finished_run
 from mlflow.entities import Run
@@ -36,10 +37,11 @@ def turns(**times: float) -> Paired:
     return ranked
 
 
-def only_section(planted: Iterable[list[Run]], *paired: Paired) -> Section:
+def only_section(planted: Iterable[list[Run]], *paired: Paired, charts: bool = False) -> Section:
+    client = Mock(get_metric_history=lambda *_: []) if charts else None
     groups = group_by_conditions(to_benchmark_run(run) for some in planted for run in some)
     ((conditions, frameworks),) = [each for each in groups.items() if len(each[1]) > 1]
-    return section(conditions, frameworks, [*paired], None)
+    return section(conditions, frameworks, [*paired], client)
 
 
 ONE_THREAD = "hardware.threads=1"
@@ -55,6 +57,9 @@ def test_turns_on_one_thread_replace_whole_runs() -> None:
         "TensorFlow 2.21.0 took 3.00x [2.99, 3.01] as long."
     )
     assert not [each for each in sentences[1:] if "trained" in each]
+    found = only_section(planted, turns(torch=1, tensorflow=3), charts=True)
+    assert [table.header for table in found.paired] == [["framework", "training step, CPU time"]]
+    assert found.charts[0].title == "Training step, CPU time"
 
 
 def test_turns_on_two_threads_have_a_sentence_for_each_clock(all_cores: None) -> None:
@@ -112,10 +117,14 @@ def test_conditions_with_turns_come_first_and_own_defaults_first_in_their_table(
 def test_each_paired_measurement_has_a_table_and_a_sentence() -> None:
     names = ("torch", "tensorflow", "mxnet", "jax")
     planted = [runs(name, SECONDS, ONE_THREAD) for name in names]
-    found = only_section(planted, turns(torch=1, tensorflow=3), turns(mxnet=2, jax=4))
+    found = only_section(planted, turns(torch=1, tensorflow=3), turns(mxnet=2, jax=4), charts=True)
     assert [[row[0] for row in table.rows] for table in found.paired] == [
         ["PyTorch 2.13.0", "TensorFlow 2.21.0"],
         ["MXNet 1.9.1", "JAX 0.12.0.1"],
+    ]
+    assert [chart.title for chart in found.charts[:2]] == [
+        "Training step, CPU time: PyTorch 2.13.0, TensorFlow 2.21.0",
+        "Training step, CPU time: MXNet 1.9.1, JAX 0.12.0.1",
     ]
     first, second, *_ = found.sentences
     assert first.startswith("Paired measurement, CPU time of one thread: PyTorch 2.13.0 trained fastest.")
