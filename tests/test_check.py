@@ -93,6 +93,22 @@ def test_frameworks_that_are_ranked_together_have_one_version(
     assert all(finding.subject.startswith("mnist_5k, all under caffe_mnist") for finding in verdict.findings)
 
 
+@pytest.mark.parametrize("machine", ["first", "second"])
+def test_frameworks_of_each_machine_have_one_version(machine: str) -> None:
+    runs = [
+        make_finished_run(
+            f"framework={framework}",
+            "setting=caffe_mnist",
+            seed=seed,
+            **{"gtdl.machine": each, "gtdl.code": "0.2.0+a" if (framework, each) == ("jax", machine) else "0.1.0+a"},
+        )
+        for each in ("first", "second")
+        for framework in ("torch", "jax")
+        for seed in range(SEEDS_TO_PUBLISH)
+    ]
+    assert "compared_version" in broken_rules(runs)
+
+
 def test_runs_side_by_side_are_a_cell_with_a_warning() -> None:
     beside = {"gtdl.side_by_side": "true"}
     runs = [make_finished_run(*CELL, seed=seed, training_s=10 + seed / 100, **beside) for seed in range(5)]

@@ -62,6 +62,17 @@ def test_turns_on_one_thread_replace_whole_runs() -> None:
     assert found.charts[0].title == "Training step, CPU time"
 
 
+def test_cost_of_an_abstraction_on_one_thread_is_by_cpu_time() -> None:
+    planted = runs("torch", SECONDS, ONE_THREAD), runs("keras_torch", TWICE, ONE_THREAD)
+    label = "Keras-PyTorch-3.15.1"
+    costs = {
+        f"{clock}/training_over_plain/{label}": Ranked(label, 2.0, Ratio(2, 1.9, 2.1, 8)) for clock in ("cpu", "wall")
+    }
+    table = only_section(planted, costs).abstraction
+    assert table is not None
+    assert table.header[2:] == ["training step, CPU time"]
+
+
 def test_turns_on_two_threads_have_a_sentence_for_each_clock(all_cores: None) -> None:
     planted = runs("torch", SECONDS, "hardware.threads=2"), runs("tensorflow", TWICE, "hardware.threads=2")
     both = turns(torch=1, tensorflow=3)
