@@ -92,9 +92,10 @@ def section(
         client: reads the history of metrics for the charts. None: no charts.
     """
     found = answers(frameworks)
-    labels, one_thread = [each.label for each in frameworks], _on_one_thread(frameworks)
-    every = [_of_one_clock(paired_rankings(each, labels), one_thread) for each in paired]
-    measured = [rankings for rankings in every if rankings]
+    labels = [each.label for each in frameworks]
+    if _on_one_thread(frameworks):
+        paired = [_without_wall_clock(each) for each in paired]
+    measured = [rankings for each in paired if (rankings := paired_rankings(each, labels))]
     by_turns = [
         each for rankings in measured for each in rankings if all(some.ratio.has_interval for some in each.frameworks)
     ]
@@ -110,15 +111,7 @@ def section(
         labels,
         [paired_table(rankings) for rankings in measured],
         ranking,
-        abstraction_table(
-            frameworks,
-            {
-                name: each
-                for some in reversed(paired)
-                for name, each in some.items()
-                if not (one_thread and name.startswith(f"{ratios.WALL}/"))
-            },
-        ),
+        abstraction_table(frameworks, {name: each for some in reversed(paired) for name, each in some.items()}),
         modes_table(frameworks),
         same,
         sentences + [answer.sentence for answer in of_runs] + in_development(frameworks, of_runs),
@@ -173,14 +166,17 @@ def target_accuracy(dataset: str) -> float:
     return target
 
 
-def _of_one_clock(rankings: Iterable[ratios.Ranking], on_one_thread: bool) -> list[ratios.Ranking]:
-    """Return the rankings without those that measure the same work by the wall clock as others by CPU time.
+def _without_wall_clock(paired: Paired) -> Paired:
+    """Return the values without those of the wall clock that have one by CPU time beside them.
 
     With one thread, both clocks measure the same work, and CPU time is less noisy.
     """
-    found = list(rankings)
-    by_cpu_time = {each.activity for each in found if each.clock == ratios.CPU and on_one_thread}
-    return [each for each in found if each.clock == ratios.CPU or each.activity not in by_cpu_time]
+    wall, cpu = f"{ratios.WALL}/", f"{ratios.CPU}/"
+    return {
+        name: each
+        for name, each in paired.items()
+        if not (name.startswith(wall) and name.replace(wall, cpu, 1) in paired)
+    }
 
 
 def _replaces(ranking: ratios.Ranking, answer: Answer, frameworks: Iterable[FrameworkResults]) -> bool:

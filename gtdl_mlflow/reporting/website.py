@@ -6,9 +6,10 @@ import hashlib
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from .. import __version__, tags
+from .. import __version__
 from ..config import display
 from ..files import write_atomically
 from . import page, result_file
@@ -52,16 +53,7 @@ def by_machine(loaded: LoadedRuns) -> dict[str, LoadedRuns]:
     runs: dict[str, list[BenchmarkRun]] = defaultdict(list)
     for run in loaded.runs:
         runs[run.key.machine].append(run)
-    found = {}
-    for machine, some in sorted(runs.items()):
-        sweeps = {run.parent_id for run in some} | {run.tags.get(tags.SWEEP_ID, "") for run in some}
-        paired = {
-            run_id: ratios
-            for run_id, ratios in loaded.paired.items()
-            if {run_id, loaded.sweep_ids.get(run_id)} & sweeps
-        }
-        found[machine] = LoadedRuns(some, [], paired, loaded.sweep_ids)
-    return found
+    return {machine: replace(loaded, runs=some, skipped=[]) for machine, some in sorted(runs.items())}
 
 
 def address(machine: str) -> str:
