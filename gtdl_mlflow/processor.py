@@ -13,9 +13,6 @@ MODEL = ("cpu family", "model", "stepping", "CPU implementer", "CPU part", "CPU 
 VECTOR = ("sse", "ssse", "avx", "amx", "fma", "f16c", "asimd", "sve")
 """Beginnings of the names of vector extensions, on x86 and ARM."""
 
-OPENBLAS_CORETYPE = "{openblas_kernels}"
-"""Placeholder in ``Mode.environment``: the user's ``OPENBLAS_CORETYPE``, or the kernels for the processor."""
-
 OPENBLAS_KERNELS = {
     "SkylakeX": {"avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl"},
     "Haswell": {"avx2", "fma"},

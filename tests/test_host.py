@@ -96,10 +96,9 @@ def test_kernels_of_openblas_fit_the_vector_extensions(
     (tmp_path / "cpuinfo").write_text(EPYC.replace("sse2 avx2 avx512f avx512_bf16", extensions))
     monkeypatch.setattr(processor, "PROCESSORS", tmp_path / "cpuinfo")
     monkeypatch.delenv("OPENBLAS_CORETYPE", raising=False)
-    mode = config.compose(["framework=caffe"]).framework.modes["solver"]
-    assert worker_process.environment_variables(mode, None).get("OPENBLAS_CORETYPE", "") == kernels
+    assert worker_process.worker_environment(1, {}).get("OPENBLAS_CORETYPE", "") == kernels
     monkeypatch.setenv("OPENBLAS_CORETYPE", "Zen")
-    assert worker_process.environment_variables(mode, None)["OPENBLAS_CORETYPE"] == "Zen"
+    assert worker_process.worker_environment(1, {})["OPENBLAS_CORETYPE"] == "Zen"
 
 
 @pytest.mark.parametrize(("quota", "text"), [(0.1, "0.1"), (1.5, "1.5"), (1 / 3, "0.33"), (3, "3")])

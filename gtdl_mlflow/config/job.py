@@ -37,7 +37,7 @@ def create_job(
         saved_environment={
             name: value
             for name, value in default.environment.items()
-            if "{" not in value  # a folder or the processor of this machine
+            if "{" not in value  # folders of this machine
         }
         | default.model_environment,
         layers=config.model.layers,

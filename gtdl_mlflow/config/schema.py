@@ -11,7 +11,6 @@ from typing import Any
 from omegaconf import MISSING
 
 from .. import cgroups
-from ..processor import OPENBLAS_CORETYPE
 from ..worker import inputs, network
 from ..worker.job import Latency, Precision, Training
 
@@ -443,10 +442,6 @@ class Config:
             del values["framework"][key]
         for mode in values["framework"]["modes"].values():
             del mode["description"], mode["model_environment"]
-            # The value depends on the machine, and `gtdl check` compares what the library reports.
-            mode["environment"] = {
-                name: value for name, value in mode["environment"].items() if value != OPENBLAS_CORETYPE
-            }
         for device in values["framework"]["devices"].values():
             for recipe in device["recipes"]:
                 del recipe["lock"]  # the environment's key has what is installed

@@ -26,7 +26,6 @@ from ..datasets import PreparedDataset
 from ..environments import Environment
 from ..hardware import host, interference, peak, roofline
 from ..metrics import HEADLINE, phase_times
-from ..processor import OPENBLAS_CORETYPE
 from ..redaction import redact
 from ..worker.events import ConfusionMatrix, Event, Finished, Metadata, Metrics, Remark
 from . import dead_runs, delivery, mlperf_log, outbox
@@ -164,8 +163,7 @@ class Recorder:
         self.record.tags[tags.MODE] = name
         if candidates:
             self.record.tags[tags.MODE_CANDIDATES] = candidates[:REASON_LIMIT]
-        environment = {name: value for name, value in mode.environment.items() if value != OPENBLAS_CORETYPE}
-        params = _flatten("framework.options", mode.options) | _flatten("framework.environment", environment)
+        params = _flatten("framework.options", mode.options) | _flatten("framework.environment", mode.environment)
         self.record.params |= {key: str(value) for key, value in params.items()}
 
     def start_monitoring(self, pid: int) -> None:
