@@ -102,7 +102,7 @@ def relative_times(rows: Rows, colors: Colors) -> Specification:
 
 
 def pareto(rows: Rows, front: Rows, colors: Colors) -> Specification:
-    """Return accuracy against training time: a point for each run, a dashed line through the medians in ``front``."""
+    """Return accuracy against training time: a point for each run, a dashed line through the points in ``front``."""
     scale, title = _axis_from_zero([row["training_time_s"] for row in rows], TRAINING_TIME)
     x = {**_quantity("training_time_s", title), "scale": scale}
     y = _quantity("accuracy_percent", ACCURACY, zero=False, nice=True)

@@ -87,14 +87,14 @@ _ALL = (
     Metric("setup/data_s", "s", "Preprocessing of the images, such as scaling.", LOWER, phase="data"),
     # Training.
     Metric("training_time_s", "s", "Training, from before the first batch until the device has finished the last step. "
-           "Batching, augmentation and transfer to the device are included; evaluation, validation and checkpoints are "
-           "excluded.", LOWER, phase="training", section="train",
-           label="training time"),
+           "Batching, augmentation and transfer to the device are included; preprocessing, compilation before the "
+           "first batch, evaluation, validation and checkpoints are excluded.", LOWER, phase="training",
+           section="train", label="training time"),
     Metric("train/images_per_s", "images/s", "Training throughput, the first step included.", HIGHER),
     Metric("train/steady_state_images_per_s", "images/s", "Training throughput after the warm-up steps.", HIGHER),
     Metric("train/first_step_s", "s", "First training step.", LOWER),
     Metric("train/first_step_overhead_s", "s", "First training step minus a step after the warm-up: allocation, and "
-           "compilation that was not done before.", LOWER),
+           "kernels that are compiled or selected when they are first used.", LOWER),
     Metric("train/evaluation_s", "s", "Evaluations on the test set, clock stopped.", LOWER, phase="evaluation"),
     Metric("train/validation_s", "s", "Validations of early stopping, clock stopped.", LOWER,
            phase="validation"),
@@ -127,7 +127,7 @@ _ALL = (
     Metric("test/top5_accuracy_percent", "%", "Share of the test images whose class is among the five highest scores.",
            HIGHER),
     Metric("test/loss", "nats", "Mean cross-entropy on the test set.", LOWER),
-    Metric("test/cpu_utilization_percent", "%", "CPU time of the testing, relative to its time on all threads."),
+    Metric("test/cpu_utilization_percent", "%", "CPU time of the testing, divided by testing time x threads."),
     Metric("save/model_s", "s", "Saving the trained model.", LOWER, phase="saving"),
     # Single operations.
     Metric("latency/time_s", "s", "Timing of single operations.", LOWER, requires="`latency.repeats` above 0",

@@ -6,10 +6,10 @@ comments ``<!-- results: NAME -->`` and ``<!-- end of results -->`` of a page.
 
 from __future__ import annotations
 
+import math
 import re
 import statistics
-from collections import defaultdict
-from collections.abc import Mapping
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import cached_property
@@ -28,15 +28,15 @@ from gtdl_mlflow.reporting.ranking import (
     group_by_conditions,
     processor_name,
 )
-from gtdl_mlflow.reporting.ratios import CPU, UNITS, Ranked, Ranking
+from gtdl_mlflow.reporting.ratios import CPU, UNITS, Ranking
 from gtdl_mlflow.reporting.result_file import ResultFiles
-from gtdl_mlflow.reporting.runs import BenchmarkRun, read
+from gtdl_mlflow.reporting.runs import OWN, BenchmarkRun, read
 from gtdl_mlflow.reporting.sections import paired_by_conditions
-from gtdl_mlflow.reporting.tables import Paired, paired_rankings
-from gtdl_mlflow.tags import CODE, MACHINE, MODE, SWEEP
+from gtdl_mlflow.reporting.tables import Paired, abstraction_table, paired_rankings, paired_values
+from gtdl_mlflow.tags import CODE, INTERFERENCE, MACHINE, MODE, SWEEP
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "reproduction.md")
+PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("results", "all_results", "reproduction")))
 BLOCK = re.compile(r"(<!-- results: (\w+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
 
 GTDLBENCH = ("torch", "tensorflow", "mxnet", "theano", "caffe")
@@ -45,8 +45,25 @@ GTDLBENCH = ("torch", "tensorflow", "mxnet", "theano", "caffe")
 BUILD = ("python", "numpy", "blas", "compiler", "compiler_flags", "cpu_capability", "backend_version")
 """Params of a worker that describe the environment of a framework."""
 
+VECTOR_EXTENSIONS = re.compile(r"-march=\S+")
+"""Option of the compiler that selects the processor's instructions."""
+
 BUILD_FLAGS = re.compile(r" [A-Z]+(_[A-Z]+)+(=\d+)?")
 """Words of OpenBLAS's description that are the same in each build, such as ``DYNAMIC_ARCH``."""
+
+OTHER_LOAD = "interference/foreign_cpu_percent"
+
+STARTUP = {
+    "setup/start_s": "interpreter, s",
+    "setup/import_s": "import, s",
+    "setup/build_s": "network, s",
+    "setup/compile_s": "compilation, s",
+    "setup/data_s": "preprocessing, s",
+}
+"""Metrics of the phases of a worker before the training, and their titles."""
+
+FRAMEWORKS, MODES, PRECISIONS = "frameworks", "modes", "precisions"
+"""What a paired measurement compares."""
 
 PARITY = tuple(f"parity/{name}_difference" for name in ("logits", "gradient", "loss"))
 
@@ -63,6 +80,120 @@ def fill(text: str, results: Results) -> str:
 
 
 @dataclass(frozen=True)
+class Measurement:
+    """A paired measurement."""
+
+    conditions: Conditions
+    values: Paired
+    every: list[FrameworkResults]
+    """Frameworks that ran under the conditions."""
+
+    @cached_property
+    def rankings(self) -> list[Ranking]:
+        """The rankings by CPU time, that of a training step first."""
+        return [each for each in paired_rankings(self.values, [each.label for each in self.every]) if each.clock == CPU]
+
+    @cached_property
+    def labels(self) -> list[str]:
+        """The frameworks in the order of their training steps."""
+        return [each.framework for each in self.rankings[0].frameworks]
+
+    @cached_property
+    def frameworks(self) -> list[FrameworkResults]:
+        """The runs of the measured frameworks, in the order of their training steps."""
+        by_label = {each.label: each for each in self.every}
+        return [by_label[label] for label in self.labels]
+
+    @property
+    def runs(self) -> list[BenchmarkRun]:
+        """The finished runs of the measured frameworks."""
+        return [run for each in self.frameworks for run in each.finished]
+
+    @property
+    def varies(self) -> str:
+        """What differs: ``FRAMEWORKS``, or the ``MODES`` or ``PRECISIONS`` of a few frameworks."""
+        if len({run.key.precision for run in self.runs}) > 1:
+            return PRECISIONS
+        return FRAMEWORKS if len({each.framework for each in self.frameworks}) == len(self.frameworks) else MODES
+
+    @property
+    def other_load_percent(self) -> float:
+        """Median share of the machine's CPU time that other processes used during the whole runs."""
+        return statistics.median(run.metrics.get(OTHER_LOAD, math.nan) for run in self.runs)
+
+    def restarts(self, files: ResultFiles) -> int:
+        """Return the number of restarts, each of which has a ratio."""
+        ratios = {name: each.ratio for name, each in self.values.items()}
+        parent = next(
+            parent
+            for parent, metrics in files.loaded.paired.items()
+            if ratios == {name: each.ratio for name, each in paired_values(metrics).items()}
+        )
+        name = f"paired/{CPU}/{self.rankings[0].activity}/{display.part_of_metric(self.labels[0])}/restart_ratio"
+        return len(files.get_metric_history(parent, name))
+
+    @property
+    def caption(self) -> str:
+        return f"*{formats.markdown(self.conditions.text)}; {formats.markdown(self.conditions.machine)}*"
+
+    def training_steps(self) -> dict[str, str]:
+        """Return the ratios of a training step by framework, with the vector extensions of a compiled framework."""
+        cells = self._cells(self.rankings[0])
+        return {each.label: f"{cells[each.label]}{_note(vector_extensions(each))}" for each in self.frameworks}
+
+    def ratios(self) -> str:
+        """Return the ratios of all activities."""
+        columns = [self._cells(each) for each in self.rankings]
+        rows = [[label, *(cells.get(label, "") for cells in columns)] for label in self.labels]
+        return table(["framework", *(UNITS[each.activity] for each in self.rankings)], rows)
+
+    def table(self) -> str:
+        """Return the ratios, and the accuracy, the memory and the parity of the whole runs."""
+        columns = [self._cells(each) for each in self.rankings]
+        with_parity = all(PARITY[0] in run.metrics for run in self.runs)
+        rows = []
+        for each in self.frameworks:
+            accuracy = each.sample("accuracy_percent").values
+            rows.append(
+                [
+                    released(each),
+                    *(cells.get(each.label, "") for cells in columns),
+                    f"{statistics.fmean(accuracy):.2f} ({min(accuracy):.2f} to {max(accuracy):.2f})",
+                    f"{statistics.median(each.sample('worker/peak_memory_mb').values):,.0f}",
+                ]
+            )
+            if with_parity:
+                rows[-1].append(f"{max(run.metrics[name] for run in each.finished for name in PARITY):.1e}")
+        units = (UNITS[each.activity] for each in self.rankings)
+        header = ["framework, mode", *units, "accuracy %", "memory, MB", *(["difference"] if with_parity else [])]
+        return table(header, rows)
+
+    @staticmethod
+    def _cells(ranking: Ranking) -> dict[str, str]:
+        best, *others = ranking.frameworks
+        first = f"**{format_number(1e3 * best.unit_s)} ms**"
+        return {best.framework: first, **{each.framework: formats.markdown(each.ratio.text) for each in others}}
+
+
+def _note(text: str) -> str:
+    return f" ({text})" if text else ""
+
+
+def vector_extensions(framework: FrameworkResults) -> str:
+    """Return the OpenBLAS kernels or the compiler's target of a framework that is compiled on the machine."""
+    found = {
+        value
+        for run in framework.finished
+        for value in (
+            run.reported.get("blas_kernels", ""),
+            *VECTOR_EXTENSIONS.findall(run.reported.get("compiler_flags", "")),
+        )
+        if value
+    }
+    return ", ".join(sorted(found))
+
+
+@dataclass(frozen=True)
 class Results:
     """The tables of the pages. A method is a block of its name."""
 
@@ -73,100 +204,97 @@ class Results:
         return ResultFiles(self.paths)
 
     @cached_property
-    def paired(self) -> dict[Conditions, Paired]:
-        """The ratios of the paired measurement of the most frameworks under each of the conditions."""
-        return {each: max(some, key=len) for each, some in paired_by_conditions(self.files.loaded).items()}
+    def measurements(self) -> list[Measurement]:
+        """All paired measurements by CPU time."""
+        groups = group_by_conditions(self.files.loaded.runs)
+        every = [
+            Measurement(conditions, values, groups[conditions])
+            for conditions, some in paired_by_conditions(self.files.loaded).items()
+            for values in some
+        ]
+        return [each for each in every if each.rankings]
 
-    @cached_property
-    def groups(self) -> dict[Conditions, list[FrameworkResults]]:
-        return group_by_conditions(self.files.loaded.runs)
-
-    def cpu_rankings(self, conditions: Conditions) -> list[Ranking]:
-        """Return the paired rankings by CPU time, that of a training step first."""
-        rankings = paired_rankings(self.paired[conditions], [each.label for each in self.groups[conditions]])
-        return [each for each in rankings if each.clock == CPU]
+    @property
+    def of_frameworks(self) -> list[Measurement]:
+        """The paired measurements of frameworks, without those of modes or precisions, the least disturbed first."""
+        every = [each for each in self.measurements if each.varies == FRAMEWORKS]
+        return sorted(every, key=lambda each: each.other_load_percent)
 
     def ranking(self) -> str:
-        """Return the paired ranking of the most frameworks whose runs have a parity check.
+        """Return the ranking with a sentence about the accuracies."""
+        (answer,) = [each for each in answers(self._ranking.frameworks) if each.question.largest]
+        return "\n\n".join([self._ranking.caption, self._ranking.table(), formats.markdown(answer.sentence)])
 
-        If several have as many, it is the one with the smallest intervals.
-
-        Columns are the times relative to the best, the accuracy, the memory and the parity. A sentence about the
-        accuracies follows.
-        """
-        checked = [
-            each
-            for each in self.paired
-            if all(PARITY[0] in run.metrics for some in self.groups[each] for run in some.finished)
-        ]
-        conditions = max(checked, key=lambda each: (len(self.groups[each]), -self._width(each)))
-        by_label = {each.label: each for each in self.groups[conditions]}
-        rankings = self.cpu_rankings(conditions)
-        cells = {
-            (each.activity, place.framework): paired_cell(place, index)
-            for each in rankings
-            for index, place in enumerate(each.frameworks)
-        }
-        rows = []
-        for label in dict.fromkeys(place.framework for each in rankings for place in each.frameworks):
-            some = by_label[label]
-            accuracy = some.sample("accuracy_percent").values
-            rows.append(
-                [
-                    released(some),
-                    *(cells.get((activity, label), "") for activity in UNITS),
-                    f"{statistics.fmean(accuracy):.2f} ({min(accuracy):.2f} to {max(accuracy):.2f})",
-                    f"{statistics.median(some.sample('worker/peak_memory_mb').values):,.0f}",
-                    f"{max(run.metrics[name] for run in some.finished for name in PARITY):.1e}",
-                ]
-            )
-        header = ["framework, mode", *UNITS.values(), "accuracy %", "memory, MB", "difference"]
-        (answer,) = [each for each in answers([*by_label.values()]) if each.question.largest]
-        parts = conditions_text(conditions), table(header, rows), formats.markdown(answer.sentence)
-        return "\n\n".join(parts)
-
-    def _width(self, conditions: Conditions) -> float:
-        """Return the median over the frameworks of the upper end of a ratio's interval, divided by its lower end."""
-        _, *others = self.cpu_rankings(conditions)[0].frameworks
-        return statistics.median(each.ratio.high / each.ratio.low for each in others)
-
-    def of_frameworks(self) -> list[Conditions]:
-        """Return the conditions of paired measurements of frameworks, without those of modes or precisions."""
-        names = {each: [some.framework for some in self.groups[each]] for each in self.paired}
-        return [each for each, some in names.items() if len({*some}) == len(some) > 2 and self.cpu_rankings(each)]
-
-    def summary(self) -> str:
-        """Return the three shortest training steps of each paired measurement of frameworks, a line for each."""
-        lines = []
-        for conditions in self.of_frameworks():
-            first, *others = self.cpu_rankings(conditions)[0].frameworks[:3]
-            ratios = ", ".join(f"{place.framework} {place.ratio.text}" for place in others)
-            where = f"{conditions.dataset}, {conditions.setting}, {conditions.processor}"
-            lines.append(f"- {where}: {first.framework} {format_number(1e3 * first.unit_s)} ms, {ratios}")
-        return "\n".join(formats.markdown(line) for line in lines)
+    @property
+    def _ranking(self) -> Measurement:
+        """The paired measurement of the most frameworks whose runs have a parity check, with the least other load."""
+        checked = [each for each in self.of_frameworks if all(PARITY[0] in run.metrics for run in each.runs)]
+        return max(checked, key=lambda each: len(each.frameworks))
 
     def agreement(self) -> str:
         """Return the paired ratios of a training step on several machines, under the same conditions."""
-        columns: dict[str, dict[str, Mapping[str, str]]] = defaultdict(dict)
-        for conditions in self.paired:
-            training, *_ = self.cpu_rankings(conditions)
-            cells = {place.framework: paired_cell(place, index) for index, place in enumerate(training.frameworks)}
-            columns[conditions.text][conditions.machine] = cells
+        by_conditions: dict[str, list[Measurement]] = defaultdict(list)
+        for each in self.of_frameworks:
+            by_conditions[each.conditions.text].append(each)
         parts = []
-        for text, by_machine in columns.items():
-            if len(by_machine) > 1:
-                labels = dict.fromkeys(label for cells in by_machine.values() for label in cells)
-                rows = [[label, *(cells.get(label, "") for cells in by_machine.values())] for label in labels]
-                parts += [f"*{formats.markdown(text)}*", table(["framework", *map(formats.markdown, by_machine)], rows)]
+        for text, several in by_conditions.items():
+            if len(several) > 1:
+                columns = [each.training_steps() for each in several]
+                labels = dict.fromkeys(label for cells in columns for label in cells)
+                rows = [[label, *(cells.get(label, "") for cells in columns)] for label in labels]
+                rows.append(["restarts", *(f"{each.restarts(self.files)}" for each in several)])
+                rows.append(["other load, %", *(f"{each.other_load_percent:.0f}" for each in several)])
+                header = ["framework", *(formats.markdown(each.conditions.processor) for each in several)]
+                parts += [f"*{formats.markdown(text)}*", table(header, rows)]
         return "\n\n".join(parts)
 
-    def baseline(self) -> str:
-        """Return the accuracies of the frameworks' own defaults, beside those that GTDLBench published."""
-        original = published_figures.load()
+    def other_rankings(self) -> str:
+        """Return the paired rankings of frameworks under conditions that only one machine has."""
+        several = Counter(each.conditions.text for each in self.of_frameworks)
+        single = [each for each in self.of_frameworks if several[each.conditions.text] == 1]
+        return "\n\n".join(part for each in single for part in (each.caption, each.table()))
+
+    def modes(self) -> str:
+        """Return the paired measurements of execution modes."""
+        return self._ratios(MODES)
+
+    def precisions(self) -> str:
+        """Return the paired measurements of precisions."""
+        return self._ratios(PRECISIONS)
+
+    def _ratios(self, varies: str) -> str:
+        some = [each for each in self.measurements if each.varies == varies]
+        return "\n\n".join(part for each in some for part in (each.caption, each.ratios()))
+
+    def abstraction(self) -> str:
+        """Return the times of a training step of Keras, relative to its backends, in each ranking."""
         rows = []
+        for each in self.of_frameworks:
+            by_cpu = {name: value for name, value in each.values.items() if name.startswith(f"{CPU}/")}
+            found = abstraction_table(each.frameworks, by_cpu)
+            for label, plain, *cells in found.rows if found else ():
+                where = f"{each.conditions.dataset}, {each.conditions.processor}"
+                rows.append([label, plain, formats.markdown(where), *map(formats.markdown, cells)])
+        return table(["framework", "relative to", "data set, processor", *UNITS.values()], sorted(rows))
+
+    def baseline(self) -> str:
+        """Return the accuracies of the frameworks' own defaults, beside those that GTDLBench published.
+
+        A sentence counts the published ones that lie within the range of the seeds.
+        """
+        original = published_figures.load()
+        rows: list[list[str]] = []
+        within, outside = 0, []
         for cell in self.baseline_cells():
             published = original.figures(cell.key.dataset, cell.key.framework, "cpu")
             mean = cell.value(reproduction.ACCURACY)
+            if published:
+                values = [run.metrics[reproduction.ACCURACY] for run in cell.runs]
+                if min(values) <= published.accuracy_percent <= max(values):
+                    within += 1
+                else:
+                    side = "above" if published.accuracy_percent > max(values) else "below"
+                    outside.append(f"{display.label(cell.key.framework)}'s on {cell.key.dataset} is {side} it")
             rows.append(
                 [
                     cell.key.dataset,
@@ -178,7 +306,9 @@ class Results:
                     f"{mean - published.accuracy_percent:+.2f}" if published else "",
                 ]
             )
-        return table(["data set", "framework", "iterations", "seeds", "accuracy %", "published %", "difference"], rows)
+        header = ["data set", "framework", "iterations", "seeds", "accuracy %", "published %", "difference"]
+        counted = f"{within} of these {within + len(outside)} published accuracies lie within the range of our seeds"
+        return f"{table(header, rows)}\n\n{'; '.join([counted, *outside])}."
 
     def baseline_cells(self) -> list[reproduction.ReproductionCell]:
         """Return the own defaults of GTDLBench's frameworks with all of their iterations, on MNIST first."""
@@ -200,26 +330,36 @@ class Results:
         return table(["framework", "CPU", "GPU", "execution modes"], rows)
 
     def sections(self) -> str:
-        """Return all comparisons, each with its sentences and tables."""
-        return "\n\n".join(markdown_report.sections(self.files.loaded))
+        """Return all comparisons of frameworks under one setting, each with its sentences and tables."""
+        loaded = self.files.loaded
+        return "\n\n".join(markdown_report.sections(loaded, lambda conditions: conditions.setting != OWN))
 
     def memory(self) -> str:
-        """Return the median peak memory of each framework in the whole runs of the paired measurements, in MB."""
-        columns = {
-            each: {
+        """Return the median peak memory of each framework in the whole runs of the rankings, in MB."""
+        columns = [
+            {
                 some.label: f"{statistics.median(values):,.0f}"
-                for some in self.groups[each]
+                for some in each.frameworks
                 if (values := some.sample("worker/peak_memory_mb").values)
             }
-            for each in self.of_frameworks()
-        }
-        labels = sorted({label for cells in columns.values() for label in cells})
-        rows = [[label, *(cells.get(label, "") for cells in columns.values())] for label in labels]
-        titles = (f"{each.dataset}, {each.setting}, {each.processor}" for each in columns)
+            for each in self.of_frameworks
+        ]
+        labels = sorted({label for cells in columns for label in cells})
+        rows = [[label, *(cells.get(label, "") for cells in columns)] for label in labels]
+        titles = (f"{each.conditions.dataset}, {each.conditions.processor}" for each in self.of_frameworks)
         return table(["framework", *map(formats.markdown, titles)], rows)
 
+    def startup(self) -> str:
+        """Return the median seconds of the phases before the training, in the runs of the ranking."""
+        rows = []
+        for each in self._ranking.frameworks:
+            seconds = [[run.metrics.get(name, 0.0) for run in each.finished] for name in STARTUP]
+            total = [sum(values) for values in zip(*seconds, strict=True)]
+            rows.append([each.label, *(f"{statistics.median(values):.2f}" for values in (*seconds, total))])
+        return table(["framework", *STARTUP.values(), "sum"], sorted(rows, key=lambda row: float(row[-1])))
+
     def machines(self) -> str:
-        """Return the machine, the number of runs, the days and the version of the code of each result file."""
+        """Return the machine, the numbers of runs, the days and the version of the code of each result file."""
         rows = []
         for path in self.paths:
             runs = read(self.files.runs_of(path)).runs
@@ -228,9 +368,10 @@ class Results:
             )
             started = [run.started_ms for run in runs]
             days = dict.fromkeys((day(min(started)), day(max(started))))
-            row = [", ".join(machines), f"{len(runs)}", " to ".join(days), ", ".join(codes)]
+            disturbed = sum(run.tags.get(INTERFERENCE, "ok") != "ok" for run in runs)
+            row = [", ".join(machines), f"{len(runs)}", f"{disturbed}", " to ".join(days), ", ".join(codes)]
             rows.append([f"`results/{path.name}`", *row])
-        return table(["file", "machine", "runs", "measured", "code"], rows)
+        return table(["file", "machine", "runs", "disturbed runs", "measured", "code"], rows)
 
     def sweeps(self) -> str:
         """Return each sweep with its machine, and the median load by other processes during its runs."""
@@ -243,7 +384,7 @@ class Results:
         for (machine, command), some in sorted(runs.items(), key=lambda each: min(run.started_ms for run in each[1])):
             measured = (
                 [run.metrics[name] for run in some if name in run.metrics]
-                for name in ("interference/foreign_cpu_percent", "train/cpu_utilization_percent")
+                for name in (OTHER_LOAD, "train/cpu_utilization_percent")
             )
             medians = [f"{statistics.median(values):.0f}" if values else "" for values in measured]
             rows.append([f"`{command}`", formats.markdown(processor_name(machine)), f"{len(some)}", *medians])
@@ -266,22 +407,15 @@ class Results:
         return table(["framework", "Python", "NumPy", "libraries and compiler"], rows)
 
     def reproduction(self) -> str:
-        """Return GTDLBench's tables beside ours."""
-        cells = reproduction.group_by_cell(self.files.loaded.runs)
+        """Return GTDLBench's tables beside ours, for the data sets of which it published results."""
+        published = published_figures.load().datasets
+        cells = reproduction.group_by_cell(run for run in self.files.loaded.runs if run.key.dataset in published)
         names = ", ".join(path.name for path in self.paths)
         return reproduction.markdown(cells, names, self.files).partition("\n\n")[2].rstrip()
 
 
 def day(milliseconds: int) -> str:
     return datetime.fromtimestamp(milliseconds / 1000, timezone.utc).date().isoformat()
-
-
-def conditions_text(conditions: Conditions) -> str:
-    return f"*{formats.markdown(conditions.text)}; {formats.markdown(conditions.machine)}*"
-
-
-def paired_cell(place: Ranked, index: int) -> str:
-    return f"**{format_number(1e3 * place.unit_s)} ms**" if index == 0 else formats.markdown(place.ratio.text)
 
 
 def released(framework: FrameworkResults) -> str:

@@ -14,7 +14,7 @@ from gtdl_mlflow.reporting.intervals import Ratio
 from gtdl_mlflow.reporting.ranking import Conditions, group_by_conditions
 from gtdl_mlflow.reporting.ratios import Ranked
 from gtdl_mlflow.reporting.runs import OWN, LoadedRuns, to_benchmark_run
-from gtdl_mlflow.reporting.sections import Section, compare_groups, paired_by_conditions, section
+from gtdl_mlflow.reporting.sections import Section, compare_groups, paired_by_conditions, pareto_front, section
 from gtdl_mlflow.reporting.tables import Paired
 from gtdl_mlflow.reporting.website import by_machine
 
@@ -175,3 +175,11 @@ def test_interrupted_repetition_does_not_hide_the_measurement_whose_runs_it_has_
 
 def test_measurement_is_replaced_by_a_newer_one_of_all_its_frameworks() -> None:
     assert measurements(["torch", "jax", "mxnet"], ["torch", "jax"]) == [{"torch", "jax", "mxnet"}]
+
+
+def test_pareto_front_has_no_framework_of_the_same_accuracy() -> None:
+    rows = [
+        {"framework": name, "training_time_s": time_s, "accuracy_percent": accuracy}
+        for name, time_s, accuracy in (("A", 1.0, 95.7), ("B", 1.2, 96.0), ("C", 2.0, 96.3), ("D", 3.0, 94.0))
+    ]
+    assert [row["framework"] for row in pareto_front(rows)] == ["A", "C"]

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 import urllib.error
 import urllib.request
 from base64 import b64encode
@@ -58,7 +59,7 @@ def compose_file(settings: dict[str, str]) -> Any:
 def guide_blocks(language: str) -> list[str]:
     """Return the code blocks of ``docs/server.md`` in a language."""
     text = (ROOT / "docs" / "server.md").read_text()
-    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+    return [textwrap.dedent(block) for block in re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)]
 
 
 @pytest.fixture(scope="module")
@@ -291,7 +292,7 @@ def test_two_users_share_an_experiment_and_a_third_reads_it(
     server: Server, users: dict[str, str], log_in: Any, gtdl: Command, tmp_path: Path
 ) -> None:
     shared = "tracking.experiment=shared"
-    for seed, user in enumerate(("alice", "bob")):
+    for seed, user in enumerate(("alice", "benchmark")):
         log_in(user)
         output(gtdl("framework=reference", "training.epochs=1", f"seed={seed}", shared), 0)
     log_in("admin")

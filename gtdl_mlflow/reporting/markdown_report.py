@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from . import formats
-from .ranking import group_by_conditions
+from .ranking import Conditions, group_by_conditions
 from .runs import LoadedRuns, NothingFound
 from .sections import Section, compare_groups, paired_by_conditions, section
 from .tables import Table
@@ -27,12 +27,13 @@ def markdown(loaded: LoadedRuns, title: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def sections(loaded: LoadedRuns) -> list[str]:
-    """Return the paragraphs of all sections."""
+def sections(loaded: LoadedRuns, selected: Callable[[Conditions], bool] = lambda _: True) -> list[str]:
+    """Return the paragraphs of the sections of the ``selected`` conditions."""
     paired = paired_by_conditions(loaded)
     parts: list[str] = []
     for conditions, frameworks in compare_groups(group_by_conditions(loaded.runs), paired):
-        parts += _section(section(conditions, frameworks, paired.get(conditions, []), None))
+        if selected(conditions):
+            parts += _section(section(conditions, frameworks, paired.get(conditions, []), None))
     return parts
 
 
@@ -42,7 +43,7 @@ def _section(each: Section) -> list[str]:
     tables = [
         *((f"Paired measurement{_of(some) if several else ''}, relative to the fastest", some) for some in each.paired),
         ("Whole runs", each.ranking),
-        ("Cost of the abstraction, relative to the framework below", each.abstraction),
+        ("Cost of the abstraction, relative to the framework that it runs on", each.abstraction),
         ("Candidates of mode=best, with the time of a training step relative to the fastest", each.modes),
     ]
     parts = [

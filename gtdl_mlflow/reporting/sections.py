@@ -15,7 +15,7 @@ from ..config import display
 from ..metrics import METRICS, OTHER, PHASES, phase_times
 from . import ratios
 from .formats import format_number
-from .intervals import LEVEL, Verdict
+from .intervals import EQUAL_POINTS, LEVEL, Verdict
 from .ranking import Answer, Conditions, FrameworkResults, answers, group_by_conditions, remarks
 from .runs import OWN, BenchmarkRun, LearningCurve, LoadedRuns, MetricHistories, learning_curve
 from .tables import (
@@ -105,7 +105,7 @@ def section(
     of_runs = [answer for answer in found if answer.question.name not in answered]
     sentences = [f"Paired measurement, {CLOCKS[each.clock]}: {ratios.sentence(each)}" for each in by_turns]
     finished = [each for each in frameworks if each.finished]
-    ranking, same = ranking_table(frameworks, found).without_constant_columns(1 + len(QUESTIONS))
+    ranking, same = ranking_table(frameworks, found, answered).without_constant_columns(1 + len(QUESTIONS))
     return Section(
         conditions,
         labels,
@@ -299,7 +299,7 @@ def _repeats(frameworks: list[FrameworkResults], name: str, colors: charts.Color
 def _pareto(frameworks: list[FrameworkResults], colors: charts.Colors) -> Chart | None:
     names = ("training_time_s", "accuracy_percent")
     rows: list[dict[str, Any]] = []
-    medians: list[dict[str, Any]] = []
+    centers: list[dict[str, Any]] = []
     for each in frameworks:
         results: list[dict[str, Any]] = [
             {"framework": each.label, "seed": run.seed, **{name: run.metrics[name] for name in names}}
@@ -308,25 +308,32 @@ def _pareto(frameworks: list[FrameworkResults], colors: charts.Colors) -> Chart 
         ]
         if results:
             rows += results
-            middle = {name: statistics.median(row[name] for row in results) for name in names}
-            medians.append({"framework": each.label, **middle})
+            time_s = statistics.median(row["training_time_s"] for row in results)
+            accuracy = statistics.fmean(row["accuracy_percent"] for row in results)
+            centers.append({"framework": each.label, "training_time_s": time_s, "accuracy_percent": accuracy})
     if len(rows) < 2:
         return None
-    front = pareto_front(medians)
-    header = ["framework", f"median {TRAINING_TIME}", f"median {ACCURACY}", "on the front"]
+    front = pareto_front(centers)
+    header = ["framework", f"median {TRAINING_TIME}", f"mean {ACCURACY}", "on the front"]
     lines = [
         [row["framework"], *(format_number(row[name]) for name in names), "yes" if row in front else ""]
-        for row in medians
+        for row in centers
     ]
-    note = "Left and up is better. Dashed line: Pareto front of the medians."
+    note = (
+        "Left and up is better. Dashed line: Pareto front of median times and mean accuracies, where differences up to "
+        f"{EQUAL_POINTS:g} points do not count."
+    )
     return Chart("Accuracy against training time", charts.pareto(rows, front, colors), Table(header, lines), note)
 
 
-def pareto_front(medians: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the rows for which no other row is at least as fast and as accurate, and better in one; fastest first."""
+def pareto_front(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the fastest row, and each one that is more accurate than all faster ones of the front, fastest first.
+
+    Differences up to ``EQUAL_POINTS`` do not count: accuracies within them are the same.
+    """
     front, best = [], -math.inf
-    for row in sorted(medians, key=lambda row: (row["training_time_s"], -row["accuracy_percent"])):
-        if row["accuracy_percent"] > best:
+    for row in sorted(rows, key=lambda row: (row["training_time_s"], -row["accuracy_percent"])):
+        if row["accuracy_percent"] > best + EQUAL_POINTS:
             front.append(row)
             best = row["accuracy_percent"]
     return front

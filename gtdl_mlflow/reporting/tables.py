@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from .. import tags
@@ -90,8 +90,13 @@ def paired_table(rankings: Sequence[ratios.Ranking]) -> Table:
     return Table(header, [[label, *(column.get(label, "") for column in columns)] for label in labels])
 
 
-def ranking_table(frameworks: Sequence[FrameworkResults], found: Sequence[Answer]) -> Table:
-    """Return the ranking: a row per framework, the fastest in training first and those without a rank last."""
+def ranking_table(
+    frameworks: Sequence[FrameworkResults], found: Sequence[Answer], answered: Collection[str] = ()
+) -> Table:
+    """Return the ranking: a row per framework, the fastest in training first and those without a rank last.
+
+    Times in ``answered`` have no distance from the best: a paired measurement has ranked them.
+    """
     places = {answer.question.name: answer.ranking for answer in found}
     order = dict.fromkeys(each.label for places_ in places.values() for each in places_)
     by_label = {each.label: each for each in frameworks}
@@ -99,7 +104,7 @@ def ranking_table(frameworks: Sequence[FrameworkResults], found: Sequence[Answer
     for label in dict.fromkeys((*order, *by_label)):
         each = by_label[label]
         distances = {
-            name: _distance(place.behind, place is some[0]) if len(some) > 1 else ""
+            name: _distance(place.behind, place is some[0]) if len(some) > 1 and name not in answered else ""
             for name, some in places.items()
             for place in some
             if place.label == label
@@ -178,7 +183,7 @@ def _median(framework: FrameworkResults, name: str) -> str:
 
 
 def _runs(framework: FrameworkResults) -> str:
-    """Return the number of runs by state, and how many of the finished ones other processes disturbed."""
+    """Return the number of runs by state, and how many of the finished ones were disturbed."""
     disturbed = sum(run.tags.get(tags.INTERFERENCE, "ok") != "ok" for run in framework.finished)
     numbers = {
         "finished": len(framework.finished),
@@ -187,4 +192,4 @@ def _runs(framework: FrameworkResults) -> str:
         "not available": len(framework.unavailable),
     }
     states = ", ".join(f"{number} {state}" for state, number in numbers.items() if number)
-    return f"{states}\n{disturbed} disturbed by other processes" if disturbed else states
+    return f"{states}\n{disturbed} disturbed" if disturbed else states

@@ -35,7 +35,12 @@ def steps(page: Path) -> Iterator[tuple[str, str, str]]:
                 assert step["file"], f"a block of {heading} has no file name before it"
                 yield heading, step["file"], step["content"]
             else:
-                yield from ((heading, "", line) for line in step["content"].splitlines())
+                yield from ((heading, "", without_comment(line)) for line in step["content"].splitlines())
+
+
+def without_comment(line: str) -> str:
+    """Return a line of a shell script without its comment."""
+    return f" {line}".partition(" #")[0].strip()
 
 
 def write_file(folder: Path, name: str, content: str) -> None:
@@ -62,7 +67,7 @@ SHELL = (
 def commands(page: Path) -> list[str]:
     """Return the commands of a page's bash blocks without comments; ``a && b`` is two commands."""
     blocks = re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
-    lines = [f" {line}".partition(" #")[0].strip() for block in blocks for line in block.splitlines()]
+    lines = [without_comment(line) for block in blocks for line in block.splitlines()]
     return [part.strip() for line in lines for part in line.split("&&") if part.strip()]
 
 
