@@ -22,6 +22,10 @@ from gtdl_mlflow.files import cache_dir
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
+LONG = ("frameworks", "sweep", "api", "server", "secrets", "prediction", "launchers", "planner", "signals", "outbox",
+        "extension_guide", "studies")  # fmt: skip
+"""Files that take minutes. They start first, so that no process of pytest-xdist is left with one at the end."""
+
 KEPT = ("GTDL_HOME", "GTDL_DATA", "GTDL_LOCKS", "GTDL_VERIFY_HASHES", "GTDL_REQUIRE_FRAMEWORKS", share.VARIABLE)
 """Variables of this project that the tests do not remove."""
 
@@ -39,7 +43,12 @@ def pytest_report_header() -> str:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Group the tests for ``--dist loadgroup``: those of a file, or of one framework in a file, run in one process."""
+    """Group the tests for ``--dist loadgroup``: those of a file, or of one framework in a file, run in one process.
+
+    Those of the ``LONG`` files come first.
+    """
+    long = [f"test_{name}.py" for name in LONG]
+    items.sort(key=lambda item: long.index(item.path.name) if item.path.name in long else len(long))
     for item in items:
         parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
         framework = next((each.framework for each in parameters if hasattr(each, "framework")), "")

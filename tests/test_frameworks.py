@@ -36,7 +36,7 @@ from helpers.share import share
 from omegaconf import OmegaConf
 
 from gtdl_mlflow import config, environments, worker_process
-from gtdl_mlflow.config import checks
+from gtdl_mlflow.config import checks, display
 from gtdl_mlflow.worker import initialization, numpy_network, parity
 from gtdl_mlflow.worker.inputs import Preprocessing
 from gtdl_mlflow.worker.job import (
@@ -99,12 +99,13 @@ def executions() -> Iterator[Execution]:
 
 
 def session_executions() -> Sequence[Execution]:
-    """Return what this session runs: every framework in its default mode, and a share of the others."""
+    """Return what this session runs: every framework in its default mode, and a share of the others and of Keras."""
     every = list(executions())
     default = [
         each
         for each in every
         if each == Execution(each.framework, each.device, load_framework(each.framework).default_mode)
+        and not display.plain(each.framework)  # Keras is one adapter for three backends, which are tested themselves
     ]
     return share(every, default)
 

@@ -41,12 +41,12 @@ def test_results_are_the_same_through_a_launcher(gtdl: Command, store: str, laun
     results = []
     for chosen in ("basic", launcher):
         experiment = f"through_{chosen}"
-        overrides = ["framework=reference,torch", "setting=reference_mnist", "training.iterations=20", "seed=1,2"]
+        overrides = ["framework=reference,torch", "setting=reference_mnist", "training.iterations=20", "seed=1"]
         overrides += ["training.epochs=null", f"tracking.experiment={experiment}", f"hydra.sweep.dir=multirun/{chosen}"]
         done = gtdl("-m", f"hydra/launcher={chosen}", *overrides, timeout=600)
         assert done.returncode == 0, done.stdout + done.stderr
-        assert "sweep: 4 finished of 4 cells" in done.stdout
-        assert (" of 4 done" in done.stderr) == (chosen == "basic"), "in the processes of a launcher, nobody can count"
+        assert "sweep: 2 finished of 2 cells" in done.stdout
+        assert (" of 2 done" in done.stderr) == (chosen == "basic"), "in the processes of a launcher, nobody can count"
         parent, children = sweep_runs(experiment)
         assert parent.info.status == "FINISHED"
         assert {run.info.status for run in children} == {"FINISHED"}
@@ -55,7 +55,7 @@ def test_results_are_the_same_through_a_launcher(gtdl: Command, store: str, laun
             sorted((*map(run.data.tags.get, compared), run.data.metrics["accuracy_percent"]) for run in children)
         )
         assert all(run.data.tags["gtdl.framework"] in run.info.run_name for run in children)
-    assert len(results[0]) == 4
+    assert len(results[0]) == 2
     assert results[0] == results[1]
 
 
@@ -75,7 +75,7 @@ def test_a_parallel_launcher_under_mlflow_run_creates_one_run_per_cell(store: st
 
 
 @pytest.mark.server
-@pytest.mark.parametrize("launcher", share(LAUNCHERS, ["joblib"]))
+@pytest.mark.parametrize("launcher", share(LAUNCHERS, []))
 def test_jobs_get_a_password_that_was_typed_and_no_file_has_it(
     gtdl: Command, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, launcher: str
 ) -> None:

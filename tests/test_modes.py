@@ -15,6 +15,7 @@ import mlflow
 import pytest
 from helpers.planted_runs import make_finished_run
 from helpers.project import Command, need_framework
+from helpers.share import only_in
 from mlflow.entities import Run
 
 from gtdl_mlflow import config, datasets, modes
@@ -208,6 +209,7 @@ def test_the_first_run_measures_the_modes_and_later_ones_recall_them(gtdl: Comma
 
 @pytest.mark.slow
 @pytest.mark.frameworks
+@only_in(3)
 def test_tune_prints_every_mode_with_its_compilation(tmp_path: Path) -> None:
     need_framework("torch")
     work = ["framework=torch", "model=reference_mnist", "training=torch_mnist", "hardware=cpu_1core"]

@@ -12,6 +12,7 @@ from pathlib import Path
 import mlflow
 import pytest
 from helpers.project import ROOT, sweep_runs, wait_until
+from helpers.share import only_in
 
 from gtdl_mlflow import config
 from gtdl_mlflow.sweeps import planner
@@ -150,6 +151,7 @@ def test_suggested_limit_has_room_for_the_shares_that_grow_with_it() -> None:
 
 @pytest.mark.slow
 @pytest.mark.frameworks
+@only_in(1)
 def test_too_short_limit_is_answered_with_one_that_ends_in_a_ranking_and_a_report(
     store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

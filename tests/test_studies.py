@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from helpers.project import Command, need_framework
+from helpers.share import only_in
 from mlflow import MlflowClient
 
 from gtdl_mlflow.config import compose
@@ -63,6 +64,7 @@ def test_iterations_of_a_scaling_run_follow_the_batch_size() -> None:
 
 @pytest.mark.slow
 @pytest.mark.frameworks
+@only_in(2)
 def test_a_scaling_run_of_single_images_does_not_diverge(gtdl: Command, store: str) -> None:
     """Some kernels take other times for NaN, and Caffe rejects it."""
     need_framework("torch")

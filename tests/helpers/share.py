@@ -7,6 +7,8 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
+import pytest
+
 T = TypeVar("T")
 
 VARIABLE = "GTDL_TEST_SHARE"
@@ -29,11 +31,17 @@ def share(combinations: Iterable[T], always: Iterable[T]) -> Sequence[T]:
     return [each for each in every if each in fixed or chosen is None or rotating.index(each) % SHARES == chosen]
 
 
+def only_in(chosen: int) -> pytest.MarkDecorator:
+    """Return a mark that runs a test of several minutes in one of the shares only."""
+    reason = f"takes minutes and runs in share {chosen + 1} of {SHARES}; {VARIABLE}=all runs it"
+    return pytest.mark.skipif(number() not in (None, chosen), reason=reason)
+
+
 def header() -> str:
     """Return the line of the report that names the share."""
     if (chosen := number()) is None:
-        return "slow combinations: all"
+        return "slow tests: all"
     return (
-        f"slow combinations: the defaults, and share {chosen + 1} of {SHARES} of the other modes, precisions, threads, "
+        f"slow tests: the defaults, and share {chosen + 1} of {SHARES} of the other modes, precisions, threads, "
         f"models and launchers, which changes every day; {VARIABLE}=all runs all"
     )
