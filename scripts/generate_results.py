@@ -6,7 +6,6 @@ comments ``<!-- results: NAME -->`` and ``<!-- end of results -->`` of a page.
 
 from __future__ import annotations
 
-import math
 import re
 import statistics
 from collections import Counter, defaultdict
@@ -28,7 +27,7 @@ from gtdl_mlflow.reporting.ranking import (
     group_by_conditions,
     processor_name,
 )
-from gtdl_mlflow.reporting.ratios import CPU, UNITS, Ranking
+from gtdl_mlflow.reporting.ratios import CLOCKS, CPU, UNITS, Ranking
 from gtdl_mlflow.reporting.result_file import ResultFiles
 from gtdl_mlflow.reporting.runs import OWN, BenchmarkRun, read
 from gtdl_mlflow.reporting.sections import paired_by_conditions
@@ -58,6 +57,7 @@ STARTUP = {
     "setup/import_s": "import, s",
     "setup/build_s": "network, s",
     "setup/compile_s": "compilation, s",
+    "setup/verify_data_s": "reading images, s",
     "setup/data_s": "preprocessing, s",
 }
 """Metrics of the phases of a worker before the training, and their titles."""
@@ -111,15 +111,18 @@ class Measurement:
 
     @property
     def varies(self) -> str:
-        """What differs: ``FRAMEWORKS``, or the ``MODES`` or ``PRECISIONS`` of a few frameworks."""
+        """What differs: ``FRAMEWORKS`` (three or more), ``MODES`` or ``PRECISIONS``; otherwise empty."""
         if len({run.key.precision for run in self.runs}) > 1:
             return PRECISIONS
-        return FRAMEWORKS if len({each.framework for each in self.frameworks}) == len(self.frameworks) else MODES
+        if len({run.key.mode for run in self.runs}) > 1:
+            return MODES
+        names = {each.framework for each in self.frameworks}
+        return FRAMEWORKS if len(names) == len(self.frameworks) > 2 else ""
 
     @property
     def other_load_percent(self) -> float:
         """Median share of the machine's CPU time that other processes used during the whole runs."""
-        return statistics.median(run.metrics.get(OTHER_LOAD, math.nan) for run in self.runs)
+        return statistics.median([run.metrics[OTHER_LOAD] for run in self.runs if OTHER_LOAD in run.metrics] or [0.0])
 
     def restarts(self, files: ResultFiles) -> int:
         """Return the number of restarts, each of which has a ratio."""
@@ -210,6 +213,7 @@ class Results:
         every = [
             Measurement(conditions, values, groups[conditions])
             for conditions, some in paired_by_conditions(self.files.loaded).items()
+            if conditions.setting != OWN  # these are in the table of their setting, too
             for values in some
         ]
         return [each for each in every if each.rankings]
@@ -244,7 +248,7 @@ class Results:
                 rows = [[label, *(cells.get(label, "") for cells in columns)] for label in labels]
                 rows.append(["restarts", *(f"{each.restarts(self.files)}" for each in several)])
                 rows.append(["other load, %", *(f"{each.other_load_percent:.0f}" for each in several)])
-                header = ["framework", *(formats.markdown(each.conditions.processor) for each in several)]
+                header = ["framework", *(self._machine(each) for each in several)]
                 parts += [f"*{formats.markdown(text)}*", table(header, rows)]
         return "\n\n".join(parts)
 
@@ -253,6 +257,16 @@ class Results:
         several = Counter(each.conditions.text for each in self.of_frameworks)
         single = [each for each in self.of_frameworks if several[each.conditions.text] == 1]
         return "\n\n".join(part for each in single for part in (each.caption, each.table()))
+
+    def _machine(self, measurement: Measurement) -> str:
+        """Return the processor; the whole machine if several have this processor."""
+        machine, processor = measurement.conditions.machine, measurement.conditions.processor
+        others = {each.conditions.machine for each in self.measurements if each.conditions.processor == processor}
+        return formats.markdown(machine if len(others) > 1 else processor)
+
+    def _conditions(self, measurement: Measurement) -> str:
+        conditions = measurement.conditions
+        return f"{formats.markdown(f'{conditions.dataset}, {conditions.setting}')}, {self._machine(measurement)}"
 
     def modes(self) -> str:
         """Return the paired measurements of execution modes."""
@@ -267,15 +281,16 @@ class Results:
         return "\n\n".join(part for each in some for part in (each.caption, each.ratios()))
 
     def abstraction(self) -> str:
-        """Return the times of a training step of Keras, relative to its backends, in each ranking."""
+        """Return the times of Keras relative to its backends, in each ranking."""
         rows = []
         for each in self.of_frameworks:
             by_cpu = {name: value for name, value in each.values.items() if name.startswith(f"{CPU}/")}
             found = abstraction_table(each.frameworks, by_cpu)
-            for label, plain, *cells in found.rows if found else ():
-                where = f"{each.conditions.dataset}, {each.conditions.processor}"
-                rows.append([label, plain, formats.markdown(where), *map(formats.markdown, cells)])
-        return table(["framework", "relative to", "data set, processor", *UNITS.values()], sorted(rows))
+            for row in found.rows if found else ():
+                cells = dict(zip(found.header, map(formats.markdown, row), strict=True))
+                times = (cells.get(f"{unit}, {CLOCKS[CPU]}", "") for unit in UNITS.values())
+                rows.append([cells["framework"], cells["relative to"], self._conditions(each), *times])
+        return table(["framework", "relative to", "data set, setting, machine", *UNITS.values()], sorted(rows))
 
     def baseline(self) -> str:
         """Return the accuracies of the frameworks' own defaults, beside those that GTDLBench published.
@@ -284,17 +299,16 @@ class Results:
         """
         original = published_figures.load()
         rows: list[list[str]] = []
-        within, outside = 0, []
+        within: dict[tuple[str, str], str] = {}
         for cell in self.baseline_cells():
             published = original.figures(cell.key.dataset, cell.key.framework, "cpu")
             mean = cell.value(reproduction.ACCURACY)
             if published:
                 values = [run.metrics[reproduction.ACCURACY] for run in cell.runs]
+                side = "above" if published.accuracy_percent > max(values) else "below"
                 if min(values) <= published.accuracy_percent <= max(values):
-                    within += 1
-                else:
-                    side = "above" if published.accuracy_percent > max(values) else "below"
-                    outside.append(f"{display.label(cell.key.framework)}'s on {cell.key.dataset} is {side} it")
+                    side = ""
+                within[cell.key.dataset, cell.key.framework] = side
             rows.append(
                 [
                     cell.key.dataset,
@@ -307,7 +321,13 @@ class Results:
                 ]
             )
         header = ["data set", "framework", "iterations", "seeds", "accuracy %", "published %", "difference"]
-        counted = f"{within} of these {within + len(outside)} published accuracies lie within the range of our seeds"
+        number = sum(not side for side in within.values())
+        counted = f"{number} of these {len(within)} published accuracies lie within the range of our seeds"
+        outside = [
+            f"{display.label(framework)}'s on {dataset} is {side} that range"
+            for (dataset, framework), side in within.items()
+            if side
+        ]
         return f"{table(header, rows)}\n\n{'; '.join([counted, *outside])}."
 
     def baseline_cells(self) -> list[reproduction.ReproductionCell]:
@@ -346,8 +366,7 @@ class Results:
         ]
         labels = sorted({label for cells in columns for label in cells})
         rows = [[label, *(cells.get(label, "") for cells in columns)] for label in labels]
-        titles = (f"{each.conditions.dataset}, {each.conditions.processor}" for each in self.of_frameworks)
-        return table(["framework", *map(formats.markdown, titles)], rows)
+        return table(["framework", *map(self._conditions, self.of_frameworks)], rows)
 
     def startup(self) -> str:
         """Return the median seconds of the phases before the training, in the runs of the ranking."""

@@ -209,7 +209,7 @@ def test_the_first_run_measures_the_modes_and_later_ones_recall_them(gtdl: Comma
 
 @pytest.mark.slow
 @pytest.mark.frameworks
-@only_in(3)
+@only_in(5)
 def test_tune_prints_every_mode_with_its_compilation(tmp_path: Path) -> None:
     need_framework("torch")
     work = ["framework=torch", "model=reference_mnist", "training=torch_mnist", "hardware=cpu_1core"]

@@ -151,7 +151,7 @@ def test_suggested_limit_has_room_for_the_shares_that_grow_with_it() -> None:
 
 @pytest.mark.slow
 @pytest.mark.frameworks
-@only_in(1)
+@only_in(3)
 def test_too_short_limit_is_answered_with_one_that_ends_in_a_ranking_and_a_report(
     store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ def test_tables_of_files_with_runs_that_failed_or_have_no_sweep(tmp_path: Path) 
         mlflow.MlflowClient().log_metric(parent, f"paired/cpu/training/{name}/ratio", 1.0)
     for name in ("torch", "jax", "mxnet", "paddle"):
         run = make_finished_run(f"framework={name}", *overrides, **{"mlflow.parentRunId": parent})
+        run.data.metrics.update(dict.fromkeys(SCRIPT["PARITY"], 2e-6))
         if name == "paddle":
             run.info._status = "FAILED"
             run.data.metrics.clear()
@@ -61,8 +63,11 @@ def test_tables_of_files_with_runs_that_failed_or_have_no_sweep(tmp_path: Path) 
     tables = SCRIPT["Results"]([path])
     assert "| single runs |" in tables.sweeps().replace("`", "")
     assert "PaddlePaddle" not in tables.memory()
-    for name in ("machines", "environments", "summary", "agreement", "sections", "reproduction"):
+    assert re.search(r"^\| MXNet 1\.9\.1 \(2022\), .*\| 2\.0e-06 \|$", tables.ranking(), re.MULTILINE)
+    assert tables.startup().count("\n| ") == 3 + 1  # and the line below the header
+    for name in ("machines", "environments", "agreement", "abstraction", "sections", "reproduction", "baseline"):
         assert isinstance(getattr(tables, name)(), str)
+    assert tables.modes() == tables.precisions() == ""
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)

@@ -23,7 +23,6 @@ from helpers.servers import (
     postgresql,
     recording_server,
 )
-from helpers.share import only_in
 
 from gtdl_mlflow.reporting.ui import free_port
 
@@ -100,7 +99,6 @@ def tracker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.mark.timeout(3600)
-@only_in(0)
 def test_nothing_that_ten_commands_leave_has_one_of_the_planted_secrets(
     tracker: Server, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -64,7 +64,7 @@ def test_iterations_of_a_scaling_run_follow_the_batch_size() -> None:
 
 @pytest.mark.slow
 @pytest.mark.frameworks
-@only_in(2)
+@only_in(4)
 def test_a_scaling_run_of_single_images_does_not_diverge(gtdl: Command, store: str) -> None:
     """Some kernels take other times for NaN, and Caffe rejects it."""
     need_framework("torch")

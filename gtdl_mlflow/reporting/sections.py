@@ -327,15 +327,12 @@ def _pareto(frameworks: list[FrameworkResults], colors: charts.Colors) -> Chart 
 
 
 def pareto_front(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the fastest row, and each one that is more accurate than all faster ones of the front, fastest first.
-
-    Differences up to ``EQUAL_POINTS`` do not count: accuracies within them are the same.
-    """
+    """Return the rows that are more accurate than every faster one by over ``EQUAL_POINTS``, the fastest first."""
     front, best = [], -math.inf
     for row in sorted(rows, key=lambda row: (row["training_time_s"], -row["accuracy_percent"])):
         if row["accuracy_percent"] > best + EQUAL_POINTS:
             front.append(row)
-            best = row["accuracy_percent"]
+        best = max(best, row["accuracy_percent"])
     return front
 
 

@@ -142,8 +142,8 @@ def ineligible(question: Question, values: Sample) -> str:
 
 
 def ranked(question: Question, samples: Samples) -> list[str]:
-    """Return the labels from which conclusions are drawn, the best first."""
-    eligible = [label for label, values in samples.items() if not ineligible(question, values)]
+    """Return the labels from which conclusions are drawn, the best first; equal ones in the order of their labels."""
+    eligible = sorted(label for label, values in samples.items() if not ineligible(question, values))
     return sorted(eligible, key=lambda label: samples[label].summary.center, reverse=question.largest)
 
 

@@ -43,5 +43,5 @@ def header() -> str:
         return "slow tests: all"
     return (
         f"slow tests: the defaults, and share {chosen + 1} of {SHARES} of the other modes, precisions, threads, "
-        f"models and launchers, which changes every day; {VARIABLE}=all runs all"
+        f"models, launchers, Keras and tests of minutes, which changes every day; {VARIABLE}=all runs all"
     )
