@@ -379,7 +379,7 @@ def create_cases() -> dict[str, Case]:
 
 CASES = create_cases()
 COMPILED = (
-    "model ", "ten steps torch_mnist", "optimizer sgd", "optimizer momentum", "optimizer caffe, inverse",
+    "model caffe_", "model reference_", "ten steps torch_mnist", "optimizer sgd", "optimizer momentum", "optimizer caffe, inverse",
     "optimizer adam", "optimizer ema_decay", "statistics ", "resumed momentum", "resumed adam", "resumed ema_decay",
     "dropout 1",
     "repeat dropout", "use network", "use averaged", "describe ", "synchronizations", "copies",
@@ -387,8 +387,8 @@ COMPILED = (
     "layer average, ceil, padding, 7x10", "layer average, same, overlapping, 8x9", "layer normalization, 7x10",
     "layer batch normalization without scale, 8x9", "layer global average, 7x10", "layer residual blocks, 8x9",
 )  # fmt: skip
-"""Prefixes of the cases of a mode that compiles, because a case takes seconds to compile. If it is the framework's
-default, a share of the others runs too."""
+"""Prefixes of the cases of a mode that compiles, because a case takes seconds to compile, beside the framework's own
+networks. If it is the framework's default, a share of the others runs too; otherwise all networks."""
 
 
 AUTOTUNED = (
@@ -405,8 +405,10 @@ def cases_of(execution: Execution) -> list[Case]:
     if not framework.modes[execution.mode].deterministic:  # tries several kernels for each operation
         names = [name for name in CASES if name.startswith(AUTOTUNED)]
     elif framework.modes[execution.mode].compiles:
-        always = [name for name in CASES if name.startswith(COMPILED)]
-        names = share(names, always) if execution.mode == framework.default_mode else always
+        is_default = execution.mode == framework.default_mode
+        networks = f"model {execution.framework.partition('_')[0]}_" if is_default else "model "
+        always = [name for name in CASES if name.startswith((*COMPILED, networks))]
+        names = share(names, always) if is_default else always
     return [CASES[name] for name in names]
 
 
