@@ -380,9 +380,9 @@ def create_cases() -> dict[str, Case]:
 CASES = create_cases()
 COMPILED = (
     "model caffe_", "model reference_", "ten steps torch_mnist",
-    "optimizer sgd", "optimizer momentum", "optimizer caffe, inverse", "optimizer adam", "optimizer ema_decay", "statistics ", "resumed momentum", "resumed adam", "resumed ema_decay",
-    "dropout 1",
-    "repeat dropout", "use network", "use averaged", "describe ", "synchronizations", "copies",
+    "optimizer sgd", "optimizer momentum", "optimizer caffe, inverse", "optimizer adam", "optimizer ema_decay",
+    "statistics ", "resumed momentum", "resumed adam", "resumed ema_decay", "dropout 1", "repeat dropout",
+    "use network", "use averaged", "describe ", "synchronizations", "copies",
     "layer convolution, connections, same, 8x9", "layer max, ceil, padding, 7x10", "layer max, same, overlapping, 8x9",
     "layer average, ceil, padding, 7x10", "layer average, same, overlapping, 8x9", "layer normalization, 7x10",
     "layer batch normalization without scale, 8x9", "layer global average, 7x10", "layer residual blocks, 8x9",
