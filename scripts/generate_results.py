@@ -114,10 +114,10 @@ class Measurement:
         """What differs: ``FRAMEWORKS`` (three or more), ``MODES`` or ``PRECISIONS``; otherwise empty."""
         if len({run.key.precision for run in self.runs}) > 1:
             return PRECISIONS
-        if len({run.key.mode for run in self.runs}) > 1:
-            return MODES
         names = {each.framework for each in self.frameworks}
-        return FRAMEWORKS if len(names) == len(self.frameworks) > 2 else ""
+        if len(names) == len(self.frameworks):
+            return FRAMEWORKS if len(names) > 2 else ""
+        return MODES if len({run.key.version for run in self.runs}) == len(names) else ""
 
     @property
     def other_load_percent(self) -> float:

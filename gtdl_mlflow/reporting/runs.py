@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import cache
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from mlflow.entities import LifecycleStage, Metric, Run
 from mlflow.tracking import MlflowClient
@@ -48,9 +48,6 @@ PAGES_OF_ONE_PROCESS = 4
 
 PAIRED = "paired/"
 """Prefix of the metrics of a paired measurement."""
-
-PARITY = "parity/logits_difference"
-"""A metric of the runs that check parity before they train."""
 
 LONGEST = 500
 """Largest number of characters of a tag that identifies a run. A machine's name with eight GPUs has 300."""
@@ -344,7 +341,7 @@ def read(runs: Iterable[Run]) -> LoadedRuns:
     if fault := config.check_own_conf():
         raise config.ConfigError(fault)
     if config.own_conf() is not None:
-        for cached in (_known, _is_default, _cell_hash, _cell_values, _compose):
+        for cached in (_known, _is_default, _works):
             cached.cache_clear()  # in a notebook, a file of the folder may have changed
     loaded = LoadedRuns([], [])
     for run in runs:
@@ -512,9 +509,6 @@ CHOICES = {
 }
 """Config groups, and the tags that hold a run's choices. Each part of a configuration is independent of the others."""
 
-VERSION = "@version@"
-"""Stands for the framework's version in a composed configuration. What the store holds is never composed."""
-
 
 def _key(run: Run) -> CellKey:
     run_tags = run.data.tags
@@ -534,7 +528,7 @@ def _key(run: Run) -> CellKey:
         deterministic=run_tags.get(tags.DETERMINISTIC) != "false",
         side_by_side=tags.SIDE_BY_SIDE in run_tags,
     )
-    if _is_unchanged(run, key):
+    if _is_unchanged(run_tags):
         return key
     # Frameworks with the same change are compared. Older runs have no hash of the work.
     work = run_tags.get(tags.WORK, run_tags.get(tags.CELL, "unknown"))[:4]
@@ -548,33 +542,14 @@ def _requested_mode(run_tags: Mapping[str, str]) -> str:
     return _word(run_tags, tags.MODE_REQUESTED)
 
 
-def _is_unchanged(run: Run, key: CellKey) -> bool:
-    """Return whether the run used its choices as the current ``conf/`` defines them, without other overrides.
+def _is_unchanged(run_tags: Mapping[str, str]) -> bool:
+    """Return whether data set, network and training are as the current ``conf/`` defines them.
 
-    Pinned cores and the parity check do not count as a change. Params record the number of threads that was used, not
-    the requested one, so both are tried.
+    Framework, hardware and budget do not count: what differs in a result is part of its key.
     """
-    run_tags, params = run.data.tags, run.data.params
-    cell, version = run_tags.get(tags.CELL), params.get("framework.version", "")
     choices = tuple(run_tags.get(tag, "") for tag in CHOICES.values())
     known = all(choice in _known(group) for group, choice in zip(CHOICES, choices, strict=True))
-    if not known or key.precision not in list(Precision) or len(version) > LONGEST:
-        return False
-    if cell == _cell_hash(choices, version, key.budget, key.execution):
-        return True
-    values = _cell_values(choices, version, key.budget, key.execution)
-    cores = params.get("hardware.cores", "None")
-    if not re.fullmatch(r"None|\[([0-9]{1,9}, )*[0-9]{1,9}\]", cores):
-        return False
-    hardware = dict(values["hardware"])
-    if cores != "None":
-        hardware["cores"] = json.loads(cores)
-    if params.get("hardware.side_by_side") == "True":
-        hardware["side_by_side"] = True
-    if PARITY in run.data.metrics:
-        values = {**values, "parity": True}
-    alternatives = hardware, {**hardware, "threads": int(key.threads)}
-    return any(cell == config.hash_values({**values, "hardware": each}) for each in alternatives)
+    return known and run_tags.get(tags.WORK) in _works(choices)
 
 
 @cache
@@ -588,40 +563,7 @@ def _is_default(dataset: str, framework: str, setting: str) -> bool:
 
 
 @cache
-def _cell_hash(choices: tuple[str, ...], version: str, budget: float, execution: tuple[str, str, bool]) -> str:
-    return config.hash_values(_cell_values(choices, version, budget, execution))
-
-
-@cache
-def _cell_values(
-    choices: tuple[str, ...], version: str, budget: float, execution: tuple[str, str, bool]
-) -> dict[str, Any]:
-    """Return the values whose hash is the cell of these choices, according to the current ``conf/``.
-
-    ``execution`` is the mode, the precision and whether the run is deterministic.
-    """
-    mode, precision, deterministic = execution
-    parts = {group: _compose(group, choice) for group, choice in zip(CHOICES, choices, strict=True)}
-    parts["framework"] = _substitute(parts["framework"], version)
-    chosen = config.Config(
-        **parts, budget=budget, mode=mode, precision=Precision(precision), deterministic=deterministic
-    )
-    return chosen.cell_values()
-
-
-@cache
-def _compose(group: str, choice: str) -> Any:
-    """Return one part of a configuration; ``choice`` must be one of the group's."""
-    return config.compose_part(group, choice, **({"version": VERSION} if group == "framework" else {}))
-
-
-def _substitute(value: Any, version: str) -> Any:
-    """Return a composed value with ``version`` in place of ``VERSION``."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {each.name: _substitute(getattr(value, each.name), version) for each in dataclasses.fields(value)}
-        return dataclasses.replace(value, **fields)
-    if isinstance(value, dict):
-        return {name: _substitute(each, version) for name, each in value.items()}
-    if isinstance(value, list):
-        return [_substitute(each, version) for each in value]
-    return value.replace(VERSION, version) if type(value) is str else value
+def _works(choices: tuple[str, ...]) -> frozenset[str]:
+    """Return the hashes of the work of these choices, with and without a parity check."""
+    parts = {group: config.compose_part(group, choice) for group, choice in zip(CHOICES, choices, strict=True)}
+    return frozenset(config.Config(**parts, parity=parity).work() for parity in (False, True))
