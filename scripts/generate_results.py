@@ -157,12 +157,13 @@ class Measurement:
         rows = []
         for each in self.frameworks:
             accuracy = each.sample("accuracy_percent").values
+            memory = each.sample("worker/peak_memory_mb").values
             rows.append(
                 [
                     released(each),
                     *(cells.get(each.label, "") for cells in columns),
                     f"{statistics.fmean(accuracy):.2f} ({min(accuracy):.2f} to {max(accuracy):.2f})",
-                    f"{statistics.median(each.sample('worker/peak_memory_mb').values):,.0f}",
+                    f"{statistics.median(memory):,.0f}" if memory else "",
                 ]
             )
             if with_parity:
@@ -440,8 +441,9 @@ def day(milliseconds: int) -> str:
 def released(framework: FrameworkResults) -> str:
     """Return the label with the mode, and the year of the last release of a framework that is no longer developed."""
     year = display.last_release(framework.framework)
-    modes = ", ".join(sorted({run.tags[MODE] for run in framework.finished}))
-    return f"{framework.label} ({year}), {modes}" if year else f"{framework.label}, {modes}"
+    modes = {run.tags[MODE] for run in framework.finished if MODE in run.tags}
+    label = f"{framework.label} ({year})" if year else framework.label
+    return ", ".join([label, *sorted(modes)])
 
 
 if __name__ == "__main__":

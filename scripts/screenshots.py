@@ -28,7 +28,7 @@ from gtdl_mlflow.reporting.runs import connect
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "docs" / "pictures"
 
-RESULTS = ROOT / "results" / "intel-xeon-6-106-6.csv"
+RESULTS = ROOT / "results" / "amd-epyc-haswell.csv"
 """Runs of the report in the screenshots."""
 
 WIDTH = 1440

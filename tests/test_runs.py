@@ -174,7 +174,7 @@ def test_tag_is_never_composed_or_opened(tag: str, value: str, monkeypatch: pyte
     (loaded,) = read([run]).runs
     assert value not in " ".join(composed)
     assert {"torch", "mnist_5k"} & {*composed} or tag != "machine"
-    assert ("changed" in loaded.key.setting) == (tag in ("framework", "dataset", "model", "training", "hardware", "work"))
+    assert ("changed" in loaded.key.setting) == (tag not in ("mode_requested", "framework_version", "machine"))
     assert loaded.key.label
     assert not loaded.key.is_default
     assert display.color(value) == display.UNKNOWN_COLOR
