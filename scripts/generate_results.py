@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import statistics
 from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import cached_property
@@ -109,7 +110,7 @@ class Measurement:
         """The finished runs of the measured frameworks."""
         return [run for each in self.frameworks for run in each.finished]
 
-    @property
+    @cached_property
     def varies(self) -> str:
         """What differs: ``FRAMEWORKS`` (three or more), ``MODES`` or ``PRECISIONS``; otherwise empty."""
         if len({run.key.precision for run in self.runs}) > 1:
@@ -147,7 +148,7 @@ class Measurement:
     def ratios(self) -> str:
         """Return the ratios of all activities."""
         columns = [self._cells(each) for each in self.rankings]
-        rows = [[label, *(cells.get(label, "") for cells in columns)] for label in self.labels]
+        rows = rows_of(self.labels, columns)
         return table(["framework", *(UNITS[each.activity] for each in self.rankings)], rows)
 
     def table(self) -> str:
@@ -177,6 +178,11 @@ class Measurement:
         best, *others = ranking.frameworks
         first = f"**{format_number(1e3 * best.unit_s)} ms**"
         return {best.framework: first, **{each.framework: formats.markdown(each.ratio.text) for each in others}}
+
+
+def rows_of(labels: Iterable[str], columns: Collection[Mapping[str, str]]) -> list[list[str]]:
+    """Return a row for each label, with its cell in each column; empty if a column has none."""
+    return [[label, *(cells.get(label, "") for cells in columns)] for label in labels]
 
 
 def _note(text: str) -> str:
@@ -219,7 +225,7 @@ class Results:
         ]
         return [each for each in every if each.rankings]
 
-    @property
+    @cached_property
     def of_frameworks(self) -> list[Measurement]:
         """The paired measurements of frameworks, without those of modes or precisions, the least disturbed first."""
         every = [each for each in self.measurements if each.varies == FRAMEWORKS]
@@ -246,7 +252,7 @@ class Results:
             if len(several) > 1:
                 columns = [each.training_steps() for each in several]
                 labels = dict.fromkeys(label for cells in columns for label in cells)
-                rows = [[label, *(cells.get(label, "") for cells in columns)] for label in labels]
+                rows = rows_of(labels, columns)
                 rows.append(["restarts", *(f"{each.restarts(self.files)}" for each in several)])
                 rows.append(["other load, %", *(f"{each.other_load_percent:.0f}" for each in several)])
                 header = ["framework", *(self._machine(each) for each in several)]
@@ -300,16 +306,17 @@ class Results:
         """
         original = published_figures.load()
         rows: list[list[str]] = []
-        within: dict[tuple[str, str], str] = {}
+        sides: dict[tuple[str, str], str] = {}
         for cell in self.baseline_cells():
             published = original.figures(cell.key.dataset, cell.key.framework, "cpu")
             mean = cell.value(reproduction.ACCURACY)
             if published:
                 values = [run.metrics[reproduction.ACCURACY] for run in cell.runs]
-                side = "above" if published.accuracy_percent > max(values) else "below"
-                if min(values) <= published.accuracy_percent <= max(values):
-                    side = ""
-                within[cell.key.dataset, cell.key.framework] = side
+                if published.accuracy_percent > max(values):
+                    side = "above"
+                else:
+                    side = "below" if published.accuracy_percent < min(values) else ""
+                sides[cell.key.dataset, cell.key.framework] = side
             rows.append(
                 [
                     cell.key.dataset,
@@ -322,11 +329,11 @@ class Results:
                 ]
             )
         header = ["data set", "framework", "iterations", "seeds", "accuracy %", "published %", "difference"]
-        number = sum(not side for side in within.values())
-        counted = f"{number} of these {len(within)} published accuracies lie within the range of our seeds"
+        number = sum(not side for side in sides.values())
+        counted = f"{number} of these {len(sides)} published accuracies lie within the range of our seeds"
         outside = [
             f"{display.label(framework)}'s on {dataset} is {side} that range"
-            for (dataset, framework), side in within.items()
+            for (dataset, framework), side in sides.items()
             if side
         ]
         return f"{table(header, rows)}\n\n{'; '.join([counted, *outside])}."
@@ -366,7 +373,7 @@ class Results:
             for each in self.of_frameworks
         ]
         labels = sorted({label for cells in columns for label in cells})
-        rows = [[label, *(cells.get(label, "") for cells in columns)] for label in labels]
+        rows = rows_of(labels, columns)
         return table(["framework", *map(self._conditions, self.of_frameworks)], rows)
 
     def startup(self) -> str:
