@@ -47,8 +47,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     Those of the ``LONG`` files come first.
     """
-    long = [f"test_{name}.py" for name in LONG]
-    items.sort(key=lambda item: long.index(item.path.name) if item.path.name in long else len(long))
+    items.sort(key=lambda item: item.path.stem.removeprefix("test_") not in LONG)
     for item in items:
         parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
         framework = next((each.framework for each in parameters if hasattr(each, "framework")), "")
