@@ -9,6 +9,7 @@ import os
 import secrets
 import signal
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Generator, Iterator
@@ -66,13 +67,15 @@ class WorkerFailed(Failure):
 class WorkerProcess:
     """The process of one framework. Its interpreter starts with ``start`` and waits for its job until ``run``.
 
-    A context manager: at its end, all processes of the worker have ended. ``folder`` gets ``job.json``,
-    ``events.jsonl`` and ``worker.log``; ``environment`` has the framework's environment variables.
+    A context manager: at its end, all processes of the worker have ended, and their temporary files are removed.
+    ``folder`` gets ``job.json``, ``events.jsonl`` and ``worker.log``; ``environment`` has the framework's environment
+    variables.
     """
 
     def __init__(self, folder: Path, threads: int, environment: dict[str, str]) -> None:
         self._folder, self._mark = folder, f"{os.getpid()}-{secrets.token_hex(8)}"
         self._environment = {**worker_environment(threads, environment), MARK: self._mark}
+        self._temporary: tempfile.TemporaryDirectory[str] | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._events: IO[bytes] | None = None
         self._log: _Log | None = None
@@ -100,6 +103,9 @@ class WorkerProcess:
             read_end, write_end = os.pipe()
             self._events = os.fdopen(read_end, "rb")
             try:
+                # A worker that is killed leaves its temporary files.
+                self._temporary = tempfile.TemporaryDirectory(prefix="gtdl-worker-", ignore_cleanup_errors=True)
+                self._environment["TMPDIR"] = self._temporary.name
                 self._process = self._popen(python, write_end)
             except OSError as error:
                 self._end()
@@ -273,6 +279,9 @@ class WorkerProcess:
             with suppress(BrokenPipeError):
                 self._process.stdin.close()
             self._process = None
+        if self._temporary is not None:
+            self._temporary.cleanup()
+            self._temporary = None
         if self._log is not None:
             self._log.close()
             self._log = None

@@ -8,6 +8,7 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -155,6 +156,21 @@ def test_processes_that_leave_the_workers_session_end_with_it(start: Any, end: s
     assert len(left) == 3
     assert all(map(has_ended, left))
     assert no_children()
+
+
+@pytest.mark.parametrize("end", ["", " and crash", " and be killed", " and hang"])
+def test_temporary_files_of_the_worker_are_removed(start: Any, end: str) -> None:
+    events = start(f"leave a temporary file{end}")
+    next(events)
+    file = Path(next(events).values["file"])
+    assert file.exists()
+    assert file.parent.parent == Path(tempfile.gettempdir())
+    if end == " and hang":
+        events.close()
+    else:
+        with suppress(WorkerFailed):
+            list(events)
+    assert not file.parent.exists()
 
 
 @pytest.mark.parametrize("victim", ["first process", "process group", "stopped process group"])

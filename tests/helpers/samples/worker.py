@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 from gtdl_mlflow.worker.__main__ import continue_in_child
@@ -50,6 +51,15 @@ if behaviour == "refuse":
 if behaviour == "hang with a child":
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     send(json.dumps({"event": "metadata", "values": {"child": child.pid}}) + "\n")
+    time.sleep(60)
+if behaviour.startswith("leave a temporary file"):
+    _, name = tempfile.mkstemp()
+    send(json.dumps({"event": "metadata", "values": {"file": name}}) + "\n")
+if behaviour == "leave a temporary file and crash":
+    raise RuntimeError("error in the framework")
+if behaviour == "leave a temporary file and be killed":
+    os.kill(os.getpid(), signal.SIGKILL)
+if behaviour == "leave a temporary file and hang":
     time.sleep(60)
 if behaviour.startswith("leave processes"):
     # In a session of their own; with another environment; and as a child of a process that has ended.
