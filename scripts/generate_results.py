@@ -32,7 +32,7 @@ from gtdl_mlflow.reporting.ratios import CLOCKS, CPU, UNITS, Ranking
 from gtdl_mlflow.reporting.result_file import ResultFiles
 from gtdl_mlflow.reporting.runs import OWN, BenchmarkRun, read
 from gtdl_mlflow.reporting.sections import paired_by_conditions
-from gtdl_mlflow.reporting.tables import Paired, abstraction_table, paired_rankings, paired_values
+from gtdl_mlflow.reporting.tables import Paired, abstraction_table, paired_rankings
 from gtdl_mlflow.tags import CODE, INTERFERENCE, MACHINE, MODE, SWEEP
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -84,6 +84,7 @@ def fill(text: str, results: Results) -> str:
 class Measurement:
     """A paired measurement."""
 
+    parent_id: str
     conditions: Conditions
     values: Paired
     every: list[FrameworkResults]
@@ -127,14 +128,8 @@ class Measurement:
 
     def restarts(self, files: ResultFiles) -> int:
         """Return the number of restarts, each of which has a ratio."""
-        ratios = {name: each.ratio for name, each in self.values.items()}
-        parent = next(
-            parent
-            for parent, metrics in files.loaded.paired.items()
-            if ratios == {name: each.ratio for name, each in paired_values(metrics).items()}
-        )
         name = f"paired/{CPU}/{self.rankings[0].activity}/{display.part_of_metric(self.labels[0])}/restart_ratio"
-        return len(files.get_metric_history(parent, name))
+        return len(files.get_metric_history(self.parent_id, name))
 
     @property
     def caption(self) -> str:
@@ -218,10 +213,10 @@ class Results:
         """All paired measurements by CPU time."""
         groups = group_by_conditions(self.files.loaded.runs)
         every = [
-            Measurement(conditions, values, groups[conditions])
+            Measurement(parent_id, conditions, values, groups[conditions])
             for conditions, some in paired_by_conditions(self.files.loaded).items()
             if conditions.setting != OWN  # these are in the table of their setting, too
-            for values in some
+            for parent_id, values in some.items()
         ]
         return [each for each in every if each.rankings]
 

@@ -70,6 +70,76 @@ def test_tables_of_files_with_runs_that_failed_or_have_no_sweep(tmp_path: Path) 
     assert tables.modes() == tables.precisions() == ""
 
 
+def plant_ranking(machine: str, restarts: int, load_percent: float, kernels: str) -> None:
+    """Plant a paired measurement of three frameworks with so many restarts."""
+    client, names = mlflow.MlflowClient(), {"torch": "PyTorch-2.13.0", "jax": "JAX-0.12.0.1", "caffe": "Caffe-1.0.0"}
+    experiment = mlflow.set_experiment("gtdl").experiment_id
+    sweep = {"gtdl.sweep": "experiment=paired", "gtdl.sweep_id": machine}
+    parent = client.create_run(experiment, tags=sweep).info.run_id
+    for position, (framework, name) in enumerate(names.items(), start=1):
+        prefix = f"paired/cpu/training/{name}"
+        values = {"ratio": position, "ratio_low": position - 0.1, "ratio_high": position + 0.1, "time_ms": 4 * position}
+        for kind, value in values.items():
+            client.log_metric(parent, f"{prefix}/{kind}", value)
+        for step in range(restarts):
+            client.log_metric(parent, f"{prefix}/restart_ratio", position + step / 100, step=step)
+        plant(
+            make_finished_run(
+                f"framework={framework}", "setting=caffe_mnist", "hardware.threads=1",
+                metrics={"interference/foreign_cpu_percent": load_percent, **dict.fromkeys(SCRIPT["PARITY"], 2e-6)},
+                reported={"worker.blas_kernels": kernels, "worker.compiler_flags": "-O2 -march=x86-64-v3"}
+                if framework == "caffe" else {},
+                **{"mlflow.parentRunId": parent, "gtdl.machine": machine},
+            )
+        )  # fmt: skip
+
+
+@pytest.mark.usefixtures("store")
+def test_rankings_have_their_restarts_their_load_and_the_vector_extensions(tmp_path: Path) -> None:
+    plant_ranking("first CPU, 2 cores", restarts=4, load_percent=30, kernels="Haswell")
+    plant_ranking("second CPU, 2 cores", restarts=2, load_percent=7, kernels="SkylakeX")
+    path = tmp_path / "own.csv"
+    assert cli.main(["export", "--output", str(path)]) == 0
+    tables = SCRIPT["Results"]([path])
+    agreement = tables.agreement().replace("**", "")
+    assert "| framework | second CPU | first CPU |" in agreement, "the least disturbed first"
+    assert "| PyTorch 2.13.0 | 4.00 ms | 4.00 ms |" in agreement
+    assert "| JAX 0.12.0.1 | 2.00x" in agreement
+    assert re.search(
+        r"^\| Caffe 1\.0\.0 \| 3\.00x .*\(-march=x86-64-v3, SkylakeX\) \| 3\.00x .*\(-march=x86-64-v3, Haswell\) \|$",
+        agreement,
+        re.MULTILINE,
+    )
+    assert "| restarts | 2 | 4 |" in agreement
+    assert "| other load, % | 7 | 30 |" in agreement
+    assert "second CPU" in tables.ranking().splitlines()[0]
+    assert tables.other_rankings() == ""
+
+
+@pytest.mark.usefixtures("store")
+def test_published_accuracies_within_the_range_of_the_seeds_are_counted(tmp_path: Path) -> None:
+    accuracies = {
+        "caffe": (98.9, 99.1),
+        "torch": (99.3, 99.4),
+        "tensorflow": (99.0, 99.1),
+    }  # published: 99.03, 99.24, 99.28
+    for framework, several in accuracies.items():
+        for seed, accuracy in enumerate(several):
+            plant(make_finished_run(f"framework={framework}", "dataset=mnist", seed=seed, accuracy=accuracy))
+        plant(make_finished_run(f"framework={framework}", "dataset=mnist", "budget=0.5", seed=9, accuracy=10))
+    path = tmp_path / "own.csv"
+    assert cli.main(["export", "--output", str(path)]) == 0
+    baseline = SCRIPT["Results"]([path]).baseline()
+    assert re.search(
+        r"^\| mnist \| Caffe 1\.0\.0 \| 10,000 \| 2 \| 99\.00 .* \| 99\.03 \| -0\.03 \|$", baseline, re.MULTILINE
+    )
+    sentence = baseline.rpartition("\n")[2]
+    assert sentence.startswith("1 of these 3 published accuracies lie within the range of our seeds; ")
+    assert "PyTorch's on mnist is below that range" in sentence
+    assert "TensorFlow's on mnist is above that range" in sentence
+    assert "Caffe's" not in sentence
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_results_may_be_published(path: Path) -> None:
     loaded = ResultFiles([path]).loaded

@@ -155,7 +155,7 @@ def measurements(*frameworks: Sequence[str]) -> list[set[str]]:
         ]
     loaded = LoadedRuns([to_benchmark_run(run) for run in planted], [], metrics)
     (found,) = paired_by_conditions(loaded).values()
-    return [{name.rpartition("/")[2] for name in each} for each in found]
+    return [{name.rpartition("/")[2] for name in each} for each in found.values()]
 
 
 def test_shorter_measurement_does_not_hide_older_frameworks() -> None:

@@ -33,7 +33,7 @@ def sections(loaded: LoadedRuns, selected: Callable[[Conditions], bool] = lambda
     parts: list[str] = []
     for conditions, frameworks in compare_groups(group_by_conditions(loaded.runs), paired):
         if selected(conditions):
-            parts += _section(section(conditions, frameworks, paired.get(conditions, []), None))
+            parts += _section(section(conditions, frameworks, [*paired.get(conditions, {}).values()], None))
     return parts
 
 

@@ -76,7 +76,7 @@ def _page(
     paired = paired_by_conditions(loaded)
     compared = compare_groups(group_by_conditions(runs), paired)
     sections = [
-        section(conditions, frameworks, paired.get(conditions, []), client if index < CHARTED else None)
+        section(conditions, frameworks, [*paired.get(conditions, {}).values()], client if index < CHARTED else None)
         for index, (conditions, frameworks) in enumerate(compared)
     ]
     transfers = transfer(runs)

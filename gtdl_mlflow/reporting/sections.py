@@ -131,13 +131,13 @@ def compare_groups(groups: dict[Conditions, list[FrameworkResults]], paired: Col
     return sorted(compared, key=lambda each: each[0] not in paired)
 
 
-def paired_by_conditions(loaded: LoadedRuns) -> dict[Conditions, list[Paired]]:
-    """Return the ratios of the paired measurements under each of the conditions, the newest first.
+def paired_by_conditions(loaded: LoadedRuns) -> dict[Conditions, dict[str, Paired]]:
+    """Return the ratios of the paired measurements under each of the conditions, by the ID of the sweep's parent run.
 
-    A measurement is left out if newer ones have all of its frameworks. A sweep measures each framework once, with its
-    first configuration.
+    The newest is the first. A measurement is left out if newer ones have all of its frameworks. A sweep measures each
+    framework once, with its first configuration.
     """
-    found: dict[Conditions, list[Paired]] = defaultdict(list)
+    found: dict[Conditions, dict[str, Paired]] = defaultdict(dict)
     known: dict[Conditions, set[str]] = defaultdict(set)
     for parent_id, metrics in loaded.paired.items():
         first: dict[str, BenchmarkRun] = {}
@@ -147,7 +147,7 @@ def paired_by_conditions(loaded: LoadedRuns) -> dict[Conditions, list[Paired]]:
             first.setdefault(run.key.label, run)
         for conditions, frameworks in group_by_conditions(first.values()).items():
             if len(frameworks) == len(first) and not first.keys() <= known[conditions]:
-                found[conditions].append(paired_values(metrics))
+                found[conditions][parent_id] = paired_values(metrics)
                 known[conditions] |= first.keys()
     return dict(found)
 
