@@ -42,7 +42,7 @@ CLOSE = 1.25
 Two separate measurements of one mode differed by up to 15 % on a busy machine."""
 
 ROUNDS = 3
-"""Turns of a mode that is measured alone."""
+"""Turns of a mode in each of the two processes that measure it alone."""
 
 PAIRED_S = 60.0
 """Time limit, in seconds, of the paired measurement before a run. The measurement also takes at most as long as the
@@ -109,7 +109,7 @@ def _candidate(cost: ModeCost) -> str:
 
 
 def usable(config: Config) -> tuple[list[str], dict[str, str]]:
-    """Return the modes between which ``config`` leaves the choice, and the reason for each that cannot run here."""
+    """Return the modes that ``config`` allows and that can run here, and the reason for each that cannot run."""
     names, reasons = [], {}
     for name in config.mode_names:
         if missing := missing_tools(config.framework.modes[name]):
@@ -182,7 +182,7 @@ class ModeStudy:
             self.costs, self.failures = costs, {**stored["failures"]}
 
     def missing(self, names: Sequence[str], steps: int) -> list[str]:
-        """Return the modes to measure next before the best one for a training of ``steps`` steps is known."""
+        """Return the modes to measure next to find the best one for ``steps`` steps; empty if it is known."""
         fast = self._fast(names)
         unknown = [name for name in names if name not in self.costs and name not in self.failures]
         if self._training_s(fast, steps) < COMPILATION_PAYS_S or set(unknown) & set(fast):

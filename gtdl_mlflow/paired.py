@@ -108,7 +108,7 @@ class Restart:
     def turns(self, activities: Sequence[Activity], rounds: int, generator: random.Random) -> Iterator[MeasuredTurn]:
         """Do ``rounds`` rounds and yield every turn. In a round, each framework has one turn per activity.
 
-        One turn of each is done and left out before: a worker warms up in its first one, and would count as other load.
+        Before the rounds, each framework does one turn per activity that is not yielded: it contains the warm-up.
         """
         for name in list(self._workers):
             with self._leave_out_if_it_fails(name):

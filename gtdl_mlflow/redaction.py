@@ -1,4 +1,4 @@
-"""Addresses without their secrets: what is printed and stored, and the full addresses for the requests themselves.
+"""Redaction of addresses: conceal secrets in everything that is printed or stored, and restore them for requests.
 
 Command lines and configurations are redacted when they are read (``conceal``), so that Hydra, MLflow and the process
 list get no secret. The code that opens an address restores it (``reveal``).

@@ -80,9 +80,10 @@ def run(config: Config, folder: Path, position: SweepPosition | None = None) -> 
 
 @contextmanager
 def _started_early(config: Config, folder: Path) -> Iterator[dict[str, WorkerProcess]]:
-    """Yield the run's worker by its mode. Its interpreter starts while MLflow creates the run.
+    """Start the worker's interpreter while MLflow creates the run. Yield the worker, by its execution mode.
 
-    It waits for its job without using the CPU. Empty if its environment does not exist, or its mode is not known yet.
+    The worker waits for its job without using the CPU. The dictionary is empty if the environment does not exist or the
+    mode is not known yet.
     """
     started = {}
     with ExitStack() as stack:

@@ -48,7 +48,7 @@ SERIES = _tag(
     "without its seed.",
 )
 CONFIG_HASH = _tag("config_hash", "Hash of everything in the configuration that can change a result.")
-CELL = _tag("cell", "The same hash without the seed: runs of one cell are repeats.")
+CELL = _tag("cell", "Hash of the same values as `gtdl.config_hash` without the seed: runs of one cell are repeats.")
 WORK = _tag(
     "work",
     "Hash of data set, network and training, without framework, hardware, budget and seed: frameworks with the same "
@@ -81,4 +81,4 @@ RECORD = _tag("record", "Key of the local record that the run was delivered from
 PROCESS = _tag("process", "Host, PID, start, namespaces, boot and machine ID of the process that records the run.")
 
 DATASET_VARIANTS = (LABELS, IMAGE_SIZE, TRAIN_LIMIT, TEST_LIMIT, SPLIT_SEED, TRAIN_PER_CLASS, TEST_PER_CLASS)
-"""Tags of the settings that make other data of one data set: accuracies on different variants are not comparable."""
+"""Tags of the settings that select a variant of a data set. Accuracies on different variants are not comparable."""

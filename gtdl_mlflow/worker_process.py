@@ -42,10 +42,10 @@ COMPILE_CACHE = "{compile_cache}"
 """Placeholder in ``Mode.environment``."""
 
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-"""Variables with which glibc asks for huge pages. Linux gives them unless its transparent huge pages are ``never``."""
+"""Variables with which glibc requests huge pages. Linux provides them unless transparent huge pages are ``never``."""
 
 JOB, EVENTS, LOG = "job.json", "events.jsonl", "worker.log"
-"""Files in a run's folder: for the user, not for the run, which goes on if they cannot be written."""
+"""Files in a run's folder that only the user reads. The run continues if they cannot be written."""
 
 MARK = "GTDL_WORKER"
 """Environment variable whose value only the processes of one worker have."""
@@ -261,7 +261,7 @@ class WorkerProcess:
         )
 
     def _kill(self, process: subprocess.Popen[bytes]) -> None:
-        """End all processes of the worker: through ``process``, its first, or one by one if that has been killed."""
+        """End all processes of the worker: terminate ``process``, which ends the others, then kill the rest."""
         if process.poll() is None:
             process.terminate()
             process.send_signal(signal.SIGCONT)
@@ -405,13 +405,13 @@ def environment_variables(mode: Mode, compile_cache: Path | None) -> dict[str, s
 def worker_environment(threads: int, framework: dict[str, str]) -> dict[str, str]:
     """Return a worker's environment variables: the inherited ones, the thread counts and the framework's own.
 
-    glibc asks for huge pages (``HUGE_PAGES``). Where small pages lie in memory, and so which of them share a place in
-    the cache, differs from process to process: with huge pages, the ratio of PyTorch to itself varies by 1.5 % instead
-    of 3.0 % from restart to restart. Training caffe_mnist takes 0.87 (PyTorch) to 0.98 (TensorFlow) of the time.
+    glibc requests huge pages (``HUGE_PAGES``). The placement of small pages in memory differs from process to process,
+    and with it the number of cache conflicts. With huge pages, the ratio of PyTorch to itself varies by 1.5 % instead
+    of 3.0 % from restart to restart, and training caffe_mnist takes 0.87 (PyTorch) to 0.98 (TensorFlow) of the time.
 
-    Unless the user has set ``OPENBLAS_CORETYPE``, it has the kernels for the processor's vector extensions. An OpenBLAS
-    that is older than the processor selects its slowest ones: training caffe_mnist in Caffe on an Intel Xeon of 2023
-    took 2.3 times as long.
+    ``OPENBLAS_CORETYPE`` selects the kernels for the processor's vector extensions, unless the user has set it. An
+    OpenBLAS that is older than the processor selects its slowest kernels: training caffe_mnist in Caffe on an Intel
+    Xeon of 2023 took 2.3 times as long.
     """
     kernels = processor.openblas_kernels()
     selected = {"OPENBLAS_CORETYPE": kernels} if kernels else {}

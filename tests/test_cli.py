@@ -17,23 +17,23 @@ from gtdl_mlflow.cli import __main__ as cli
 from gtdl_mlflow.cli import common
 from gtdl_mlflow.config import choices
 
-VERBS = {
+COMMANDS = {
     "env": ["list", "create", "packages", "remove"],
     "data": ["list", "fetch", "verify", "export"],
     "track": ["list", "replay"],
 }
 
 
-def test_commands_and_their_verbs() -> None:
+def test_commands_and_their_subcommands() -> None:
     assert set(cli.gtdl.commands) == {
         *("run", "sweep", "answer", "report", "compare", "check", "reproduction", "ui", "predict", "machine", "tune"),
         *("export", "merge", "publish"),
-        *VERBS
+        *COMMANDS
     }  # fmt: skip
-    for name, verbs in VERBS.items():
+    for name, subcommands in COMMANDS.items():
         group = cli.gtdl.commands[name]
         assert isinstance(group, click.Group)
-        assert list(group.commands) == verbs
+        assert list(group.commands) == subcommands
 
 
 def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
@@ -140,14 +140,14 @@ def test_completion_in_bash_where_the_equals_sign_is_a_word() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("verb", [["run"], ["sweep", "seed=0,1"]])
-def test_run_and_sweep_are_the_hydra_application(store: str, tmp_path: Path, verb: list[str]) -> None:
+@pytest.mark.parametrize("command", [["run"], ["sweep", "seed=0,1"]])
+def test_run_and_sweep_are_the_hydra_application(store: str, tmp_path: Path, command: list[str]) -> None:
     words = ["framework=reference", "--budget", "0.02", "hardware=cpu_1core", "setting=reference_mnist"]
-    command = [sys.executable, "-m", "gtdl_mlflow.cli", *verb, *words]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    program = [sys.executable, "-m", "gtdl_mlflow.cli", *command, *words]
+    done = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("MLflow run ") == (1 if verb == ["run"] else 2)
-    wrong = subprocess.run([*command, "framework=nonsense"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.stdout.count("MLflow run ") == (1 if command == ["run"] else 2)
+    wrong = subprocess.run([*program, "framework=nonsense"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert wrong.returncode == 2
     assert wrong.stderr.startswith("gtdl: framework=nonsense: expected one of")
 

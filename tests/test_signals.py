@@ -310,7 +310,7 @@ def test_killed_job_of_a_launcher_is_one_line(store: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", SIGNALS)
-def test_verbs_of_gtdl_stop_with_one_line(number: int) -> None:
+def test_commands_of_gtdl_stop_with_one_line(number: int) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
         command = [sys.executable, "-m", "gtdl_mlflow.cli", "report", "--tracking-uri", uri]

@@ -19,7 +19,7 @@ PACKAGE = "gtdl_mlflow"
 LAYERS = (
     {"cli", "__main__", "api"},
     {"sweeps", "runner", "reporting", "prediction", "paired", "modes"},
-    {"tracking", "environments", "datasets", "hardware", "charts", "chart_style", "progress", "worker_process"},
+    {"tracking", "environments", "datasets", "hardware", "charts", "progress", "worker_process"},
     {"config"},
     {"worker"},
     {"cgroups", "process_tree", "processor", "files", "console", "redaction", "signals", "metrics", "tags"},

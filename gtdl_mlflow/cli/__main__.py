@@ -1,6 +1,7 @@
 """The command ``gtdl``: runs and sweeps, answers, reports, environments, data sets and undelivered runs.
 
-A verb is a function in one of the modules of ``cli``. Exit status: 0 success, 1 failure, 2 invalid request, 130 Ctrl-C.
+A command is a function in one of the modules of ``cli``. Exit status: 0 success, 1 failure, 2 invalid request, 130
+Ctrl-C.
 An error is one line.
 """
 
@@ -19,8 +20,8 @@ from ..tracking.deadline import leave
 from . import answer, data, env, machine, predict, reports, results, runs, track, tune
 from .common import Group
 
-# Verbs import what they need themselves, so that `gtdl --help` does not wait for Hydra, or one verb for the libraries
-# of another.
+# Commands import what they need themselves, so that `gtdl --help` does not wait for Hydra, or one command for the
+# libraries of another.
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -45,11 +46,11 @@ def gtdl() -> None:
     """
 
 
-for _verb in (
-    *runs.VERBS,
+for _command in (
+    *runs.COMMANDS,
     answer.answer,
-    *reports.VERBS,
-    *results.VERBS,
+    *reports.COMMANDS,
+    *results.COMMANDS,
     predict.predict,
     env.env,
     data.data,
@@ -57,7 +58,7 @@ for _verb in (
     machine.machine,
     tune.tune,
 ):
-    gtdl.add_command(_verb)
+    gtdl.add_command(_command)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,7 +12,7 @@ import click
 from ..console import output as print_output
 from .common import (
     TAKES_OVERRIDES,
-    Verb,
+    Command,
     check_output,
     complete_choice,
     output_option,
@@ -20,8 +20,14 @@ from .common import (
 )
 
 
-@click.command(cls=Verb, context_settings=TAKES_OVERRIDES)
-@click.option("--minutes", type=click.FloatRange(0, 10_000, min_open=True), default=10, show_default=True)
+@click.command(cls=Command, context_settings=TAKES_OVERRIDES)
+@click.option(
+    "--minutes",
+    type=click.FloatRange(0, 10_000, min_open=True),
+    default=10,
+    show_default=True,
+    help="Time limit, without the creation of environments.",
+)
 @click.option("--framework", metavar="NAME,...", default="", help="The same as NAMES.")
 @click.option("--device", metavar="HARDWARE", help="The same as hardware=HARDWARE.")
 @output_option("gtdl_answer.html", "HTML report.")

@@ -33,7 +33,7 @@ class CommandFailed(Failure):
         self.status = status
 
 
-class Verb(click.Command):
+class Command(click.Command):
     """A command whose options can be written as ``--minutes 10`` and as ``minutes=10``."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -69,9 +69,9 @@ def _as_option(argument: str, options: Mapping[str, click.Option]) -> str:
 
 
 class Group(click.Group):
-    """A group of verbs."""
+    """A group of commands."""
 
-    command_class = Verb
+    command_class = Command
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -80,7 +80,7 @@ class Group(click.Group):
             from ..config import choices
 
             if "=" in args[0]:
-                raise click.UsageError(f"{args[0]}: a verb comes first, such as gtdl run {args[0]}", ctx)
+                raise click.UsageError(f"{args[0]}: expected a command first, such as gtdl run {args[0]}", ctx)
             if args[0] in choices("framework"):
                 raise click.UsageError(f"{args[0]}: write gtdl run framework={args[0]}", ctx)
             if args[0] in ("train", "fit", "benchmark", "test"):

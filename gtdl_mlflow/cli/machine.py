@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import click
 
-from .common import TAKES_OVERRIDES, Verb, overrides_argument
+from .common import TAKES_OVERRIDES, Command, overrides_argument
 
 
-@click.command(cls=Verb, context_settings=TAKES_OVERRIDES)
+@click.command(cls=Command, context_settings=TAKES_OVERRIDES)
 @overrides_argument()
 def machine(overrides: tuple[str, ...]) -> int:
     """Describe this machine and measure its peak computing and copying speed.

@@ -7,13 +7,13 @@ from pathlib import Path
 import click
 
 from ..console import output as print_output
-from .common import CommandFailed, Verb, check_output, output_option, tracking_store
+from .common import Command, CommandFailed, check_output, output_option, tracking_store
 
 SHOWN = 10
 """Images whose classes are printed."""
 
 
-@click.command(cls=Verb)
+@click.command(cls=Command)
 @click.argument("run", metavar="RUN")
 @click.argument("images", metavar="IMAGES.npy", type=click.Path(exists=True, path_type=Path))
 @output_option("predictions.npy", "Class probabilities, float32 (images, classes).")

@@ -9,7 +9,7 @@ import click
 from ..console import output as print_output
 from ..console import status_line
 from .common import (
-    Verb,
+    Command,
     check_output,
     complete_choice,
     load_runs,
@@ -23,7 +23,7 @@ from .common import (
 )
 
 
-@click.command(cls=Verb)
+@click.command(cls=Command)
 @output_option("gtdl_report.html", "HTML file; Markdown with the sentences and tables if it ends in .md.")
 @tracking_options
 @result_files_argument()
@@ -45,7 +45,7 @@ def report(output: Path, experiment: tuple[str, ...], tracking_uri: str | None, 
     print_output(f"{output}: {len(loaded.runs)} runs, {output.stat().st_size / 1e6:.1f} MB")
 
 
-@click.command(cls=Verb)
+@click.command(cls=Command)
 @click.argument("first", shell_complete=complete_choice("framework"))
 @click.argument("second", shell_complete=complete_choice("framework"))
 @click.option("--across-machines", is_flag=True, help="Compare runs of different machines.")
@@ -68,7 +68,7 @@ def compare(
     print_output(comparison.text(rows, first, second))
 
 
-@click.command(cls=Verb)
+@click.command(cls=Command)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @tracking_options
 @result_files_argument()
@@ -88,7 +88,7 @@ def check(as_json: bool, experiment: tuple[str, ...], tracking_uri: str | None, 
     return 0 if verdict.passed else 1
 
 
-@click.command(cls=Verb)
+@click.command(cls=Command)
 @click.option("--output", type=click.Path(path_type=Path), help="Markdown file (default: standard output).")
 @tracking_options
 @result_files_argument()
@@ -110,7 +110,7 @@ def reproduction(
         write_output(output, markdown)
 
 
-@click.command(cls=Verb)
+@click.command(cls=Command)
 @click.option("--experiment", default="gtdl", show_default=True, help="MLflow experiment.")
 @click.option("--tracking-uri", metavar="URI", help="Tracking store (default: MLFLOW_TRACKING_URI, or mlflow.db here).")
 @click.option("--port", type=click.IntRange(1, 65535), default=5000, show_default=True)
@@ -128,4 +128,4 @@ def ui(experiment: str, tracking_uri: str | None, port: int, no_browser: bool) -
     return ui.serve(uri, view, port, browser=not no_browser)
 
 
-VERBS = (report, compare, check, reproduction, ui)
+COMMANDS = (report, compare, check, reproduction, ui)

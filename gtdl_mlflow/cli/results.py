@@ -10,8 +10,8 @@ import click
 from ..console import output as print_output
 from ..console import status_line
 from .common import (
+    Command,
     CommandFailed,
-    Verb,
     check_output,
     output_option,
     result_files,
@@ -22,7 +22,7 @@ from .common import (
 )
 
 
-@click.command(cls=Verb)
+@click.command(cls=Command)
 @output_option("results.csv", "Result file.")
 @tracking_options
 def export(output: Path, experiment: tuple[str, ...], tracking_uri: str | None) -> None:
@@ -39,7 +39,7 @@ def export(output: Path, experiment: tuple[str, ...], tracking_uri: str | None) 
     print_output(f"{output}: {len(text) / 1e6:.1f} MB")
 
 
-@click.command(cls=Verb)
+@click.command(cls=Command)
 @output_option("results.csv", "Result file.")
 @result_files_argument(required=True)
 def merge(output: Path, files: tuple[Path, ...]) -> None:
@@ -64,7 +64,7 @@ def merge(output: Path, files: tuple[Path, ...]) -> None:
     print_output(f"{output}: {count(len(found.loaded.runs), 'run')} of {count(len(machines), 'machine')}")
 
 
-@click.command(cls=Verb)
+@click.command(cls=Command)
 @click.option("--output", type=click.Path(path_type=Path), default="site", show_default=True, help="Folder.")
 @result_files_argument(required=True)
 def publish(output: Path, files: tuple[Path, ...]) -> None:
@@ -83,4 +83,4 @@ def publish(output: Path, files: tuple[Path, ...]) -> None:
     print_output(f"{output / 'index.html'}: {pages} pages")
 
 
-VERBS = (export, merge, publish)
+COMMANDS = (export, merge, publish)

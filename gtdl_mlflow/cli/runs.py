@@ -6,10 +6,10 @@ import sys
 
 import click
 
-from .common import TAKES_OVERRIDES, Verb, overrides_argument
+from .common import TAKES_OVERRIDES, Command, overrides_argument
 
 
-@click.command(cls=Verb, context_settings=TAKES_OVERRIDES)
+@click.command(cls=Command, context_settings=TAKES_OVERRIDES)
 @overrides_argument()
 def run(overrides: tuple[str, ...]) -> None:
     """Train and test one network in one framework, and record it in MLflow.
@@ -20,7 +20,7 @@ def run(overrides: tuple[str, ...]) -> None:
     _start(overrides)
 
 
-@click.command(cls=Verb, context_settings=TAKES_OVERRIDES)
+@click.command(cls=Command, context_settings=TAKES_OVERRIDES)
 @overrides_argument(required=True)
 def sweep(overrides: tuple[str, ...]) -> None:
     """Run every combination of values, and rank the frameworks.
@@ -37,4 +37,4 @@ def _start(arguments: tuple[str, ...]) -> None:
     application.main()
 
 
-VERBS = (run, sweep)
+COMMANDS = (run, sweep)

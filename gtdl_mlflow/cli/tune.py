@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..console import info
-from .common import TAKES_OVERRIDES, CommandFailed, Verb, overrides_argument
+from .common import TAKES_OVERRIDES, Command, CommandFailed, overrides_argument
 
 if TYPE_CHECKING:
     from ..config import Config
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 FEWEST_MINUTES = 0.1
 
 
-@click.command(cls=Verb, context_settings=TAKES_OVERRIDES)
+@click.command(cls=Command, context_settings=TAKES_OVERRIDES)
 @click.option(
     "--minutes",
     type=float,

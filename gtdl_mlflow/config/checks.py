@@ -104,10 +104,10 @@ SCHEMES = ("http", "https", "databricks", "sqlite", "postgresql", "mysql", "mssq
 
 
 def check_tracker(uri: str, option: str = "tracking.uri=") -> None:
-    """Raise ConfigError for an address that no tracker can ever have.
+    """Raise ConfigError if ``uri`` cannot be the address of a tracking store.
 
-    Its runs would be saved for a delivery that never succeeds. MLflow writes to a folder of files no more. ``option``
-    is what the user wrote before the address.
+    Runs for such an address would be saved for a delivery that never succeeds. A folder of files is refused, because
+    MLflow no longer writes to it. ``option`` is the text before the address in the error message.
     """
     try:
         parts = urlsplit(uri)

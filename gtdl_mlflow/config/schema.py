@@ -434,8 +434,11 @@ class Config:
         return hash_values({key: values[key] for key in ("dataset", "model", "training", "parity")})
 
     def _values_for_hash(self) -> dict[str, Any]:
-        """Return the configuration without values that cannot change a result: tracking, limits, names for display,
-        processes that load a model, addresses of downloads, locks, targets and checkpoints."""
+        """Return the configuration without the values that cannot change a result.
+
+        These are tracking, sweep, limits, latency, names for display, variables of processes that load a model,
+        downloads, locks, target accuracies and checkpoints.
+        """
         values = self.to_dict()
         del values["tracking"], values["sweep"], values["limits"], values["latency"]
         for key in ("label", "color", "last_release", "plain", "default_settings"):

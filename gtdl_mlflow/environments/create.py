@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from ..console import info, report_every_minute
 from ..files import hold_folder_lock
 from ..redaction import redact
-from ..worker_process import environment_variables, worker_environment
+from ..worker_process import WORKER_MAIN, environment_variables, worker_environment
 from . import cmake_build, installed, locks, pip_settings, subprocesses, uv_command
 from .environment import (
     Environment,
@@ -33,8 +33,6 @@ from .toolchain import PackagesMissing, Toolchain
 
 if TYPE_CHECKING:  # the schema imports Hydra
     from .. import config
-
-WORKER_MAIN = Path(__file__).parents[1] / "worker" / "__main__.py"
 
 # Like a worker: the module makes this package importable, and nothing else of the driver's.
 _IMPORT = "import importlib, runpy, sys; runpy.run_path(sys.argv[1]); importlib.import_module(sys.argv[2])"

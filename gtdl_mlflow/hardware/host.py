@@ -32,8 +32,8 @@ def describe() -> dict[str, Any]:
     """Return the processor, cores, memory, GPUs and operating system, and the limits of this process on its cores.
 
     Results are comparable if their descriptions are equal. Entries for limits exist only if there is a limit. Virtual
-    machines give processors of several generations the same name: the family, model and stepping distinguish them, and
-    the vector extensions those that a host withholds.
+    machines report one name for processors of several generations; the family, model and stepping distinguish them.
+    The vector extensions show whether the host of a virtual machine withholds some of them.
     """
     usable_cores, quota = len(cgroups.usable_cores()), cgroups.cpu_quota()
     logical_cores = psutil.cpu_count() or usable_cores

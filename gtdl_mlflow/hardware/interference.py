@@ -1,7 +1,7 @@
 """Interference: other load, throttling and stolen CPU time while a worker ran, which make its times doubtful.
 
-A value that the machine does not report is left out: the clock frequency of many virtual machines, throttling without a
-sensor.
+Values that the machine does not report are left out, such as the clock frequency on many virtual machines and the
+throttling of a processor without a sensor.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ process that keeps the cores busy costs one third to five sixths of a training's
 
 BUSY_PERCENT = 10.0
 """Largest share of the machine's CPU time that other processes may use before a run without a warning. It is measured
-for the second or two of an import: less is common for so short a time.
+during an import of one to two seconds. Over so short a time, smaller shares are common.
 """
 
 STEAL_PERCENT = 1.0

@@ -155,7 +155,7 @@ def _children_cpu_s() -> float:
 
 
 def _library(device: str) -> tuple[str, Path]:
-    """Return the library that measures, and its interpreter."""
+    """Return the key of the environment that measures, or ``FALLBACK`` without one, and its interpreter."""
     for environment in environments.list_environments():
         if (environment.framework, environment.device) == (LIBRARY, device):
             return environment.key, environment.python

@@ -313,7 +313,7 @@ def tracks(compared: Compared) -> list[tuple[str, Table]]:
 
 
 def transfer(runs: Iterable[BenchmarkRun]) -> list[Chart]:
-    """Return accuracy and training time of every framework under every setting, where that is more than one line."""
+    """Return heat maps of accuracy and training time by framework and setting; none for a single row or column."""
     drawn = []
     for cells in reproduction.group_for_transfer(reproduction.group_by_cell(runs)):
         key = cells[0].key

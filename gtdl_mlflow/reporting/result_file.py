@@ -66,7 +66,7 @@ def export(uri: str, experiments: Iterable[str]) -> str:
 
 
 def write(runs: Iterable[tuple[Run, MetricHistories]]) -> str:
-    """Return runs, each with what has the history of its metrics, as the text of a result file."""
+    """Return the text of a result file with these runs. Each run is paired with the source of its metric histories."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     quoting = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
@@ -108,7 +108,7 @@ def _rows(run: Run, histories: MetricHistories) -> Iterator[Sequence[Any]]:
 
 
 class ResultFiles:
-    """The runs of some result files, each once. It has the history of their metrics, as a client of MLflow has.
+    """Runs of some result files, without duplicates, and the histories of their metrics (``MetricHistories``).
 
     Raises:
         InvalidResultFile: a file cannot be read, a line is wrong, or two files have other values of one run.

@@ -475,7 +475,7 @@ CURVE = ("eval/accuracy_percent", "train/elapsed_s")
 
 
 class MetricHistories(Protocol):
-    """What has the history of metrics: a client of MLflow, or result files."""
+    """Source of metric histories: an MLflow client, or result files."""
 
     @property
     def tracking_uri(self) -> str: ...

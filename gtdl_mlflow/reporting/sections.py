@@ -180,7 +180,7 @@ def _without_wall_clock(paired: Paired) -> Paired:
 
 
 def _replaces(ranking: ratios.Ranking, answer: Answer, frameworks: Iterable[FrameworkResults]) -> bool:
-    """Return whether turns answer the question of whole runs: they rank the same frameworks on as many threads."""
+    """Return whether a paired ranking replaces the answer of whole runs: the same metric, frameworks and threads."""
     ranked = {each.framework for each in ranking.frameworks}
     return (
         ratios.RUN_METRICS.get(ranking.activity) == answer.question.name

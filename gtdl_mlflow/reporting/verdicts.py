@@ -1,8 +1,8 @@
 """Verdicts on differences between frameworks over whole runs, for ``report``, ``compare``, ``answer`` and the terminal.
 
-A question is one metric under one set of conditions. All frameworks are compared with the best one, and the intervals
-hold together (Hsu 1981 compares with the best; ``intervals`` has the intervals). The interval of any other pair has
-the same level, so that a verdict does not depend on the command. Metrics are questions of their own.
+A question is one metric under one set of conditions. All frameworks are compared with the best one (Hsu 1981), with
+simultaneous intervals from ``intervals``. The interval of any other pair has the same level, so a verdict does not
+depend on the command. Bonferroni's correction applies to each question separately.
 """
 
 from __future__ import annotations
@@ -94,9 +94,9 @@ class Sample:
 
     @property
     def text(self) -> str:
-        """Median of times or mean of accuracies, its interval and the number of values, or the few values.
+        """Median of times or mean of accuracies with its interval and the number of values, then ``rejection``.
 
-        ``rejection`` follows. Empty without any run.
+        Too few values for an interval are listed instead. Empty without any value.
         """
         known = [format_values(self.values, mean=bool(self.by_seed))] if self.values else []
         return ", ".join([*known, *([self.rejection] if self.rejected else [])])
@@ -142,7 +142,7 @@ def ineligible(question: Question, values: Sample) -> str:
 
 
 def ranked(question: Question, samples: Samples) -> list[str]:
-    """Return the labels from which conclusions are drawn, the best first; equal ones in the order of their labels."""
+    """Return the labels of the eligible samples, the best first; ties in the order of their labels."""
     eligible = sorted(label for label, values in samples.items() if not ineligible(question, values))
     return sorted(eligible, key=lambda label: samples[label].summary.center, reverse=question.largest)
 

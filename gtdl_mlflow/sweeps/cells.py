@@ -63,7 +63,7 @@ def sweep_id(overrides: Iterable[str]) -> str:
 
 
 def find_completed(config: Config, position: SweepPosition) -> Run | None:
-    """Return the run that completed this cell in an earlier start of the sweep, now a child of today's parent.
+    """Return the run that completed this cell in an earlier start of the sweep, and reparent it to this start's parent.
 
     None if the cell has to run, or if the tracker, the data set or the environment is not available.
     """
@@ -98,7 +98,7 @@ def previous_attempts(config: Config, position: SweepPosition) -> list[Run]:
 
 
 def reparent(config: Config, position: SweepPosition, run: Run) -> None:
-    """Make a run of an earlier start of this sweep a child of today's parent.
+    """Set the parent of this start of the sweep as the parent of ``run``, a run of an earlier start.
 
     Raises:
         TrackingFailed: the tracker refuses.
@@ -118,7 +118,7 @@ def _is_done(run: Run, config: Config) -> bool:
 def _may_be_running(run: Run, timeout_s: float) -> bool:
     """Return whether the process of a RUNNING run exists, or may exist on another machine.
 
-    After ``timeout_s`` the cell of the latter runs again: a result twice is better than none.
+    A run that may exist elsewhere counts as running for ``timeout_s`` seconds. Then its cell is run again.
     """
     alive = is_alive(run.data.tags.get(tags.PROCESS, ""))
     return time.time() - run.info.start_time / 1000 < timeout_s if alive is None else alive

@@ -93,7 +93,7 @@ def check_launcher(hydra: Any) -> None:
 
 
 def protect_joblib() -> None:
-    """Start joblib's helper process, which survives SIGINT and SIGTERM, in such a way that it survives SIGHUP too."""
+    """Start joblib's resource tracker with SIGHUP ignored. By itself, it ignores SIGINT and SIGTERM only."""
     tracker = importlib.import_module("joblib.externals.loky.backend.resource_tracker")
     previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     tracker.ensure_running()
@@ -178,8 +178,9 @@ def record_refusal(reason: str) -> None:
 class SweepParent(Callback):
     """Callback that opens the parent run of a sweep before the first job and closes it after the last.
 
-    Under ``mlflow run`` the project's run is the parent. Otherwise the same command resumes the parent that it had,
-    unless that has a paired measurement.
+    Under ``mlflow run`` the project's run is the parent. Otherwise, a repeated command resumes its earlier parent run,
+    unless that run has a paired measurement.
+
     Jobs receive the parent in an environment variable that Hydra sets for each of them, in any launcher's process.
     MLFLOW_RUN_ID cannot be that variable: launchers' processes inherit it, and all jobs would write into one run.
     """

@@ -43,8 +43,8 @@ class PairedStudy:
     """A paired measurement of the frameworks of ``configs``, and its conclusion.
 
     ``configs`` share the data set, the device and the threads. Each framework is measured once, with the first of its
-    configurations. ``minutes`` is the time limit of the measurement, ``sweep_minutes`` that of the sweep, which begins
-    now; the latter decides if it is given.
+    configurations. ``minutes`` is the time limit of the measurement. ``sweep_minutes``, if given, replaces it: it is
+    the time limit of the whole sweep from the creation of this object.
     """
 
     fewest_restarts = MeasurementPlan.fewest
@@ -154,7 +154,7 @@ class PairedStudy:
         return replace(result, text=f"{result.text}\nnext: {following}")
 
     def _plain(self) -> dict[str, str]:
-        """Return the label of the framework that another one runs on, by the other's label, if both are measured."""
+        """Map the label of each framework to that of the framework that it runs on, if both are measured."""
         labels = {(each.framework.name, _execution(each)): label for label, each in self._configs.items()}
         pairs = {
             label: labels.get((each.framework.plain or "", _execution(each))) for label, each in self._configs.items()
@@ -239,7 +239,7 @@ def conclude(
         folder: the sweep's folder.
         clock: clock that decides.
         runs: finished whole runs of each framework.
-        plain: label of the framework that another one runs on, by the other's label.
+        plain: label of a framework to the label of the framework that it runs on.
     """
     counted = counted_turns(turns, threads, clock)
     rankings = [ratios.rank(some, each, by) for by, some in counted.items() for each in ratios.PHRASES]

@@ -1,8 +1,8 @@
 """``gtdl answer``: which framework is best on this machine, within a time limit.
 
 The answer is one sweep with a paired measurement. The frameworks that can run here train the same network on the same
-data, each in one whole run for the accuracy, the memory and the energy, and then take turns for the times. A few timed
-steps of each framework decide how much of the training the whole runs do.
+data: first each in one whole run, for the accuracy, the memory and the energy, then in turns, for the times. A few
+timed steps of each framework determine the budget of the whole runs.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def candidates(device: str, wanted: Collection[str] = ()) -> tuple[list[config.F
         chosen.append(framework)
     if others and chosen:
         command = f"gtdl answer {chosen[0].name} {others[0]}"
-        reasons.append(f"{', '.join(others)}: left out, because they are not named, as in `{command}`")
+        reasons.append(f"{', '.join(others)}: left out by default; name frameworks to compare them: `{command}`")
     return chosen, reasons
 
 
@@ -188,7 +188,10 @@ def probe(composed: config.Config, modes_s: float) -> Cost:
 
 
 def probe_all(composed: Collection[config.Config], ends: float) -> tuple[dict[str, Cost], list[str]]:
-    """Return the costs of the frameworks, and a line for each that failed. ``ends``: deadline, ``time.monotonic()``."""
+    """Return the costs of the frameworks, and a line for each that failed.
+
+    ``ends`` is the deadline of the answer, as a value of ``time.monotonic()``.
+    """
     costs: dict[str, Cost] = {}
     failures = []
     modes_s = MODES_SHARE * (ends - time.monotonic()) / max(1, len(composed))

@@ -1,4 +1,4 @@
-"""The stability study: frameworks against themselves, which shows how small a difference this machine can show."""
+"""The stability study: compare each framework with itself to find how small a difference this machine can resolve."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def noise(turns: Iterable[MeasuredTurn], framework: str, activity: str, clock: s
 
 
 class StabilityStudy(PairedStudy):
-    """A paired measurement in which every framework of ``configs`` has two workers, which lasts for all of its time."""
+    """A paired measurement with two workers of each framework in ``configs``. It always uses its whole time limit."""
 
     fewest_restarts = sys.maxsize
 
@@ -150,7 +150,7 @@ def conclude(
 
 
 def _sentence(found: Sequence[Noise], restart_s: float) -> str:
-    """Return what a difference needs in one activity, by the clock that decides: the first one."""
+    """Return how many restarts resolve a small difference in one activity, by the clock of ``found[0]``."""
     decides = found[0].clock
     noisiest = max((each for each in found if each.clock == decides), key=lambda each: each.restarts_percent)
     needed = noisiest.restarts_needed

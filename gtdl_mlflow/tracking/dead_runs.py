@@ -35,7 +35,7 @@ def close_once(uri: str) -> None:
 
 
 def close(uri: str) -> None:
-    """End runs of all experiments as KILLED that are RUNNING though their process certainly no longer exists.
+    """Close dead runs of all experiments as KILLED: runs that are RUNNING and whose process certainly no longer exists.
 
     A run with a saved record is left to its delivery. Runs that this user must not change are left as they are.
 

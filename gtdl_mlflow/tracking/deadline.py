@@ -70,7 +70,7 @@ class Deadline:
             in_time = ended.wait(self._seconds)
         except BaseException:
             self._abandon(thread)
-            # A run that is being created can be found, and closed, after the response.
+            # The request may be creating a run, which can be closed only after the response.
             ended.wait(INTERRUPT_GRACE_S)
             raise
         if not in_time:

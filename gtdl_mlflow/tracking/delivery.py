@@ -1,7 +1,7 @@
 """Delivery of a record to MLflow.
 
-Delivery is idempotent. A run is looked up by the key of its record before it is created, and MLflow stores a parameter,
-a tag, a point of a curve and a file once, however often they are sent.
+Delivery is idempotent. A run is looked up by the key of its record before it is created. MLflow stores a param, a tag,
+a metric value or a file only once, even if it is sent again.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ MOST_FAILURES = 3
 """Failures of single items, by a tracker that still responds, after which a delivery ends."""
 
 START_DEADLINE_S, END_DEADLINE_S, REPLAY_DEADLINE_S = 60.0, 120.0, 300.0
-"""Longest delivery at the start of a run, at its end, and by ``gtdl track replay``, without the time of its files."""
+"""Deadlines of a delivery at the start of a run, at its end and by ``gtdl track replay``. Its files extend them."""
 
 SLOWEST_UPLOAD = 500_000
 """Bytes per second. The size of a record's files extends its deadline accordingly."""

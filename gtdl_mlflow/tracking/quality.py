@@ -14,8 +14,8 @@ learned nothing yet fluctuates by a few percent around ln(classes).
 """
 
 HUGE_LOSS = 10
-"""Multiple of ln(classes) above which a single or a test loss is a failure. An overfitted network whose accuracy is
-good can have a test loss of two or three times ln(classes).
+"""Multiple of ln(classes) above which the last training loss or the test loss is a failure. An overfitted network
+whose accuracy is good can have a test loss of two or three times ln(classes).
 """
 
 SIGMAS = 3

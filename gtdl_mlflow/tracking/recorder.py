@@ -385,7 +385,7 @@ def _run_tags(config: Config) -> dict[str, str]:
 
 
 def _params(config: Config) -> dict[str, Any]:
-    """Return the choices by the words that select them, and every hyper-parameter below them."""
+    """Return the params of the run: the name of each choice, every hyper-parameter, the hardware and the machine."""
     plain = config.to_dict()
     params: dict[str, Any] = {
         group: plain[group]["name"] for group in ("framework", "dataset", "model", "training", "hardware")

@@ -58,7 +58,7 @@ REFUSED = {"BAD_REQUEST", "INVALID_PARAMETER_VALUE", "INVALID_STATE", "MALFORMED
 """MLflow's error codes of a request that no retry makes acceptable."""
 
 REFUSED_STATUS, DENIED_STATUS = {400, 411, 413, 414, 415, 422}, {401, 403, 404, 405, 407}
-"""HTTP statuses of an artifact store: it refuses the file; it refuses every file until a setting changes."""
+"""HTTP statuses with which an artifact store refuses one file, and every file until a setting changes."""
 
 
 LONGEST_REASON = 300

@@ -101,11 +101,11 @@ def check_command(command: str) -> None:
     if words[:3] == ["python", "-m", "gtdl_mlflow"]:
         composes([word for word in words[3:] if word not in ("-m", "--help")])
     elif words[0] == "gtdl":
-        command_line, verb = words[1:], cli.gtdl
-        while isinstance(verb, click.Group):
-            assert command_line[0] in verb.commands, command
-            verb = verb.commands[command_line.pop(0)]
-        arguments = verb.make_context(verb.name, command_line).params
+        command_line, subcommand = words[1:], cli.gtdl
+        while isinstance(subcommand, click.Group):
+            assert command_line[0] in subcommand.commands, command
+            subcommand = subcommand.commands[command_line.pop(0)]
+        arguments = subcommand.make_context(subcommand.name, command_line).params
         composes([word for word in arguments.get("overrides") or arguments.get("words") or () if "=" in word])
     elif words[:3] == ["mlflow", "run", "."]:
         entry_points = yaml.safe_load((ROOT / "MLproject").read_text())["entry_points"]
