@@ -6,14 +6,17 @@ comments ``<!-- results: NAME -->`` and ``<!-- end of results -->`` of a page.
 
 from __future__ import annotations
 
+import math
 import re
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
+
+from scipy import stats
 
 from gtdl_mlflow import config
 from gtdl_mlflow.config import display
@@ -28,7 +31,7 @@ from gtdl_mlflow.reporting.ranking import (
     group_by_conditions,
     processor_name,
 )
-from gtdl_mlflow.reporting.ratios import CLOCKS, CPU, UNITS, Ranking
+from gtdl_mlflow.reporting.ratios import CLOCKS, CPU, UNITS, WALL, Ranking
 from gtdl_mlflow.reporting.result_file import ResultFiles
 from gtdl_mlflow.reporting.runs import OWN, BenchmarkRun, read
 from gtdl_mlflow.reporting.sections import paired_by_conditions
@@ -126,14 +129,17 @@ class Measurement:
         """Median share of the machine's CPU time that other processes used during the whole runs."""
         return statistics.median([run.metrics[OTHER_LOAD] for run in self.runs if OTHER_LOAD in run.metrics] or [0.0])
 
-    def restarts(self, files: ResultFiles) -> int:
-        """Return the number of restarts, each of which has a ratio."""
-        name = f"paired/{CPU}/{self.rankings[0].activity}/{display.part_of_metric(self.labels[0])}/restart_ratio"
+    def restarts(self, files: ResultFiles, clock: str = CPU) -> int:
+        """Return the number of restarts, each of which has a ratio by CPU time.
+
+        By the wall clock, only restarts have one during which neither other programs nor the host used CPU time.
+        """
+        name = f"paired/{clock}/{self.rankings[0].activity}/{display.part_of_metric(self.labels[0])}/restart_ratio"
         return len(files.get_metric_history(self.parent_id, name))
 
-    @property
-    def caption(self) -> str:
-        return f"*{formats.markdown(self.conditions.text)}; {formats.markdown(self.conditions.machine)}*"
+    def caption(self, files: ResultFiles) -> str:
+        conditions = f"{formats.markdown(self.conditions.text)}; {formats.markdown(self.conditions.machine)}"
+        return f"*{conditions}; {self.restarts(files)} restarts, {self.restarts(files, WALL)} of them undisturbed*"
 
     def training_steps(self) -> dict[str, str]:
         """Return the ratios of a training step by framework, with the vector extensions of a compiled framework."""
@@ -229,7 +235,8 @@ class Results:
     def ranking(self) -> str:
         """Return the ranking with a sentence about the accuracies."""
         (answer,) = [each for each in answers(self._ranking.frameworks) if each.question.largest]
-        return "\n\n".join([self._ranking.caption, self._ranking.table(), formats.markdown(answer.sentence)])
+        caption = self._ranking.caption(self.files)
+        return "\n\n".join([caption, self._ranking.table(), formats.markdown(answer.sentence)])
 
     @property
     def _ranking(self) -> Measurement:
@@ -249,7 +256,8 @@ class Results:
                 labels = dict.fromkeys(label for cells in columns for label in cells)
                 rows = rows_of(labels, columns)
                 rows.append(["restarts", *(f"{each.restarts(self.files)}" for each in several)])
-                rows.append(["other load, %", *(f"{each.other_load_percent:.0f}" for each in several)])
+                rows.append(["undisturbed restarts", *(f"{each.restarts(self.files, WALL)}" for each in several)])
+                rows.append(["other load in whole runs, %", *(f"{each.other_load_percent:.0f}" for each in several)])
                 header = ["framework", *(self._machine(each) for each in several)]
                 parts += [f"*{formats.markdown(text)}*", table(header, rows)]
         return "\n\n".join(parts)
@@ -258,7 +266,7 @@ class Results:
         """Return the paired rankings of frameworks under conditions that only one machine has."""
         several = Counter(each.conditions.text for each in self.of_frameworks)
         single = [each for each in self.of_frameworks if several[each.conditions.text] == 1]
-        return "\n\n".join(part for each in single for part in (each.caption, each.table()))
+        return "\n\n".join(part for each in single for part in (each.caption(self.files), each.table()))
 
     def _machine(self, measurement: Measurement) -> str:
         """Return the processor; the whole machine if several have this processor."""
@@ -280,7 +288,7 @@ class Results:
 
     def _ratios(self, varies: str) -> str:
         some = [each for each in self.measurements if each.varies == varies]
-        return "\n\n".join(part for each in some for part in (each.caption, each.ratios()))
+        return "\n\n".join(part for each in some for part in (each.caption(self.files), each.ratios()))
 
     def abstraction(self) -> str:
         """Return the times of Keras relative to its backends, in each ranking."""
@@ -297,7 +305,8 @@ class Results:
     def baseline(self) -> str:
         """Return the accuracies of the frameworks' own defaults, beside those that GTDLBench published.
 
-        A sentence counts the published ones that lie within the range of the seeds.
+        A sentence counts the published ones within the prediction interval, which contains the accuracy of one more
+        seed with a probability of 95 %.
         """
         original = published_figures.load()
         rows: list[list[str]] = []
@@ -305,13 +314,11 @@ class Results:
         for cell in self.baseline_cells():
             published = original.figures(cell.key.dataset, cell.key.framework, "cpu")
             mean = cell.value(reproduction.ACCURACY)
+            low, high = prediction_interval([run.metrics[reproduction.ACCURACY] for run in cell.runs])
             if published:
-                values = [run.metrics[reproduction.ACCURACY] for run in cell.runs]
-                if published.accuracy_percent > max(values):
-                    side = "above"
-                else:
-                    side = "below" if published.accuracy_percent < min(values) else ""
-                sides[cell.key.dataset, cell.key.framework] = side
+                side = "above" if published.accuracy_percent > high else "below"
+                inside = low <= published.accuracy_percent <= high
+                sides[cell.key.dataset, cell.key.framework] = "" if inside else side
             rows.append(
                 [
                     cell.key.dataset,
@@ -319,15 +326,27 @@ class Results:
                     f"{cell.value('train/iterations'):,.0f}",
                     f"{len(cell.runs)}",
                     cell.accuracy,
+                    f"{low:.2f} to {high:.2f}" if math.isfinite(low) else "",
                     f"{published.accuracy_percent:.2f}" if published else "none",
                     f"{mean - published.accuracy_percent:+.2f}" if published else "",
                 ]
             )
-        header = ["data set", "framework", "iterations", "seeds", "accuracy %", "published %", "difference"]
+        header = [
+            "data set",
+            "framework",
+            "iterations",
+            "seeds",
+            "accuracy %",
+            "one more seed, %",
+            "published %",
+            "difference",
+        ]
         number = sum(not side for side in sides.values())
-        counted = f"{number} of these {len(sides)} published accuracies lie within the range of our seeds"
+        counted = (
+            f"{number} of these {len(sides)} published accuracies lie within the prediction interval for one more seed"
+        )
         outside = [
-            f"{display.label(framework)}'s on {dataset} is {side} that range"
+            f"{display.label(framework)}'s on {dataset} is {side} it"
             for (dataset, framework), side in sides.items()
             if side
         ]
@@ -434,6 +453,15 @@ class Results:
         cells = reproduction.group_by_cell(run for run in self.files.loaded.runs if run.key.dataset in published)
         names = ", ".join(path.name for path in self.paths)
         return reproduction.markdown(cells, names, self.files).partition("\n\n")[2].rstrip()
+
+
+def prediction_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Return the interval that contains one more value of a normal distribution with a probability of 95 %."""
+    mean, number = statistics.fmean(values), len(values)
+    if number < 2:
+        return -math.inf, math.inf
+    half_width = stats.t.ppf(0.975, number - 1) * statistics.stdev(values) * math.sqrt(1 + 1 / number)
+    return mean - half_width, mean + half_width
 
 
 def day(milliseconds: int) -> str:

@@ -1,8 +1,7 @@
 """The command ``gtdl``: runs and sweeps, answers, reports, environments, data sets and undelivered runs.
 
 A command is a function in one of the modules of ``cli``. Exit status: 0 success, 1 failure, 2 invalid request, 130
-Ctrl-C.
-An error is one line.
+Ctrl-C. An error is one line.
 """
 
 from __future__ import annotations
