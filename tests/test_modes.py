@@ -181,7 +181,7 @@ def test_report_shows_how_the_candidates_compare() -> None:
 def test_wrong_limit_of_tune_is_one_line(tmp_path: Path) -> None:
     done = run_gtdl(tmp_path, "tune", "framework=reference", "--minutes", "nan")
     assert done.returncode == 2
-    assert done.stderr.strip() == "gtdl: --minutes nan: expected at least 0.1"
+    assert done.stderr.strip() == "gtdl: --minutes nan: expected a number of at least 0.1"
 
 
 @pytest.mark.slow

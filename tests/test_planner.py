@@ -138,7 +138,9 @@ def test_missing_data_set_is_one_line_before_environments_are_created(
 def test_one_framework_is_nothing_to_compare(store: str) -> None:
     done = answer("torch", "hardware=cpu_1core")
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == "gtdl: a comparison needs two frameworks; can run here: torch"
+    assert done.stderr.splitlines()[-1] == (
+        "gtdl: expected two frameworks that can run here, found torch; name more: `gtdl answer torch jax`"
+    )
 
 
 def test_suggested_limit_has_room_for_the_shares_that_grow_with_it() -> None:

@@ -113,7 +113,7 @@ def reproduction(
 @click.command(cls=Command)
 @click.option("--experiment", default="gtdl", show_default=True, help="MLflow experiment.")
 @click.option("--tracking-uri", metavar="URI", help="Tracking store (default: MLFLOW_TRACKING_URI, or mlflow.db here).")
-@click.option("--port", type=click.IntRange(1, 65535), default=5000, show_default=True)
+@click.option("--port", type=click.IntRange(1, 65535), default=5000, show_default=True, help="Port of the server.")
 @click.option("--no-browser", is_flag=True, help="Print the address and open no browser.")
 def ui(experiment: str, tracking_uri: str | None, port: int, no_browser: bool) -> int:
     """Open MLflow's own pages with the experiment's table arranged."""

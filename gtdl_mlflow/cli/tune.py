@@ -40,7 +40,7 @@ def tune(minutes: float, overrides: tuple[str, ...]) -> int:
     from ..hardware import device_lock
 
     if not FEWEST_MINUTES <= minutes < math.inf:
-        raise CommandFailed(f"--minutes {minutes:g}: expected at least {FEWEST_MINUTES}", status=2)
+        raise CommandFailed(f"--minutes {minutes:g}: expected a number of at least {FEWEST_MINUTES}", status=2)
     composed = [replace(each, mode=config.BEST) for each in _configs(overrides)]
     for each in composed:
         environment = environments.ensure(each.framework, each.hardware.device)

@@ -1,4 +1,4 @@
-"""Intervals and verdicts: the one place that decides how surely two times or two accuracies differ.
+"""Intervals and verdicts: the one place that decides whether two times or two accuracies differ.
 
 Times are compared by their ratio, on logarithms, so that no interval contains a negative time. Accuracies are compared
 by their difference. All intervals are Student's t with Bonferroni's correction for the number of comparisons in one

@@ -1,4 +1,4 @@
-"""The answer in words: which framework trained fastest, tested fastest and was most accurate, and how surely."""
+"""The answer in words: which framework trained and tested fastest, and which was most accurate, with confidence intervals."""
 
 from __future__ import annotations
 
@@ -219,7 +219,7 @@ def remarks(frameworks: list[FrameworkResults], answered: Collection[str] = ()) 
 
 
 def _rejected(question: Question, framework: FrameworkResults) -> str:
-    """Return one line if values of a metric are no measurement; empty if all are."""
+    """Return one line if a metric has invalid values (``Sample.rejected``); otherwise an empty string."""
     rejection = framework.sample(question.name).rejection
     number = len(framework.finished)
     label = question.metric.label

@@ -47,7 +47,7 @@ class ReproductionCell:
 
     @property
     def size(self) -> str:
-        """Number of runs, and how many of them were resumed or have a value that is no measurement."""
+        """Number of runs, and how many of them were resumed or have an invalid value."""
         parts = [f"{self.resumed} resumed"] if self.resumed else []
         for name in (TRAINING_TIME, TESTING_TIME, ACCURACY):
             if rejection := sample(self.runs, name).rejection:

@@ -65,7 +65,7 @@ class Sample:
 
     values: tuple[float, ...]
     rejected: tuple[float, ...]
-    """Values that are no measurement: those that are not finite, and times that are not above zero."""
+    """Invalid values: those that are not finite, and times that are not above zero."""
     noun: str
     """What each value is of: ``run`` or ``seed``."""
     failed_quality: str = ""
@@ -87,7 +87,7 @@ class Sample:
 
     @property
     def rejection(self) -> str:
-        """How many values are no measurement: ``1 not finite``; empty if all are."""
+        """Number of invalid values, such as ``1 not finite``; empty if there is none."""
         finite = sum(map(math.isfinite, self.rejected))
         parts = (len(self.rejected) - finite, "not finite"), (finite, "not above 0")
         return ", ".join(f"{number} {text}" for number, text in parts if number)

@@ -281,7 +281,10 @@ def run(minutes: float, wanted: Sequence[str], overrides: Sequence[str], experim
     for remark in remarks:
         info(remark)
     if len(costs) < 2:
-        raise AnswerImpossible(f"a comparison needs two frameworks; can run here: {', '.join(costs) or 'none'}")
+        found = ", ".join(costs) or "none"
+        raise AnswerImpossible(
+            f"expected two frameworks that can run here, found {found}; name more: `gtdl answer torch jax`"
+        )
     left_s = ends - time.monotonic() - REPORT_S - SWEEP_S
     budget = choose_budget(costs.values(), RUNS_SHARE * 60 * minutes)
     measurement_s = shortest_measurement_s(costs.values())
