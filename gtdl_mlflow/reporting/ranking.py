@@ -1,4 +1,4 @@
-"""The answer in words: which framework trained and tested fastest, and which was most accurate, with confidence intervals."""
+"""The answer in words: the fastest frameworks in training and testing, the most accurate ones, and the intervals."""
 
 from __future__ import annotations
 
