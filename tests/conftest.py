@@ -10,10 +10,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import mlflow
 import pytest
 from helpers import cores, share
-from helpers.project import ROOT, STARTED, Command, own_cache_directory
+from helpers.project import ROOT, STARTED, Command, empty_database, own_cache_directory
 
 from gtdl_mlflow.files import cache_dir
 
@@ -132,11 +131,9 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database with MLflow's tables, which take seconds to create."""
+    """A database with MLflow's tables."""
     path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.chdir(path.parent)  # MLflow creates the artifact folder of the experiment Default here
-        mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
+    path.write_bytes(empty_database())
     return path
 
 

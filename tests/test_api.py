@@ -12,6 +12,7 @@ import nbformat
 import pytest
 from helpers.planted_runs import make_finished_run, plant
 from helpers.project import ROOT, need_framework
+from helpers.share import only_in
 from nbclient import NotebookClient
 
 import gtdl_mlflow as gtdl
@@ -137,6 +138,7 @@ def test_import_of_the_package_imports_nothing_else() -> None:
 
 @pytest.mark.slow
 @pytest.mark.frameworks
+@only_in(0)
 def test_notebook_of_the_guide_runs(store: str, folder: Path) -> None:
     need_framework("torch")
     notebook = nbformat.read(ROOT / "docs" / "notebook.ipynb", as_version=4)

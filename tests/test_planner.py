@@ -186,6 +186,7 @@ def test_too_short_limit_is_answered_with_one_that_ends_in_a_ranking_and_a_repor
 
 @pytest.mark.slow
 @pytest.mark.frameworks
+@only_in(1)
 def test_interrupted_answer_prints_the_ranking_of_what_is_known(store: str, tmp_path: Path) -> None:
     process = subprocess.Popen(
         [*COMMAND, "--minutes", "60", "budget=0.01", "hardware=cpu_1core", "torch", "mxnet"],

@@ -85,7 +85,7 @@ def block(language: str, word: str) -> str:
 
 @pytest.mark.slow
 @pytest.mark.frameworks
-@pytest.mark.parametrize("framework", share(ON_AN_INDEX, ["torch"]))
+@pytest.mark.parametrize("framework", share(ON_AN_INDEX, []))
 def test_the_commands_of_the_guide_work(
     gtdl: Command, store: str, framework: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import pty
 import signal
@@ -16,8 +17,10 @@ import mlflow
 import pytest
 from helpers.processes import read_line, start_script
 from helpers.project import ROOT, messages, start, wait_for_worker, wait_until
+from helpers.share import share
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+STOPS = list(itertools.product(SIGNALS, ["driver", "group"]))
 
 
 def interruptible(body: str, definitions: str = "", after: str = "pass") -> str:
@@ -275,8 +278,7 @@ def test_stopped_and_continued_processes_finish(store: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", ["driver", "group"])
-@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize(("number", "victim"), share(STOPS, [(signal.SIGINT, "group"), (signal.SIGTERM, "driver")]))
 def test_stopped_sweep_of_parallel_jobs_leaves_no_running_run(store: str, number: int, victim: str) -> None:
     driver = start(
         *("-m", "hydra/launcher=joblib", "framework=reference", "seed=1,2,3", "training.epochs=1000000"),

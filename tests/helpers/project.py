@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +27,15 @@ Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
 STARTED: list[subprocess.Popen[str]] = []
 """Processes that a test has started with ``start``. Those that it leaves are ended."""
+
+
+@functools.cache
+def empty_database() -> bytes:
+    """Return an SQLite database with MLflow's tables, which take seconds to create."""
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)  # MLflow creates the artifact folder of the experiment Default here
+        MlflowClient(f"sqlite:///{folder}/mlflow.db").search_experiments()
+        return Path(folder, "mlflow.db").read_bytes()
 
 
 def runs(uri: str, name: str = "gtdl") -> list[Run]:
