@@ -32,7 +32,7 @@ from enum import Enum
 from typing import ClassVar, ParamSpec, TypeVar
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -239,7 +239,7 @@ def _half_width(first: np.ndarray, second: np.ndarray, comparisons: int) -> tupl
 
 
 def _quantile(freedom: float, comparisons: int, level: float = LEVEL) -> float:
-    return float(stats.t.ppf(1 - (1 - level) / (2 * comparisons), freedom))
+    return float(special.stdtrit(freedom, 1 - (1 - level) / (2 * comparisons)))
 
 
 MOST_REPEATS = 10_000
@@ -263,7 +263,7 @@ def repeats_needed(ratio: Ratio, comparisons: int = 1) -> int | None:
     numbers = np.arange(ratio.n, MOST_REPEATS + 1)
 
     def relative(level: float) -> np.ndarray:
-        widths: np.ndarray = stats.t.ppf(1 - (1 - level) / (2 * comparisons), numbers - 1) / np.sqrt(numbers)
+        widths: np.ndarray = special.stdtrit(numbers - 1, 1 - (1 - level) / (2 * comparisons)) / np.sqrt(numbers)
         return widths
 
     error = math.log1p(ratio.half_width) / float(relative(LEVEL)[0])
@@ -282,7 +282,7 @@ def restarts_for(deviation: float, difference: float) -> int:
     """
 
     def quantiles(freedom: float) -> float:
-        return float(stats.t.ppf((1 + LEVEL) / 2, freedom) + stats.t.ppf(POWER, freedom))
+        return float(special.stdtrit(freedom, (1 + LEVEL) / 2) + special.stdtrit(freedom, POWER))
 
     relative = deviation / math.log1p(difference)
     fewest = max(FEWEST_RESTARTS, math.floor((quantiles(math.inf) * relative) ** 2))  # t has larger quantiles
