@@ -11,13 +11,14 @@ import mlflow
 import pytest
 import uv
 from helpers.project import ROOT
+from helpers.share import share
 
 from gtdl_mlflow.environments import pip_settings
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(params=["pip install .", "uv tool install ."])
+@pytest.fixture(params=share(["pip install .", "uv tool install ."], ["uv tool install ."]))
 def programs(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """Folder of the programs of a new environment in which the project is installed."""
     # uv does not read pip's settings.
