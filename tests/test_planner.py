@@ -36,6 +36,16 @@ def test_more_frameworks_need_a_longer_measurement() -> None:
     assert shortest_measurement_s([CHEAP] * 5) > 2 * shortest_measurement_s([CHEAP] * 2)
 
 
+def test_the_longest_runs_are_left_out_until_the_others_fit() -> None:
+    costs = {"torch": CHEAP, "tinygrad": Cost(15, 400), "jax": CHEAP, "paddle": EXPENSIVE}
+    assert planner.fit(costs, 1e9) == (costs, [])
+    two = {"torch": CHEAP, "jax": CHEAP}
+    three = {**two, "paddle": EXPENSIVE}
+    kept, left_out = planner.fit(costs, planner.needed_s(three.values()))
+    assert (kept, left_out) == (three, ["tinygrad"])
+    assert planner.fit(costs, 0) == (two, ["tinygrad", "paddle"]), "two are needed for a comparison"
+
+
 @pytest.mark.parametrize(
     ("overrides", "added"),
     [

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -35,7 +35,7 @@ DATASET = "mnist_5k"
 """Data set that is compared by default: digits that come with a Python package."""
 
 RUNS_SHARE = 0.3
-"""Share of the time that the whole runs may take. The paired measurement decides, and has the rest."""
+"""Largest share of the time that the whole runs take. The paired measurement decides, and has the rest."""
 
 MODES_SHARE = 0.2
 """Share of the time for paired measurements of the frameworks' execution modes, if they are not known yet."""
@@ -229,12 +229,30 @@ def shortest_measurement_s(costs: Collection[Cost]) -> float:
     return FEWEST_RESTARTS * (max(each.fixed_s for each in costs) + len(costs) * turns)
 
 
+def needed_s(costs: Collection[Cost]) -> float:
+    """Return the seconds of the shortest whole runs and of the shortest measurement."""
+    return shortest_measurement_s(costs) + sum(each.run_s(SMALLEST_BUDGET) for each in costs)
+
+
+def fit(costs: Mapping[str, Cost], seconds: float) -> tuple[dict[str, Cost], list[str]]:
+    """Return the frameworks that can be compared in ``seconds``, at least two, and those that are left out.
+
+    The framework with the longest run is left out first.
+    """
+    kept, left_out = dict(costs), []
+    while len(kept) > 2 and needed_s(kept.values()) > seconds:
+        longest = max(kept, key=lambda name: kept[name].run_s(SMALLEST_BUDGET))
+        del kept[longest]
+        left_out.append(longest)
+    return kept, left_out
+
+
 def enough_s(fixed_s: float, runs_s: float) -> float:
     """Return a time limit, in seconds, that suffices for a measurement.
 
     Args:
         fixed_s: seconds of all parts except the whole runs and the choice of modes, which scale with the limit.
-        runs_s: seconds of the whole runs under the limit that was too short.
+        runs_s: seconds of the shortest whole runs.
     """
     return max(fixed_s + runs_s, fixed_s / (1 - RUNS_SHARE - MODES_SHARE))
 
@@ -286,12 +304,19 @@ def run(minutes: float, wanted: Sequence[str], overrides: Sequence[str], experim
             f"expected two frameworks that can run here, found {found}; name more: `gtdl answer torch jax`"
         )
     left_s = ends - time.monotonic() - REPORT_S - SWEEP_S
-    budget = choose_budget(costs.values(), RUNS_SHARE * 60 * minutes)
     measurement_s = shortest_measurement_s(costs.values())
-    runs_s = sum(each.run_s(budget) for each in costs.values())
-    if measurement_s + runs_s > left_s:
+    if needed_s(costs.values()) > left_s:
+        runs_s = needed_s(costs.values()) - measurement_s
         enough = math.ceil(enough_s(60 * minutes - left_s + measurement_s, runs_s) / 60)
-        raise AnswerImpossible(f"minutes={minutes:g}: too short for {', '.join(costs)} here; try minutes={enough}")
+        kept, left_out = (costs, []) if wanted else fit(costs, left_s)
+        if needed_s(kept.values()) > left_s:
+            raise AnswerImpossible(f"minutes={minutes:g}: too short for {', '.join(costs)} here; try minutes={enough}")
+        remarks.append(
+            f"{', '.join(left_out)}: left out, because minutes={minutes:g} is too short; try minutes={enough}"
+        )
+        info(remarks[-1])
+        costs, measurement_s = kept, shortest_measurement_s(kept.values())
+    budget = choose_budget(costs.values(), min(RUNS_SHARE * 60 * minutes, left_s - measurement_s))
     info(f"budget={budget:g}: each whole run does {100 * budget:g} % of the training")
     left_s = ends - time.monotonic() - REPORT_S
     _run_sweep([f"framework={','.join(costs)}", *every, f"sweep.minutes={left_s / 60:.2f}"], budget, experiment)
