@@ -73,7 +73,10 @@ def predict(uri: str, run_id: str, images: np.ndarray) -> np.ndarray:
         np.save(files[0], images)
         done = subprocess.run(
             [environment.python, "-I", WORKER_MAIN, "predict", folder / "data", *files],
-            env=worker_environment(composed.threads, environment_variables(mode, environment.compile_cache)),
+            env={
+                **worker_environment(composed.threads, environment_variables(mode, environment.compile_cache)),
+                "TMPDIR": name,  # an interrupted process leaves its temporary files
+            },
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

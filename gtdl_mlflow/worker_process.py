@@ -102,10 +102,11 @@ class WorkerProcess:
                 self._folder.mkdir(parents=True, exist_ok=True)
             read_end, write_end = os.pipe()
             self._events = os.fdopen(read_end, "rb")
-            try:
+            with suppress(OSError):  # the worker then uses the folder that its processes share
                 # A worker that is killed leaves its temporary files.
                 self._temporary = tempfile.TemporaryDirectory(prefix="gtdl-worker-", ignore_cleanup_errors=True)
                 self._environment["TMPDIR"] = self._temporary.name
+            try:
                 self._process = self._popen(python, write_end)
             except OSError as error:
                 self._end()

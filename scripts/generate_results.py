@@ -16,7 +16,7 @@ from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
 
-from scipy import stats
+from scipy import special
 
 from gtdl_mlflow import config
 from gtdl_mlflow.config import display
@@ -125,6 +125,10 @@ class Measurement:
         return MODES if len({run.key.version for run in self.runs}) == len(names) else ""
 
     @property
+    def on_one_thread(self) -> bool:
+        return {run.key.threads for run in self.runs} == {"1"}
+
+    @property
     def other_load_percent(self) -> float:
         """Median share of the machine's CPU time that other processes used during the whole runs."""
         return statistics.median([run.metrics[OTHER_LOAD] for run in self.runs if OTHER_LOAD in run.metrics] or [0.0])
@@ -132,14 +136,16 @@ class Measurement:
     def restarts(self, files: ResultFiles, clock: str = CPU) -> int:
         """Return the number of restarts, each of which has a ratio by CPU time.
 
-        By the wall clock, only restarts have one during which neither other programs nor the host used CPU time.
+        By the wall clock, only undisturbed restarts have one (``ratios.undisturbed``). With several threads, not every
+        restart is measured by it.
         """
         name = f"paired/{clock}/{self.rankings[0].activity}/{display.part_of_metric(self.labels[0])}/restart_ratio"
         return len(files.get_metric_history(self.parent_id, name))
 
     def caption(self, files: ResultFiles) -> str:
         conditions = f"{formats.markdown(self.conditions.text)}; {formats.markdown(self.conditions.machine)}"
-        return f"*{conditions}; {self.restarts(files)} restarts, {self.restarts(files, WALL)} of them undisturbed*"
+        disturbed = f", {self.restarts(files, WALL)} of them undisturbed" if self.on_one_thread else ""
+        return f"*{conditions}; {self.restarts(files)} restarts{disturbed}*"
 
     def training_steps(self) -> dict[str, str]:
         """Return the ratios of a training step by framework, with the vector extensions of a compiled framework."""
@@ -228,9 +234,9 @@ class Results:
 
     @cached_property
     def of_frameworks(self) -> list[Measurement]:
-        """The paired measurements of frameworks, without those of modes or precisions, the least disturbed first."""
+        """The paired measurements of frameworks, without those of modes or precisions, the newest first."""
         every = [each for each in self.measurements if each.varies == FRAMEWORKS]
-        return sorted(every, key=lambda each: each.other_load_percent)
+        return sorted(every, key=lambda each: max(run.started_ms for run in each.runs), reverse=True)
 
     def ranking(self) -> str:
         """Return the ranking with a sentence about the accuracies."""
@@ -240,7 +246,7 @@ class Results:
 
     @property
     def _ranking(self) -> Measurement:
-        """The paired measurement of the most frameworks whose runs have a parity check, with the least other load."""
+        """The newest paired measurement of the most frameworks whose runs have a parity check."""
         checked = [each for each in self.of_frameworks if all(PARITY[0] in run.metrics for run in each.runs)]
         return max(checked, key=lambda each: len(each.frameworks))
 
@@ -306,7 +312,7 @@ class Results:
         """Return the accuracies of the frameworks' own defaults, beside those that GTDLBench published.
 
         A sentence counts the published ones within the prediction interval, which contains the accuracy of one more
-        seed with a probability of 95 %.
+        seed with a probability of 95 %. Those of a part of the iterations are not compared.
         """
         original = published_figures.load()
         rows: list[list[str]] = []
@@ -315,7 +321,8 @@ class Results:
             published = original.figures(cell.key.dataset, cell.key.framework, "cpu")
             mean = cell.value(reproduction.ACCURACY)
             low, high = prediction_interval([run.metrics[reproduction.ACCURACY] for run in cell.runs])
-            if published:
+            iterations, is_full = f"{cell.value('train/iterations'):,.0f}", cell.key.budget == 1
+            if published and is_full and math.isfinite(low):
                 side = "above" if published.accuracy_percent > high else "below"
                 inside = low <= published.accuracy_percent <= high
                 sides[cell.key.dataset, cell.key.framework] = "" if inside else side
@@ -323,12 +330,12 @@ class Results:
                 [
                     cell.key.dataset,
                     cell.key.label,
-                    f"{cell.value('train/iterations'):,.0f}",
+                    iterations if is_full else f"{iterations} ({100 * cell.key.budget:g} %)",
                     f"{len(cell.runs)}",
                     cell.accuracy,
                     f"{low:.2f} to {high:.2f}" if math.isfinite(low) else "",
                     f"{published.accuracy_percent:.2f}" if published else "none",
-                    f"{mean - published.accuracy_percent:+.2f}" if published else "",
+                    f"{mean - published.accuracy_percent:+.2f}" if published and is_full else "",
                 ]
             )
         header = [
@@ -353,11 +360,13 @@ class Results:
         return f"{table(header, rows)}\n\n{'; '.join([counted, *outside])}."
 
     def baseline_cells(self) -> list[reproduction.ReproductionCell]:
-        """Return the own defaults of GTDLBench's frameworks with all of their iterations, on MNIST first."""
+        """Return the own defaults of GTDLBench's frameworks, on MNIST first, each with the most of its iterations."""
         cells = reproduction.group_by_cell(self.files.loaded.runs)
         own = [each for each in cells if each.key.is_default and each.key.framework in GTDLBENCH]
-        full = [each for each in own if each.key.budget == 1]
-        return [each for dataset in ("mnist", "cifar10") for each in full if each.key.dataset == dataset]
+        longest: dict[tuple[str, str], reproduction.ReproductionCell] = {}
+        for each in sorted(own, key=lambda each: each.key.budget, reverse=True):
+            longest.setdefault((each.key.dataset, each.key.framework), each)
+        return [each for dataset in ("mnist", "cifar10") for each in longest.values() if each.key.dataset == dataset]
 
     def devices(self) -> str:
         """Return what each framework runs on."""
@@ -460,7 +469,7 @@ def prediction_interval(values: Sequence[float]) -> tuple[float, float]:
     mean, number = statistics.fmean(values), len(values)
     if number < 2:
         return -math.inf, math.inf
-    half_width = stats.t.ppf(0.975, number - 1) * statistics.stdev(values) * math.sqrt(1 + 1 / number)
+    half_width = special.stdtrit(number - 1, 0.975) * statistics.stdev(values) * math.sqrt(1 + 1 / number)
     return mean - half_width, mean + half_width
 
 

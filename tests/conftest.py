@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from helpers import cores, share
-from helpers.project import ROOT, STARTED, Command, empty_database, own_cache_directory
+from helpers.project import ROOT, STARTED, Command, create_database, own_cache_directory
 
 from gtdl_mlflow.files import cache_dir
 
@@ -31,6 +30,7 @@ KEPT = ("GTDL_HOME", "GTDL_DATA", "GTDL_LOCKS", "GTDL_VERIFY_HASHES", "GTDL_REQU
 
 def pytest_configure(config: pytest.Config) -> None:
     cores.pin_test_process()
+    share.number()  # the processes of a session inherit it
     # Groups start in the order of the files. By default, those with few tests start last, and some take minutes: the
     # other process would have nothing left to do.
     config.option.loadscopereorder = False
@@ -129,19 +129,11 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "home"
 
 
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database with MLflow's tables."""
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    path.write_bytes(empty_database())
-    return path
-
-
 @pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path) -> str:
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """An empty MLflow store, to which MLFLOW_TRACKING_URI points. Its folder is the working directory."""
     monkeypatch.chdir(tmp_path)
-    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    create_database(tmp_path / "mlflow.db", str(tmp_path / "mlruns" / "0"))
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     return uri

@@ -17,7 +17,7 @@ from gtdl_mlflow.cli import __main__ as cli
 from gtdl_mlflow.cli import common
 from gtdl_mlflow.config import choices
 
-COMMANDS = {
+SUBCOMMANDS = {
     "env": ["list", "create", "packages", "remove"],
     "data": ["list", "fetch", "verify", "export"],
     "track": ["list", "replay"],
@@ -28,9 +28,9 @@ def test_commands_and_their_subcommands() -> None:
     assert set(cli.gtdl.commands) == {
         *("run", "sweep", "answer", "report", "compare", "check", "reproduction", "ui", "predict", "machine", "tune"),
         *("export", "merge", "publish"),
-        *COMMANDS
+        *SUBCOMMANDS
     }  # fmt: skip
-    for name, subcommands in COMMANDS.items():
+    for name, subcommands in SUBCOMMANDS.items():
         group = cli.gtdl.commands[name]
         assert isinstance(group, click.Group)
         assert list(group.commands) == subcommands

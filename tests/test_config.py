@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import fnmatch
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 from itertools import product
 from typing import Any
@@ -49,10 +49,11 @@ def changed(values: list[str], *overrides: str) -> Config:
     return to_checked_config(config)
 
 
-def pairs(first: list[str], second: list[str], always: tuple[str, ...]) -> Sequence[tuple[str, str]]:
+def pairs(first: list[str], second: list[str], always: tuple[str, ...]) -> list[Any]:
     """Return the pairs with a name in ``always``, and a share of the others. Composing takes a quarter of a second."""
     every = list(product(first, second))
-    return share(every, [pair for pair in every if {*pair} & {*always}])
+    fixed = [pair for pair in every if {*pair} & {*always}]
+    return [pytest.param(*pair, marks=[] if pair in fixed else pytest.mark.slow) for pair in share(every, fixed)]
 
 
 @pytest.mark.parametrize(("framework", "dataset"), pairs(FRAMEWORKS, DATASETS, always=("mnist_5k",)))

@@ -20,6 +20,7 @@ from pathlib import Path
 import mlflow
 import pytest
 from helpers.planted_runs import make_finished_run, make_run, plant
+from helpers.project import create_database
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mlflow.entities import Metric, Run
@@ -211,9 +212,10 @@ def test_any_store_in_memory_is_reported(runs: list[Run]) -> None:
 @pytest.mark.slow
 @many(EXAMPLES // 15)
 @given(stores())
-def test_any_store_in_a_database_is_reported(empty_store: Path, runs: list[Run]) -> None:
+def test_any_store_in_a_database_is_reported(runs: list[Run]) -> None:
     folder = Path(tempfile.mkdtemp())
-    uri = f"sqlite:///{shutil.copy(empty_store, folder / 'mlflow.db')}"
+    create_database(folder / "mlflow.db", str(folder / "mlruns" / "0"))
+    uri = f"sqlite:///{folder / 'mlflow.db'}"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", uri)
         patch.chdir(folder)

@@ -38,12 +38,51 @@ def test_more_frameworks_need_a_longer_measurement() -> None:
 
 def test_the_longest_runs_are_left_out_until_the_others_fit() -> None:
     costs = {"torch": CHEAP, "tinygrad": Cost(15, 400), "jax": CHEAP, "paddle": EXPENSIVE}
-    assert planner.fit(costs, 1e9) == (costs, [])
+    assert planner.fit(costs, 1e9, SMALLEST_BUDGET) == (costs, [])
     two = {"torch": CHEAP, "jax": CHEAP}
     three = {**two, "paddle": EXPENSIVE}
-    kept, left_out = planner.fit(costs, planner.needed_s(three.values()))
-    assert (kept, left_out) == (three, ["tinygrad"])
-    assert planner.fit(costs, 0) == (two, ["tinygrad", "paddle"]), "two are needed for a comparison"
+    assert planner.fit(costs, planner.needed_s(three.values()), SMALLEST_BUDGET) == (three, ["tinygrad"])
+    assert planner.fit(costs, 0, SMALLEST_BUDGET) == (two, ["tinygrad", "paddle"]), "two are needed for a comparison"
+    # A slow start counts once for each restart, a long training once: with the smallest budget, the start decides.
+    slow_start, long_training = {"jax": Cost(9, 1)}, {"paddle": Cost(2, 800)}
+    assert planner.fit({"torch": CHEAP, **slow_start, **long_training}, 0, SMALLEST_BUDGET)[1] == ["jax"]
+    assert planner.fit({"torch": CHEAP, **slow_start, **long_training}, 0, 1)[1] == ["paddle"]
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The overrides of each sweep that ``planner.run`` would start, with frameworks that cost what a test expects."""
+    sweeps: list[list[str]] = []
+    costs = {"torch": CHEAP, "jax": CHEAP, "tinygrad": Cost(15, 400)}
+    monkeypatch.setattr(planner, "create_environments", lambda frameworks, device: ([], []))
+    monkeypatch.setattr(planner, "probe_all", lambda composed, ends: (costs, []))
+    monkeypatch.setattr(planner, "_run_sweep", lambda overrides, experiment: sweeps.append(overrides))
+    return sweeps
+
+
+def minutes_for(*costs: Cost, budget: float = SMALLEST_BUDGET) -> float:
+    return (planner.needed_s(costs, budget) + planner.SWEEP_S + planner.REPORT_S + 1) / 60
+
+
+def test_a_framework_that_does_not_fit_is_left_out_with_a_time_that_suffices(started: list[list[str]]) -> None:
+    remarks = planner.run(minutes_for(CHEAP, CHEAP), [], [], "gtdl")
+    assert re.fullmatch(r"tinygrad: left out, because minutes=[\d.]+ is too short; try minutes=\d+", remarks[-1])
+    assert "framework=torch,jax" in started[0]
+    assert any(re.fullmatch(r"budget=0\.0\d+", override) for override in started[0])
+
+
+def test_named_frameworks_are_not_left_out(started: list[list[str]]) -> None:
+    named = ["torch", "jax", "tinygrad"]
+    with pytest.raises(planner.AnswerImpossible, match=r"too short for torch, jax, tinygrad here; try minutes=\d+"):
+        planner.run(minutes_for(CHEAP, CHEAP), named, [], "gtdl")
+    assert started == []
+
+
+def test_a_given_budget_is_that_of_the_runs_and_of_the_plan(started: list[list[str]]) -> None:
+    with pytest.raises(planner.AnswerImpossible, match="too short"):
+        planner.run(minutes_for(CHEAP, CHEAP), [], ["budget=1"], "gtdl")
+    planner.run(1000, [], ["budget=0.001"], "gtdl")
+    assert [each for each in started[0] if each.startswith("budget=")] == ["budget=0.001"]
 
 
 @pytest.mark.parametrize(
@@ -196,7 +235,6 @@ def test_too_short_limit_is_answered_with_one_that_ends_in_a_ranking_and_a_repor
 
 @pytest.mark.slow
 @pytest.mark.frameworks
-@only_in(1)
 def test_interrupted_answer_prints_the_ranking_of_what_is_known(store: str, tmp_path: Path) -> None:
     process = subprocess.Popen(
         [*COMMAND, "--minutes", "60", "budget=0.01", "hardware=cpu_1core", "torch", "mxnet"],

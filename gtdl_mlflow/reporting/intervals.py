@@ -25,7 +25,6 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -169,13 +168,12 @@ def _digits(ratio: float) -> str:
 def ignore_overflow(function: Callable[P, R]) -> Callable[P, R]:
     """Return ``function`` with infinity as the result of an overflow, without a warning on the terminal.
 
-    A store may hold any number, and SciPy warns of repeats that are all equal.
+    A store may hold any number.
     """
 
     @functools.wraps(function)
     def quiet(*arguments: P.args, **options: P.kwargs) -> R:
-        with np.errstate(all="ignore"), warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)
+        with np.errstate(all="ignore"):
             return function(*arguments, **options)
 
     return quiet

@@ -35,7 +35,8 @@ DATASET = "mnist_5k"
 """Data set that is compared by default: digits that come with a Python package."""
 
 RUNS_SHARE = 0.3
-"""Largest share of the time that the whole runs take. The paired measurement decides, and has the rest."""
+"""Share of the time that the whole runs take at most, unless the shortest ones take longer. The paired measurement
+has the rest."""
 
 MODES_SHARE = 0.2
 """Share of the time for paired measurements of the frameworks' execution modes, if they are not known yet."""
@@ -229,21 +230,22 @@ def shortest_measurement_s(costs: Collection[Cost]) -> float:
     return FEWEST_RESTARTS * (max(each.fixed_s for each in costs) + len(costs) * turns)
 
 
-def needed_s(costs: Collection[Cost]) -> float:
-    """Return the seconds of the shortest whole runs and of the shortest measurement."""
-    return shortest_measurement_s(costs) + sum(each.run_s(SMALLEST_BUDGET) for each in costs)
+def needed_s(costs: Collection[Cost], budget: float = SMALLEST_BUDGET) -> float:
+    """Return the seconds of the whole runs with this ``budget`` and of the shortest measurement."""
+    return shortest_measurement_s(costs) + sum(each.run_s(budget) for each in costs)
 
 
-def fit(costs: Mapping[str, Cost], seconds: float) -> tuple[dict[str, Cost], list[str]]:
+def fit(costs: Mapping[str, Cost], seconds: float, budget: float) -> tuple[dict[str, Cost], list[str]]:
     """Return the frameworks that can be compared in ``seconds``, at least two, and those that are left out.
 
-    The framework with the longest run is left out first.
+    The framework that needs the most time is left out first. ``budget`` is the smallest one of the whole runs.
     """
     kept, left_out = dict(costs), []
-    while len(kept) > 2 and needed_s(kept.values()) > seconds:
-        longest = max(kept, key=lambda name: kept[name].run_s(SMALLEST_BUDGET))
-        del kept[longest]
-        left_out.append(longest)
+    while len(kept) > 2 and needed_s(kept.values(), budget) > seconds:
+        without = {name: [kept[other] for other in kept if other != name] for name in kept}
+        slowest = min(kept, key=lambda name: needed_s(without[name], budget))
+        del kept[slowest]
+        left_out.append(slowest)
     return kept, left_out
 
 
@@ -304,30 +306,33 @@ def run(minutes: float, wanted: Sequence[str], overrides: Sequence[str], experim
             f"expected two frameworks that can run here, found {found}; name more: `gtdl answer torch jax`"
         )
     left_s = ends - time.monotonic() - REPORT_S - SWEEP_S
-    measurement_s = shortest_measurement_s(costs.values())
-    if needed_s(costs.values()) > left_s:
-        runs_s = needed_s(costs.values()) - measurement_s
+    given = any(override.startswith("budget=") for override in overrides)
+    least = common.budget if given else SMALLEST_BUDGET
+    if needed_s(costs.values(), least) > left_s:
+        measurement_s = shortest_measurement_s(costs.values())
+        runs_s = needed_s(costs.values(), least) - measurement_s
         enough = math.ceil(enough_s(60 * minutes - left_s + measurement_s, runs_s) / 60)
-        kept, left_out = (costs, []) if wanted else fit(costs, left_s)
-        if needed_s(kept.values()) > left_s:
+        kept, left_out = (costs, []) if wanted else fit(costs, left_s, least)
+        if needed_s(kept.values(), least) > left_s:
             raise AnswerImpossible(f"minutes={minutes:g}: too short for {', '.join(costs)} here; try minutes={enough}")
         remarks.append(
             f"{', '.join(left_out)}: left out, because minutes={minutes:g} is too short; try minutes={enough}"
         )
         info(remarks[-1])
-        costs, measurement_s = kept, shortest_measurement_s(kept.values())
-    budget = choose_budget(costs.values(), min(RUNS_SHARE * 60 * minutes, left_s - measurement_s))
+        costs = kept
+    runs_s = min(RUNS_SHARE * 60 * minutes, left_s - shortest_measurement_s(costs.values()))
+    budget = common.budget if given else choose_budget(costs.values(), runs_s)
     info(f"budget={budget:g}: each whole run does {100 * budget:g} % of the training")
     left_s = ends - time.monotonic() - REPORT_S
-    _run_sweep([f"framework={','.join(costs)}", *every, f"sweep.minutes={left_s / 60:.2f}"], budget, experiment)
+    overrides = [each for each in every if not each.startswith("budget=")]
+    sweep = [f"framework={','.join(costs)}", *overrides, f"budget={budget:g}", f"sweep.minutes={left_s / 60:.2f}"]
+    _run_sweep(sweep, experiment)
     return remarks
 
 
-def _run_sweep(overrides: Sequence[str], budget: float, experiment: str) -> None:
+def _run_sweep(overrides: Sequence[str], experiment: str) -> None:
     """Run the sweep in a process of its own, which prints the ranking. The report shows failed cells."""
     command = [sys.executable, "-m", "gtdl_mlflow", "experiment=paired", *overrides]
-    if not any(override.startswith("budget=") for override in overrides):
-        command.append(f"budget={budget:g}")
     command += ["sweep.rerun=all", f"tracking.experiment={experiment}"]
     # `mlflow run` has created one run, and the sweep creates its own.
     environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_RUN_ID"}

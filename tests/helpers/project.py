@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import os
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +32,19 @@ STARTED: list[subprocess.Popen[str]] = []
 
 
 @functools.cache
-def empty_database() -> bytes:
+def _empty_database() -> bytes:
     """Return an SQLite database with MLflow's tables, which take seconds to create."""
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)  # MLflow creates the artifact folder of the experiment Default here
         MlflowClient(f"sqlite:///{folder}/mlflow.db").search_experiments()
         return Path(folder, "mlflow.db").read_bytes()
+
+
+def create_database(path: Path, artifacts: str) -> None:
+    """Create an empty MLflow store at ``path``, whose experiment Default has its artifacts at ``artifacts``."""
+    path.write_bytes(_empty_database())
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute("UPDATE experiments SET artifact_location = ?", [artifacts])
 
 
 def runs(uri: str, name: str = "gtdl") -> list[Run]:

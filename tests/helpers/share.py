@@ -42,6 +42,6 @@ def header() -> str:
     if (chosen := number()) is None:
         return "slow tests: all"
     return (
-        f"slow tests: the defaults, and share {chosen + 1} of {SHARES} of the other modes, precisions, threads, "
-        f"models, launchers, Keras and tests of minutes, which changes every day; {VARIABLE}=all runs all"
+        f"slow tests: the defaults, and share {chosen + 1} of {SHARES} of the other combinations (CONTRIBUTING.md), "
+        f"which changes every day; {VARIABLE}=all runs all"
     )
