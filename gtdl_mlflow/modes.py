@@ -33,9 +33,9 @@ from .tracking.identity import worker_code_version
 from .worker.job import Activity
 from .worker_process import WorkerFailed, environment_variables
 
-COMPILATION_PAYS_S = 10.0
-"""Training time below which modes that compile are not measured. Compilation takes 2 s or more even with a warm cache,
-and no compiled mode has been found that saves a fifth of a step on a CPU."""
+COMPILATION_PAYS_S = {"cpu": 60.0, "gpu": 10.0}
+"""Training time by device below which modes that compile are not measured. On CPUs, no mode has been found whose
+compilation saves more than 11 % of a step: PyTorch's, which compiles for 8 to 10 s with a warm cache."""
 
 CLOSE = 1.25
 """A mode takes part in the paired measurement if its estimated training time is at most this multiple of the shortest.
@@ -132,12 +132,18 @@ def recall(config: Config, environment: Environment) -> Config | None:
 
 
 def choose(
-    config: Config, environment: Environment, data: PreparedDataset, folder: Path, paired_s: float = PAIRED_S
+    config: Config,
+    environment: Environment,
+    data: PreparedDataset,
+    folder: Path,
+    paired_s: float = PAIRED_S,
+    longest_s: float = math.inf,
 ) -> tuple[Config, Choice]:
     """Return ``config`` with its execution mode, and the choice. The caller holds the device.
 
     Modes that were never measured for this work on this machine are measured first; their files go to ``folder``, and
-    their paired measurement takes about ``paired_s`` seconds at most.
+    their paired measurement takes about ``paired_s`` seconds at most. ``longest_s`` is a limit of the training time:
+    modes that compile are measured only if a training of so many seconds can save their compilation.
 
     Raises:
         Unavailable: no mode can run on this machine.
@@ -151,7 +157,7 @@ def choose(
         return replace(config, mode=names[0]), Choice(names[0], {}, skipped)
     count = steps(config, data.train_images)
     study = ModeStudy(config, environment)
-    study.measure(names, count, data, folder / "modes", paired_s)
+    study.measure(names, count, data, folder / "modes", paired_s, longest_s)
     best = study.best(names, count)
     costs = {name: cost for name, cost in study.costs.items() if name in names}
     return replace(config, mode=best), Choice(best, costs, skipped | study.reasons(names, count), count)
@@ -181,11 +187,15 @@ class ModeStudy:
             costs = {name: ModeCost(**values) for name, values in stored["costs"].items()}
             self.costs, self.failures = costs, {**stored["failures"]}
 
-    def missing(self, names: Sequence[str], steps: int) -> list[str]:
-        """Return the modes to measure next to find the best one for ``steps`` steps; empty if it is known."""
+    def missing(self, names: Sequence[str], steps: int, longest_s: float = math.inf) -> list[str]:
+        """Return the modes to measure next to find the best one for ``steps`` steps; empty if it is known.
+
+        ``longest_s`` is a limit of the training time.
+        """
         fast = self._fast(names)
         unknown = [name for name in names if name not in self.costs and name not in self.failures]
-        if self._training_s(fast, steps) < COMPILATION_PAYS_S or set(unknown) & set(fast):
+        training_s = min(self._training_s(fast, steps), longest_s)
+        if training_s < COMPILATION_PAYS_S[self._config.hardware.device] or set(unknown) & set(fast):
             return [name for name in unknown if name in fast]
         return unknown
 
@@ -229,15 +239,29 @@ class ModeStudy:
     # Measurement.
 
     def measure(
-        self, names: Sequence[str], steps: int, data: PreparedDataset, folder: Path, paired_s: float = PAIRED_S
+        self,
+        names: Sequence[str],
+        steps: int,
+        data: PreparedDataset,
+        folder: Path,
+        paired_s: float = PAIRED_S,
+        longest_s: float = math.inf,
     ) -> None:
         """Measure the modes that are not known yet and that matter for a training of ``steps`` steps.
+
+        Args:
+            names: modes to choose from.
+            steps: number of training steps.
+            data: images of the training.
+            folder: for files of the measurement.
+            paired_s: limit of the paired measurement, in seconds.
+            longest_s: limit of the training time, in seconds.
 
         Raises:
             WorkerFailed: no mode finished.
         """
         measured = False
-        while new := self.missing(names, steps):
+        while new := self.missing(names, steps, longest_s):
             self._measure_alone(new, data, folder)
             measured = True
         if measured:

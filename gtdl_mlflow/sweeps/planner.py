@@ -153,10 +153,11 @@ def describe(frameworks: Sequence[config.Framework], composed: config.Config, mi
     return lines
 
 
-def probe(composed: config.Config, modes_s: float) -> Cost:
+def probe(composed: config.Config, modes_s: float, longest_s: float) -> Cost:
     """Time a few training steps and the testing of ``composed``, and return the cost of its whole run.
 
-    The choice of its execution mode has ``modes_s`` seconds for a paired measurement.
+    The choice of its execution mode has ``modes_s`` seconds for a paired measurement. The whole run trains for
+    ``longest_s`` seconds at most.
 
     Raises:
         WorkerFailed: the worker failed.
@@ -164,7 +165,7 @@ def probe(composed: config.Config, modes_s: float) -> Cost:
     training, data = composed.training, datasets.prepare(composed.dataset)
     environment = environments.ensure(composed.framework, composed.hardware.device)
     with tempfile.TemporaryDirectory(prefix="gtdl-answer-") as name, device_lock.hold(composed.hardware):
-        composed, _ = modes.choose(composed, environment, data, Path(name), modes_s)
+        composed, _ = modes.choose(composed, environment, data, Path(name), modes_s, longest_s)
         job = create_job(composed, data.folder, Path(name), data.sha256, environment.compile_cache)
         few = replace(job.training, iterations=PROBE_STEPS, epochs=None, evaluate_every_epochs=0, early_stopping=None)
         job = replace(job, training=few, budget=1.0, latency=Latency(repeats=0))
@@ -195,14 +196,15 @@ def probe_all(composed: Collection[config.Config], ends: float) -> tuple[dict[st
     """
     costs: dict[str, Cost] = {}
     failures = []
-    modes_s = MODES_SHARE * (ends - time.monotonic()) / max(1, len(composed))
+    share_s = (ends - time.monotonic()) / max(1, len(composed))
+    seconds = MODES_SHARE * share_s, RUNS_SHARE * share_s
     for each in composed:
         name = each.framework.name
         status_line(f"timing a few steps of {name}, at most {max(0.0, ends - time.monotonic()) / 60:.1f} min left")
         try:
-            costs[name] = probe(each, modes_s)
+            costs[name] = probe(each, *seconds)
             if costs[name].is_cold:
-                costs[name] = probe(each, modes_s)
+                costs[name] = probe(each, *seconds)
         except WorkerFailed as error:
             costs.pop(name, None)
             failures.append(f"{name} is left out: {error}")
