@@ -126,7 +126,7 @@ def test_accuracy_is_reported_by_iterations(store: str, capsys: pytest.CaptureFi
     assert row["n"] == "2"
     assert (row["5%"], row["25%"]) == ("", "41.00 (250)")
     assert [row[f"{share}%"] for share in (50, 75, 100)] == ["61.00 (500)", "61.00 (750)", "81.00 (1,000)"]
-    assert row["tutorial reports"] == "about 86 % after 60,000 to 100,000"
+    assert row["tutorial reports"] == "about 86 % after 60,000 to 100,000 iterations"
 
 
 @pytest.mark.slow
