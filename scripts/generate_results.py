@@ -16,11 +16,9 @@ from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
 
-from scipy import special
-
 from gtdl_mlflow import config
 from gtdl_mlflow.config import display
-from gtdl_mlflow.reporting import formats, markdown_report, published_figures, reproduction
+from gtdl_mlflow.reporting import formats, intervals, markdown_report, published_figures, reproduction
 from gtdl_mlflow.reporting.formats import format_number
 from gtdl_mlflow.reporting.formats import markdown_table as table
 from gtdl_mlflow.reporting.ranking import (
@@ -32,9 +30,9 @@ from gtdl_mlflow.reporting.ranking import (
     processor_name,
 )
 from gtdl_mlflow.reporting.ratios import CLOCKS, CPU, UNITS, WALL, Ranking
-from gtdl_mlflow.reporting.result_file import ResultFiles
-from gtdl_mlflow.reporting.runs import OWN, BenchmarkRun, read
-from gtdl_mlflow.reporting.sections import paired_by_conditions
+from gtdl_mlflow.reporting.result_file import PER_RESTART, ResultFiles
+from gtdl_mlflow.reporting.runs import OWN, PAIRED, BenchmarkRun, read
+from gtdl_mlflow.reporting.sections import on_one_thread, paired_by_conditions
 from gtdl_mlflow.reporting.tables import Paired, abstraction_table, paired_rankings
 from gtdl_mlflow.tags import CODE, INTERFERENCE, MACHINE, MODE, SWEEP
 
@@ -125,10 +123,6 @@ class Measurement:
         return MODES if len({run.key.version for run in self.runs}) == len(names) else ""
 
     @property
-    def on_one_thread(self) -> bool:
-        return {run.key.threads for run in self.runs} == {"1"}
-
-    @property
     def other_load_percent(self) -> float:
         """Median share of the machine's CPU time that other processes used during the whole runs."""
         return statistics.median([run.metrics[OTHER_LOAD] for run in self.runs if OTHER_LOAD in run.metrics] or [0.0])
@@ -139,13 +133,14 @@ class Measurement:
         By the wall clock, only undisturbed restarts have one (``ratios.undisturbed``). With several threads, not every
         restart is measured by it.
         """
-        name = f"paired/{clock}/{self.rankings[0].activity}/{display.part_of_metric(self.labels[0])}/restart_ratio"
+        measured = f"{clock}/{self.rankings[0].activity}/{display.part_of_metric(self.labels[0])}"
+        name = f"{PAIRED}{measured}{PER_RESTART}"
         return len(files.get_metric_history(self.parent_id, name))
 
     def caption(self, files: ResultFiles) -> str:
         conditions = f"{formats.markdown(self.conditions.text)}; {formats.markdown(self.conditions.machine)}"
-        disturbed = f", {self.restarts(files, WALL)} of them undisturbed" if self.on_one_thread else ""
-        return f"*{conditions}; {self.restarts(files)} restarts{disturbed}*"
+        undisturbed = f", {self.restarts(files, WALL)} of them undisturbed" if on_one_thread(self.frameworks) else ""
+        return f"*{conditions}; {self.restarts(files)} restarts{undisturbed}*"
 
     def training_steps(self) -> dict[str, str]:
         """Return the ratios of a training step by framework, with the vector extensions of a compiled framework."""
@@ -469,7 +464,7 @@ def prediction_interval(values: Sequence[float]) -> tuple[float, float]:
     mean, number = statistics.fmean(values), len(values)
     if number < 2:
         return -math.inf, math.inf
-    half_width = special.stdtrit(number - 1, 0.975) * statistics.stdev(values) * math.sqrt(1 + 1 / number)
+    half_width = intervals.t_quantile(number - 1) * statistics.stdev(values) * math.sqrt(1 + 1 / number)
     return mean - half_width, mean + half_width
 
 

@@ -189,8 +189,8 @@ def paired_ratio(log_ratios: Sequence[float], comparisons: int = 1) -> Ratio:
     if count < FEWEST_RESTARTS:
         return Ratio(math.exp(value), 0.0, math.inf, count)
     error = float(values.std(ddof=1)) / math.sqrt(count)
-    half = _quantile(count - 1, comparisons) * error
-    early = abs(value) > _quantile(count - 1, comparisons, EARLY_LEVEL) * error
+    half = t_quantile(count - 1, comparisons) * error
+    early = abs(value) > t_quantile(count - 1, comparisons, EARLY_LEVEL) * error
     return Ratio(math.exp(value), math.exp(value - half), math.exp(value + half), count, early)
 
 
@@ -201,7 +201,7 @@ def mean_difference(differences: Sequence[float], comparisons: int = 1) -> Diffe
     value, count = float(values.mean()), len(values)
     if count < FEWEST_RUNS:
         return Difference(value, -math.inf, math.inf, count)
-    half = _quantile(count - 1, comparisons) * float(values.std(ddof=1)) / math.sqrt(count)
+    half = t_quantile(count - 1, comparisons) * float(values.std(ddof=1)) / math.sqrt(count)
     return Difference(value, value - half, value + half, count)
 
 
@@ -233,10 +233,11 @@ def _half_width(first: np.ndarray, second: np.ndarray, comparisons: int) -> tupl
     freedom = sum(squares) ** 2 / sum(
         square**2 / (len(group) - 1) for square, group in zip(squares, (first, second), strict=True)
     )
-    return _quantile(freedom, comparisons) * math.sqrt(sum(squares)), count
+    return t_quantile(freedom, comparisons) * math.sqrt(sum(squares)), count
 
 
-def _quantile(freedom: float, comparisons: int, level: float = LEVEL) -> float:
+def t_quantile(freedom: float, comparisons: int = 1, level: float = LEVEL) -> float:
+    """Return the quantile of Student's t for two-sided intervals of ``level``, with Bonferroni's correction."""
     return float(special.stdtrit(freedom, 1 - (1 - level) / (2 * comparisons)))
 
 
@@ -312,12 +313,12 @@ def summarize(values: Sequence[float], mean: bool = False) -> Summary:
     array = np.asarray(values, float)
     center = low = high = float(np.mean(array) if mean else np.median(array))
     if mean and len(array) >= FEWEST_RUNS:
-        half = _quantile(len(array) - 1, 1) * float(array.std(ddof=1)) / math.sqrt(len(array))
+        half = t_quantile(len(array) - 1) * float(array.std(ddof=1)) / math.sqrt(len(array))
         low, high = center - half, center + half
     elif len(array) >= FEWEST_RUNS:
         positive = bool(array.min() > 0)
         some = np.log(array) if positive else array
-        half = MEDIAN_FACTOR * _quantile(len(array) - 1, 1) * float(some.std(ddof=1)) / math.sqrt(len(array))
+        half = MEDIAN_FACTOR * t_quantile(len(array) - 1) * float(some.std(ddof=1)) / math.sqrt(len(array))
         low, high = center * np.exp((-half, half)) if positive else (center - half, center + half)
     return Summary(len(array), center, float(low), float(high), noise_flags(values))
 

@@ -93,7 +93,7 @@ def section(
     """
     found = answers(frameworks)
     labels = [each.label for each in frameworks]
-    if _on_one_thread(frameworks):
+    if on_one_thread(frameworks):
         paired = [_without_wall_clock(each) for each in paired]
     measured = [rankings for each in paired if (rankings := paired_rankings(each, labels))]
     by_turns = [
@@ -185,11 +185,12 @@ def _replaces(ranking: ratios.Ranking, answer: Answer, frameworks: Iterable[Fram
     return (
         ratios.RUN_METRICS.get(ranking.activity) == answer.question.name
         and ranked == {each.label for each in answer.ranking}
-        and (ranking.clock == ratios.WALL or _on_one_thread(frameworks))
+        and (ranking.clock == ratios.WALL or on_one_thread(frameworks))
     )
 
 
-def _on_one_thread(frameworks: Iterable[FrameworkResults]) -> bool:
+def on_one_thread(frameworks: Iterable[FrameworkResults]) -> bool:
+    """Return whether all finished runs of the frameworks computed with one thread."""
     return {run.key.threads for each in frameworks for run in each.finished} == {"1"}
 
 
