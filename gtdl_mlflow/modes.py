@@ -156,8 +156,8 @@ def choose(
     if len(names) == 1:
         return replace(config, mode=names[0]), Choice(names[0], {}, skipped)
     count = steps(config, data.train_images)
-    study = ModeStudy(config, environment)
-    study.measure(names, count, data, folder / "modes", paired_s, longest_s)
+    study = ModeStudy(config, environment, longest_s)
+    study.measure(names, count, data, folder / "modes", paired_s)
     best = study.best(names, count)
     costs = {name: cost for name, cost in study.costs.items() if name in names}
     return replace(config, mode=best), Choice(best, costs, skipped | study.reasons(names, count), count)
@@ -171,11 +171,11 @@ def steps(config: Config, images: int) -> int:
 class ModeStudy:
     """Measured costs of a framework's modes for one network, batch size, device and number of threads.
 
-    What was measured before on this machine is read from ``GTDL_HOME``.
+    What was measured before on this machine is read from ``GTDL_HOME``. ``longest_s`` is a limit of the training time.
     """
 
-    def __init__(self, config: Config, environment: Environment) -> None:
-        self._config, self._environment = config, environment
+    def __init__(self, config: Config, environment: Environment, longest_s: float = math.inf) -> None:
+        self._config, self._environment, self._longest_s = config, environment, longest_s
         self._modes, self._threads = config.framework.modes, config.threads
         self._clock = CPU if config.hardware.device == "cpu" and self._threads == 1 else WALL
         self._generator = random.Random(0)
@@ -187,14 +187,11 @@ class ModeStudy:
             costs = {name: ModeCost(**values) for name, values in stored["costs"].items()}
             self.costs, self.failures = costs, {**stored["failures"]}
 
-    def missing(self, names: Sequence[str], steps: int, longest_s: float = math.inf) -> list[str]:
-        """Return the modes to measure next to find the best one for ``steps`` steps; empty if it is known.
-
-        ``longest_s`` is a limit of the training time.
-        """
+    def missing(self, names: Sequence[str], steps: int) -> list[str]:
+        """Return the modes to measure next to find the best one for ``steps`` steps; empty if it is known."""
         fast = self._fast(names)
         unknown = [name for name in names if name not in self.costs and name not in self.failures]
-        training_s = min(self._training_s(fast, steps), longest_s)
+        training_s = min(self._training_s(fast, steps), self._longest_s)
         if training_s < COMPILATION_PAYS_S[self._config.hardware.device] or set(unknown) & set(fast):
             return [name for name in unknown if name in fast]
         return unknown
@@ -239,29 +236,15 @@ class ModeStudy:
     # Measurement.
 
     def measure(
-        self,
-        names: Sequence[str],
-        steps: int,
-        data: PreparedDataset,
-        folder: Path,
-        paired_s: float = PAIRED_S,
-        longest_s: float = math.inf,
+        self, names: Sequence[str], steps: int, data: PreparedDataset, folder: Path, paired_s: float = PAIRED_S
     ) -> None:
         """Measure the modes that are not known yet and that matter for a training of ``steps`` steps.
-
-        Args:
-            names: modes to choose from.
-            steps: number of training steps.
-            data: images of the training.
-            folder: for files of the measurement.
-            paired_s: limit of the paired measurement, in seconds.
-            longest_s: limit of the training time, in seconds.
 
         Raises:
             WorkerFailed: no mode finished.
         """
         measured = False
-        while new := self.missing(names, steps, longest_s):
+        while new := self.missing(names, steps):
             self._measure_alone(new, data, folder)
             measured = True
         if measured:

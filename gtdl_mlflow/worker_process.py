@@ -102,7 +102,7 @@ class WorkerProcess:
                 self._folder.mkdir(parents=True, exist_ok=True)
             read_end, write_end = os.pipe()
             self._events = os.fdopen(read_end, "rb")
-            with suppress(OSError):  # the worker then uses the folder that its processes share
+            with suppress(OSError):  # without this folder, the worker uses the inherited TMPDIR
                 # A worker that is killed leaves its temporary files.
                 self._temporary = tempfile.TemporaryDirectory(prefix="gtdl-worker-", ignore_cleanup_errors=True)
                 self._environment["TMPDIR"] = self._temporary.name

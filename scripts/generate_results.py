@@ -318,9 +318,8 @@ class Results:
             low, high = prediction_interval([run.metrics[reproduction.ACCURACY] for run in cell.runs])
             iterations, is_full = f"{cell.value('train/iterations'):,.0f}", cell.key.budget == 1
             if published and is_full and math.isfinite(low):
-                side = "above" if published.accuracy_percent > high else "below"
-                inside = low <= published.accuracy_percent <= high
-                sides[cell.key.dataset, cell.key.framework] = "" if inside else side
+                below = "below" if published.accuracy_percent < low else ""
+                sides[cell.key.dataset, cell.key.framework] = "above" if published.accuracy_percent > high else below
             rows.append(
                 [
                     cell.key.dataset,

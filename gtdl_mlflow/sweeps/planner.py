@@ -197,14 +197,14 @@ def probe_all(composed: Collection[config.Config], ends: float) -> tuple[dict[st
     costs: dict[str, Cost] = {}
     failures = []
     share_s = (ends - time.monotonic()) / max(1, len(composed))
-    seconds = MODES_SHARE * share_s, RUNS_SHARE * share_s
+    modes_s, longest_s = MODES_SHARE * share_s, RUNS_SHARE * share_s
     for each in composed:
         name = each.framework.name
         status_line(f"timing a few steps of {name}, at most {max(0.0, ends - time.monotonic()) / 60:.1f} min left")
         try:
-            costs[name] = probe(each, *seconds)
+            costs[name] = probe(each, modes_s, longest_s)
             if costs[name].is_cold:
-                costs[name] = probe(each, *seconds)
+                costs[name] = probe(each, modes_s, longest_s)
         except WorkerFailed as error:
             costs.pop(name, None)
             failures.append(f"{name} is left out: {error}")
@@ -326,9 +326,9 @@ def run(minutes: float, wanted: Sequence[str], overrides: Sequence[str], experim
     budget = common.budget if given else choose_budget(costs.values(), runs_s)
     info(f"budget={budget:g}: each whole run does {100 * budget:g} % of the training")
     left_s = ends - time.monotonic() - REPORT_S
-    overrides = [each for each in every if not each.startswith("budget=")]
-    sweep = [f"framework={','.join(costs)}", *overrides, f"budget={budget:g}", f"sweep.minutes={left_s / 60:.2f}"]
-    _run_sweep(sweep, experiment)
+    if not given:
+        every.append(f"budget={budget:g}")
+    _run_sweep([f"framework={','.join(costs)}", *every, f"sweep.minutes={left_s / 60:.2f}"], experiment)
     return remarks
 
 
