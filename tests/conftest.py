@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from helpers import cores, share
-from helpers.project import ROOT, STARTED, Command, create_database, own_cache_directory
+from helpers.project import ROOT, STARTED, Command, create_store, own_cache_directory
 
 from gtdl_mlflow.files import cache_dir
 
@@ -133,8 +133,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """An empty MLflow store, to which MLFLOW_TRACKING_URI points. Its folder is the working directory."""
     monkeypatch.chdir(tmp_path)
-    create_database(tmp_path / "mlflow.db", str(tmp_path / "mlruns" / "0"))
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    uri = create_store(tmp_path / "mlflow.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     return uri
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import mlflow
 import pytest
 from helpers.planted_runs import make_finished_run, make_run, plant
-from helpers.project import create_database
+from helpers.project import create_store
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mlflow.entities import Metric, Run
@@ -214,8 +214,7 @@ def test_any_store_in_memory_is_reported(runs: list[Run]) -> None:
 @given(stores())
 def test_any_store_in_a_database_is_reported(runs: list[Run]) -> None:
     folder = Path(tempfile.mkdtemp())
-    create_database(folder / "mlflow.db", str(folder / "mlruns" / "0"))
-    uri = f"sqlite:///{folder / 'mlflow.db'}"
+    uri = create_store(folder / "mlflow.db")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", uri)
         patch.chdir(folder)

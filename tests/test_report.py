@@ -14,7 +14,7 @@ from unittest.mock import Mock
 import mlflow
 import pytest
 from helpers.planted_runs import make_finished_run, make_run, plant
-from helpers.project import create_database, need_package
+from helpers.project import create_store, need_package
 from helpers.servers import mlflow_server
 from mlflow.entities import Metric
 from playwright.sync_api import Browser, Locator, Page, sync_playwright
@@ -115,9 +115,7 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Three frameworks in both tracks, a failed one, an unavailable one, another machine, and a failed quality gate."""
-    path = tmp_path_factory.mktemp("planted") / "mlflow.db"
-    create_database(path, str(path.parent / "mlruns" / "0"))
-    uri = f"sqlite:///{path}"
+    uri = create_store(tmp_path_factory.mktemp("planted") / "mlflow.db")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", uri)
         mlflow.set_tracking_uri(uri)
@@ -297,9 +295,7 @@ OWN = "each under its own default (networks differ)"
 @pytest.fixture(scope="module")
 def truths(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Frameworks that take as long as PyTorch, 3 % longer, twice as long, and anything; a failed and a running one."""
-    path = tmp_path_factory.mktemp("truths") / "mlflow.db"
-    create_database(path, str(path.parent / "mlruns" / "0"))
-    uri = f"sqlite:///{path}"
+    uri = create_store(tmp_path_factory.mktemp("truths") / "mlflow.db")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", uri)
         mlflow.set_tracking_uri(uri)

@@ -173,6 +173,12 @@ def test_temporary_files_of_the_worker_are_removed(start: Any, end: str) -> None
     assert not file.parent.exists()
 
 
+def test_a_worker_runs_without_a_temporary_folder(start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    *_, last = start("finish")
+    assert isinstance(last, Finished)
+
+
 @pytest.mark.parametrize("victim", ["first process", "process group", "stopped process group"])
 def test_processes_end_if_the_first_process_of_the_worker_is_killed_from_outside(start: Any, victim: str) -> None:
     left: list[int] = []

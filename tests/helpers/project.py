@@ -40,11 +40,16 @@ def _empty_database() -> bytes:
         return Path(folder, "mlflow.db").read_bytes()
 
 
-def create_database(path: Path, artifacts: str) -> None:
-    """Create an empty MLflow store at ``path``, whose experiment Default has its artifacts at ``artifacts``."""
+def create_store(path: Path, artifacts: str = "") -> str:
+    """Create an empty MLflow store in the file ``path`` and return its address.
+
+    ``artifacts`` is the location of the artifacts of the experiment Default: by default, a folder beside the file.
+    """
     path.write_bytes(_empty_database())
     with closing(sqlite3.connect(path)) as database, database:
-        database.execute("UPDATE experiments SET artifact_location = ?", [artifacts])
+        location = artifacts or str(path.parent / "mlruns" / "0")
+        database.execute("UPDATE experiments SET artifact_location = ?", [location])
+    return f"sqlite:///{path}"
 
 
 def runs(uri: str, name: str = "gtdl") -> list[Run]:
