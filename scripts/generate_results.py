@@ -343,9 +343,7 @@ class Results:
             "difference",
         ]
         number = sum(not side for side in sides.values())
-        counted = (
-            f"{number} of these {len(sides)} published accuracies lie within the prediction interval for one more seed"
-        )
+        counted = f"{number} of the {len(sides)} published accuracies with a difference lie within the interval for one more seed"
         outside = [
             f"{display.label(framework)}'s on {dataset} is {side} it"
             for (dataset, framework), side in sides.items()

@@ -144,7 +144,7 @@ def test_published_accuracies_within_the_prediction_interval_are_counted(tmp_pat
     assert baseline.count("(50 %)") == 1, "only for a framework without a full training"
     sentence = baseline.rpartition("\n")[2]
     assert sentence.startswith(
-        "1 of these 3 published accuracies lie within the prediction interval for one more seed; "
+        "1 of the 3 published accuracies with a difference lie within the interval for one more seed; "
     )
     assert "PyTorch's on mnist is below it" in sentence
     assert "TensorFlow's on mnist is above it" in sentence
