@@ -343,7 +343,8 @@ class Results:
             "difference",
         ]
         number = sum(not side for side in sides.values())
-        counted = f"{number} of the {len(sides)} published accuracies with a difference lie within the interval for one more seed"
+        compared = f"{number} of the {len(sides)} published accuracies with a difference"
+        counted = f"{compared} lie within the interval for one more seed"
         outside = [
             f"{display.label(framework)}'s on {dataset} is {side} it"
             for (dataset, framework), side in sides.items()
